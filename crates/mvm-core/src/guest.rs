@@ -1,0 +1,408 @@
+//! The protocol between a node's agent and the guest agent inside each microVM.
+//!
+//! One byte stream per microVM, whatever the VMM: Firecracker's vsock socket or QEMU's
+//! virtio-serial port named [`PORT_NAME`]. A virtio-serial port has no connections: bytes in flight
+//! when one end died reach whoever attaches next. So each session starts with a preamble:
+//!
+//! ```text
+//!  host  -> guest   [FLUSH_LEN zero bytes, unless the guest has just booted]
+//!                   HOST_MAGIC (8)  nonce (16)  min version (2)  max version (2)  zero (4)
+//!  guest -> host    GUEST_MAGIC (8) nonce (16)  version (2)      max version (2)  zero (4)
+//! ```
+//!
+//! The zero bytes complete whatever frame was cut, so that the guest finds a wrong trailer and
+//! scans for the magic. The guest ends every stream of the earlier session, drops what it had
+//! queued, and answers with the same nonce; the host discards input until it sees that answer.
+//! Then both speak [`crate::frame`]s whose tag is the first four bytes of the nonce.
+//!
+//! The guest sends [`GuestMessage::Hello`] on stream 0. The host opens streams: it picks a fresh
+//! number above 0 and sends one request message on it; the guest answers on the same stream and
+//! closes it with a terminal message ([`GuestMessage::ends_stream`]).
+//!
+//! Data frames (`KIND_STDIN`, `KIND_STDOUT`, `KIND_STDERR`) obey credit: a sender may have at most
+//! [`INITIAL_CREDIT`] bytes per stream and kind that the receiver has not returned by
+//! [`HostMessage::Credit`] / [`GuestMessage::Credit`].
+//!
+//! The protocol is additive. Messages are JSON objects tagged by `type`; unknown fields are
+//! ignored, missing ones have defaults, and an unknown request is answered with
+//! [`ErrorKind::Unsupported`], so that host and guest may be months apart.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+/// The name of the virtio-serial port that carries the protocol.
+pub const PORT_NAME: &str = "mvm.agent.0";
+/// The protocol versions that this build speaks.
+pub const MIN_VERSION: u16 = 1;
+/// The newest protocol version that this build speaks.
+pub const MAX_VERSION: u16 = 1;
+/// First bytes of the host's preamble.
+pub const HOST_MAGIC: [u8; 8] = *b"\x00MVMhg1\n";
+/// First bytes of the guest's preamble.
+pub const GUEST_MAGIC: [u8; 8] = *b"\x00MVMgh1\n";
+/// Length of a preamble in bytes.
+pub const PREAMBLE_LEN: usize = 32;
+/// Largest frame body in either direction, in bytes.
+pub const MAX_BODY: u32 = 64 * 1024;
+/// Zero bytes that complete any cut frame.
+pub const FLUSH_LEN: usize = MAX_BODY as usize + 64;
+/// Bytes in flight per stream and kind before the sender must wait for credit.
+pub const INITIAL_CREDIT: u32 = 256 * 1024;
+/// Streams that may be open at once in a session.
+pub const MAX_STREAMS: usize = 1024;
+
+/// A preamble of either side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preamble {
+    /// [`HOST_MAGIC`] or [`GUEST_MAGIC`].
+    pub magic: [u8; 8],
+    /// Drawn by the host for this session.
+    pub nonce: [u8; 16],
+    /// The host's oldest version, or the version that the guest chose.
+    pub version: u16,
+    /// The sender's newest version.
+    pub max_version: u16,
+}
+
+impl Preamble {
+    /// The bytes on the wire.
+    pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
+        let mut out = [0; PREAMBLE_LEN];
+        out[..8].copy_from_slice(&self.magic);
+        out[8..24].copy_from_slice(&self.nonce);
+        out[24..26].copy_from_slice(&self.version.to_be_bytes());
+        out[26..28].copy_from_slice(&self.max_version.to_be_bytes());
+        out
+    }
+
+    /// The frame tag of the session that this preamble opens.
+    pub fn tag(&self) -> u32 {
+        u32::from_be_bytes([self.nonce[0], self.nonce[1], self.nonce[2], self.nonce[3]])
+    }
+
+    /// Finds the first whole preamble with this magic (and nonce, if given) in a buffer, drains the
+    /// buffer through it, and drops bytes that cannot begin one.
+    pub fn scan(buffer: &mut Vec<u8>, magic: [u8; 8], nonce: Option<[u8; 16]>) -> Option<Self> {
+        let mut at = 0;
+        while buffer.len() - at >= PREAMBLE_LEN {
+            let bytes = &buffer[at..at + PREAMBLE_LEN];
+            let found_nonce: [u8; 16] = bytes[8..24].try_into().unwrap_or_default();
+            if bytes[..8] == magic && nonce.is_none_or(|nonce| nonce == found_nonce) {
+                let preamble = Self {
+                    magic,
+                    nonce: found_nonce,
+                    version: u16::from_be_bytes([bytes[24], bytes[25]]),
+                    max_version: u16::from_be_bytes([bytes[26], bytes[27]]),
+                };
+                buffer.drain(..at + PREAMBLE_LEN);
+                return Some(preamble);
+            }
+            at += 1;
+        }
+        buffer.drain(..at);
+        None
+    }
+}
+
+/// What the host sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum HostMessage {
+    /// Gives the guest its identity; sent once after each hello, and idempotent. Answer: `done`.
+    Configure(Configuration),
+    /// Asks for the guest's health. Answer: `health`.
+    Health,
+    /// Runs a program. Answer: `started`, output data, `exit`.
+    Exec(ExecRequest),
+    /// Sends a signal (by number) to the process of this stream's exec. No answer.
+    Signal {
+        /// The Linux signal number.
+        signal: i32,
+    },
+    /// No more data of this kind will come on this stream.
+    Eof {
+        /// The frame kind that ended.
+        kind: u8,
+    },
+    /// The receiver has consumed this many bytes of this kind on this stream.
+    Credit {
+        /// The frame kind.
+        kind: u8,
+        /// Bytes consumed.
+        bytes: u32,
+    },
+    /// Streams a log as `KIND_STDOUT` data. Answer: data, then `done` (never, if following).
+    Logs {
+        /// Which log.
+        source: LogSource,
+        /// Whether to go on with what comes later.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// Ends the stream and whatever runs for it (an exec's process group is killed). No answer.
+    Cancel,
+    /// Powers the microVM off in an orderly way. Answer: `done`, then the machine stops.
+    Shutdown {
+        /// How long processes have between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
+    /// A message of a newer peer.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What the guest sends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GuestMessage {
+    /// The first message of a session, on stream 0.
+    Hello(Hello),
+    /// The request was carried out; ends the stream.
+    Done,
+    /// Answer to `health`; ends the stream.
+    Health(Health),
+    /// The program runs.
+    Started {
+        /// Its process id inside the guest.
+        pid: u32,
+    },
+    /// The program ended and all its output was sent; ends the stream.
+    Exit(ExitStatus),
+    /// No more data of this kind will come on this stream.
+    Eof {
+        /// The frame kind that ended.
+        kind: u8,
+    },
+    /// The receiver has consumed this many bytes of this kind on this stream.
+    Credit {
+        /// The frame kind.
+        kind: u8,
+        /// Bytes consumed.
+        bytes: u32,
+    },
+    /// The request failed; ends the stream.
+    Error(GuestError),
+    /// A message of a newer peer.
+    #[serde(other)]
+    Unknown,
+}
+
+impl GuestMessage {
+    /// Whether this message is the last one of its stream.
+    pub fn ends_stream(&self) -> bool {
+        matches!(self, Self::Done | Self::Health(_) | Self::Exit(_) | Self::Error(_))
+    }
+}
+
+/// Who the guest agent is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hello {
+    /// The guest agent's own version.
+    pub agent_version: String,
+    /// The guest kernel's boot id: changes with each boot, not with a wake.
+    pub boot_id: String,
+    /// The guest kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// Sessions opened since this boot, this one included.
+    pub session: u64,
+    /// Whether this boot has been configured already.
+    pub configured: bool,
+    /// Optional abilities, by name.
+    pub features: Vec<String>,
+}
+
+/// The identity that the host gives to a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Configuration {
+    /// The host name.
+    pub hostname: String,
+    /// The network interface, or `None` for a guest without a network.
+    pub network: Option<NetworkConfiguration>,
+    /// The host's wall clock in nanoseconds since the Unix epoch, if the guest is to step its own.
+    pub wall_clock_unix_ns: Option<u64>,
+}
+
+/// A guest's only network interface besides loopback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConfiguration {
+    /// The interface's own address.
+    pub address: Ipv4Addr,
+    /// Length of the subnet's prefix in bits.
+    pub prefix_len: u8,
+    /// The default gateway.
+    pub gateway: Ipv4Addr,
+    /// Name servers, in order of preference.
+    #[serde(default)]
+    pub nameservers: Vec<IpAddr>,
+}
+
+/// A program to run in the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExecRequest {
+    /// The program and its arguments; a program without `/` is looked up in `PATH`.
+    pub argv: Vec<String>,
+    /// Added to the guest's default environment.
+    pub env: Vec<(String, String)>,
+    /// The working directory; the user's home if absent.
+    pub cwd: Option<String>,
+    /// `NAME`, `UID` or either with `:GROUP`; root if absent.
+    pub user: Option<String>,
+    /// Whether data for standard input will come; else it is `/dev/null`.
+    pub stdin: bool,
+    /// The process group is killed after this many milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+/// A log that the guest can stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSource {
+    /// The guest kernel's ring buffer, as text lines.
+    Kernel,
+    /// A source of a newer peer.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited by itself.
+    Exited {
+        /// The exit code, 0 to 255.
+        code: i32,
+    },
+    /// A signal ended it.
+    Signaled {
+        /// The Linux signal number.
+        signal: i32,
+    },
+    /// It ran into its time limit and was killed.
+    TimedOut,
+}
+
+impl ExitStatus {
+    /// The code that a shell would report: the exit code, 128 + signal, or 124 for a time limit.
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::Exited { code } => code,
+            Self::Signaled { signal } => 128 + signal,
+            Self::TimedOut => 124,
+        }
+    }
+}
+
+/// The guest's health, measured when asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// Whether the guest is configured and its root is mounted.
+    pub ready: bool,
+    /// Milliseconds since the guest kernel started.
+    pub uptime_ms: u64,
+    /// Load averages over 1, 5 and 15 minutes.
+    pub load: [f64; 3],
+    /// Total memory in KiB, as the guest kernel sees it.
+    pub mem_total_kib: u64,
+    /// Memory available to programs in KiB.
+    pub mem_available_kib: u64,
+    /// Size of the writable layer in KiB.
+    pub disk_total_kib: u64,
+    /// Free space of the writable layer in KiB.
+    pub disk_free_kib: u64,
+    /// Programs that the guest's kernel killed because memory ran out, since boot.
+    pub oom_kills: u64,
+    /// Running execs.
+    pub execs: u32,
+}
+
+/// Why the guest refused or failed a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct GuestError {
+    /// The class of the failure.
+    pub kind: ErrorKind,
+    /// What went wrong, naming the object.
+    pub message: String,
+}
+
+/// Classes of guest failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The guest agent does not know this request.
+    Unsupported,
+    /// The request does not make sense.
+    Invalid,
+    /// The program, directory or user does not exist.
+    NotFound,
+    /// The program may not be run, or the directory not entered.
+    Denied,
+    /// A limit of the guest agent is reached.
+    Limit,
+    /// The guest's kernel refused.
+    System,
+    /// A class of a newer peer.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preamble_is_found_behind_and_between_garbage() {
+        let preamble = Preamble { magic: GUEST_MAGIC, nonce: [9; 16], version: 1, max_version: 3 };
+        let other = Preamble { nonce: [8; 16], ..preamble };
+        let mut buffer = vec![0, 77, 86];
+        buffer.extend(other.encode());
+        buffer.extend([0; 100]);
+        buffer.extend(preamble.encode());
+        buffer.extend(b"after");
+        assert_eq!(Preamble::scan(&mut buffer, GUEST_MAGIC, Some([9; 16])), Some(preamble));
+        assert_eq!(buffer, b"after");
+    }
+
+    #[test]
+    fn a_preamble_in_pieces_is_found_and_garbage_does_not_pile_up() {
+        let preamble = Preamble { magic: HOST_MAGIC, nonce: [3; 16], version: 1, max_version: 1 };
+        let mut bytes = vec![0; 1000];
+        bytes.extend(preamble.encode());
+        let mut buffer = Vec::new();
+        let mut found = None;
+        for piece in bytes.chunks(7) {
+            buffer.extend(piece);
+            found = found.or(Preamble::scan(&mut buffer, HOST_MAGIC, None));
+            assert!(buffer.len() < PREAMBLE_LEN + 7);
+        }
+        assert_eq!(found, Some(preamble));
+    }
+
+    #[test]
+    fn messages_of_a_newer_peer_are_understood_as_unknown() {
+        let newer = r#"{"type":"teleport","to":"mars"}"#;
+        assert_eq!(serde_json::from_str::<HostMessage>(newer).unwrap(), HostMessage::Unknown);
+        assert_eq!(serde_json::from_str::<GuestMessage>(newer).unwrap(), GuestMessage::Unknown);
+        let extra = r#"{"type":"exec","argv":["true"],"priority":3}"#;
+        let HostMessage::Exec(exec) = serde_json::from_str(extra).unwrap() else { panic!() };
+        assert_eq!(exec.argv, ["true"]);
+        let logs = r#"{"type":"logs","source":"journal"}"#;
+        assert_eq!(
+            serde_json::from_str::<HostMessage>(logs).unwrap(),
+            HostMessage::Logs { source: LogSource::Unknown, follow: false }
+        );
+    }
+
+    #[test]
+    fn an_older_hello_still_parses() {
+        let hello: Hello = serde_json::from_str(r#"{"agent_version":"0.0.1"}"#).unwrap();
+        assert_eq!(hello.agent_version, "0.0.1");
+        assert!(!hello.configured);
+    }
+}

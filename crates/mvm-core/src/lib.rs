@@ -1,0 +1,14 @@
+//! The functional core of mvm: what things are called, what was asked for, what should happen next.
+//!
+//! Every decision lives here as a pure function: admission ([`admit`]), planning ([`plan`]), one
+//! instance's life ([`lifecycle`]), addresses ([`net`]), firewall text ([`nft`]) and the protocol
+//! spoken with the guest ([`guest`], [`frame`]).
+//!
+//! It performs no I/O, reads no clock, draws no randomness and knows no async runtime: time,
+//! entropy and observations are arguments. The same inputs give the same outputs.
+
+pub mod frame;
+pub mod guest;
+pub mod name;
+pub mod net;
+pub mod vmm;

@@ -1,0 +1,11 @@
+//! Everything that touches Linux, each seam as a trait with a real and a simulated backend.
+//!
+//! This is the only host crate that starts processes, mounts filesystems or contains `unsafe`.
+
+pub mod guest;
+pub mod image;
+pub mod net;
+pub mod platform;
+pub mod process;
+pub mod unix_socket;
+pub mod vmm;

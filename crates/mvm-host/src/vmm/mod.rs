@@ -1,0 +1,191 @@
+//! The VMM seam: starting a microVM, knowing it again, and the byte stream to its guest agent.
+//!
+//! The agent's instance actors call it; it never decides whether a microVM should run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mvm_core::name::InstanceId;
+use mvm_core::net::MacAddr;
+use mvm_core::vmm::{Accel, VmExit, VmHandle, VmmKind};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// File in [`VmSpec::dir`] that keeps the guest's serial console.
+pub const CONSOLE_LOG: &str = "console.log";
+/// File in [`VmSpec::dir`] that keeps what the VMM itself printed.
+pub const VMM_LOG: &str = "vmm.log";
+
+/// Whether a disk may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskAccess {
+    /// Shared by any number of microVMs.
+    ReadOnly,
+    /// Private to one microVM.
+    ReadWrite,
+}
+
+/// A raw disk image; the guest sees disks in order as `/dev/vda`, `/dev/vdb`, …
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The image file.
+    pub path: PathBuf,
+    /// Whether it may be written.
+    pub access: DiskAccess,
+}
+
+/// A network interface on an existing persistent tap.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// The tap's interface name.
+    pub tap: String,
+    /// The interface's address in the guest.
+    pub mac: MacAddr,
+}
+
+/// Everything that a VMM needs to start one microVM.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// The instance.
+    pub id: InstanceId,
+    /// The instance's own directory, which exists: sockets and logs are made in it.
+    pub dir: PathBuf,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM filesystem with the guest agent.
+    pub initrd: PathBuf,
+    /// Added to the kernel arguments that the VMM needs.
+    pub kernel_args: String,
+    /// Disks, in the guest's order.
+    pub disks: Vec<Disk>,
+    /// The network interface, if any.
+    pub nic: Option<Nic>,
+    /// The unprivileged user and group id that the VMM process runs as.
+    pub uid: u32,
+}
+
+/// Why a VMM operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// A program that the VMM needs is not installed.
+    #[error("`{program}` is not installed")]
+    MissingProgram {
+        /// The program's name.
+        program: String,
+    },
+    /// A file that the microVM needs cannot be used.
+    #[error("cannot use {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The VMM's process could not be started.
+    #[error("cannot start `{program}`")]
+    Spawn {
+        /// The program's name.
+        program: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The VMM ended before it answered; its own last words are in `log`.
+    #[error("the VMM ended during start: {log}")]
+    DiedAtStart {
+        /// The last lines of the VMM's own output.
+        log: String,
+    },
+    /// The VMM's control interface gave an unexpected or no answer.
+    #[error("{operation}: {message}")]
+    Control {
+        /// What was asked of the VMM.
+        operation: String,
+        /// What it answered.
+        message: String,
+    },
+    /// The operating system refused.
+    #[error("{operation}")]
+    System {
+        /// What was being done.
+        operation: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A byte stream to a guest agent.
+pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
+
+/// What a VMM process uses on the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmUsage {
+    /// CPU time since the process started, user and system, in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory in KiB, guest memory included.
+    pub rss_kib: u64,
+}
+
+/// A virtual machine monitor.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// Which VMM this is.
+    fn kind(&self) -> VmmKind;
+
+    /// Starts a microVM: on return its process runs and its vCPUs execute.
+    ///
+    /// # Errors
+    /// Nothing is left behind: no process, no socket.
+    async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError>;
+
+    /// Finds a microVM that an earlier agent started, or `None` if it is gone.
+    ///
+    /// # Errors
+    /// It cannot be told whether the microVM still runs.
+    async fn adopt(
+        &self,
+        handle: &VmHandle,
+        spec: &VmSpec,
+    ) -> Result<Option<Arc<dyn Vm>>, VmmError>;
+}
+
+/// One running microVM. Dropping it leaves the microVM running.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// What to remember to find it again.
+    fn handle(&self) -> &VmHandle;
+
+    /// What executes the guest's instructions.
+    fn accel(&self) -> Accel {
+        self.handle().accel
+    }
+
+    /// Waits for the VMM's process to end. May be called by many, also after the end.
+    async fn wait(&self) -> VmExit;
+
+    /// Ends the process at once; it is not an error if it has ended.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    async fn kill(&self) -> Result<(), VmmError>;
+
+    /// Opens the byte stream to the guest agent. A microVM has one: a second caller waits or fails
+    /// until the first has dropped its stream.
+    ///
+    /// # Errors
+    /// The microVM is gone, or its socket cannot be reached.
+    async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError>;
+
+    /// What the process uses on the host.
+    ///
+    /// # Errors
+    /// The microVM is gone.
+    async fn usage(&self) -> Result<VmUsage, VmmError>;
+}
