@@ -7,8 +7,14 @@
 //! It performs no I/O, reads no clock, draws no randomness and knows no async runtime: time,
 //! entropy and observations are arguments. The same inputs give the same outputs.
 
+pub mod admit;
+pub mod death;
 pub mod frame;
 pub mod guest;
+pub mod lifecycle;
 pub mod name;
 pub mod net;
+pub mod plan;
+pub mod record;
+pub mod spec;
 pub mod vmm;

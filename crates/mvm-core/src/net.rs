@@ -39,6 +39,11 @@ pub struct NetId(pub u16);
 #[serde(transparent)]
 pub struct Slot(pub u16);
 
+impl NetId {
+    /// How many net ids there are.
+    pub const COUNT: u16 = NET_ID_MAX;
+}
+
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
