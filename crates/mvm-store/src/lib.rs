@@ -16,6 +16,7 @@ mod error;
 mod key;
 mod memory;
 mod revision;
+mod sqlite;
 mod transaction;
 mod typed;
 mod watch;
@@ -28,6 +29,7 @@ pub use error::{CommitError, StoreError};
 pub use key::{KeyError, MAX_KEY_BYTES};
 pub use memory::MemoryStore;
 pub use revision::Revision;
+pub use sqlite::{OpenError, SqliteStore};
 pub use transaction::{
     Committed, Compare, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS, MAX_VALUE_BYTES, Op,
     Transaction,

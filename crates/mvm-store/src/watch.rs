@@ -147,6 +147,16 @@ impl Watch {
         }
     }
 
+    /// The revision through which everything below the prefix was delivered. It moves on with the
+    /// whole store, also while nothing changes below the prefix: a new watch after it goes on where
+    /// this one stands.
+    pub fn seen_through(&self) -> Revision {
+        match self.ready.front() {
+            Some(event) => event.revision.minus(1),
+            None => self.read_through,
+        }
+    }
+
     async fn read(&mut self) -> Result<(), StoreError> {
         let batch = self.log.read(&self.prefix, self.read_through).await?;
         self.read_through = batch.read_through;
