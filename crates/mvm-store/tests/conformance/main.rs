@@ -8,6 +8,7 @@ mod typed;
 mod watches;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_store::{MemoryStore, SqliteStore, Store};
 use tempfile::TempDir;
@@ -28,6 +29,12 @@ async fn sqlite() -> Fixture {
     Fixture { store: Arc::new(store), _directory: Some(directory) }
 }
 
+/// Fails if a behaviour waits for what never comes.
+async fn in_time(behaviour: impl Future<Output = ()>) {
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, behaviour).await.expect("the store kept a test waiting");
+}
+
 /// Makes a test on each backend of each behaviour, a function that takes an empty store.
 macro_rules! on_every_backend {
     ($($behaviour:ident),* $(,)?) => {
@@ -35,14 +42,14 @@ macro_rules! on_every_backend {
             $(#[tokio::test]
             async fn $behaviour() {
                 let fixture = crate::memory().await;
-                super::$behaviour(fixture.store).await;
+                crate::in_time(super::$behaviour(fixture.store)).await;
             })*
         }
         mod on_sqlite {
             $(#[tokio::test]
             async fn $behaviour() {
                 let fixture = crate::sqlite().await;
-                super::$behaviour(fixture.store).await;
+                crate::in_time(super::$behaviour(fixture.store)).await;
             })*
         }
     };

@@ -18,6 +18,7 @@ crate::on_every_backend!(
     a_watch_cannot_start_in_forgotten_history_or_in_the_future,
     a_watch_dropped_in_the_middle_of_waiting_loses_nothing,
     many_watchers_see_the_same_history,
+    a_new_watch_goes_on_where_another_stands,
     a_watch_ends_with_its_store,
 );
 
@@ -224,6 +225,21 @@ async fn many_watchers_see_the_same_history(store: Arc<dyn Store>) {
     assert!(histories.iter().all(|history| *history == histories[0]));
     let revisions: Vec<_> = histories[0].iter().map(|event| event.revision.get()).collect();
     assert_eq!(revisions, (1..=REVISIONS).collect::<Vec<_>>());
+}
+
+async fn a_new_watch_goes_on_where_another_stands(store: Arc<dyn Store>) {
+    for key in ["a/1", "b/1", "a/2", "b/2", "b/3", "a/3", "b/4"] {
+        put(&*store, key, "").await;
+    }
+    let mut keys = Vec::new();
+    let mut stands_at = Revision::ZERO;
+    for _ in 0..3 {
+        let mut watch = store.watch("a/", stands_at).await.unwrap();
+        keys.push(watch.next().await.unwrap().changes[0].key().to_owned());
+        stands_at = watch.seen_through();
+    }
+    assert_eq!(keys, ["a/1", "a/2", "a/3"]);
+    assert_eq!(stands_at, store.revision().await.unwrap(), "it has nothing more to tell");
 }
 
 async fn a_watch_ends_with_its_store(store: Arc<dyn Store>) {
