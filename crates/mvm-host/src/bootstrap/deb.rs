@@ -113,7 +113,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(AR_MAGIC).unwrap();
         for (name, content) in members {
-            write!(file, "{name:<16}0           0     0     100644  {:<10}`\n", content.len())
+            writeln!(file, "{name:<16}0           0     0     100644  {:<10}`", content.len())
                 .unwrap();
             file.write_all(content).unwrap();
             file.write_all(&b"\n"[..content.len() % 2]).unwrap();

@@ -44,7 +44,7 @@ enum Lookup {
 /// Where module names are looked up.
 trait Catalogue {
     fn look_up(&self, name: &str) -> Result<Lookup, BootstrapError>;
-    /// The module to load for an alias, if any.
+    /// The module to load for an alias; `None` if there is none or if it is built in.
     fn provider(&self, alias: &str) -> Result<Option<String>, BootstrapError>;
     /// For error messages.
     fn place(&self) -> String;
@@ -55,13 +55,19 @@ pub(super) struct ModuleTree {
     root: PathBuf,
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
+    builtin_aliases: BTreeSet<String>,
 }
 
 impl ModuleTree {
-    /// Lists a directory such as `/lib/modules/RELEASE`, with `modules.builtin` if it is there.
+    /// Lists a directory such as `/lib/modules/RELEASE`, with `modules.builtin` and
+    /// `modules.builtin.modinfo` if they are there.
     pub(super) fn scan(root: &Path) -> Result<Self, BootstrapError> {
-        let mut tree =
-            Self { root: root.to_owned(), files: BTreeMap::new(), builtin: BTreeSet::new() };
+        let mut tree = Self {
+            root: root.to_owned(),
+            files: BTreeMap::new(),
+            builtin: BTreeSet::new(),
+            builtin_aliases: BTreeSet::new(),
+        };
         tree.scan_dir(root)?;
         Ok(tree)
     }
@@ -77,6 +83,12 @@ impl ModuleTree {
             } else if name == "modules.builtin" {
                 let list = fs::read_to_string(&path).named("read", &path)?;
                 self.builtin.extend(list.lines().filter_map(name_of_file));
+            } else if name == "modules.builtin.modinfo" {
+                let list = fs::read(&path).named("read", &path)?;
+                let list = String::from_utf8_lossy(&list);
+                // MODULE.alias=NAME, each ended by a NUL
+                let aliases = list.split('\0').filter_map(|field| field.split_once(".alias="));
+                self.builtin_aliases.extend(aliases.map(|(_, alias)| module_name(alias)));
             } else if kind.is_file()
                 && let Some(module) = name_of_file(&name)
             {
@@ -135,6 +147,9 @@ impl Catalogue for ModuleTree {
     /// below a `crypto` directory are asked; a driver of some device would not load in a microVM.
     fn provider(&self, alias: &str) -> Result<Option<String>, BootstrapError> {
         let mut providers = Vec::new();
+        if self.builtin_aliases.contains(alias) {
+            return Ok(None);
+        }
         for (name, path) in &self.files {
             let inside = path.strip_prefix(&self.root).unwrap_or(path);
             let mut parts = inside.iter();
@@ -332,7 +347,12 @@ mod tests {
         fs::write(dir.path().join("modules.builtin"), "kernel/drivers/block/virtio_blk.ko\n")
             .unwrap();
 
+        let builtin = "lz4.alias=lz4\0sha256_generic.alias=sha256\0";
+        fs::write(dir.path().join("modules.builtin.modinfo"), builtin).unwrap();
+        fs::write(kernel.join("crypto/sha256-intel.ko"), fake_module("alias=sha256")).unwrap();
+
         let tree = ModuleTree::scan(dir.path()).unwrap();
+        assert_eq!(tree.provider("sha256").unwrap(), None, "the kernel has it built in");
         let order = tree.load_order().unwrap();
         assert_eq!(order[..2], ["crc32c_generic", "virtio_mmio"]);
         assert!(
