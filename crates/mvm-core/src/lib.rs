@@ -11,4 +11,5 @@ pub mod frame;
 pub mod guest;
 pub mod name;
 pub mod net;
+pub mod nft;
 pub mod vmm;
