@@ -18,7 +18,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-pub use node::{BUILDER_SLOT, NetworkConflict, NodeNetwork, StateDirId, TableName};
+pub use node::{BUILDER_SLOT, LinkName, NetworkConflict, NodeNetwork, StateDirId, TableName};
 
 /// Tenant subnets are taken out of this network unless a tenant asks for its own.
 pub const TENANT_SUPERNET: &str = "10.240.0.0/12";

@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use crate::net::{NodeNetwork, TENANT_SUPERNET, TableName};
+use crate::net::{InstanceNetwork, NodeNetwork, TENANT_SUPERNET, TableName, TenantNetwork};
 
 /// The families in which an agent has a table of its name.
 pub const FAMILIES: [&str; 2] = ["inet", "bridge"];
@@ -39,7 +39,7 @@ struct Set {
 enum Removal {
     /// One by one.
     Element,
-    /// By replacing all elements: nft 1.0.6 does not find a name pattern that it is to delete.
+    /// By refilling the set with all tap patterns: nft 1.0.6 cannot delete a name pattern.
     Refill,
 }
 
@@ -162,7 +162,7 @@ const BRIDGE_CHAINS: &str = r#"
 /// Connections that are tracked stay tracked. Without any tenant the tables go away.
 pub fn render_full(table: &TableName, network: &NodeNetwork) -> String {
     let mut text = String::new();
-    let elements = elements(network);
+    let elements = elements((network.tenants(), network.instances()));
     for family in FAMILIES {
         // A table must exist to be deleted; both happen in the same transaction.
         let _ = writeln!(text, "add table {family} {table}\ndelete table {family} {table}");
@@ -196,23 +196,23 @@ pub fn render_delta(table: &TableName, old: &NodeNetwork, new: &NodeNetwork) -> 
     if old.is_empty() || new.is_empty() {
         return render_full(table, new);
     }
-    let (old, new) = (elements(old), elements(new));
+    // Only what differs is put into words: a node has thousands of instances, a delta mostly one.
+    let (gone, come) = (elements(only_in(old, new)), elements(only_in(new, old)));
     let none = BTreeSet::new();
     let (mut deletions, mut additions) = (String::new(), String::new());
     for set in &SETS {
         let (family, name) = (set.family, set.name);
-        let old = old.get(&(family, name)).unwrap_or(&none);
-        let new = new.get(&(family, name)).unwrap_or(&none);
-        let gone: BTreeSet<String> = old.difference(new).cloned().collect();
-        let refill = !gone.is_empty() && set.removal == Removal::Refill;
-        if refill {
+        let gone = gone.get(&(family, name)).unwrap_or(&none);
+        let come = come.get(&(family, name)).unwrap_or(&none);
+        let removed: BTreeSet<String> = gone.difference(come).cloned().collect();
+        let mut added: BTreeSet<String> = come.difference(gone).cloned().collect();
+        if !removed.is_empty() && set.removal == Removal::Refill {
             let _ = writeln!(deletions, "flush set {family} {table} {name}");
-        } else if !gone.is_empty() {
-            let gone = join(&gone);
-            let _ = writeln!(deletions, "delete element {family} {table} {name} {{ {gone} }}");
+            added = new.tenants().map(tap_pattern).collect();
+        } else if !removed.is_empty() {
+            let removed = join(&removed);
+            let _ = writeln!(deletions, "delete element {family} {table} {name} {{ {removed} }}");
         }
-        let added: BTreeSet<String> =
-            if refill { new.clone() } else { new.difference(old).cloned().collect() };
         if !added.is_empty() {
             let added = join(&added);
             let _ = writeln!(additions, "add element {family} {table} {name} {{ {added} }}");
@@ -222,28 +222,49 @@ pub fn render_delta(table: &TableName, old: &NodeNetwork, new: &NodeNetwork) -> 
     deletions + &additions
 }
 
+/// The tenants and instances of a network that another one lacks.
+fn only_in<'a>(
+    network: &'a NodeNetwork,
+    other: &'a NodeNetwork,
+) -> (impl Iterator<Item = &'a TenantNetwork>, impl Iterator<Item = &'a InstanceNetwork>) {
+    let instances: BTreeSet<&InstanceNetwork> = other.instances().collect();
+    (
+        network.tenants().filter(|tenant| other.tenant(tenant.net_id) != Some(tenant)),
+        network.instances().filter(move |instance| !instances.contains(instance)),
+    )
+}
+
 /// The elements of each set that has any, in nft's syntax, by family and name.
-fn elements(network: &NodeNetwork) -> BTreeMap<(&'static str, &'static str), BTreeSet<String>> {
+fn elements<'a>(
+    (tenants, instances): (
+        impl Iterator<Item = &'a TenantNetwork>,
+        impl Iterator<Item = &'a InstanceNetwork>,
+    ),
+) -> BTreeMap<(&'static str, &'static str), BTreeSet<String>> {
     let mut elements: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     let mut add = |set: &Set, element: String| {
         elements.entry((set.family, set.name)).or_default().insert(element);
     };
-    for tenant in network.tenants() {
+    for tenant in tenants {
         let bridge = tenant.bridge();
         add(&BRIDGES, format!("\"{bridge}\""));
         add(&SWITCHED, format!("\"{bridge}\" . \"{bridge}\""));
-        // The pattern covers taps that are not instances (yet): they are dropped, not let through.
-        add(&INET_TAPS, format!("\"{}*\"", tenant.tap_prefix()));
-        add(&BRIDGE_TAPS, format!("\"{}*\"", tenant.tap_prefix()));
+        add(&INET_TAPS, tap_pattern(tenant));
+        add(&BRIDGE_TAPS, tap_pattern(tenant));
         add(&SUBNETS, tenant.subnet.to_string());
         add(&SOURCES, format!("\"{bridge}\" . {}", tenant.subnet));
         add(&GATEWAYS, format!("\"{bridge}\" . {}", tenant.gateway()));
     }
-    for instance in network.instances() {
+    for instance in instances {
         let (tap, mac, address) = (instance.tap(), instance.mac(), instance.address());
         add(&INSTANCES, format!("\"{tap}\" . {mac} . {address}"));
     }
     elements
+}
+
+/// All taps of a tenant, also those that are not instances (yet): they are dropped, not let through.
+fn tap_pattern(tenant: &TenantNetwork) -> String {
+    format!("\"{}*\"", tenant.tap_prefix())
 }
 
 fn join(elements: &BTreeSet<String>) -> String {

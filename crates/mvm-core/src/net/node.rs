@@ -157,6 +157,37 @@ impl NodeNetwork {
     }
 }
 
+/// What a link's name says about it, if it follows the address plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkName {
+    /// A tenant's bridge.
+    Bridge(NetId),
+    /// An instance's tap.
+    Tap(NetId, Slot),
+}
+
+impl LinkName {
+    /// Reads `br-tenant-<net_id>` or `tn<net_id>i<slot>`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let number = |text: &str| {
+            let number: u16 = text.parse().ok()?;
+            (number.to_string() == text).then_some(number)
+        };
+        if let Some(net_id) = name.strip_prefix("br-tenant-") {
+            return Some(Self::Bridge(NetId(number(net_id)?)));
+        }
+        let (net_id, slot) = name.strip_prefix("tn")?.split_once('i')?;
+        Some(Self::Tap(NetId(number(net_id)?), Slot(number(slot)?)))
+    }
+
+    /// The tenant's number.
+    pub fn net_id(&self) -> NetId {
+        match *self {
+            Self::Bridge(net_id) | Self::Tap(net_id, _) => net_id,
+        }
+    }
+}
+
 /// Names a state directory, and so an agent, on its machine: 8 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StateDirId(u32);
@@ -264,6 +295,19 @@ mod tests {
         let at = |slot| InstanceNetwork { tenant: small, slot: Slot(slot) };
         for (slot, fits) in [(0, false), (1, false), (2, true), (3, true), (6, true), (7, false)] {
             assert_eq!(NodeNetwork::of([], [at(slot)]).is_ok(), fits, "slot {slot}");
+        }
+    }
+
+    #[test]
+    fn link_names_are_read_back() {
+        let instance = InstanceNetwork { tenant: tenant(12, "10.0.0.0/24"), slot: Slot(34) };
+        assert_eq!(LinkName::parse(&instance.tap()), Some(LinkName::Tap(NetId(12), Slot(34))));
+        let bridge = instance.tenant.bridge();
+        assert_eq!(LinkName::parse(&bridge), Some(LinkName::Bridge(NetId(12))));
+        for other in
+            ["eth0", "tn0", "tn1i", "tni1", "tn01i3", "tn1i+3", "br-tenant-", "br-tenant-x"]
+        {
+            assert_eq!(LinkName::parse(other), None, "{other}");
         }
     }
 
