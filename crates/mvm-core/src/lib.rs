@@ -14,6 +14,7 @@ pub mod guest;
 pub mod lifecycle;
 pub mod name;
 pub mod net;
+pub mod nft;
 pub mod plan;
 pub mod record;
 pub mod spec;
