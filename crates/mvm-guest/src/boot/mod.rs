@@ -37,14 +37,16 @@ pub(crate) fn run() -> ! {
         false => root::mount_root().map(Some),
     };
     let (writable, root_failure) = match root {
-        Ok(writable) => (writable, None),
+        Ok(writable) => {
+            note("root is mounted");
+            (writable, None)
+        }
         Err(reason) => {
             complain(&format!("root is not mounted: {reason}"));
             (None, Some(reason))
         }
     };
     mounts::mount_runtime_filesystems();
-    note("root is ready");
     let grace = serve(root_failure).unwrap_or_else(|reason| {
         complain(&reason);
         Duration::ZERO
