@@ -63,10 +63,21 @@ pub struct VmHandle {
     pub host_boot_id: String,
 }
 
-/// How a VMM process ended, as far as its node's agent could see.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// How a microVM's run ended, as far as its node's agent could see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmExit {
+    /// How the VMM's process ended.
+    #[serde(flatten)]
+    pub process: ProcessEnd,
+    /// What the VMM said about it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ShutdownReason>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "snake_case")]
-pub enum VmExit {
+pub enum ProcessEnd {
     /// The process exited with this code.
     Exited {
         /// The exit code.
@@ -79,4 +90,20 @@ pub enum VmExit {
     },
     /// The process went away while no agent watched: its status was lost.
     Unobserved,
+}
+
+/// Why a microVM stopped running, in the VMM's own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShutdownReason {
+    /// The guest powered off.
+    GuestShutdown,
+    /// The guest reset the machine.
+    GuestReset,
+    /// The guest's kernel reported a panic.
+    GuestPanic,
+    /// The VMM received a signal that asks it to end.
+    HostSignal,
+    /// The VMM was told to quit over its control interface.
+    HostQuit,
 }
