@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -72,9 +73,17 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // The agent ends with its stream, and takes along what it runs: killed, it could not.
+        let _ = self.socket.shutdown(Shutdown::Both);
         if let Some(process) = &mut self.process {
-            let _ = process.kill();
-            let _ = process.wait();
+            let deadline = Instant::now() + LIMIT;
+            while process.try_wait().unwrap().is_none() {
+                if Instant::now() > deadline {
+                    process.kill().unwrap();
+                    panic!("the agent outlives its stream");
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 }
