@@ -15,6 +15,8 @@ pub mod lifecycle;
 pub mod name;
 pub mod net;
 pub mod plan;
+#[cfg(test)]
+mod property;
 pub mod record;
 pub mod spec;
 pub mod vmm;
