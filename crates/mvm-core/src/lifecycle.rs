@@ -272,4 +272,4 @@ impl InstanceStatus {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
