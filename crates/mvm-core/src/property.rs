@@ -7,7 +7,7 @@ use proptest::test_runner::{Config, RngSeed};
 pub(crate) fn cases(cases: u32) -> Config {
     let asked = Config::default();
     let rng_seed = match asked.rng_seed {
-        RngSeed::Random => RngSeed::Fixed(0x6d76_6d),
+        RngSeed::Random => RngSeed::Fixed(1),
         fixed @ RngSeed::Fixed(_) => fixed,
     };
     let cases = cases.saturating_mul(asked.cases) / 256;

@@ -39,11 +39,12 @@ fn pursue(
             return now;
         }
         world.feed(wish.clone(), now);
-        if !world.progress(now, &mut calm) {
-            if let Some(due) = world.status.deadline_unix_ms() {
-                now = now.max(due);
-                world.feed(Event::Tick, now);
-            }
+        if world.progress(now, &mut calm) {
+            continue;
+        }
+        if let Some(due) = world.status.deadline_unix_ms() {
+            now = now.max(due);
+            world.feed(Event::Tick, now);
         }
     }
     assert!(fulfilled(&world.status.phase), "{wish:?} is not fulfilled: {world:?}");
