@@ -213,6 +213,12 @@ proptest! {
     }
 
     #[test]
+    fn a_request_round_trips_through_json(request in any_request()) {
+        let json = serde_json::to_string(&request).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Request>(&json).unwrap(), request, "{}", json);
+    }
+
+    #[test]
     fn a_scale_leaves_exactly_so_many_running(
         history in any_history(),
         path in any_path(),
