@@ -244,7 +244,7 @@ fn plan_instance(
                     return;
                 }
                 let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
-                let failures = status.failures.max(1);
+                let failures = status.failures;
                 let until_unix_ms = died.saturating_add(backoff_ms(failures));
                 if now < until_unix_ms {
                     plan.due(until_unix_ms);

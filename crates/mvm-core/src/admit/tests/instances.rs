@@ -29,6 +29,18 @@ fn scaling_down_stops_the_newest_first_and_keeps_them() {
 }
 
 #[test]
+fn the_newest_is_the_one_made_last_also_on_a_slot_used_before() {
+    let mut node = Node::with_pool();
+    node.accept(scale(WEB, 2));
+    let [first, second] = &node.ids(WEB, DesiredState::Running)[..] else { panic!("not two") };
+    node.accept(destroy(&first.to_string(), false, true));
+    node.forget_the_gone();
+    node.accept(scale(WEB, 2));
+    node.accept(scale(WEB, 1));
+    assert_eq!(node.ids(WEB, DesiredState::Running), std::slice::from_ref(second));
+}
+
+#[test]
 fn each_wish_that_changes_something_has_a_new_generation() {
     let mut node = Node::with_pool();
     let generation = |node: &Node| node.instances(WEB)[0].generation;

@@ -105,7 +105,7 @@ fn any_history() -> impl Strategy<Value = Vec<Option<Request>>> {
 
 fn small_node() -> Node {
     let mut node = Node::new();
-    node.facts.capacity = Capacity { vcpus: 12, mem_mib: 1_100, disk_mib: 700 };
+    node.facts.capacity = Capacity { vcpus: 12, mem_mib: 1_100, disk_mib: 400 };
     node
 }
 

@@ -215,6 +215,11 @@ fn an_agent_that_restarts_goes_on_without_a_vm() {
 }
 
 #[test]
+fn records_that_could_not_be_removed_are_removed_by_the_next_wish() {
+    assert_eq!(then("destroyed", destroy()), (at("destroyed"), vec![Effect::Forget]));
+}
+
+#[test]
 fn the_time_without_an_agent_is_not_counted_against_a_start() {
     let late = NOW + 10 * BOOT_TIMEOUT_MS;
     for (name, found) in [("starting", found_gone()), ("launched", Event::FoundAlive)] {

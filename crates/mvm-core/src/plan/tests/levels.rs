@@ -79,6 +79,14 @@ fn a_failed_instance_waits_out_its_backoff() {
 }
 
 #[test]
+fn the_next_round_is_due_when_the_first_backoff_ends() {
+    let desired = desired((1..=3).map(|number| record(number, DesiredState::Running)));
+    let failed = [(1, 3), (2, 1), (3, 2)].map(|(n, failures)| (n, ended(Phase::Failed, failures)));
+    let plan = plan(&desired, &observed(built(), failed), LIMITS, NOW);
+    assert_eq!((plan.waiting.len(), plan.next_unix_ms), (3, Some(NOW + 1_000)));
+}
+
+#[test]
 fn the_restart_policy_decides_over_what_ended_by_itself() {
     let much_later = NOW + BACKOFF_MAX_MS;
     for (policy, after_failure, after_power_off) in [
