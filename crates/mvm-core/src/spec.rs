@@ -35,7 +35,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// The names of the limits, as commands and documents spell them.
+    /// The names of the limits, as commands spell them.
     pub const NAMES: [&'static str; 6] =
         ["vcpus", "mem", "disk", "running", "pools", "instances-per-pool"];
 
