@@ -1,1 +1,14 @@
-//! placeholder
+//! The contract between the command line (or a coordinator) and a node's agent.
+//!
+//! One connection carries one call: the caller sends a [`Call`], the agent answers with one or more
+//! [`Reply`]s and, for exec and logs, with data frames. The framing is [`mvm_core::frame`]'s, the
+//! bodies are JSON, unknown fields are ignored and an unknown call is answered with
+//! [`ErrorCode::Unsupported`]. The transport is any byte stream: a Unix socket on one machine,
+//! a duplex pipe in tests.
+
+pub mod api;
+pub mod connection;
+pub mod view;
+
+pub use api::{Accepted, ApiError, Call, ErrorCode, InstanceTarget, LogKind, PoolTarget, Reply};
+pub use connection::{Connection, ConnectionError, Item, ReadHalf, WriteHalf};

@@ -1,0 +1,92 @@
+//! The declarative document: `up` makes the node agree with it, `down` removes what it describes.
+
+use super::{DEFAULT_GRACE_MS, Denial, Draft};
+use crate::name::PoolPath;
+use crate::record::Existence;
+use crate::spec::Document;
+
+impl Draft<'_> {
+    /// Pools of the tenant that the document does not name stay as they are, and are mentioned.
+    pub(super) fn apply(&mut self, document: &Document) -> Result<(), Denial> {
+        let name = &document.tenant;
+        match self.edit.desired.tenants.get_mut(name) {
+            None => self.tenant_create(name, document.quota.clone(), document.subnet)?,
+            Some(tenant) if tenant.existence == Existence::Removed => {
+                return Err(Denial::BeingRemoved { object: format!("tenant {name}") });
+            }
+            Some(tenant) => {
+                let has = tenant.network.subnet;
+                if let Some(wants) = document.subnet.filter(|wants| *wants != has) {
+                    return Err(Denial::SubnetFixed { name: name.clone(), has, wants });
+                }
+                tenant.quota = document.quota.clone();
+            }
+        }
+        for (pool, wanted) in &document.pools {
+            let path = PoolPath { tenant: name.clone(), pool: pool.clone() };
+            if self.edit.desired.pools.contains_key(&path) {
+                self.require_pool(&path)?;
+                wanted.spec.check().map_err(|error| Denial::Spec { pool: path.clone(), error })?;
+                self.update_spec(&path, wanted);
+                self.edit.pools.push(path.clone());
+            } else {
+                self.pool_create(&path, &wanted.spec)?;
+            }
+            self.pool_scale(&path, wanted.running)?;
+        }
+        let unnamed: Vec<PoolPath> = self
+            .edit
+            .desired
+            .pools_of(name)
+            .filter(|pool| !document.pools.contains_key(&pool.path.pool))
+            .map(|pool| pool.path.clone())
+            .collect();
+        for pool in unnamed {
+            self.note(format!("pool {pool} is not in the document and stays as it is"));
+        }
+        Ok(())
+    }
+
+    fn update_spec(&mut self, path: &PoolPath, wanted: &crate::spec::DocumentPool) {
+        let Some(pool) = self.edit.desired.pools.get_mut(path) else { return };
+        if pool.spec == wanted.spec {
+            return;
+        }
+        pool.spec = wanted.spec.clone();
+        let older = self.edit.desired.instances_in(path).count();
+        if older > 0 {
+            self.note(format!(
+                "pool {path} has changed: its {older} existing instances stay as they are, new ones follow the document"
+            ));
+        }
+    }
+
+    /// Removes the document's pools, and the tenant if nothing else is in it. What is gone already
+    /// is no error, so that a second `down` succeeds.
+    pub(super) fn remove(&mut self, document: &Document) -> Result<(), Denial> {
+        let name = &document.tenant;
+        if !self.edit.desired.tenants.contains_key(name) {
+            self.note(format!("tenant {name} does not exist: nothing to do"));
+            return Ok(());
+        }
+        for pool in document.pools.keys() {
+            let path = PoolPath { tenant: name.clone(), pool: pool.clone() };
+            if self.edit.desired.pools.contains_key(&path) {
+                self.remove_pool(&path, DEFAULT_GRACE_MS);
+            }
+        }
+        let others: Vec<PoolPath> = self
+            .edit
+            .desired
+            .pools_of(name)
+            .filter(|pool| pool.existence == Existence::Kept)
+            .map(|pool| pool.path.clone())
+            .collect();
+        if others.is_empty() {
+            return self.tenant_destroy(name, false);
+        }
+        let others = super::denial::list(&others);
+        self.note(format!("tenant {name} stays, as the document does not name {others}"));
+        Ok(())
+    }
+}

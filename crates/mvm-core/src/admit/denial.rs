@@ -1,0 +1,194 @@
+//! Denials are data: what was refused, why, and what to type next.
+
+use std::fmt;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{InstancePath, PoolPath, TenantName};
+use crate::net::{NetId, SubnetError};
+use crate::spec::SpecError;
+
+/// A limit that a request ran into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Whose limit it is, in words.
+    pub of: String,
+    /// What is limited, with its unit.
+    pub what: String,
+    /// What the request adds.
+    pub asked: u64,
+    /// What was reserved before.
+    pub used: u64,
+    /// The limit.
+    pub allowed: u64,
+    /// The command that raises the limit, if there is one.
+    pub raise: Option<String>,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { of, what, asked, used, allowed, .. } = self;
+        write!(f, "{of} allows {allowed} {what}: {used} in use, {asked} more asked for")
+    }
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The tenant does not exist.
+    #[error("there is no tenant {name}")]
+    NoSuchTenant {
+        /// As given.
+        name: TenantName,
+    },
+    /// The pool does not exist.
+    #[error("there is no pool {path}")]
+    NoSuchPool {
+        /// As given.
+        path: PoolPath,
+    },
+    /// No instance is meant.
+    #[error("no instance matches {selector}")]
+    NoSuchInstance {
+        /// As given.
+        selector: String,
+    },
+    /// Several instances are meant where one is needed.
+    #[error("{selector} matches {} instances: {}", matches.len(), list(matches))]
+    Ambiguous {
+        /// As given.
+        selector: String,
+        /// Which.
+        matches: Vec<InstancePath>,
+    },
+    /// The object exists already.
+    #[error("{object} exists already")]
+    Exists {
+        /// What and which.
+        object: String,
+    },
+    /// The object is being removed.
+    #[error("{object} is being removed")]
+    BeingRemoved {
+        /// What and which.
+        object: String,
+    },
+    /// Instances run that the request would end.
+    #[error("{object} has running instances: {}", list(running))]
+    StillRunning {
+        /// What and which.
+        object: String,
+        /// The instances.
+        running: Vec<InstancePath>,
+        /// The command that goes on regardless.
+        force: String,
+    },
+    /// The tenant still has pools.
+    #[error("tenant {name} still has pools: {}", list(pools))]
+    StillHasPools {
+        /// The tenant.
+        name: TenantName,
+        /// Its pools.
+        pools: Vec<PoolPath>,
+    },
+    /// A limit is reached.
+    #[error("{0}")]
+    OverLimit(Limit),
+    /// A pool's spec makes no sense.
+    #[error("pool {pool}: {error}")]
+    Spec {
+        /// The pool.
+        pool: PoolPath,
+        /// Why.
+        error: SpecError,
+    },
+    /// The subnet cannot be a tenant's.
+    #[error("subnet {0}")]
+    Subnet(SubnetError),
+    /// The subnet overlaps another.
+    #[error("subnet {subnet} overlaps {other}")]
+    SubnetOverlaps {
+        /// As given.
+        subnet: Ipv4Net,
+        /// What it overlaps, in words.
+        other: String,
+    },
+    /// The document wants another subnet than the tenant has.
+    #[error("tenant {name} has subnet {has}, and a subnet cannot be changed to {wants}")]
+    SubnetFixed {
+        /// The tenant.
+        name: TenantName,
+        /// What it has.
+        has: Ipv4Net,
+        /// What is wanted.
+        wants: Ipv4Net,
+    },
+    /// No net id is left.
+    #[error("all {} tenant networks of this machine are in use", NetId::COUNT)]
+    NoNetwork,
+    /// The number makes no sense.
+    #[error("{what} is {value}, but must be {expected}")]
+    Number {
+        /// What it is.
+        what: &'static str,
+        /// As given.
+        value: u64,
+        /// What is allowed, in words.
+        expected: String,
+    },
+    /// The name of a limit to lift is unknown.
+    #[error("`{name}` is not a limit: expected one of {}", crate::spec::Quota::NAMES.join(", "))]
+    NoSuchLimit {
+        /// As given.
+        name: String,
+    },
+}
+
+impl Denial {
+    /// What to do about it, with the command to type where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoSuchTenant { name } => {
+                Some(format!("create it with `mvm tenant create {name}`, or see `mvm tenant list`"))
+            }
+            Self::NoSuchPool { path } => {
+                Some(format!("create it with `mvm pool create {path}`, or see `mvm pool list`"))
+            }
+            Self::NoSuchInstance { .. } => Some("see `mvm ps -a`".to_owned()),
+            Self::Ambiguous { .. } => Some("name one of them, or pass --all".to_owned()),
+            Self::Exists { .. } => None,
+            Self::BeingRemoved { .. } => {
+                Some("wait until it is gone (`mvm ps -a`), then try again".to_owned())
+            }
+            Self::StillRunning { force, .. } => {
+                Some(format!("stop them first, or stop and remove them with `{force}`"))
+            }
+            Self::StillHasPools { name, .. } => Some(format!(
+                "remove them first, or everything with `mvm tenant destroy {name} --force`"
+            )),
+            Self::OverLimit(limit) => limit.raise.clone(),
+            Self::SubnetOverlaps { .. } => {
+                Some("pass another --subnet, or none to have one chosen".to_owned())
+            }
+            Self::SubnetFixed { name, .. } => Some(format!(
+                "leave the subnet out of the document, or `mvm tenant destroy {name}` first"
+            )),
+            Self::Spec { .. }
+            | Self::Subnet(_)
+            | Self::NoNetwork
+            | Self::Number { .. }
+            | Self::NoSuchLimit { .. } => None,
+        }
+    }
+}
+
+/// A readable list: all of a few, the first of many.
+pub(super) fn list<T: fmt::Display>(items: &[T]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = items.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if items.len() > SHOWN {
+        text.push_str(&format!(" and {} more", items.len() - SHOWN));
+    }
+    text
+}

@@ -1,0 +1,133 @@
+//! Quotas and capacity, checked on the whole result of a request.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Denial, Limit, NodeFacts};
+use crate::name::{PoolPath, TenantName};
+use crate::record::{Desired, DesiredState, Existence, InstanceRecord};
+
+/// What is reserved by what is desired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Virtual CPUs of instances that are to run.
+    pub vcpus: u64,
+    /// Guest memory in MiB of instances that are to run.
+    pub mem_mib: u64,
+    /// Writable layers in MiB of all instances.
+    pub disk_mib: u64,
+    /// Instances that are to run.
+    pub running: u64,
+    /// Pools.
+    pub pools: u64,
+    /// Instances, running or not.
+    pub instances: u64,
+}
+
+impl Usage {
+    /// An instance that is being destroyed holds its disk until it is gone, and nothing else.
+    fn add(&mut self, instance: &InstanceRecord) {
+        self.disk_mib += u64::from(instance.spec.disk_mib);
+        self.instances += 1;
+        if instance.desired == DesiredState::Running {
+            self.vcpus += u64::from(instance.spec.vcpus);
+            self.mem_mib += u64::from(instance.spec.mem_mib);
+            self.running += 1;
+        }
+    }
+}
+
+/// What a tenant has reserved.
+pub fn tenant_usage(desired: &Desired, tenant: &TenantName) -> Usage {
+    let mut usage = Usage {
+        pools: desired.pools_of(tenant).filter(|p| p.existence == Existence::Kept).count() as u64,
+        ..Usage::default()
+    };
+    desired.instances_of(tenant).for_each(|instance| usage.add(instance));
+    usage
+}
+
+/// What all tenants have reserved.
+pub fn node_usage(desired: &Desired) -> Usage {
+    let mut usage = Usage { pools: desired.pools.len() as u64, ..Usage::default() };
+    desired.instances.values().for_each(|instance| usage.add(instance));
+    usage
+}
+
+/// Refuses a request that raises a reservation above its limit. What is over a limit already (a
+/// lowered quota) may stay or shrink.
+pub(super) fn check(before: &Desired, after: &Desired, node: &NodeFacts) -> Result<(), Denial> {
+    for tenant in after.tenants.values() {
+        let name = &tenant.name;
+        let (used, wanted) = (tenant_usage(before, name), tenant_usage(after, name));
+        let quota = &tenant.quota;
+        let of = format!("the quota of tenant {name}");
+        let raise = |flag: &str, to: u64| {
+            Some(format!("raise it with `mvm tenant update {name} --{flag} {to}`"))
+        };
+        for (what, flag, used, wanted, allowed) in [
+            ("vCPUs", "vcpus", used.vcpus, wanted.vcpus, quota.vcpus),
+            ("MiB of memory", "mem", used.mem_mib, wanted.mem_mib, quota.mem_mib),
+            ("MiB of disk", "disk", used.disk_mib, wanted.disk_mib, quota.disk_mib),
+            ("running instances", "running", used.running, wanted.running, quota.running),
+            ("pools", "pools", used.pools, wanted.pools, quota.pools),
+        ] {
+            over(&of, what, used, wanted, allowed, || raise(flag, wanted))?;
+        }
+        if let Some(allowed) = quota.instances_per_pool {
+            let (used, wanted) = (per_pool(before, name), per_pool(after, name));
+            for (path, wanted) in wanted {
+                let of = format!("{of} (pool {path})");
+                let used = used.get(path).copied().unwrap_or(0);
+                over(&of, "instances per pool", used, wanted, Some(allowed), || {
+                    raise("instances-per-pool", wanted)
+                })?;
+            }
+        }
+        let of = format!("subnet {} of tenant {name}", tenant.network.subnet);
+        let holds = u64::from(tenant.network.capacity());
+        over(&of, "instances", used.instances, wanted.instances, Some(holds), || None)?;
+    }
+    let (used, wanted) = (node_usage(before), node_usage(after));
+    let capacity = node.capacity;
+    for (what, used, wanted, allowed) in [
+        ("vCPUs", used.vcpus, wanted.vcpus, capacity.vcpus),
+        ("MiB of memory", used.mem_mib, wanted.mem_mib, capacity.mem_mib),
+        ("MiB of disk", used.disk_mib, wanted.disk_mib, capacity.disk_mib),
+    ] {
+        over("this node", what, used, wanted, Some(allowed), || {
+            Some("stop or destroy something first: `mvm ps -a`".to_owned())
+        })?;
+    }
+    Ok(())
+}
+
+fn per_pool<'a>(desired: &'a Desired, tenant: &'a TenantName) -> BTreeMap<&'a PoolPath, u64> {
+    let mut counts = BTreeMap::new();
+    for instance in desired.instances_of(tenant) {
+        *counts.entry(&instance.path.pool).or_default() += 1;
+    }
+    counts
+}
+
+fn over(
+    of: &str,
+    what: &str,
+    used: u64,
+    wanted: u64,
+    allowed: Option<u64>,
+    raise: impl FnOnce() -> Option<String>,
+) -> Result<(), Denial> {
+    match allowed {
+        Some(allowed) if wanted > allowed && wanted > used => Err(Denial::OverLimit(Limit {
+            of: of.to_owned(),
+            what: what.to_owned(),
+            asked: wanted - used,
+            used,
+            allowed,
+            raise: raise(),
+        })),
+        _ => Ok(()),
+    }
+}

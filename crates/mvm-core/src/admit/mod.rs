@@ -1,0 +1,284 @@
+//! Admission: `admit(desired, node, request) -> Edit or Denial`, the only writer of desired records.
+//!
+//! A request is carried out on a copy of the desired documents, and the result is checked against
+//! the tenant's quota, the node's capacity and the subnet's size *as a whole*; the agent then writes
+//! the difference in one compare-and-swap. So everything that a request needs is reserved at once or
+//! not at all, and the imperative verbs and the declarative document take the same path.
+
+mod apply;
+mod denial;
+mod instances;
+mod limits;
+mod pools;
+mod tenants;
+
+use std::collections::BTreeSet;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+pub use denial::{Denial, Limit};
+pub use limits::{Usage, node_usage, tenant_usage};
+
+use crate::name::{InstanceId, InstancePath, PoolPath, Selector, TenantName};
+use crate::net::NetId;
+use crate::record::{Desired, Existence};
+use crate::spec::{Document, PoolSpec, Quota};
+
+/// How long a guest has to shut down unless the request says otherwise, in milliseconds.
+pub const DEFAULT_GRACE_MS: u64 = 10_000;
+
+/// Most instances that one request may create.
+pub const MAX_CREATE: u32 = 1_000;
+
+/// What a person or program asks of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Makes a tenant.
+    TenantCreate {
+        /// Its name.
+        name: TenantName,
+        /// Its limits.
+        quota: Quota,
+        /// Its subnet; chosen if absent.
+        subnet: Option<Ipv4Net>,
+    },
+    /// Changes a tenant's limits; absent ones stay.
+    TenantUpdate {
+        /// Its name.
+        name: TenantName,
+        /// The new limits.
+        quota: Quota,
+        /// Names of limits to lift.
+        lift: Vec<String>,
+    },
+    /// Removes a tenant.
+    TenantDestroy {
+        /// Its name.
+        name: TenantName,
+        /// Whether its pools and instances go with it.
+        force: bool,
+    },
+    /// Makes a pool.
+    PoolCreate {
+        /// Its path.
+        path: PoolPath,
+        /// What its instances are like.
+        spec: PoolSpec,
+    },
+    /// Builds a pool's image, or finds it built.
+    PoolBuild {
+        /// Its path.
+        path: PoolPath,
+    },
+    /// Sets how many instances of a pool run.
+    PoolScale {
+        /// Its path.
+        path: PoolPath,
+        /// How many.
+        running: u32,
+    },
+    /// Removes a pool and its stopped instances.
+    PoolDestroy {
+        /// Its path.
+        path: PoolPath,
+        /// Whether running instances are stopped and go with it.
+        force: bool,
+    },
+    /// Makes instances, stopped.
+    InstanceCreate {
+        /// Their pool.
+        pool: PoolPath,
+        /// How many.
+        count: u32,
+        /// Whether they are started at once.
+        start: bool,
+    },
+    /// Starts instances.
+    InstanceStart {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+    },
+    /// Stops instances.
+    InstanceStop {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+        /// How long the guest has to shut down, in milliseconds; 0 ends it at once.
+        grace_ms: u64,
+    },
+    /// Stops and starts instances; stopped ones are started.
+    InstanceRestart {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+        /// How long the guest has to shut down, in milliseconds; 0 ends it at once.
+        grace_ms: u64,
+    },
+    /// Removes instances with their disks.
+    InstanceDestroy {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+        /// Whether running ones are stopped first.
+        force: bool,
+    },
+    /// Makes the node agree with a document.
+    Apply {
+        /// The document.
+        document: Document,
+    },
+    /// Removes what a document describes.
+    Remove {
+        /// The document.
+        document: Document,
+    },
+}
+
+/// What admission knows of the node besides the desired documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// What the node can hold.
+    pub capacity: Capacity,
+    /// Net ids that other software, or another agent, uses on this machine.
+    pub foreign_net_ids: BTreeSet<NetId>,
+    /// Subnets that the host itself is connected to or routes.
+    pub foreign_subnets: Vec<Ipv4Net>,
+    /// Instances that were to run and ended by themselves: a request to run them is a fresh wish.
+    pub ended: BTreeSet<InstancePath>,
+}
+
+/// What a node can hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Virtual CPUs, overcommit included.
+    pub vcpus: u64,
+    /// Guest memory in MiB.
+    pub mem_mib: u64,
+    /// Writable layers in MiB, overcommit included.
+    pub disk_mib: u64,
+}
+
+/// An accepted request: the desired documents after it, and what to say and wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// The desired documents as they are to be.
+    pub desired: Desired,
+    /// Instances that the request concerns, in order.
+    pub instances: Vec<InstancePath>,
+    /// Pools that the request concerns.
+    pub pools: Vec<PoolPath>,
+    /// What to tell the person, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Decides a request.
+///
+/// `entropy` gives the random bits of new ids.
+///
+/// # Errors
+/// The request is denied; nothing is to be changed.
+pub fn admit(
+    desired: &Desired,
+    node: &NodeFacts,
+    request: &Request,
+    entropy: &mut dyn FnMut() -> u32,
+    now: u64,
+) -> Result<Edit, Denial> {
+    let mut draft = Draft {
+        edit: Edit {
+            desired: desired.clone(),
+            instances: Vec::new(),
+            pools: Vec::new(),
+            notes: Vec::new(),
+        },
+        node,
+        entropy,
+        now,
+    };
+    match request {
+        Request::TenantCreate { name, quota, subnet } => {
+            draft.tenant_create(name, quota.clone(), *subnet)?;
+        }
+        Request::TenantUpdate { name, quota, lift } => draft.tenant_update(name, quota, lift)?,
+        Request::TenantDestroy { name, force } => draft.tenant_destroy(name, *force)?,
+        Request::PoolCreate { path, spec } => draft.pool_create(path, spec)?,
+        Request::PoolBuild { path } => draft.pool_build(path)?,
+        Request::PoolScale { path, running } => draft.pool_scale(path, *running)?,
+        Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
+        Request::InstanceCreate { pool, count, start } => {
+            draft.instance_create(pool, *count, *start)?;
+        }
+        Request::InstanceStart { selector, all } => draft.instance_start(selector, *all)?,
+        Request::InstanceStop { selector, all, grace_ms } => {
+            draft.instance_stop(selector, *all, *grace_ms)?;
+        }
+        Request::InstanceRestart { selector, all, grace_ms } => {
+            draft.instance_restart(selector, *all, *grace_ms)?;
+        }
+        Request::InstanceDestroy { selector, all, force } => {
+            draft.instance_destroy(selector, *all, *force)?;
+        }
+        Request::Apply { document } => draft.apply(document)?,
+        Request::Remove { document } => draft.remove(document)?,
+    }
+    limits::check(desired, &draft.edit.desired, node)?;
+    Ok(draft.edit)
+}
+
+/// A request being carried out on a copy.
+struct Draft<'a> {
+    edit: Edit,
+    node: &'a NodeFacts,
+    entropy: &'a mut dyn FnMut() -> u32,
+    now: u64,
+}
+
+impl Draft<'_> {
+    fn note(&mut self, text: impl Into<String>) {
+        self.edit.notes.push(text.into());
+    }
+
+    fn concerns(&mut self, path: &InstancePath) {
+        if !self.edit.instances.contains(path) {
+            self.edit.instances.push(path.clone());
+        }
+    }
+
+    fn fresh_id(&mut self) -> InstanceId {
+        loop {
+            let id = InstanceId::from_bits((self.entropy)());
+            if !self.edit.desired.instances.keys().any(|path| path.id == id) {
+                return id;
+            }
+        }
+    }
+
+    /// The tenant exists and is not being removed.
+    fn require_tenant(&self, name: &TenantName) -> Result<(), Denial> {
+        match self.edit.desired.tenants.get(name) {
+            Some(tenant) if tenant.existence == Existence::Kept => Ok(()),
+            Some(_) => Err(Denial::BeingRemoved { object: format!("tenant {name}") }),
+            None => Err(Denial::NoSuchTenant { name: name.clone() }),
+        }
+    }
+
+    /// The pool exists and is not being removed.
+    fn require_pool(&self, path: &PoolPath) -> Result<(), Denial> {
+        self.require_tenant(&path.tenant)?;
+        match self.edit.desired.pools.get(path) {
+            Some(pool) if pool.existence == Existence::Kept => Ok(()),
+            Some(_) => Err(Denial::BeingRemoved { object: format!("pool {path}") }),
+            None => Err(Denial::NoSuchPool { path: path.clone() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

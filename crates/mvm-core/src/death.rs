@@ -1,0 +1,143 @@
+//! Why a microVM ended: classified from what the VMM reported, what the guest's console said last
+//! and what mvm itself had asked for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::vmm::{ProcessEnd, ShutdownReason, VmExit};
+
+/// Lines of the console that are kept with a death.
+pub const CONSOLE_TAIL_LINES: usize = 40;
+
+/// The cause of a microVM's end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+pub enum Cause {
+    /// Somebody asked mvm to stop or destroy it.
+    Operator,
+    /// The guest powered itself off or rebooted in an orderly way.
+    GuestShutdown,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// The guest's kernel panicked because its memory ran out.
+    GuestOom,
+    /// The guest did not answer within the pool's boot time limit.
+    BootTimeout,
+    /// The microVM could not be started.
+    StartFailed {
+        /// Why, with sources.
+        error: String,
+    },
+    /// The VMM ended on a fault of its own.
+    VmmCrash,
+    /// Something else than mvm ended the VMM with a signal.
+    KilledFromOutside {
+        /// The Linux signal number.
+        signal: i32,
+    },
+    /// The host was rebooted.
+    HostReboot,
+    /// The VMM went away while no agent was watching.
+    Unobserved,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator => write!(f, "stopped by an operator"),
+            Self::GuestShutdown => write!(f, "the guest powered off"),
+            Self::GuestPanic => write!(f, "guest kernel panic"),
+            Self::GuestOom => write!(f, "guest out of memory"),
+            Self::BootTimeout => write!(f, "the guest agent did not answer in time"),
+            Self::StartFailed { error } => write!(f, "start failed: {error}"),
+            Self::VmmCrash => write!(f, "VMM crash"),
+            Self::KilledFromOutside { signal } => {
+                write!(f, "VMM killed from outside by signal {signal}")
+            }
+            Self::HostReboot => write!(f, "the host was rebooted"),
+            Self::Unobserved => write!(f, "the VMM went away while no agent was running"),
+        }
+    }
+}
+
+/// How one run of a microVM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Death {
+    /// Why.
+    #[serde(flatten)]
+    pub cause: Cause,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// How the VMM's process ended, if there was one.
+    #[serde(default)]
+    pub exit: Option<VmExit>,
+    /// The console's last lines.
+    #[serde(default)]
+    pub console_tail: Vec<String>,
+}
+
+/// Classifies an end that mvm did not ask for.
+pub fn classify(exit: &VmExit, console_tail: &[String]) -> Cause {
+    let says = |text: &str| console_tail.iter().any(|line| line.contains(text));
+    if says(PANIC) || exit.reason == Some(ShutdownReason::GuestPanic) {
+        let out_of_memory = says("Kernel panic - not syncing: Out of memory")
+            || says("System is deadlocked on memory")
+            || says("panic_on_oom");
+        return if out_of_memory { Cause::GuestOom } else { Cause::GuestPanic };
+    }
+    match exit.reason {
+        Some(ShutdownReason::GuestShutdown | ShutdownReason::GuestReset) => {
+            return Cause::GuestShutdown;
+        }
+        Some(ShutdownReason::HostSignal) => return Cause::KilledFromOutside { signal: SIGTERM },
+        Some(ShutdownReason::HostQuit | ShutdownReason::GuestPanic) | None => {}
+    }
+    match exit.process {
+        // What a VMM does to itself: illegal instruction, abort, bus error, arithmetic,
+        // segmentation fault, bad system call (the seccomp filter).
+        ProcessEnd::Signaled { signal: 4 | 6 | 7 | 8 | 11 | 31 } => Cause::VmmCrash,
+        ProcessEnd::Signaled { signal } => Cause::KilledFromOutside { signal },
+        ProcessEnd::Exited { .. } => Cause::VmmCrash,
+        ProcessEnd::Unobserved => Cause::Unobserved,
+    }
+}
+
+const PANIC: &str = "Kernel panic - not syncing";
+const SIGTERM: i32 = 15;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn each_kind_of_end_is_told_apart() {
+        let exit = |process, reason| VmExit { process, reason };
+        let exited = |reason| exit(ProcessEnd::Exited { code: 0 }, reason);
+        let killed = |signal| exit(ProcessEnd::Signaled { signal }, None);
+        let panic = lines("x\n[ 1.0] Kernel panic - not syncing: Attempted to kill init!\ny");
+        let oom = lines("Kernel panic - not syncing: System is deadlocked on memory");
+        for (exit, console, cause) in [
+            (exited(Some(ShutdownReason::GuestShutdown)), vec![], Cause::GuestShutdown),
+            (exited(Some(ShutdownReason::GuestReset)), panic, Cause::GuestPanic),
+            (exited(Some(ShutdownReason::GuestReset)), oom, Cause::GuestOom),
+            (exited(Some(ShutdownReason::GuestPanic)), vec![], Cause::GuestPanic),
+            (
+                exited(Some(ShutdownReason::HostSignal)),
+                vec![],
+                Cause::KilledFromOutside { signal: 15 },
+            ),
+            (killed(9), vec![], Cause::KilledFromOutside { signal: 9 }),
+            (killed(11), vec![], Cause::VmmCrash),
+            (killed(31), vec![], Cause::VmmCrash),
+            (exited(None), vec![], Cause::VmmCrash),
+            (exit(ProcessEnd::Unobserved, None), vec![], Cause::Unobserved),
+        ] {
+            assert_eq!(classify(&exit, &console), cause, "{exit:?}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The planner: `plan(desired, observed, limits, now)` says what to do next and what is waited for.
+//!
+//! It is called by the agent's loop in every round with whatever is there, and compares levels, not
+//! edges: a lost event costs a round, never a wish. The same inputs give the same plan. There is no
+//! retry inside an action: the next round is the retry, and backoff is part of the comparison.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lifecycle::{InstanceStatus, Phase};
+use crate::name::{InstancePath, PoolPath, RevisionId, TenantName};
+use crate::record::{
+    BuildState, Desired, DesiredState, Existence, InstanceRecord, Observed, PoolRecord, PoolStatus,
+};
+use crate::spec::RestartPolicy;
+
+/// Backoff after the first failure, in milliseconds; it doubles with each further one.
+pub const BACKOFF_FIRST_MS: u64 = 1_000;
+/// Longest backoff, in milliseconds.
+pub const BACKOFF_MAX_MS: u64 = 300_000;
+
+/// One step towards the desired state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Build the pool's image and report this generation.
+    Build {
+        /// The pool.
+        pool: PoolPath,
+        /// The build request that this answers.
+        generation: u64,
+    },
+    /// Start an instance.
+    Start {
+        /// The instance.
+        instance: InstancePath,
+        /// The wish's generation.
+        generation: u64,
+        /// The revision to boot if it has none yet.
+        revision: RevisionId,
+    },
+    /// Stop an instance.
+    Stop {
+        /// The instance.
+        instance: InstancePath,
+        /// How long the guest has to shut down, in milliseconds.
+        grace_ms: u64,
+        /// The generation that is reported with it.
+        generation: u64,
+    },
+    /// Destroy an instance.
+    Destroy {
+        /// The instance.
+        instance: InstancePath,
+        /// How long the guest has to shut down, in milliseconds.
+        grace_ms: u64,
+    },
+    /// Remove the records of a pool that has no instances any more.
+    RemovePool(PoolPath),
+    /// Remove the network and the record of a tenant that has no pools any more.
+    RemoveTenant(TenantName),
+}
+
+/// Why an instance is not where it is wished to be, although nothing is to be done right now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "waiting", rename_all = "snake_case")]
+pub enum Waiting {
+    /// Its pool has no image yet.
+    Image {
+        /// Why the last build failed, if it did.
+        error: Option<String>,
+    },
+    /// The node starts as many instances at once as it should.
+    StartSlot,
+    /// It failed and is tried again later.
+    Backoff {
+        /// Failures in a row.
+        failures: u32,
+        /// When it is tried again, in milliseconds since the Unix epoch.
+        until_unix_ms: u64,
+    },
+    /// It ended by itself and its restart policy leaves it so.
+    RestartPolicy {
+        /// The policy.
+        policy: RestartPolicy,
+    },
+    /// An earlier step has to end first.
+    Step,
+}
+
+/// What a node may do at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanLimits {
+    /// Instances that may be starting at once.
+    pub starting: usize,
+}
+
+/// What to do next, and what is waited for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps to take now, in order.
+    pub actions: Vec<Action>,
+    /// Instances that wait, with the reason.
+    pub waiting: BTreeMap<InstancePath, Waiting>,
+    /// When time alone makes the next step due, in milliseconds since the Unix epoch.
+    pub next_unix_ms: Option<u64>,
+}
+
+impl Plan {
+    fn due(&mut self, at: u64) {
+        self.next_unix_ms = Some(self.next_unix_ms.map_or(at, |next| next.min(at)));
+    }
+}
+
+/// How long to wait after this many failures in a row, in milliseconds.
+pub fn backoff_ms(failures: u32) -> u64 {
+    let doublings = failures.saturating_sub(1).min(20);
+    (BACKOFF_FIRST_MS << doublings).min(BACKOFF_MAX_MS)
+}
+
+/// Plans the next round.
+pub fn plan(desired: &Desired, observed: &Observed, limits: PlanLimits, now: u64) -> Plan {
+    let mut plan = Plan::default();
+    for pool in desired.pools.values() {
+        plan_pool(&mut plan, desired, pool, observed.pools.get(&pool.path), now);
+    }
+    let mut start_slots = limits.starting.saturating_sub(
+        observed
+            .instances
+            .values()
+            .filter(|status| matches!(status.phase, Phase::Starting { .. }))
+            .count(),
+    );
+    let created = InstanceStatus::default();
+    for record in desired.instances.values() {
+        let status = observed.instances.get(&record.path).unwrap_or(&created);
+        let image = observed.pools.get(&record.path.pool);
+        plan_instance(&mut plan, record, status, image, &mut start_slots, now);
+    }
+    for tenant in desired.tenants.values().filter(|t| t.existence == Existence::Removed) {
+        if desired.pools_of(&tenant.name).next().is_none()
+            && desired.instances_of(&tenant.name).next().is_none()
+        {
+            plan.actions.push(Action::RemoveTenant(tenant.name.clone()));
+        }
+    }
+    plan
+}
+
+fn plan_pool(
+    plan: &mut Plan,
+    desired: &Desired,
+    pool: &PoolRecord,
+    status: Option<&PoolStatus>,
+    now: u64,
+) {
+    if pool.existence == Existence::Removed {
+        if desired.instances_in(&pool.path).next().is_none() {
+            plan.actions.push(Action::RemovePool(pool.path.clone()));
+        }
+        return;
+    }
+    let nothing = PoolStatus::default();
+    let status = status.unwrap_or(&nothing);
+    let asked = status.build_generation < pool.build_generation;
+    let needed = status.revision.is_none()
+        && desired.instances_in(&pool.path).any(|i| i.desired == DesiredState::Running);
+    if !asked && !needed {
+        return;
+    }
+    match &status.build {
+        BuildState::Building { .. } => {}
+        BuildState::Failed { at_unix_ms, failures, .. } if !asked => {
+            let until = at_unix_ms.saturating_add(backoff_ms(*failures));
+            if now >= until {
+                plan.actions.push(build(pool));
+            } else {
+                plan.due(until);
+            }
+        }
+        _ => plan.actions.push(build(pool)),
+    }
+}
+
+fn build(pool: &PoolRecord) -> Action {
+    Action::Build { pool: pool.path.clone(), generation: pool.build_generation }
+}
+
+fn plan_instance(
+    plan: &mut Plan,
+    record: &InstanceRecord,
+    status: &InstanceStatus,
+    image: Option<&PoolStatus>,
+    start_slots: &mut usize,
+    now: u64,
+) {
+    let path = &record.path;
+    let behind = status.generation < record.generation;
+    match record.desired {
+        DesiredState::Destroyed => {
+            plan.actions
+                .push(Action::Destroy { instance: path.clone(), grace_ms: record.grace_ms });
+        }
+        DesiredState::Stopped => match status.phase {
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. } => {
+                plan.actions.push(Action::Stop {
+                    instance: path.clone(),
+                    grace_ms: record.grace_ms,
+                    generation: record.generation,
+                });
+            }
+            Phase::Created
+            | Phase::Releasing { .. }
+            | Phase::Stopped
+            | Phase::Failed
+            | Phase::Destroyed => {}
+        },
+        DesiredState::Running => match &status.phase {
+            Phase::Running { .. } if behind => {
+                // The stop belongs to the wish before; the start that follows carries the new one.
+                plan.actions.push(Action::Stop {
+                    instance: path.clone(),
+                    grace_ms: record.grace_ms,
+                    generation: status.generation,
+                });
+            }
+            Phase::Running { .. } => {}
+            Phase::Starting { .. } | Phase::Stopping { .. } | Phase::Releasing { .. } => {
+                plan.waiting.insert(path.clone(), Waiting::Step);
+            }
+            Phase::Destroyed => {}
+            Phase::Created => start(plan, record, status, image, start_slots),
+            Phase::Stopped | Phase::Failed if behind => {
+                start(plan, record, status, image, start_slots);
+            }
+            Phase::Stopped | Phase::Failed => {
+                let failed = status.phase == Phase::Failed;
+                let again = match record.spec.restart {
+                    RestartPolicy::Always => true,
+                    RestartPolicy::OnFailure => failed,
+                    RestartPolicy::Never => false,
+                };
+                if !again {
+                    let policy = record.spec.restart;
+                    plan.waiting.insert(path.clone(), Waiting::RestartPolicy { policy });
+                    return;
+                }
+                let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
+                let failures = status.failures.max(1);
+                let until_unix_ms = died.saturating_add(backoff_ms(failures));
+                if now < until_unix_ms {
+                    plan.due(until_unix_ms);
+                    plan.waiting.insert(path.clone(), Waiting::Backoff { failures, until_unix_ms });
+                    return;
+                }
+                start(plan, record, status, image, start_slots);
+            }
+        },
+    }
+}
+
+fn start(
+    plan: &mut Plan,
+    record: &InstanceRecord,
+    status: &InstanceStatus,
+    image: Option<&PoolStatus>,
+    start_slots: &mut usize,
+) {
+    let instance = record.path.clone();
+    let revision = status.revision.as_ref().or(image.and_then(|image| image.revision.as_ref()));
+    let Some(revision) = revision else {
+        let error = match image.map(|image| &image.build) {
+            Some(BuildState::Failed { error, .. }) => Some(error.clone()),
+            _ => None,
+        };
+        plan.waiting.insert(instance, Waiting::Image { error });
+        return;
+    };
+    if *start_slots == 0 {
+        plan.waiting.insert(instance, Waiting::StartSlot);
+        return;
+    }
+    *start_slots -= 1;
+    plan.actions.push(Action::Start {
+        instance,
+        generation: record.generation,
+        revision: revision.clone(),
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! What the store holds: the desired documents, and what is observed of each object.
+//!
+//! Desired records have one writer, admission; observed ones have one writer each, the instance's
+//! actor or the pool's builder. Keys are `desired/…` and `observed/…`, so that one
+//! compare-and-swap over the `desired/` prefix guards a whole admission.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lifecycle::InstanceStatus;
+use crate::name::{InstancePath, PoolPath, RevisionId, TenantName};
+use crate::net::{InstanceNetwork, Slot, TenantNetwork};
+use crate::spec::{NetMode, PoolSpec, Quota};
+
+/// Prefix of every desired record.
+pub const DESIRED: &str = "desired/";
+/// Prefix of every observed record.
+pub const OBSERVED: &str = "observed/";
+
+/// Whether an object is to exist.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Existence {
+    /// It is to exist.
+    #[default]
+    Kept,
+    /// It is to be removed once nothing depends on it.
+    Removed,
+}
+
+/// A tenant, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRecord {
+    /// The tenant's name.
+    pub name: TenantName,
+    /// The tenant's limits.
+    pub quota: Quota,
+    /// The tenant's network.
+    pub network: TenantNetwork,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it is to exist.
+    #[serde(default)]
+    pub existence: Existence,
+}
+
+/// A pool, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRecord {
+    /// The pool's path.
+    pub path: PoolPath,
+    /// What its instances are like.
+    pub spec: PoolSpec,
+    /// How many of its instances are to run.
+    pub running: u32,
+    /// Raised by each request to build; the builder reports the last one that it carried out.
+    pub build_generation: u64,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it is to exist.
+    #[serde(default)]
+    pub existence: Existence,
+}
+
+/// What an instance is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DesiredState {
+    /// Run.
+    Running,
+    /// Not run; its disk and address are kept.
+    Stopped,
+    /// Be removed with everything that it has.
+    Destroyed,
+}
+
+/// An instance, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// The instance's path.
+    pub path: InstancePath,
+    /// What it is like: its pool's spec when it was created.
+    pub spec: PoolSpec,
+    /// Its place in the tenant's network; kept for life, also without an interface.
+    pub slot: Slot,
+    /// What it is to do.
+    pub desired: DesiredState,
+    /// Raised by each request that wants a fresh start; a status of a lower generation is of an
+    /// earlier wish.
+    pub generation: u64,
+    /// How long the guest has to shut down, in milliseconds; 0 ends the VMM at once.
+    pub grace_ms: u64,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+}
+
+/// What is known of a pool's image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolStatus {
+    /// The revision that new instances get.
+    pub revision: Option<RevisionId>,
+    /// The last build request that was carried out, successfully or not.
+    pub build_generation: u64,
+    /// What the builder is doing or has met.
+    pub build: BuildState,
+}
+
+/// The state of a pool's image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum BuildState {
+    /// No build was needed yet.
+    #[default]
+    Idle,
+    /// A build runs.
+    Building {
+        /// What it is doing, in words.
+        step: String,
+    },
+    /// The last build made or found the revision.
+    Built {
+        /// Whether the revision was already there.
+        already_there: bool,
+        /// How long the build took in milliseconds.
+        took_ms: u64,
+    },
+    /// The last build failed.
+    Failed {
+        /// Why, with sources.
+        error: String,
+        /// When, in milliseconds since the Unix epoch.
+        at_unix_ms: u64,
+        /// Failures in a row.
+        failures: u32,
+    },
+}
+
+/// Every desired record of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Tenants by name.
+    pub tenants: BTreeMap<TenantName, TenantRecord>,
+    /// Pools by path.
+    pub pools: BTreeMap<PoolPath, PoolRecord>,
+    /// Instances by path.
+    pub instances: BTreeMap<InstancePath, InstanceRecord>,
+}
+
+/// Every observed record of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Pools by path.
+    pub pools: BTreeMap<PoolPath, PoolStatus>,
+    /// Instances by path.
+    pub instances: BTreeMap<InstancePath, InstanceStatus>,
+}
+
+impl Desired {
+    /// The pools of a tenant.
+    pub fn pools_of(&self, tenant: &TenantName) -> impl Iterator<Item = &PoolRecord> {
+        self.pools.values().filter(move |pool| pool.path.tenant == *tenant)
+    }
+
+    /// The instances of a tenant.
+    pub fn instances_of(&self, tenant: &TenantName) -> impl Iterator<Item = &InstanceRecord> {
+        self.instances.values().filter(move |instance| instance.path.pool.tenant == *tenant)
+    }
+
+    /// The instances of a pool.
+    pub fn instances_in(&self, pool: &PoolPath) -> impl Iterator<Item = &InstanceRecord> {
+        self.instances.values().filter(move |instance| instance.path.pool == *pool)
+    }
+
+    /// An instance's place in its tenant's network, or `None` if it has no interface.
+    pub fn network_of(&self, instance: &InstanceRecord) -> Option<InstanceNetwork> {
+        match instance.spec.net {
+            NetMode::None => None,
+            NetMode::Tenant => self
+                .tenants
+                .get(&instance.path.pool.tenant)
+                .map(|tenant| InstanceNetwork { tenant: tenant.network, slot: instance.slot }),
+        }
+    }
+}
+
+/// The key of a tenant's desired record.
+pub fn tenant_key(name: &TenantName) -> String {
+    format!("{DESIRED}tenant/{name}")
+}
+
+/// The key of a pool's desired record.
+pub fn pool_key(path: &PoolPath) -> String {
+    format!("{DESIRED}pool/{path}")
+}
+
+/// The key of an instance's desired record.
+pub fn instance_key(path: &InstancePath) -> String {
+    format!("{DESIRED}instance/{path}")
+}
+
+/// The key of a pool's observed record.
+pub fn pool_status_key(path: &PoolPath) -> String {
+    format!("{OBSERVED}pool/{path}")
+}
+
+/// The key of an instance's observed record.
+pub fn instance_status_key(path: &InstancePath) -> String {
+    format!("{OBSERVED}instance/{path}")
+}
+
+/// The tenant that a record belongs to, taken from its key alone.
+pub fn tenant_of_key(key: &str) -> Option<TenantName> {
+    key.split('/').nth(2).and_then(|name| name.parse().ok())
+}

@@ -1,0 +1,353 @@
+//! What people ask for: quotas, pools, and the document that `mvm up` reads.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{PoolName, TenantName};
+
+/// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
+pub const MEM_MIB_MIN: u32 = 96;
+/// Smallest writable layer in MiB.
+pub const DISK_MIB_MIN: u32 = 16;
+/// Most virtual CPUs of one instance.
+pub const VCPUS_MAX: u32 = 32;
+
+/// A tenant's limits; an absent limit means that only the node's capacity limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quota {
+    /// Virtual CPUs of all instances that are to run.
+    pub vcpus: Option<u64>,
+    /// Guest memory in MiB of all instances that are to run.
+    pub mem_mib: Option<u64>,
+    /// Writable layers in MiB of all instances.
+    pub disk_mib: Option<u64>,
+    /// Instances that are to run.
+    pub running: Option<u64>,
+    /// Pools.
+    pub pools: Option<u64>,
+    /// Instances of any one pool.
+    pub instances_per_pool: Option<u64>,
+}
+
+impl Quota {
+    /// The names of the limits, as commands and documents spell them.
+    pub const NAMES: [&'static str; 6] =
+        ["vcpus", "mem", "disk", "running", "pools", "instances-per-pool"];
+
+    /// The limit with this name.
+    pub fn by_name(&mut self, name: &str) -> Option<&mut Option<u64>> {
+        match name {
+            "vcpus" => Some(&mut self.vcpus),
+            "mem" => Some(&mut self.mem_mib),
+            "disk" => Some(&mut self.disk_mib),
+            "running" => Some(&mut self.running),
+            "pools" => Some(&mut self.pools),
+            "instances-per-pool" => Some(&mut self.instances_per_pool),
+            _ => None,
+        }
+    }
+
+    /// Takes over the limits that `change` has.
+    pub fn merge(&mut self, change: &Self) {
+        let mut change = change.clone();
+        for name in Self::NAMES {
+            if let (Some(mine), Some(Some(theirs))) = (self.by_name(name), change.by_name(name)) {
+                *mine = Some(*theirs);
+            }
+        }
+    }
+}
+
+/// Where a pool's root filesystem comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ImageSpec {
+    /// The small image that mvm makes from distribution packages.
+    #[default]
+    Builtin,
+}
+
+impl FromStr for ImageSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "builtin" => Ok(Self::Builtin),
+            _ => Err(format!("`{text}` is not an image source: expected builtin")),
+        }
+    }
+}
+
+impl fmt::Display for ImageSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Builtin => f.pad("builtin"),
+        }
+    }
+}
+
+/// Whether instances have a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NetMode {
+    /// An interface on the tenant's bridge.
+    #[default]
+    Tenant,
+    /// No interface but loopback.
+    None,
+}
+
+impl FromStr for NetMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tenant" => Ok(Self::Tenant),
+            "none" => Ok(Self::None),
+            _ => Err(format!("`{text}` is not a network mode: expected tenant or none")),
+        }
+    }
+}
+
+impl fmt::Display for NetMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tenant => "tenant",
+            Self::None => "none",
+        })
+    }
+}
+
+/// What happens when a running instance ends by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum RestartPolicy {
+    /// It is started again, with backoff, however it ended.
+    Always,
+    /// It is started again, with backoff, unless the guest powered itself off.
+    #[default]
+    OnFailure,
+    /// It stays ended.
+    Never,
+}
+
+impl FromStr for RestartPolicy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "on-failure" => Ok(Self::OnFailure),
+            "never" => Ok(Self::Never),
+            _ => Err(format!(
+                "`{text}` is not a restart policy: expected always, on-failure or never"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Always => "always",
+            Self::OnFailure => "on-failure",
+            Self::Never => "never",
+        })
+    }
+}
+
+macro_rules! string_conversions {
+    ($($name:ident),+) => {$(
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.to_string()
+            }
+        }
+    )+};
+}
+string_conversions!(ImageSpec, NetMode, RestartPolicy);
+
+/// What every instance of a pool is like.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolSpec {
+    /// Where the root filesystem comes from.
+    pub image: ImageSpec,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+    /// Size of the writable layer in MiB; sparse, so it costs what is written.
+    pub disk_mib: u32,
+    /// Whether instances have a network.
+    pub net: NetMode,
+    /// What happens when an instance ends by itself.
+    pub restart: RestartPolicy,
+    /// Seconds from launch to a guest agent that answers, before the start has failed.
+    pub boot_timeout_s: u32,
+}
+
+impl Default for PoolSpec {
+    fn default() -> Self {
+        Self {
+            image: ImageSpec::Builtin,
+            vcpus: 1,
+            mem_mib: 256,
+            disk_mib: 2048,
+            net: NetMode::Tenant,
+            restart: RestartPolicy::OnFailure,
+            boot_timeout_s: 60,
+        }
+    }
+}
+
+/// Why a pool's spec makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}, but must be {expected}")]
+pub struct SpecError {
+    /// The field's name.
+    pub field: &'static str,
+    /// What was given.
+    pub value: u32,
+    /// What is allowed, in words.
+    pub expected: String,
+}
+
+impl PoolSpec {
+    /// Checks the ranges of the numbers.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let fail = |field, value, expected: String| Err(SpecError { field, value, expected });
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return fail("vcpus", self.vcpus, format!("1 to {VCPUS_MAX}"));
+        }
+        if self.mem_mib < MEM_MIB_MIN {
+            return fail("mem_mib", self.mem_mib, format!("at least {MEM_MIB_MIN}"));
+        }
+        if self.disk_mib < DISK_MIB_MIN {
+            return fail("disk_mib", self.disk_mib, format!("at least {DISK_MIB_MIN}"));
+        }
+        if self.boot_timeout_s == 0 {
+            return fail("boot_timeout_s", 0, "at least 1".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The document of `mvm up FILE`: a tenant, its pools and how many instances of each run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// The tenant's name.
+    pub tenant: TenantName,
+    /// The tenant's subnet; chosen if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Ipv4Net>,
+    /// The tenant's limits.
+    #[serde(default)]
+    pub quota: Quota,
+    /// The tenant's pools by name.
+    #[serde(default, alias = "pool")]
+    pub pools: BTreeMap<PoolName, DocumentPool>,
+}
+
+/// One pool of a [`Document`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "DocumentPoolFields")]
+pub struct DocumentPool {
+    /// How many instances run.
+    pub running: u32,
+    /// What they are like.
+    #[serde(flatten)]
+    pub spec: PoolSpec,
+}
+
+/// [`DocumentPool`] as written: flat, and strict about unknown fields (which `flatten` is not).
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DocumentPoolFields {
+    running: u32,
+    image: ImageSpec,
+    vcpus: u32,
+    mem_mib: u32,
+    disk_mib: u32,
+    net: NetMode,
+    restart: RestartPolicy,
+    boot_timeout_s: u32,
+}
+
+impl Default for DocumentPoolFields {
+    fn default() -> Self {
+        let PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s } =
+            PoolSpec::default();
+        Self { running: 1, image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s }
+    }
+}
+
+impl From<DocumentPoolFields> for DocumentPool {
+    fn from(fields: DocumentPoolFields) -> Self {
+        let DocumentPoolFields {
+            running,
+            image,
+            vcpus,
+            mem_mib,
+            disk_mib,
+            net,
+            restart,
+            boot_timeout_s,
+        } = fields;
+        Self {
+            running,
+            spec: PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_document_gets_the_defaults() {
+        let document: Document =
+            serde_json::from_str(r#"{"tenant":"demo","pools":{"hello":{"running":2}}}"#).unwrap();
+        let pool = &document.pools[&"hello".parse().unwrap()];
+        assert_eq!((pool.running, &pool.spec), (2, &PoolSpec::default()));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_by_name() {
+        for (text, field) in [
+            (r#"{"tenant":"demo","pols":{}}"#, "pols"),
+            (r#"{"tenant":"demo","pools":{"a":{"memory":3}}}"#, "memory"),
+            (r#"{"tenant":"demo","quota":{"cpus":3}}"#, "cpus"),
+        ] {
+            let error = serde_json::from_str::<Document>(text).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_document_round_trips() {
+        let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none"}}}"#;
+        let document: Document = serde_json::from_str(text).unwrap();
+        let again = serde_json::to_string(&document).unwrap();
+        assert_eq!(serde_json::from_str::<Document>(&again).unwrap(), document);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_named() {
+        let spec = PoolSpec { mem_mib: 8, ..PoolSpec::default() };
+        assert_eq!(spec.check().unwrap_err().to_string(), "mem_mib is 8, but must be at least 96");
+    }
+}

@@ -1,0 +1,264 @@
+//! Calls and replies.
+
+use mvm_core::admit::Request;
+use mvm_core::guest::{ExecRequest, ExitStatus};
+use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
+use serde::{Deserialize, Serialize};
+
+use crate::view::{
+    InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
+};
+
+/// What a caller asks of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "snake_case")]
+pub enum Call {
+    /// Changes what is desired. Reply: `accepted`.
+    Submit(Request),
+    /// The agent and its machine. Reply: `node`.
+    Node,
+    /// Tenants, all or one. Reply: `tenants`.
+    Tenants {
+        /// Only this one; an error if it does not exist.
+        name: Option<TenantName>,
+    },
+    /// Pools, all, a tenant's or one. Reply: `pools`.
+    Pools {
+        /// Only this tenant's.
+        tenant: Option<TenantName>,
+        /// Only this one; an error if it does not exist.
+        path: Option<PoolPath>,
+    },
+    /// Instances. Reply: `instances`.
+    Instances {
+        /// Which.
+        selector: Selector,
+    },
+    /// Instances and pools, now and after each change, until the caller hangs up.
+    /// Replies: `snapshot`.
+    Watch {
+        /// Which instances; those that are gone are left out.
+        instances: Vec<InstancePath>,
+        /// Which pools.
+        pools: Vec<PoolPath>,
+        /// Whether to watch this tenant's existence too.
+        tenant: Option<TenantName>,
+    },
+    /// Runs a program in a guest. Replies: `exec_started`, data, `exec_exit`. The caller sends
+    /// standard input as data frames and ends it with an empty one.
+    Exec {
+        /// Which instance; any running one of a pool will do.
+        selector: Selector,
+        /// The program.
+        request: ExecRequest,
+    },
+    /// Sends a signal to this connection's exec. No reply.
+    Signal {
+        /// The Linux signal number.
+        signal: i32,
+    },
+    /// A log of one instance. Replies: data, then `done`.
+    Logs {
+        /// Which instance.
+        selector: Selector,
+        /// Which log.
+        kind: LogKind,
+        /// Whether to go on with what comes later.
+        follow: bool,
+        /// Only the last lines.
+        tail: Option<u32>,
+    },
+    /// What instances use. Reply: `stats`.
+    Stats {
+        /// Which instances.
+        selector: Selector,
+    },
+    /// Why one instance is in its state. Reply: `why`.
+    Why {
+        /// Which instance.
+        selector: Selector,
+    },
+    /// Compares the kernel's network state with the expected one. Reply: `verify`.
+    NetVerify,
+    /// The store's records under a prefix, as stored. Reply: `records`.
+    Records {
+        /// The beginning of the keys.
+        prefix: String,
+    },
+    /// Replaces (or removes) one record, to mend what does not parse. Reply: `done`.
+    RecordMend {
+        /// The key.
+        key: String,
+        /// The new JSON text; the record is removed if absent.
+        text: Option<String>,
+    },
+    /// Ends the agent; microVMs keep running. Reply: `done`.
+    AgentStop,
+    /// A call of a newer caller.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Which log of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogKind {
+    /// The serial console, kept on the host.
+    Console,
+    /// The guest kernel's ring buffer, from the guest.
+    Kernel,
+    /// What the VMM itself printed.
+    Vmm,
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "body", rename_all = "snake_case")]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// The wish is recorded; wait for the targets with a watch.
+    Accepted(Accepted),
+    /// The agent and its machine.
+    Node(Box<NodeView>),
+    /// Tenants.
+    Tenants(Vec<TenantView>),
+    /// Pools.
+    Pools(Vec<PoolView>),
+    /// Instances.
+    Instances(Vec<InstanceView>),
+    /// What a watch sees.
+    Snapshot {
+        /// The instances that exist.
+        instances: Vec<InstanceView>,
+        /// The pools that exist.
+        pools: Vec<PoolView>,
+        /// Whether the tenant exists.
+        tenant_exists: bool,
+    },
+    /// The program runs.
+    ExecStarted {
+        /// In which instance.
+        instance: InstancePath,
+        /// Its process id inside the guest.
+        pid: u32,
+    },
+    /// The program ended.
+    ExecExit(ExitStatus),
+    /// What instances use.
+    Stats(Vec<StatsView>),
+    /// Why an instance is in its state.
+    Why(Box<WhyView>),
+    /// The comparison of the network.
+    Verify(VerifyView),
+    /// Records as stored.
+    Records(Vec<RecordView>),
+    /// The call failed.
+    Error(ApiError),
+}
+
+/// An accepted request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The store's revision with the wish in it.
+    pub revision: u64,
+    /// Instances that the request concerns.
+    pub instances: Vec<InstanceTarget>,
+    /// Pools that the request concerns.
+    pub pools: Vec<PoolTarget>,
+    /// What to tell the person.
+    pub notes: Vec<String>,
+}
+
+/// An instance and the wish to wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceTarget {
+    /// The instance.
+    pub path: InstancePath,
+    /// The generation of the wish.
+    pub generation: u64,
+}
+
+/// A pool and the build to wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolTarget {
+    /// The pool.
+    pub path: PoolPath,
+    /// The generation of the build request.
+    pub build_generation: u64,
+}
+
+/// Why a call failed: what, why, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The class of the failure.
+    pub code: ErrorCode,
+    /// What went wrong and why.
+    pub message: String,
+    /// What to type next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Classes of failures; the command line turns them into exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The agent does not know the call.
+    Unsupported,
+    /// The request makes no sense.
+    Invalid,
+    /// The object does not exist.
+    NotFound,
+    /// The object is not in a state that allows it.
+    Conflict,
+    /// A quota or capacity is reached.
+    OverLimit,
+    /// The guest does not answer, or refused.
+    Guest,
+    /// The program, directory or user does not exist in the guest.
+    GuestNotFound,
+    /// The guest refused to run the program.
+    GuestDenied,
+    /// A stored record does not parse.
+    BadRecord,
+    /// Something failed inside the agent or on its machine.
+    Internal,
+    /// A class of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ApiError {
+    /// A failure without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    /// The same with what to type next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_a_newer_caller_are_understood_as_unknown() {
+        let call: Call = serde_json::from_str(r#"{"call":"teleport","to":"mars"}"#).unwrap();
+        assert_eq!(call, Call::Unknown);
+    }
+
+    #[test]
+    fn a_request_round_trips_inside_a_call() {
+        let call =
+            Call::Submit(Request::PoolScale { path: "demo/hello".parse().unwrap(), running: 3 });
+        let text = serde_json::to_string(&call).unwrap();
+        assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);
+    }
+}

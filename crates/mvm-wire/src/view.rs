@@ -1,0 +1,197 @@
+//! What commands show: the same fields in tables, JSON and YAML.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use mvm_core::admit::{Capacity, Usage};
+use mvm_core::death::Death;
+use mvm_core::lifecycle::State;
+use mvm_core::name::{InstancePath, PoolPath, RevisionId, TenantName};
+use mvm_core::net::MacAddr;
+use mvm_core::plan::Waiting;
+use mvm_core::record::{BuildState, DesiredState};
+use mvm_core::spec::{PoolSpec, Quota};
+use mvm_core::vmm::{Accel, VmmKind};
+use serde::{Deserialize, Serialize};
+
+/// The agent and its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// The agent's version.
+    pub version: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// When the agent started, in milliseconds since the Unix epoch.
+    pub started_unix_ms: u64,
+    /// The agent's state directory.
+    pub state_dir: PathBuf,
+    /// The machine's host name.
+    pub hostname: String,
+    /// The VMM for new microVMs.
+    pub vmm: VmmKind,
+    /// The accelerator for new microVMs.
+    pub accel: Accel,
+    /// Why these were chosen.
+    pub chosen_because: String,
+    /// What the node can hold.
+    pub capacity: Capacity,
+    /// What is reserved.
+    pub reserved: Usage,
+    /// Tenants.
+    pub tenants: u64,
+    /// Records that do not parse: their objects are not touched until they are mended.
+    pub bad_records: Vec<BadRecordView>,
+    /// Failures of the node's own work (such as the network) that are being retried.
+    pub problems: Vec<String>,
+}
+
+/// A record that does not parse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRecordView {
+    /// The record's key.
+    pub key: String,
+    /// Why it does not parse.
+    pub reason: String,
+}
+
+/// A record as stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordView {
+    /// The record's key.
+    pub key: String,
+    /// The record's text.
+    pub text: String,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantView {
+    /// The tenant's name.
+    pub name: TenantName,
+    /// The tenant's subnet.
+    pub subnet: String,
+    /// The tenant's gateway.
+    pub gateway: Ipv4Addr,
+    /// The tenant's bridge.
+    pub bridge: String,
+    /// The tenant's limits.
+    pub quota: Quota,
+    /// What is reserved.
+    pub reserved: Usage,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it is being removed.
+    pub removing: bool,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// The pool's path.
+    pub path: PoolPath,
+    /// What its instances are like.
+    #[serde(flatten)]
+    pub spec: PoolSpec,
+    /// How many of its instances are to run.
+    pub desired_running: u32,
+    /// How many run.
+    pub running: u32,
+    /// How many exist.
+    pub instances: u32,
+    /// The revision that new instances get.
+    pub revision: Option<RevisionId>,
+    /// The state of its image.
+    pub build: BuildState,
+    /// The last build request that was carried out.
+    pub build_generation: u64,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it is being removed.
+    pub removing: bool,
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// The instance's path.
+    pub path: InstancePath,
+    /// The state.
+    pub state: State,
+    /// What it is in the middle of.
+    pub activity: Option<String>,
+    /// What it is to do.
+    pub desired: DesiredState,
+    /// The generation of the wish that the state answers.
+    pub generation: u64,
+    /// Why it is not where it is wished to be.
+    pub waiting: Option<Waiting>,
+    /// Its address, if it has an interface.
+    pub address: Option<Ipv4Addr>,
+    /// Its interface's MAC.
+    pub mac: Option<MacAddr>,
+    /// Its tap on the host.
+    pub tap: Option<String>,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+    /// Size of the writable layer in MiB.
+    pub disk_mib: u32,
+    /// The revision that it boots.
+    pub revision: Option<RevisionId>,
+    /// The VMM that runs it.
+    pub vmm: Option<VmmKind>,
+    /// The VMM's process id.
+    pub pid: Option<u32>,
+    /// What executes its instructions.
+    pub accel: Option<Accel>,
+    /// When it became ready, in milliseconds since the Unix epoch.
+    pub running_since_unix_ms: Option<u64>,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Starts that reached a running guest.
+    pub boots: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// How its last run ended.
+    pub last_death: Option<Death>,
+}
+
+/// What one instance uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatsView {
+    /// The instance.
+    pub path: InstancePath,
+    /// CPU time of the VMM since it started, in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory of the VMM, guest memory included, in KiB.
+    pub host_rss_kib: u64,
+    /// Disk space that the writable layer takes on the host, in KiB.
+    pub host_disk_kib: u64,
+    /// What the guest says of itself; absent if it did not answer.
+    pub guest: Option<mvm_core::guest::Health>,
+    /// Why the guest did not answer.
+    pub guest_error: Option<String>,
+}
+
+/// Why an instance is in its state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyView {
+    /// The instance.
+    pub instance: InstanceView,
+    /// One sentence.
+    pub summary: String,
+    /// The console's last lines, newest last.
+    pub console_tail: Vec<String>,
+}
+
+/// The comparison of the kernel's network state with the expected one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyView {
+    /// Tenant networks that were compared.
+    pub tenants: u64,
+    /// Interfaces that were compared.
+    pub instances: u64,
+    /// What differs, one line each; empty if all is as expected.
+    pub differences: Vec<String>,
+}
