@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::death::Cause;
 use crate::lifecycle::{InstanceStatus, Outcome, Phase};
 use crate::name::{InstancePath, PoolPath, RevisionId, TenantName};
 use crate::record::{
@@ -232,10 +233,11 @@ fn plan_instance(
                 start(plan, record, status, image, start_slots);
             }
             Phase::Stopped | Phase::Failed => {
-                let failed = status.phase == Phase::Failed;
+                let rebooted =
+                    status.last_death.as_ref().is_some_and(|d| d.cause == Cause::GuestReboot);
                 let again = match record.spec.restart {
                     RestartPolicy::Always => true,
-                    RestartPolicy::OnFailure => failed,
+                    RestartPolicy::OnFailure => rebooted || status.phase == Phase::Failed,
                     RestartPolicy::Never => false,
                 };
                 if !again {

@@ -224,7 +224,13 @@ impl InstanceStatus {
             // the symptom of what the guest did by itself.
             Phase::Stopping { outcome: Outcome::Failed, .. } => {
                 if let Some(death) = &mut self.last_death {
-                    if matches!(found, Cause::GuestPanic | Cause::GuestOom | Cause::GuestShutdown) {
+                    if matches!(
+                        found,
+                        Cause::GuestPanic
+                            | Cause::GuestOom
+                            | Cause::GuestShutdown
+                            | Cause::GuestReboot
+                    ) {
                         death.cause = found;
                     }
                     death.exit = Some(exit);
@@ -233,7 +239,9 @@ impl InstanceStatus {
                 return self.release(Outcome::Failed);
             }
             Phase::Stopping { outcome, .. } => (Cause::Operator, *outcome),
-            Phase::Running { .. } if found == Cause::GuestShutdown => (found, Outcome::Stopped),
+            Phase::Running { .. } if matches!(found, Cause::GuestShutdown | Cause::GuestReboot) => {
+                (found, Outcome::Stopped)
+            }
             _ => (found, Outcome::Failed),
         };
         self.died(cause, now, Some(exit), console_tail);

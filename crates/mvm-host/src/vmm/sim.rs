@@ -5,6 +5,7 @@
 //! it, so that dropping one and making another is an agent's restart. Time is tokio's, so a paused
 //! clock works. A microVM's tasks run on the runtime that launched it.
 
+mod agent;
 mod guest;
 mod machine;
 
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use mvm_core::name::InstanceId;
 use mvm_core::vmm::{Accel, ProcessEnd, ShutdownReason, VmExit, VmHandle, VmmKind};
 
+pub use agent::guest_agents;
 pub use guest::{SimGuestControl, SimGuestService};
 use machine::{Machine, SimVm};
 
@@ -162,6 +164,10 @@ impl Vmm for SimVmm {
         VmmKind::Sim
     }
 
+    fn host_boot_id(&self) -> String {
+        self.world.state().boot_id()
+    }
+
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         for path in [&spec.kernel, &spec.initrd] {
@@ -202,6 +208,14 @@ impl Vmm for SimVmm {
         let mut state = self.world.state();
         state.bury();
         Ok(state.find(handle).map(|machine| Arc::new(SimVm::new(machine)) as Arc<dyn Vm>))
+    }
+
+    async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        let state = self.world.state();
+        for machine in state.machines.values().filter(|machine| *machine.id() == spec.id) {
+            machine.end_by_signal();
+        }
+        Ok(())
     }
 
     async fn exit_of(&self, handle: &VmHandle, _spec: &VmSpec) -> VmExit {

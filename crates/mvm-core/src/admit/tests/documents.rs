@@ -26,7 +26,7 @@ fn a_document_makes_what_it_names() {
 fn a_document_is_made_as_a_whole_or_not_at_all() {
     let mut node = Node::new();
     let mut too_large = two_pools();
-    too_large.quota.vcpus = Some(3);
+    too_large.quota = Some(Quota { vcpus: Some(3), ..Quota::default() });
     assert!(matches!(node.deny(Request::Apply { document: too_large }), Denial::OverLimit(_)));
     assert_eq!(node.desired, Desired::default());
 }

@@ -193,10 +193,12 @@ impl Model {
     fn apply(&mut self, document: &Document) -> Option<()> {
         let name = &document.tenant;
         if !self.tenants.contains_key(name) {
-            self.add_tenant(name, &document.quota, document.subnet)?;
+            self.add_tenant(name, &document.quota.clone().unwrap_or_default(), document.subnet)?;
         }
         let tenant = self.tenant(name)?;
-        tenant.quota = document.quota.clone();
+        if let Some(quota) = &document.quota {
+            tenant.quota = quota.clone();
+        }
         for (name, wanted) in &document.pools {
             let pool = tenant.pools.entry(name.clone()).or_insert_with(|| pool_of(&wanted.spec));
             if pool.is_going {

@@ -50,17 +50,19 @@ fn any_subnet() -> impl Strategy<Value = Option<Ipv4Net>> {
 fn any_document() -> impl Strategy<Value = Document> {
     let pool = prop_oneof![Just("x"), Just("y")].prop_map(|name| name.parse::<PoolName>().unwrap());
     let pools = prop::collection::btree_map(pool, 0..4u32, 0..3);
-    (any_tenant(), any_quota(), pools).prop_map(|(tenant, quota, pools)| Document {
-        tenant,
-        subnet: None,
-        quota,
-        pools: pools
-            .into_iter()
-            .map(|(name, running)| {
-                let spec = spec_of(&name);
-                (name, DocumentPool { running, spec })
-            })
-            .collect(),
+    (any_tenant(), proptest::option::of(any_quota()), pools).prop_map(|(tenant, quota, pools)| {
+        Document {
+            tenant,
+            subnet: None,
+            quota,
+            pools: pools
+                .into_iter()
+                .map(|(name, running)| {
+                    let spec = spec_of(&name);
+                    (name, DocumentPool { running, spec })
+                })
+                .collect(),
+        }
     })
 }
 
