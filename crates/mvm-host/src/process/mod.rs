@@ -7,6 +7,7 @@
 mod exit_info;
 mod identity;
 mod spawn;
+mod strays;
 mod tool;
 
 use std::io;
@@ -25,6 +26,7 @@ use tokio::sync::OnceCell;
 
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
 pub use spawn::{Spawn, spawn};
+pub use strays::end_all_of;
 pub use tool::{CommandError, Output, run, run_within};
 
 /// How often, and how many times, an exit status that the process's parent has yet to collect is

@@ -184,11 +184,21 @@ pub trait Vmm: Send + Sync {
     /// Which VMM this is.
     fn kind(&self) -> VmmKind;
 
+    /// The boot id of the machine that microVMs run on: changes with each of its boots.
+    fn host_boot_id(&self) -> String;
+
     /// Starts a microVM: on return its process runs and its vCPUs execute.
     ///
     /// # Errors
     /// Nothing is left behind: no process, no socket.
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError>;
+
+    /// Ends every microVM of this instance that its agent does not know of: one that was launched
+    /// by an agent that died before it could say so. On return none of its processes runs.
+    ///
+    /// # Errors
+    /// A process could not be ended.
+    async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError>;
 
     /// Finds a microVM that an earlier agent started, or `None` if it is gone.
     ///

@@ -162,6 +162,10 @@ impl Vmm for SimVmm {
         VmmKind::Sim
     }
 
+    fn host_boot_id(&self) -> String {
+        self.world.state().boot_id()
+    }
+
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         for path in [&spec.kernel, &spec.initrd] {
@@ -202,6 +206,14 @@ impl Vmm for SimVmm {
         let mut state = self.world.state();
         state.bury();
         Ok(state.find(handle).map(|machine| Arc::new(SimVm::new(machine)) as Arc<dyn Vm>))
+    }
+
+    async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        let state = self.world.state();
+        for machine in state.machines.values().filter(|machine| *machine.id() == spec.id) {
+            machine.end_by_signal();
+        }
+        Ok(())
     }
 
     async fn exit_of(&self, handle: &VmHandle, _spec: &VmSpec) -> VmExit {

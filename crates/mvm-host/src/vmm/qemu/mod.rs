@@ -34,7 +34,7 @@ pub use version::{MINIMUM_VERSION, parse_version};
 
 use super::qmp::{QmpClient, QmpError, Version};
 use super::{Vm, VmSpec, Vmm, VmmError};
-use crate::process::{Process, ProcessIdentity};
+use crate::process::{self, Process, ProcessIdentity};
 use crate::unix_socket;
 
 /// QEMU's program for guests of this machine's architecture.
@@ -99,6 +99,24 @@ impl QemuVmm {
 impl Vmm for QemuVmm {
     fn kind(&self) -> VmmKind {
         VmmKind::Qemu
+    }
+
+    fn host_boot_id(&self) -> String {
+        process::boot_id().unwrap_or_default()
+    }
+
+    async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        match process::end_all_of(spec.uid).await {
+            Ok(0) => Ok(()),
+            Ok(count) => {
+                tracing::warn!(instance = %spec.id, count, "ended a microVM that no record knew");
+                Ok(())
+            }
+            Err(source) => Err(VmmError::System {
+                operation: format!("end the processes of user {}", spec.uid),
+                source,
+            }),
+        }
     }
 
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {

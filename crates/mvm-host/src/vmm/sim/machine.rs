@@ -68,6 +68,12 @@ impl Machine {
         &self.handle
     }
 
+    /// Ends the process with SIGKILL.
+    pub(super) fn end_by_signal(&self) {
+        let process = ProcessEnd::Signaled { signal: SIGKILL };
+        self.control.end(VmExit { process, reason: None });
+    }
+
     pub(super) fn id(&self) -> &InstanceId {
         self.control.id()
     }
@@ -235,8 +241,7 @@ impl Vm for SimVm {
     }
 
     async fn kill(&self) -> Result<(), VmmError> {
-        let process = ProcessEnd::Signaled { signal: SIGKILL };
-        self.machine.control.end(VmExit { process, reason: None });
+        self.machine.end_by_signal();
         Ok(())
     }
 
