@@ -7,8 +7,10 @@ mod vmm_support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
-use mvm_host::vmm::{CONSOLE_LOG, Vmm, VmmError};
+use mvm_host::process::run;
+use mvm_host::vmm::{CONSOLE_LOG, Nic, VmSpec, Vmm, VmmError};
 use vmm_support::{Backend, Guest, Host, PATIENCE, eventually, qemu::Qemu, sim::Sim, text_of};
 
 /// Runs each promise as a test on each backend: on the simulated one in modelled time.
@@ -318,6 +320,33 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
+}
+
+/// In a network namespace of this test's own thread, on which QEMU is also started.
+#[tokio::test]
+#[allow(unsafe_code)]
+async fn a_tap_serves_one_microvm_at_a_time_which_has_its_address() {
+    let Some(backend) = real_qemu() else { return };
+    // SAFETY: only the network namespace of this thread changes.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    run("ip", ["tuntap", "add", "dev", "mvmtap0", "mode", "tap"], b"").await.unwrap();
+    let host = Host::new(backend);
+    let mac = MacAddr([0x02, 0x6d, 10, 240, 0, 3]);
+    let with_nic = |number, tap: &str| VmSpec {
+        nic: Some(Nic { tap: tap.to_owned(), mac }),
+        ..host.spec(number)
+    };
+    let vmm = host.backend.vmm();
+    let vm = vmm.launch(&with_nic(1, "mvmtap0")).await.unwrap();
+    assert_eq!(Guest::of(&vm).await.ask("mac").await, mac.to_string());
+
+    for (tap, why) in [("mvmtap0", "busy"), ("mvmtap1", "no such")] {
+        let error = vmm.launch(&with_nic(2, tap)).await.err().expect(tap);
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string().contains(tap) && source.contains(why), "{error}: {source}");
+    }
+    vm.kill().await.unwrap();
+    vmm.launch(&with_nic(2, "mvmtap0")).await.unwrap().kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -15,12 +15,15 @@ use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use super::Backend;
 
 /// Modules in the order in which they can be loaded.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 10] = [
     "virtio_ring",
     "virtio",
     "virtio_mmio",
     "virtio_blk",
     "virtio_console",
+    "failover",
+    "net_failover",
+    "virtio_net",
     "pvpanic",
     "pvpanic-mmio",
 ];
@@ -40,6 +43,7 @@ while :; do
     echo) echo "$rest" >&3 ;;
     disks) a=; for d in vda vdb; do
         a="$a$d $($B cat /sys/block/$d/size) $($B cat /sys/block/$d/ro) "; done; echo $a >&3 ;;
+    mac) $B cat /sys/class/net/eth0/address >&3 ;;
     off) $B poweroff -f ;;
     reset) $B reboot -f ;;
     panic) echo c > /proc/sysrq-trigger ;;
