@@ -170,6 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[allow(clippy::print_stderr)] // a skipped test says why
     async fn the_child_has_no_privileges_no_environment_and_its_own_session() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root may change the user");

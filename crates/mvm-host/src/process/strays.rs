@@ -39,9 +39,10 @@ mod tests {
     use std::process::Command;
 
     #[tokio::test]
+    #[allow(clippy::print_stderr)] // a skipped test says why
     async fn processes_of_a_user_are_ended_and_no_others() {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: only root can start processes as other users");
+            eprintln!("skipped: only root can start processes as other users");
             return;
         }
         let uid = 0x7100_0000 + std::process::id();

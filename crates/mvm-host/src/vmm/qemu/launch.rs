@@ -9,14 +9,17 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::super::qmp::QmpClient;
-use super::super::{VMM_LOG, VmSpec, VmmError, console};
+use super::super::{VMM_LOG, VmSpec, VmmError};
 use super::handover::Handover;
 use super::vm::QemuVm;
 use super::{QemuConfig, args, connect_qmp, qmp_failed};
+use crate::console;
 use crate::process::{Process, Spawn, spawn};
 
 /// Lines of QEMU's own messages that an error keeps.
 const LOG_LINES: usize = 10;
+/// How long a QEMU that has hung up may take to end.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// How often a QEMU that is still setting up is asked again.
 const STATUS_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -105,16 +108,16 @@ async fn wait_until_running(
     spec: &VmSpec,
     limit: Duration,
 ) -> Result<(), VmmError> {
-    tokio::select! {
+    let answered = tokio::select! {
         biased;
-        _ = process.wait() => Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
-        answered = ask_until_running(&spec.dir, limit) => match answered {
-            // QEMU hangs up when it dies: what it said before is worth more than that.
-            Err(_) if !process.is_running().unwrap_or(false) => {
-                Err(VmmError::DiedAtStart { log: last_words(&spec.dir) })
-            }
-            answered => answered,
-        },
+        _ = process.wait() => return Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
+        answered = ask_until_running(&spec.dir, limit) => answered,
+    };
+    let Err(error) = answered else { return Ok(()) };
+    // A QEMU that gives up hangs up first: what it says then is worth more than that it did.
+    match tokio::time::timeout(LAST_WORDS_LIMIT, process.wait()).await {
+        Ok(_) => Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
+        Err(_) => Err(error),
     }
 }
 

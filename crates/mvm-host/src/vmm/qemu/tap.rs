@@ -56,6 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::print_stderr)] // a skipped test says why
     fn a_tap_that_does_not_exist_is_not_made() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root may attach to a tap");

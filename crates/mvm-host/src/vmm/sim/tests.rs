@@ -57,7 +57,7 @@ async fn faults_hit_the_next_launch_only_and_take_modelled_time() {
     let exit = vmm.launch(&spec).await.unwrap().wait().await;
     assert_eq!(exit.reason, Some(ShutdownReason::GuestPanic));
     assert!(start.elapsed() >= Duration::from_secs(3_600));
-    let tail = console::tail(&spec.dir.join("console.log"), 1).unwrap();
+    let tail = crate::console::tail(&spec.dir.join("console.log"), 1).unwrap();
     assert!(tail[0].contains("Kernel panic - not syncing"), "{tail:?}");
 
     let exit = vmm.launch(&spec).await.unwrap().wait().await;
