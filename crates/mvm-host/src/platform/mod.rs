@@ -1,4 +1,6 @@
-//! What machine this is.
+//! What this machine is and what it can do.
+//!
+//! The agent asks it for its node's name, capacity and name servers.
 
 mod node;
 
