@@ -19,6 +19,7 @@ mod lock;
 mod node;
 mod reconcile;
 mod server;
+mod setup;
 mod state;
 mod streams;
 mod submit;
@@ -33,6 +34,7 @@ use tokio::task::JoinSet;
 
 pub use lock::LockError;
 pub use node::{Host, NodeConfig};
+pub use setup::{ServeOptions, SetupError};
 
 use node::Node;
 use state::State;
@@ -45,15 +47,9 @@ pub const DATABASE: &str = "mvm.db";
 /// Why an agent cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The state directory cannot be made.
-    #[error("cannot create the state directory {path}")]
-    StateDir {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The machine cannot run a node, or not as asked.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// Another agent has the state directory, or it cannot be told.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -77,11 +73,16 @@ pub enum AgentError {
 /// Serves a state directory on its socket until told to end, by a call or by SIGTERM or SIGINT.
 ///
 /// # Errors
-/// The state directory is in use, or the state or socket cannot be opened.
-pub async fn serve(config: NodeConfig, host: Host) -> Result<(), AgentError> {
+/// The state directory is in use, the machine cannot run a node as asked, or the state or socket
+/// cannot be opened.
+pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
+    lock::private_dir(&options.state_dir).map_err(|source| SetupError::StateDir {
+        path: options.state_dir.clone(),
+        source,
+    })?;
+    let _lock = lock::acquire(&options.state_dir)?;
+    let (config, host) = setup::set_up(&options).await?;
     let dir = config.state_dir.clone();
-    lock::private_dir(&dir).map_err(|source| AgentError::StateDir { path: dir.clone(), source })?;
-    let _lock = lock::acquire(&dir)?;
     let store = SqliteStore::open(dir.join(DATABASE)).await?;
     let node = RunningNode::start(config, host, Arc::new(store)).await?;
     let socket = dir.join(SOCKET);

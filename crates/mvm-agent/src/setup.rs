@@ -12,7 +12,6 @@ use mvm_host::vmm::Vmm;
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 
-use crate::lock::private_dir;
 use crate::node::{Host, NodeConfig};
 
 /// Starts at once per processor: more would only wait for each other.
@@ -52,7 +51,6 @@ pub enum SetupError {
 /// Examines the machine and makes the node's parts.
 pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host), SetupError> {
     let failed = |source| SetupError::StateDir { path: options.state_dir.clone(), source };
-    private_dir(&options.state_dir).map_err(failed)?;
     let state_dir = options.state_dir.canonicalize().map_err(failed)?;
     let facts = facts::gather(&state_dir).await;
     let choice = platform::choose(options.vmm, options.accel, &facts)?;
