@@ -18,6 +18,8 @@ pub mod name;
 pub mod net;
 pub mod nft;
 pub mod plan;
+#[cfg(test)]
+mod property;
 pub mod record;
 pub mod spec;
 pub mod vmm;

@@ -1,12 +1,14 @@
 //! What every network backend promises its callers, simulated and real.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod net_support;
 
 use std::collections::BTreeSet;
 
 use mvm_core::net::{NetId, NodeNetwork};
-use mvm_host::net::{Difference, Network, NetworkError, SimMachine};
-use net_support::{Machine, in_namespace, instance, ip, node, tenant};
+use mvm_host::net::{Network, NetworkError, SimMachine};
+use net_support::{Machine, differences, in_namespace, instance, ip, node, tenant};
 
 /// A machine with two agents, and ways to change it behind their backs.
 struct Host {
@@ -40,11 +42,6 @@ fn on_each_backend(promise: fn(Host) -> futures_util::future::LocalBoxFuture<'st
         })
         .await;
     });
-}
-
-async fn differences(network: &dyn Network, expected: &NodeNetwork) -> Vec<String> {
-    let differences = network.verify(expected).await.unwrap();
-    differences.iter().map(Difference::to_string).collect()
 }
 
 #[test]

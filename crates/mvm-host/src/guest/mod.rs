@@ -5,6 +5,17 @@
 //! should do, and trusts nothing that a guest says: a hung or hostile guest cannot block, crash or
 //! bloat the host.
 
+mod error;
+mod exec;
+mod outgoing;
+mod session;
+pub mod sim;
+mod streams;
+
+pub use error::SessionError;
+pub use exec::{Exec, ExecEvent, ExecEvents, ExecInput, ExecOutput, KernelLog};
+pub use session::{Session, SessionMode};
+
 /// The guest agent: a static program for this machine's architecture. Empty on hosts other than
 /// Linux.
 pub const AGENT_BINARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mvm-guest"));

@@ -53,6 +53,34 @@ impl LinuxNetwork {
         Ok(Self { owner, ownership, links, firewall: Mutex::new(Firewall::Unknown) })
     }
 
+    /// A tenant's bridge, made after its guard unless it is there and up.
+    async fn guarded_bridge(
+        &self,
+        firewall: &mut Firewall,
+        wanted: NodeNetwork,
+        tenant: &TenantNetwork,
+    ) -> Result<Link, NetworkError> {
+        let found = self.links.get(&tenant.bridge()).await?;
+        if let Some(link) = &found {
+            self.ownership.check(link)?;
+        }
+        self.change_firewall(firewall, wanted).await?;
+        match found {
+            // Mending is for `ensure`: here the way is short.
+            Some(bridge) if bridge.is_up => Ok(bridge),
+            found => {
+                sysctl::ip_forward().ensure()?;
+                let addresses = self.links.addresses().await?;
+                let has: Vec<Ipv4Net> = addresses
+                    .into_iter()
+                    .filter(|(index, _)| found.as_ref().is_some_and(|link| link.index == *index))
+                    .map(|(_, address)| address)
+                    .collect();
+                self.ensure_bridge(tenant, found.as_ref(), &has).await
+            }
+        }
+    }
+
     /// What of `expected` may be made, and why the rest may not.
     fn admissible(
         &self,
@@ -336,34 +364,27 @@ impl Network for LinuxNetwork {
         NetworkError::all(errors)
     }
 
+    async fn add_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
+        let mut wanted = applied.clone();
+        wanted.add_tenant(tenant)?;
+        self.ownership.claim(tenant.net_id)?;
+        self.guarded_bridge(&mut firewall, wanted, &tenant).await.map(drop)
+    }
+
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         let mut firewall = self.firewall.lock().await;
-        let tenant = instance.tenant;
         let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
         let mut wanted = applied.clone();
         wanted.add_instance(instance)?;
-        self.ownership.claim(tenant.net_id)?;
-        let found_bridge = self.links.get(&tenant.bridge()).await?;
-        let found_tap = self.links.get(&instance.tap()).await?;
-        for link in found_bridge.iter().chain(&found_tap) {
+        self.ownership.claim(instance.tenant.net_id)?;
+        let tap = self.links.get(&instance.tap()).await?;
+        if let Some(link) = &tap {
             self.ownership.check(link)?;
         }
-        self.change_firewall(&mut firewall, wanted).await?;
-        let bridge = match found_bridge {
-            // Mending is for `ensure`: here the way is short.
-            Some(bridge) if bridge.is_up => bridge,
-            found => {
-                sysctl::ip_forward().ensure()?;
-                let addresses = self.links.addresses().await?;
-                let has: Vec<Ipv4Net> = addresses
-                    .into_iter()
-                    .filter(|(index, _)| found.as_ref().is_some_and(|link| link.index == *index))
-                    .map(|(_, address)| address)
-                    .collect();
-                self.ensure_bridge(&tenant, found.as_ref(), &has).await?
-            }
-        };
-        self.ensure_tap(&instance, found_tap.as_ref(), &bridge).await
+        let bridge = self.guarded_bridge(&mut firewall, wanted, &instance.tenant).await?;
+        self.ensure_tap(&instance, tap.as_ref(), &bridge).await
     }
 
     async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {

@@ -75,6 +75,12 @@ pub trait Network: Send + Sync {
     /// What could be done is done; a tenant whose net id or links are somebody else's is left out.
     async fn ensure(&self, expected: &NodeNetwork) -> Result<(), NetworkError>;
 
+    /// Makes a tenant's bridge, guarded.
+    ///
+    /// # Errors
+    /// The net id or the link is somebody else's, or the operating system refused.
+    async fn add_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError>;
+
     /// Makes an instance's tap, and its tenant's bridge if need be, and lets its packets through.
     ///
     /// # Errors

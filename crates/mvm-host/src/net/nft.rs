@@ -1,7 +1,5 @@
 //! Running `nft`, and the firewall of one agent as the kernel holds it.
 
-#![allow(unsafe_code)]
-
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::process::{Command, Stdio};
@@ -28,6 +26,7 @@ pub(super) async fn current(table: TableName) -> Result<Ruleset, NetworkError> {
 ///
 /// Two listings of one nft on one kernel can be compared to the letter, so the firewall is applied
 /// in a network namespace that lives as long as the thread that made it.
+#[allow(unsafe_code)]
 pub(super) async fn expected(
     table: TableName,
     network: &NodeNetwork,

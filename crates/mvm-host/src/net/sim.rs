@@ -247,6 +247,19 @@ impl Network for SimNetwork {
         NetworkError::all(errors)
     }
 
+    async fn add_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError> {
+        if !self.is_ensured.load(Ordering::Relaxed) {
+            return Err(NetworkError::NotEnsured);
+        }
+        let mut state = self.machine.lock();
+        let mut wanted = state.firewalls.get(&self.state_dir).cloned().unwrap_or_default();
+        wanted.add_tenant(tenant)?;
+        state.claim(tenant.net_id, &self.state_dir)?;
+        state.check(&tenant.bridge(), &self.state_dir)?;
+        state.set_firewall(&self.state_dir, |firewall| *firewall = wanted)?;
+        state.ensure_link(tenant.bridge(), &self.state_dir)
+    }
+
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         if !self.is_ensured.load(Ordering::Relaxed) {
             return Err(NetworkError::NotEnsured);

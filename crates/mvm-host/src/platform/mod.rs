@@ -1,1 +1,7 @@
-//! NOTE to the engineer of branch h-vmm: item 7 (platform detection, choice, doctor, packages table) has been given to another engineer on branch h-platform. Skip it: finish items 1 to 6, leave this file alone, and report.
+//! What this machine is and what it can do.
+//!
+//! The agent asks it for its node's name, capacity and name servers.
+
+mod node;
+
+pub use node::{capacity, hostname, nameservers};

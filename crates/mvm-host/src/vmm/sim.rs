@@ -5,6 +5,7 @@
 //! it, so that dropping one and making another is an agent's restart. Time is tokio's, so a paused
 //! clock works. A microVM's tasks run on the runtime that launched it.
 
+mod agent;
 mod guest;
 mod machine;
 
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use mvm_core::name::InstanceId;
 use mvm_core::vmm::{Accel, ProcessEnd, ShutdownReason, VmExit, VmHandle, VmmKind};
 
+pub use agent::guest_agents;
 pub use guest::{SimGuestControl, SimGuestService};
 use machine::{Machine, SimVm};
 

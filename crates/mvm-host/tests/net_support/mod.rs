@@ -1,10 +1,12 @@
 //! What the network tests share: throw-away network namespaces, agents in them, and raw packets.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(unreachable_pub, reason = "a module of test binaries")]
 
 pub mod guest;
 pub mod packet;
+pub mod world;
 
 use std::future::Future;
 use std::io::Write;
@@ -12,7 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork, Slot, TenantNetwork};
-use mvm_host::net::{LinuxNetwork, Owner};
+use mvm_host::net::{Difference, LinuxNetwork, Network, Owner};
 
 /// Runs a test in a network namespace of its own, on a thread of its own.
 pub fn in_namespace<F>(body: impl FnOnce() -> F + Send + 'static)
@@ -20,11 +22,7 @@ where
     F: Future<Output = ()>,
 {
     if !rustix::process::geteuid().is_root() {
-        #[allow(clippy::print_stderr, reason = "a skipped test says why")]
-        {
-            eprintln!("skipped: network namespaces need root");
-        }
-        return;
+        return skip("network namespaces need root");
     }
     let thread = std::thread::spawn(move || {
         unshare_network();
@@ -34,6 +32,11 @@ where
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+#[allow(clippy::print_stderr, reason = "a skipped test says why")]
+pub fn skip(reason: &str) {
+    eprintln!("skipped: {reason}");
 }
 
 #[allow(unsafe_code)]
@@ -85,6 +88,12 @@ pub fn instance(net_id: u16, slot: u16) -> InstanceNetwork {
 pub fn node(instances: &[(u16, u16)]) -> NodeNetwork {
     let instances = instances.iter().map(|&(net_id, slot)| instance(net_id, slot));
     NodeNetwork::of([], instances).unwrap()
+}
+
+/// How the machine differs from what is expected, in words.
+pub async fn differences(network: &dyn Network, expected: &NodeNetwork) -> Vec<String> {
+    let differences = network.verify(expected).await.unwrap();
+    differences.iter().map(Difference::to_string).collect()
 }
 
 /// Runs `ip` and returns what it prints.

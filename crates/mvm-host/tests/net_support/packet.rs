@@ -16,7 +16,8 @@ pub const ARP_REPLY: u16 = 2;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-const SYN: u8 = 2;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
 const SYN_ACK: u8 = 0x12;
 
 pub fn ethernet(to: Mac, from: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
@@ -55,9 +56,10 @@ pub fn udp(from: Endpoint, to: Endpoint, payload: &[u8]) -> Vec<u8> {
     ipv4(UDP, from.0, to.0, &[&head, payload].concat())
 }
 
-pub fn tcp_syn(from: Endpoint, to: Endpoint) -> Vec<u8> {
+/// A TCP segment without data.
+pub fn tcp(flags: u8, from: Endpoint, to: Endpoint) -> Vec<u8> {
     let mut segment = [from.1, to.1].map(u16::to_be_bytes).concat();
-    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, SYN, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     let pseudo = [&from.0.octets()[..], &to.0.octets(), &[0, TCP, 0, 20], &segment].concat();
     let sum = checksum(&pseudo).to_be_bytes();
     segment[16..18].copy_from_slice(&sum);

@@ -2,13 +2,17 @@
 //!
 //! The agent's builder and its instance actors call it. It never decides when to build.
 
-use std::collections::BTreeSet;
+mod local;
+mod sim;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use mvm_core::name::RevisionId;
 use mvm_core::spec::ImageSpec;
+
+pub use local::LocalImages;
+pub use sim::SimImages;
 
 /// The files that a microVM boots from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,55 +68,10 @@ pub trait Images: Send + Sync {
     async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32) -> Result<(), ImagesError>;
 }
 
-/// Images that exist by name only; layers are empty files.
-#[derive(Debug, Clone, Default)]
-pub struct SimImages {
-    built: Arc<Mutex<BTreeSet<RevisionId>>>,
-    failure: Arc<Mutex<Option<String>>>,
-}
-
-impl SimImages {
-    /// Makes builds fail with this message, or succeed again.
-    pub fn fail_builds(&self, message: Option<&str>) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = message.map(str::to_owned);
-    }
-}
-
-#[async_trait]
-impl Images for SimImages {
-    async fn build(
-        &self,
-        spec: &ImageSpec,
-        on_step: OnStep<'_>,
-    ) -> Result<BuiltImage, ImagesError> {
-        on_step(format!("simulating a build of {spec}"));
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(message) = failure {
-            return Err(ImagesError { message });
-        }
-        let revision = RevisionId::from_digest(*b"simulate");
-        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        let already_there = !built.insert(revision.clone());
-        Ok(BuiltImage { revision, already_there })
-    }
-
-    async fn files(&self, revision: &RevisionId) -> Result<RevisionFiles, ImagesError> {
-        let dir = PathBuf::from("/nonexistent").join(revision.as_str());
-        Ok(RevisionFiles {
-            kernel: dir.join("vmlinuz"),
-            initrd: dir.join("initrd"),
-            root: dir.join("root.erofs"),
-        })
-    }
-
-    async fn ensure_layer(
-        &self,
-        path: &Path,
-        _size_mib: u32,
-        _uid: u32,
-    ) -> Result<(), ImagesError> {
-        std::fs::File::create(path).map(drop).map_err(|error| ImagesError {
-            message: format!("cannot create {}: {error}", path.display()),
-        })
-    }
+/// Disk space that the files of a directory take, in KiB; 0 if it is not there.
+pub fn allocated_kib(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let blocks: u64 = entries.filter_map(|entry| entry.metadata().ok()).map(|m| m.blocks()).sum();
+    blocks / 2
 }
