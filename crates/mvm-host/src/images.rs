@@ -61,8 +61,7 @@ pub trait Images: Send + Sync {
     ///
     /// # Errors
     /// No half-made layer is left behind.
-    async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32)
-    -> Result<(), ImagesError>;
+    async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32) -> Result<(), ImagesError>;
 }
 
 /// Images that exist by name only; layers are empty files.
@@ -75,8 +74,7 @@ pub struct SimImages {
 impl SimImages {
     /// Makes builds fail with this message, or succeed again.
     pub fn fail_builds(&self, message: Option<&str>) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) =
-            message.map(str::to_owned);
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = message.map(str::to_owned);
     }
 }
 

@@ -181,8 +181,7 @@ mod tests {
         let process = sleeper();
         let identity = process.identity().clone();
         assert!(Process::adopt(identity.clone()).unwrap().is_some());
-        let earlier =
-            ProcessIdentity { start_ticks: identity.start_ticks - 1, ..identity.clone() };
+        let earlier = ProcessIdentity { start_ticks: identity.start_ticks - 1, ..identity.clone() };
         assert!(Process::adopt(earlier).unwrap().is_none());
         let other_boot = ProcessIdentity { host_boot_id: "earlier".into(), ..identity.clone() };
         assert!(Process::adopt(other_boot).unwrap().is_none());
