@@ -225,9 +225,11 @@ mod tests {
 
     #[test]
     fn another_firewalls_chain_is_mended_itself() {
-        let objects = [chain("inet", "fw", "fwd", Some(("forward", "drop")))];
+        let objects = [chain("inet", "fw", "forwarding", Some(("forward", "drop")))];
         let fix = dropping(&objects)[0].fix();
-        assert!(fix.starts_with("sudo nft insert rule inet fw fwd iifname '\"br-tenant-*\"'"));
+        assert!(
+            fix.starts_with("sudo nft insert rule inet fw forwarding iifname '\"br-tenant-*\"'")
+        );
     }
 
     #[test]
@@ -270,5 +272,36 @@ mod tests {
         assert!(legacy_drop(half).is_some());
         let whole = format!("{half}-A DOCKER-USER -o br-tenant-+ -j ACCEPT\n");
         assert_eq!(legacy_drop(&whole), None);
+    }
+
+    /// Runs `work` on a thread with a network namespace of its own, if this process may have one.
+    #[allow(unsafe_code)]
+    #[expect(clippy::print_stderr, reason = "a skipped test says why")]
+    fn in_own_namespace(work: impl AsyncFnOnce() + Send + 'static) {
+        use rustix::thread::{UnshareFlags, unshare_unsafe};
+        let thread = std::thread::spawn(|| {
+            // SAFETY: the network namespace of this thread alone changes.
+            if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
+                eprintln!("skipped: no network namespace can be made: {error}");
+                return;
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(work());
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_real_chain_that_drops_is_found_and_its_fix_works_as_typed() {
+        in_own_namespace(async || {
+            assert_eq!(gather().await, Forwarding::Open);
+            let table = "table inet fw {\n chain forwarding {\n \
+                         type filter hook forward priority 0; policy drop;\n }\n}\n";
+            run_within(LIMIT, "nft", ["-f", "-"], table.as_bytes()).await.unwrap();
+            let Forwarding::Dropped(drops) = gather().await else { panic!("nothing was found") };
+            let typed = drops[0].fix().replace("sudo ", "");
+            run_within(LIMIT, "sh", ["-c", &typed], b"").await.unwrap();
+            assert_eq!(gather().await, Forwarding::Open);
+        });
     }
 }

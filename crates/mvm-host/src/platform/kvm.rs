@@ -2,7 +2,7 @@
 //!
 //! A `/dev/kvm` that opens and makes VMs proves little. Inside some clouds' guests it is emulated
 //! in software for guests with kernels of their own kind: there an ordinary kernel crawls or dies.
-//! So the verdict rests on a tiny guest that was run ([`super::kvm_probe`]).
+//! So the verdict rests on a tiny guest that was run by `kvm_probe`.
 
 use std::fmt;
 

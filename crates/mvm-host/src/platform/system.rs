@@ -43,6 +43,9 @@ pub enum KernelFeature {
     Unknown,
 }
 
+/// The kernel gives its first PID namespace this fixed number.
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
 /// The distribution's name for people, out of `os-release`.
 pub(super) fn distribution(os_release: &str) -> Option<String> {
     let value = |key: &str| {
@@ -66,6 +69,9 @@ pub(super) struct EnvironmentSigns {
     pub(super) has_container_file: bool,
     /// `/run/systemd/container`, which systemd writes in containers and leaves out elsewhere.
     pub(super) systemd_container: Option<String>,
+    /// Whether process ids are those of the kernel itself, as on a machine. Machines that are made
+    /// from container images keep the files of a container.
+    pub(super) is_initial_pid_namespace: bool,
 }
 
 impl EnvironmentSigns {
@@ -75,19 +81,21 @@ impl EnvironmentSigns {
             version: fs::read_to_string("/proc/version").unwrap_or_default(),
             has_container_file: files.iter().any(|path| Path::new(path).exists()),
             systemd_container: fs::read_to_string("/run/systemd/container").ok(),
+            is_initial_pid_namespace: fs::read_link("/proc/self/ns/pid")
+                .is_ok_and(|link| link == Path::new(INITIAL_PID_NAMESPACE)),
         }
     }
 
     pub(super) fn environment(&self) -> Environment {
-        let version = self.version.to_ascii_lowercase();
-        let named = self.systemd_container.as_deref().map(str::trim);
-        match named {
-            // WSL sets itself up as a container of systemd's.
-            Some("wsl") => Environment::Wsl,
-            Some(name) if !name.is_empty() => Environment::Container,
-            _ if self.has_container_file => Environment::Container,
-            _ if version.contains("microsoft") => Environment::Wsl,
-            _ => Environment::Machine,
+        // WSL sets itself up as a container of systemd's, with PID namespaces of its own.
+        let named = self.systemd_container.as_deref().map(str::trim).unwrap_or_default();
+        let has_sign = self.has_container_file || !matches!(named, "" | "wsl");
+        if has_sign && !self.is_initial_pid_namespace {
+            Environment::Container
+        } else if self.version.to_ascii_lowercase().contains("microsoft") {
+            Environment::Wsl
+        } else {
+            Environment::Machine
         }
     }
 }
@@ -181,21 +189,35 @@ mod tests {
         assert_eq!(distribution("PRETTY_NAME=\"\"\n"), None);
     }
 
-    fn signs(version: &str, file: bool, systemd: Option<&str>) -> Environment {
-        let version = version.to_owned();
-        let systemd_container = systemd.map(str::to_owned);
-        EnvironmentSigns { version, has_container_file: file, systemd_container }.environment()
+    fn signs(version: &str, file: bool, systemd: Option<&str>) -> EnvironmentSigns {
+        EnvironmentSigns {
+            version: version.to_owned(),
+            has_container_file: file,
+            systemd_container: systemd.map(str::to_owned),
+            is_initial_pid_namespace: false,
+        }
     }
 
     #[test]
     fn containers_and_wsl_are_told_from_machines() {
-        let wsl = "Linux version 5.15.167.4-microsoft-standard-WSL2 (root@x)";
-        assert_eq!(signs("Linux version 6.1.0", false, None), Environment::Machine);
-        assert_eq!(signs("Linux version 6.1.0", true, None), Environment::Container);
-        assert_eq!(signs("Linux version 6.1.0", false, Some("lxc\n")), Environment::Container);
-        assert_eq!(signs(wsl, false, None), Environment::Wsl);
-        assert_eq!(signs(wsl, false, Some("wsl\n")), Environment::Wsl);
-        assert_eq!(signs(wsl, true, None), Environment::Container);
+        let (linux, wsl) = ("Linux version 6.1.0", "Linux version 5.15-microsoft-standard-WSL2");
+        for (version, file, systemd, expected) in [
+            (linux, false, None, Environment::Machine),
+            (linux, true, None, Environment::Container),
+            (linux, false, Some("lxc\n"), Environment::Container),
+            (wsl, false, None, Environment::Wsl),
+            (wsl, false, Some("wsl\n"), Environment::Wsl),
+            (wsl, true, None, Environment::Container),
+        ] {
+            assert_eq!(signs(version, file, systemd).environment(), expected, "{version} {file}");
+        }
+    }
+
+    #[test]
+    fn a_machine_made_from_a_container_image_is_a_machine() {
+        let signs = signs("Linux version 6.1.0", true, Some("docker"));
+        let signs = EnvironmentSigns { is_initial_pid_namespace: true, ..signs };
+        assert_eq!(signs.environment(), Environment::Machine);
     }
 
     #[test]

@@ -126,7 +126,8 @@ impl Guest {
 /// The register that VMMs set first, if KVM offers it and then refuses to set it.
 fn refused_msr(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Option<u32>, Probe> {
     let offered = kvm.get_msr_index_list().step("list its MSRs")?;
-    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).step("read CPU features")?;
+    // What is offered counts: a CPU that was given these features may have dropped some silently.
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).step("tell CPU features")?;
     let announces = |leaf: &kvm_bindings::kvm_cpuid_entry2| {
         leaf.function == CPUID_LEAF && leaf.index == 0 && leaf.edx & CPUID_ARCH_CAPABILITIES != 0
     };

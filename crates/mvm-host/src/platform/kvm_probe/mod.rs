@@ -92,6 +92,7 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    #[expect(clippy::print_stderr, reason = "a skipped test says why")]
     fn has_kvm() -> bool {
         let opens = kvm_ioctls::Kvm::new().is_ok();
         if !opens {
