@@ -2,6 +2,7 @@
 //!
 //! This is the only host crate that starts processes, mounts filesystems or contains `unsafe`.
 
+pub mod bootstrap;
 pub mod guest;
 pub mod image;
 pub mod net;

@@ -1,0 +1,226 @@
+//! Builds revisions: the same inputs give the same id, and building what is there does nothing.
+//!
+//! A revision's directory appears whole or not at all. Builders of the same revision wait for one
+//! another; what an interrupted one left behind is removed by the next one or by
+//! [`ImageStore::gc_temp`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use mvm_core::name::RevisionId;
+
+use super::ImageError;
+use super::digest::{Digest, InputDigest};
+use super::durable::{NameLock, Named, TempTree, ensure_dir, remove_dir, write_new};
+use super::initrd::write_initrd;
+use super::progress::{OnProgress, step};
+use super::revision::{
+    AgentRecord, INITRD, KernelRecord, MANIFEST, Manifest, ROOT, Revision, SCHEMA, SourceRecord,
+    VMLINUZ,
+};
+use super::source::{ImageSource, Ownership};
+use super::tool::Tool;
+use crate::bootstrap::Outcome;
+use crate::bootstrap::kernel::{Kernel, StoredFile};
+
+/// The filesystem's UUID; a random one would make each build differ.
+const ROOT_UUID: &str = "6d766d00-0000-4000-8000-726f6f740001";
+const LOCK: &str = ".lock-";
+const TEMP: &str = ".tmp-";
+
+/// What a revision is made from.
+pub struct BuildInputs<'a> {
+    /// Gives the root filesystem.
+    pub source: &'a dyn ImageSource,
+    /// The guest kernel and its modules.
+    pub kernel: &'a Kernel,
+    /// The guest agent's program.
+    pub agent: &'a [u8],
+    /// The guest agent's version, for the manifest.
+    pub agent_version: &'a str,
+    /// The version of mvm, for the manifest.
+    pub created_by: &'a str,
+}
+
+/// The revisions of one state directory.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    dir: PathBuf,
+}
+
+impl ImageStore {
+    /// For this state directory; nothing is made yet.
+    pub fn new(state: &Path) -> Self {
+        Self { dir: state.join("images") }
+    }
+
+    /// A revision that was built; see [`Revision::open`].
+    ///
+    /// # Errors
+    /// There is none of this id, or it is damaged.
+    pub fn open(&self, id: &RevisionId) -> Result<Revision, ImageError> {
+        Revision::open(&self.dir.join(id.as_str()))
+    }
+
+    /// The ids of all revisions, damaged ones included.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn list(&self) -> Result<Vec<RevisionId>, ImageError> {
+        let mut ids: Vec<RevisionId> =
+            self.names()?.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Builds a revision, unless it is there. A damaged one is replaced.
+    ///
+    /// # Errors
+    /// Nothing is left behind.
+    pub async fn build(
+        &self,
+        inputs: &BuildInputs<'_>,
+        progress: OnProgress<'_>,
+    ) -> Result<(Revision, Outcome), ImageError> {
+        let fingerprint = inputs.source.fingerprint().await?;
+        let root_maker = root_maker().await?;
+        let id = revision_id(inputs, fingerprint, &root_maker);
+        ensure_dir(&self.dir)?;
+        let lock = self.lock(&id).await?;
+        match self.open(&id) {
+            Ok(revision) => return Ok((revision, Outcome::AlreadyThere)),
+            Err(ImageError::NoSuchRevision { .. }) => {}
+            Err(ImageError::Damaged { dir, .. }) => remove_dir(&dir)?,
+            Err(error) => return Err(error),
+        }
+        let temp = TempTree::create(self.dir.join(format!("{TEMP}{id}")), &lock)?;
+        let mut manifest = Manifest {
+            schema: SCHEMA,
+            revision: id.clone(),
+            source: SourceRecord { description: inputs.source.describe(), fingerprint },
+            kernel: KernelRecord {
+                id: inputs.kernel.id().clone(),
+                release: inputs.kernel.manifest().release.clone(),
+            },
+            guest_agent: AgentRecord {
+                version: inputs.agent_version.to_owned(),
+                sha256: Digest::of(inputs.agent),
+            },
+            root_maker,
+            created_by: inputs.created_by.to_owned(),
+            files: BTreeMap::new(),
+        };
+        write_boot_files(inputs, temp.path())?;
+        write_root_filesystem(inputs.source, temp.path(), progress)
+            .await
+            .map_err(|error| error.at(&self.dir))?;
+        let dest = self.dir.join(id.as_str());
+        let work = move || {
+            for name in [VMLINUZ, INITRD, ROOT] {
+                let path = temp.path().join(name);
+                let (sha256, size) = Digest::of_file(&path).named("read", &path)?;
+                manifest.files.insert(name.to_owned(), StoredFile { size, sha256 });
+            }
+            let path = temp.path().join(MANIFEST);
+            let text = serde_json::to_vec_pretty(&manifest).named("encode", &path)?;
+            write_new(&path, &text, 0o444)?;
+            temp.publish(&dest)?;
+            drop(lock);
+            Revision::open(&dest)
+        };
+        let revision = tokio::task::spawn_blocking(work).await;
+        let revision = revision.map_err(io::Error::other).named("build in", &self.dir)??;
+        Ok((revision, Outcome::Made))
+    }
+
+    /// Removes what interrupted builds left behind; running ones are left alone. Returns how many
+    /// directories were removed.
+    ///
+    /// # Errors
+    /// A directory cannot be read or removed.
+    pub fn gc_temp(&self) -> Result<usize, ImageError> {
+        let mut removed = 0;
+        for name in self.names()? {
+            let Some(id) = name.strip_prefix(TEMP) else { continue };
+            let lock = NameLock::try_acquire(&self.dir.join(format!("{LOCK}{id}")))?;
+            if lock.is_some() {
+                remove_dir(&self.dir.join(&name))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn lock(&self, id: &RevisionId) -> Result<NameLock, ImageError> {
+        let path = self.dir.join(format!("{LOCK}{id}"));
+        let owned = path.clone();
+        let lock = tokio::task::spawn_blocking(move || NameLock::acquire(&owned)).await;
+        Ok(lock.map_err(io::Error::other).named("lock", &path)??)
+    }
+
+    fn names(&self) -> Result<Vec<String>, ImageError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.named("read directory", &self.dir)?,
+        };
+        let name = |entry: io::Result<fs::DirEntry>| {
+            Ok(entry.named("read directory", &self.dir)?.file_name().to_string_lossy().into_owned())
+        };
+        entries.map(name).collect()
+    }
+}
+
+/// The name and version of the program that makes root filesystems: another version may lay out
+/// the same tree differently, so it is one of the inputs.
+async fn root_maker() -> Result<String, ImageError> {
+    Ok(Tool::new("mkfs.erofs").arg("-V").first_line().await?)
+}
+
+fn revision_id(inputs: &BuildInputs<'_>, source: Digest, root_maker: &str) -> RevisionId {
+    let mut digest = InputDigest::new("revision");
+    digest
+        .add("schema", &SCHEMA.to_be_bytes())
+        .add("source", source.to_string().as_bytes())
+        .add("kernel", inputs.kernel.id().as_str().as_bytes())
+        .add("agent", Digest::of(inputs.agent).to_string().as_bytes())
+        .add("root maker", root_maker.as_bytes());
+    RevisionId::from_digest(digest.finish().prefix())
+}
+
+fn write_boot_files(inputs: &BuildInputs<'_>, dir: &Path) -> Result<(), ImageError> {
+    let kernel = inputs.kernel;
+    write_new(&dir.join(VMLINUZ), &kernel.read_checked(&kernel.vmlinuz())?, 0o444)?;
+    let modules = kernel.modules().into_iter();
+    let modules = modules
+        .map(|(name, path)| Ok((name, kernel.read_checked(&path)?)))
+        .collect::<Result<Vec<_>, ImageError>>()?;
+    let path = dir.join(INITRD);
+    let mut initrd = Vec::new();
+    write_initrd(&mut initrd, inputs.agent, &modules).named("encode", &path)?;
+    Ok(write_new(&path, &initrd, 0o444)?)
+}
+
+async fn write_root_filesystem(
+    source: &dyn ImageSource,
+    dir: &Path,
+    progress: OnProgress<'_>,
+) -> Result<(), ImageError> {
+    let tree = dir.join("tree");
+    fs::create_dir(&tree).named("create directory", &tree)?;
+    source.write_root(&tree, progress).await?;
+    let root = dir.join(ROOT);
+    step(progress, "making the root filesystem".to_owned(), async {
+        // Uncompressed: guests read it faster, and one page cache serves all of them.
+        let mut tool = Tool::new("mkfs.erofs").args(["--quiet", "-T0", "-U", ROOT_UUID]);
+        if source.ownership() == Ownership::AllRoot {
+            tool = tool.arg("--all-root");
+        }
+        tool.arg(&root).arg(&tree).run().await.map_err(ImageError::from)
+    })
+    .await?;
+    fs::set_permissions(&root, Permissions::from_mode(0o444)).named("set the mode of", &root)?;
+    Ok(remove_dir(&tree)?)
+}

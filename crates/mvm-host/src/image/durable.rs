@@ -1,0 +1,247 @@
+//! Files and directories that appear whole or not at all, and locks that die with their holder.
+//!
+//! A directory is built under a temporary name, synced, and renamed. Whoever holds the lock of a
+//! name is the only one that may make or remove its temporary directory, so a temporary directory
+//! whose lock is free belongs to a builder that was interrupted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {path}")]
+pub struct FileError {
+    /// What was being done, as a verb.
+    pub operation: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    pub(crate) fn new(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self { operation, path: path.to_owned(), source: source.into() }
+    }
+
+    /// Whether the filesystem or the quota was exhausted.
+    pub(crate) fn is_no_space(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// Names the operation and the path of an I/O error.
+pub(crate) trait Named<T> {
+    fn named(self, operation: &'static str, path: &Path) -> Result<T, FileError>;
+}
+
+impl<T, E: Into<io::Error>> Named<T> for Result<T, E> {
+    fn named(self, operation: &'static str, path: &Path) -> Result<T, FileError> {
+        self.map_err(|source| FileError::new(operation, path, source))
+    }
+}
+
+/// Makes a directory and its parents, unless it exists.
+pub(crate) fn ensure_dir(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).named("create directory", path)
+}
+
+/// Writes a small file so that a reader sees the old content or the new one, also after a crash.
+pub(crate) fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut temp = tempfile::NamedTempFile::new_in(dir).named("create a file in", dir)?;
+    temp.write_all(content).named("write", path)?;
+    let file = temp.as_file();
+    file.set_permissions(fs::Permissions::from_mode(mode)).named("set the mode of", path)?;
+    file.sync_all().named("sync", path)?;
+    temp.persist(path).map_err(|error| error.error).named("create", path)?;
+    sync(dir)
+}
+
+/// Writes a new file; the caller syncs it with its tree.
+pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+    let mut options = OpenOptions::new();
+    let mut file =
+        options.write(true).create_new(true).mode(mode).open(path).named("create", path)?;
+    file.write_all(content).named("write", path)?;
+    // The mode above is subject to the umask.
+    file.set_permissions(fs::Permissions::from_mode(mode)).named("set the mode of", path)
+}
+
+/// Moves a complete temporary directory to its final name, durably.
+fn publish_dir(temp: &Path, dest: &Path) -> Result<(), FileError> {
+    fs::set_permissions(temp, fs::Permissions::from_mode(0o755)).named("set the mode of", temp)?;
+    sync_tree(temp)?;
+    fs::rename(temp, dest).named("create", dest)?;
+    sync(dest.parent().unwrap_or(Path::new(".")))
+}
+
+fn sync_tree(dir: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(dir).named("read directory", dir)? {
+        let entry = entry.named("read directory", dir)?;
+        let kind = entry.file_type().named("read", &entry.path())?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            sync(&entry.path())?;
+        }
+    }
+    sync(dir)
+}
+
+fn sync(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|file| file.sync_all()).named("sync", path)
+}
+
+/// Removes a directory tree; one that is not there is fine.
+pub(crate) fn remove_dir(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.named("remove", path),
+    }
+}
+
+/// A directory that is removed with everything in it, unless it was published.
+pub(crate) struct TempTree(PathBuf);
+
+impl TempTree {
+    /// Makes the directory, in place of what an interrupted holder of `_lock` left behind.
+    pub(crate) fn create(path: PathBuf, _lock: &NameLock) -> Result<Self, FileError> {
+        remove_dir(&path)?;
+        fs::create_dir(&path).named("create directory", &path)?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Moves the directory to its final name, durably.
+    pub(crate) fn publish(self, dest: &Path) -> Result<(), FileError> {
+        publish_dir(&self.0, dest)
+    }
+}
+
+impl Drop for TempTree {
+    fn drop(&mut self) {
+        // After a rename there is nothing here. What cannot be removed now is found again by name.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The exclusive right to one name in a directory, until dropped or until the process dies.
+pub(crate) struct NameLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl NameLock {
+    /// Waits until no one else holds the lock file. Blocks its thread.
+    pub(crate) fn acquire(path: &Path) -> Result<Self, FileError> {
+        loop {
+            let file = open_lock(path)?;
+            file.lock().named("lock", path)?;
+            if let Some(lock) = Self::confirm(path, file)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Takes the lock, or `None` if someone holds it.
+    pub(crate) fn try_acquire(path: &Path) -> Result<Option<Self>, FileError> {
+        loop {
+            let file = open_lock(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => return Ok(None),
+                Err(fs::TryLockError::Error(error)) => {
+                    return Err(FileError::new("lock", path, error));
+                }
+            }
+            if let Some(lock) = Self::confirm(path, file)? {
+                return Ok(Some(lock));
+            }
+        }
+    }
+
+    /// The holder removes the file when it is done, so a waiter may have locked a removed file.
+    fn confirm(path: &Path, file: File) -> Result<Option<Self>, FileError> {
+        let held = file.metadata().named("read", path)?;
+        match fs::metadata(path) {
+            Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => {
+                Ok(Some(Self { path: path.to_owned(), _file: file }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FileError::new("read", path, error)),
+        }
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // A lock file that stays is harmless: the next holder removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).named("open lock file", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_admits_one_holder_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock-x");
+        let inside = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _lock = NameLock::acquire(&path).unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!(!path.exists(), "the last holder leaves no lock file");
+    }
+
+    #[test]
+    fn a_held_lock_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock-x");
+        let held = NameLock::acquire(&path).unwrap();
+        assert!(NameLock::try_acquire(&path).unwrap().is_none());
+        drop(held);
+        assert!(NameLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_unpublished_tree_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = NameLock::acquire(&dir.path().join(".lock-x")).unwrap();
+        let temp = TempTree::create(dir.path().join(".tmp-x"), &lock).unwrap();
+        fs::write(temp.path().join("file"), "content").unwrap();
+        drop(temp);
+        let temp = TempTree::create(dir.path().join(".tmp-x"), &lock).unwrap();
+        fs::write(temp.path().join("file"), "content").unwrap();
+        temp.publish(&dir.path().join("x")).unwrap();
+        drop(lock);
+        let names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["x"]);
+    }
+}

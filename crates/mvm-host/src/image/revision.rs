@@ -1,0 +1,186 @@
+//! A built image: an immutable directory `images/<revision>/` of the state directory.
+//!
+//! ```text
+//! vmlinuz        the guest kernel
+//! initrd         the guest agent and the modules of that kernel
+//! root.erofs     the read-only root filesystem, shared by all instances
+//! manifest.json  what it was made from, sizes and digests
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mvm_core::name::RevisionId;
+use serde::{Deserialize, Serialize};
+
+use super::ImageError;
+use super::digest::Digest;
+use crate::bootstrap::kernel::{KernelId, StoredFile};
+
+/// The version of the directory's layout; part of every revision's id.
+pub const SCHEMA: u32 = 1;
+/// The guest kernel.
+pub const VMLINUZ: &str = "vmlinuz";
+/// The initial RAM filesystem.
+pub const INITRD: &str = "initrd";
+/// The root filesystem.
+pub const ROOT: &str = "root.erofs";
+/// What describes the directory.
+pub const MANIFEST: &str = "manifest.json";
+
+/// What the root filesystem was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// For people.
+    pub description: String,
+    /// The digest of the inputs.
+    pub fingerprint: Digest,
+}
+
+/// The kernel of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRecord {
+    /// The stored kernel that it was taken from.
+    pub id: KernelId,
+    /// Its release, as `uname -r` says.
+    pub release: String,
+}
+
+/// The guest agent of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// Its version.
+    pub version: String,
+    /// The program's digest.
+    pub sha256: Digest,
+}
+
+/// `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The layout's version.
+    pub schema: u32,
+    /// The revision's id.
+    pub revision: RevisionId,
+    /// What the root filesystem was made from.
+    pub source: SourceRecord,
+    /// The kernel.
+    pub kernel: KernelRecord,
+    /// The guest agent.
+    pub guest_agent: AgentRecord,
+    /// The program that made the root filesystem, with its version.
+    pub root_maker: String,
+    /// The version of mvm that built the revision.
+    pub created_by: String,
+    /// Each file of the directory except this manifest.
+    pub files: BTreeMap<String, StoredFile>,
+}
+
+/// A complete revision on this machine.
+#[derive(Debug, Clone)]
+pub struct Revision {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+impl Revision {
+    /// Loads the manifest of a revision's directory, and checks that each file is there with its
+    /// size. This is cheap: it is done before each use.
+    ///
+    /// # Errors
+    /// There is no such directory, or the error names the file that is damaged and the fix.
+    pub fn open(dir: &Path) -> Result<Self, ImageError> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let damaged = |path: &Path, problem: String| ImageError::Damaged {
+            revision: name.clone(),
+            path: path.to_owned(),
+            problem,
+            dir: dir.to_owned(),
+        };
+        let path = dir.join(MANIFEST);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
+                return Err(ImageError::NoSuchRevision { revision: name });
+            }
+            Err(error) => return Err(damaged(&path, format!("cannot be read: {error}"))),
+            Ok(text) => text,
+        };
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|error| damaged(&path, format!("does not parse: {error}")))?;
+        if manifest.schema != SCHEMA || manifest.revision.as_str() != name {
+            let found = format!("is of {} with schema {}", manifest.revision, manifest.schema);
+            return Err(damaged(&path, found));
+        }
+        for file in [VMLINUZ, INITRD, ROOT] {
+            if !manifest.files.contains_key(file) {
+                return Err(damaged(&path, format!("does not list {file}")));
+            }
+        }
+        for (file, stored) in &manifest.files {
+            let path = dir.join(file);
+            match fs::metadata(&path) {
+                Ok(found) if found.len() == stored.size => {}
+                Ok(found) => {
+                    let problem = format!("has {} bytes instead of {}", found.len(), stored.size);
+                    return Err(damaged(&path, problem));
+                }
+                Err(error) => return Err(damaged(&path, format!("cannot be read: {error}"))),
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), manifest })
+    }
+
+    /// Reads every file and compares the digests.
+    ///
+    /// # Errors
+    /// Names the first file whose content is not what was built.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        for (file, stored) in &self.manifest.files {
+            let path = self.dir.join(file);
+            let problem = match Digest::of_file(&path) {
+                Ok((digest, _)) if digest == stored.sha256 => continue,
+                Ok(_) => "does not have the content that was built".to_owned(),
+                Err(error) => format!("cannot be read: {error}"),
+            };
+            return Err(ImageError::Damaged {
+                revision: self.id().to_string(),
+                path,
+                problem,
+                dir: self.dir.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The revision's id.
+    pub fn id(&self) -> &RevisionId {
+        &self.manifest.revision
+    }
+
+    /// The revision's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What `manifest.json` says.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The guest kernel.
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.dir.join(VMLINUZ)
+    }
+
+    /// The initial RAM filesystem.
+    pub fn initrd(&self) -> PathBuf {
+        self.dir.join(INITRD)
+    }
+
+    /// The read-only root filesystem.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join(ROOT)
+    }
+}

@@ -1,0 +1,78 @@
+//! Guest kernels from the distribution's packages and from the user's own files.
+
+// A skipped test says why, and numbers are shown; a test ends at its first surprise.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+mod image_support;
+
+use std::fs;
+
+use image_support::{can_run, kernel, names, packages, quiet};
+use mvm_host::bootstrap::kernel::KernelStore;
+use mvm_host::bootstrap::{BootstrapError, Outcome};
+
+#[tokio::test]
+async fn a_kernel_is_fetched_once_and_mended_when_damaged() {
+    if !can_run(&["apt-get"]) {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let store = KernelStore::new(state.path()).with_cache(packages());
+    assert!(store.default_kernel().unwrap().is_none());
+    let (kernel, outcome) = store.ensure_default(&quiet).await.unwrap();
+    assert_eq!(outcome, Outcome::Made);
+    kernel.verify().unwrap();
+    let load = &kernel.manifest().load;
+    println!("{} loads {load:?}", kernel.manifest().release);
+    for (name, path) in kernel.modules() {
+        assert!(fs::read(&path).unwrap().starts_with(b"\x7fELF"), "{name} is not an ELF file");
+    }
+    let (again, outcome) = store.ensure_default(&quiet).await.unwrap();
+    assert_eq!((again.id(), outcome), (kernel.id(), Outcome::AlreadyThere));
+    assert_eq!(names(&state.path().join("kernels")), ["default", kernel.id().as_str()]);
+
+    fs::OpenOptions::new().write(true).open(kernel.vmlinuz()).unwrap().set_len(1000).unwrap();
+    let error = store.default_kernel().unwrap_err().to_string();
+    assert!(error.contains("vmlinuz has 1000 bytes instead of"), "{error}");
+    let (mended, outcome) = store.ensure_default(&quiet).await.unwrap();
+    assert_eq!((mended.id(), outcome), (kernel.id(), Outcome::Made));
+    mended.verify().unwrap();
+}
+
+#[tokio::test]
+async fn the_users_own_kernel_is_checked_and_stored() {
+    if !can_run(&["apt-get"]) {
+        return;
+    }
+    let fetched = kernel().await;
+    let modules = fetched.vmlinuz().with_file_name("modules");
+    let state = tempfile::tempdir().unwrap();
+    let store = KernelStore::new(state.path());
+
+    let (plain, _) = store.import(&fetched.vmlinuz(), None).await.unwrap();
+    assert_eq!(plain.manifest().release, fetched.manifest().release);
+    assert!(plain.modules().is_empty());
+
+    let whole = fs::read(fetched.vmlinuz()).unwrap();
+    let cut = state.path().join("cut");
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let error = store.import(&cut, None).await.unwrap_err();
+    assert!(matches!(error, BootstrapError::BadKernel { .. }), "{error}");
+    assert!(error.to_string().contains("truncated"), "{error}");
+
+    // The stored modules alone lack those that are built in, and no list says that they are.
+    let built_in: String = ["ext4", "virtio_mmio"].map(|n| format!("kernel/{n}.ko\n")).concat();
+    let dir = state.path().join("modules");
+    fs::create_dir(&dir).unwrap();
+    for name in names(&modules) {
+        fs::copy(modules.join(&name), dir.join(&name)).unwrap();
+    }
+    fs::write(dir.join("modules.builtin"), built_in).unwrap();
+    let (with_modules, outcome) = store.import(&fetched.vmlinuz(), Some(&dir)).await.unwrap();
+    assert_eq!(outcome, Outcome::Made);
+    assert_ne!(with_modules.id(), plain.id());
+    assert!(with_modules.manifest().load.contains(&"erofs".to_owned()));
+    fs::remove_file(dir.join("erofs.ko")).unwrap();
+    let error = store.import(&fetched.vmlinuz(), Some(&dir)).await.unwrap_err();
+    assert!(error.to_string().contains("`erofs`"), "{error}");
+}
