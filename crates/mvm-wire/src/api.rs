@@ -217,6 +217,10 @@ pub enum ErrorCode {
     OverLimit,
     /// The guest does not answer, or refused.
     Guest,
+    /// The program, directory or user does not exist in the guest.
+    GuestNotFound,
+    /// The program may not be run in the guest, or the directory not entered.
+    GuestDenied,
     /// A stored record does not parse.
     BadRecord,
     /// Something failed inside the agent or on its machine.
