@@ -76,10 +76,8 @@ pub enum AgentError {
 /// The state directory is in use, the machine cannot run a node as asked, or the state or socket
 /// cannot be opened.
 pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
-    lock::private_dir(&options.state_dir).map_err(|source| SetupError::StateDir {
-        path: options.state_dir.clone(),
-        source,
-    })?;
+    lock::private_dir(&options.state_dir)
+        .map_err(|source| SetupError::StateDir { path: options.state_dir.clone(), source })?;
     let _lock = lock::acquire(&options.state_dir)?;
     let (config, host) = setup::set_up(&options).await?;
     let dir = config.state_dir.clone();
