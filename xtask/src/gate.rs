@@ -120,7 +120,8 @@ impl Stage {
             }
             Self::Doc => cargo(
                 &["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"],
-                &[("RUSTDOCFLAGS", "-D warnings")],
+                // Private items are documented too: this documentation is for those who work on mvm.
+                &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")],
             ),
             Self::Vm => vm(),
         }
