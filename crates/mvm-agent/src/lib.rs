@@ -1,29 +1,163 @@
-//! The node daemon: admission, reconcile loop, instance actors and the API server.
+//! The node daemon: admission, reconcile loop, instance actors and API server.
+//!
+//! ```text
+//!  caller ── Call ──> server ── submit ──> admission (pure) ──> state (store + mirror)
+//!                        ^                                          │ poke
+//!                        │ watch                                    v
+//!                      state <── status ── instance actors <── loop: plan (pure)
+//! ```
+//!
+//! A handler does no work: it writes what is desired and answers. The loop compares desired with
+//! observed and tells the actors; each actor runs [`mvm_core::lifecycle`] and owns its microVM.
+//! When the agent ends, microVMs go on; the next agent adopts them.
+
+mod actor;
+mod builder;
+mod clock;
+mod effects;
+mod lock;
+mod node;
+mod reconcile;
+mod server;
+mod setup;
+mod state;
+mod streams;
+mod submit;
+mod views;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use mvm_core::vmm::{Accel, VmmKind};
+use mvm_store::{CommitError, OpenError, SqliteStore, Store};
+use mvm_wire::Connection;
+use tokio::task::JoinSet;
 
-/// What the agent is started with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServeOptions {
-    /// Where everything is kept.
-    pub state_dir: PathBuf,
-    /// The VMM to use; chosen from what the machine has if absent.
-    pub vmm: Option<VmmKind>,
-    /// The accelerator to use; chosen from what the machine has if absent.
-    pub accel: Option<Accel>,
+pub use lock::LockError;
+pub use node::{Host, NodeConfig};
+pub use setup::{ServeOptions, SetupError};
+
+use node::Node;
+use state::State;
+
+/// File in the state directory that is the agent's API socket.
+pub const SOCKET: &str = "agent.sock";
+/// File in the state directory that holds the state.
+pub const DATABASE: &str = "mvm.db";
+
+/// Why an agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The machine cannot run a node, or not as asked.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// Another agent has the state directory, or it cannot be told.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The state cannot be opened.
+    #[error("cannot open the state")]
+    Open(#[from] OpenError),
+    /// The state cannot be read.
+    #[error("cannot read the state")]
+    Read(#[from] CommitError),
+    /// The socket cannot be made.
+    #[error("cannot listen on {path}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: mvm_host::unix_socket::SocketError,
+    },
 }
 
-/// Why the agent cannot serve.
-#[derive(Debug, thiserror::Error)]
-#[error("this build has no agent")]
-pub struct ServeError;
-
-/// Serves until the agent is told to stop.
+/// Serves a state directory on its socket until told to end, by a call or by SIGTERM or SIGINT.
 ///
 /// # Errors
-/// The agent cannot serve.
-pub async fn serve(_options: ServeOptions) -> Result<(), ServeError> {
-    Err(ServeError)
+/// The state directory is in use, the machine cannot run a node as asked, or the state or socket
+/// cannot be opened.
+pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
+    lock::private_dir(&options.state_dir).map_err(|source| SetupError::StateDir {
+        path: options.state_dir.clone(),
+        source,
+    })?;
+    let _lock = lock::acquire(&options.state_dir)?;
+    let (config, host) = setup::set_up(&options).await?;
+    let dir = config.state_dir.clone();
+    let store = SqliteStore::open(dir.join(DATABASE)).await?;
+    let node = RunningNode::start(config, host, Arc::new(store)).await?;
+    let socket = dir.join(SOCKET);
+    let listener = mvm_host::unix_socket::bind(&socket)
+        .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
+    tracing::info!(state_dir = %dir.display(), "serving");
+    tokio::select! {
+        () = server::run(node.node.clone(), listener) => {}
+        () = node.stopped() => {}
+        () = ended_by_signal() => {}
+    }
+    // The socket goes before the lock, so that a caller never meets a socket of the past.
+    drop(std::fs::remove_file(&socket));
+    node.end().await;
+    tracing::info!("ended; microVMs keep running");
+    Ok(())
+}
+
+async fn ended_by_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "signals cannot be handled");
+            std::future::pending().await
+        }
+    }
+}
+
+/// A node that serves callers in the same process: the agent itself, the simulated fleet of tests.
+pub struct RunningNode {
+    node: Arc<Node>,
+    tasks: JoinSet<()>,
+}
+
+impl RunningNode {
+    /// Reads the state, adopts what runs and starts the loop.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn start(
+        config: NodeConfig,
+        host: Host,
+        store: Arc<dyn Store>,
+    ) -> Result<Self, CommitError> {
+        let state = State::load(store).await?;
+        let node = Arc::new(Node::new(config, host, state));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reconcile::run(node.clone()));
+        Ok(Self { node, tasks })
+    }
+
+    /// Opens a connection to the node in memory.
+    pub fn connect(&self) -> Connection {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let node = self.node.clone();
+        // It ends with the caller's hanging up.
+        tokio::spawn(async move { server::serve(&node, Connection::new(theirs)).await });
+        Connection::new(ours)
+    }
+
+    /// Resolves when a caller asked the node to end.
+    pub async fn stopped(&self) {
+        self.node.stop.notified().await;
+    }
+
+    /// Ends the node; microVMs keep running.
+    pub async fn end(mut self) {
+        self.node.stop.notify_waiters();
+        self.tasks.shutdown().await;
+    }
 }

@@ -16,8 +16,10 @@ pub const CONSOLE_TAIL_LINES: usize = 40;
 pub enum Cause {
     /// Somebody asked mvm to stop or destroy it.
     Operator,
-    /// The guest powered itself off or rebooted in an orderly way.
+    /// The guest powered itself off.
     GuestShutdown,
+    /// The guest rebooted itself: its microVM ends, and a fresh one follows.
+    GuestReboot,
     /// The guest's kernel panicked.
     GuestPanic,
     /// The guest's kernel panicked because its memory ran out.
@@ -47,6 +49,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Operator => write!(f, "stopped by an operator"),
             Self::GuestShutdown => write!(f, "the guest powered off"),
+            Self::GuestReboot => write!(f, "the guest rebooted"),
             Self::GuestPanic => write!(f, "guest kernel panic"),
             Self::GuestOom => write!(f, "guest out of memory"),
             Self::BootTimeout => write!(f, "the guest agent did not answer in time"),
@@ -87,9 +90,8 @@ pub fn classify(exit: &VmExit, console_tail: &[String]) -> Cause {
         return if out_of_memory { Cause::GuestOom } else { Cause::GuestPanic };
     }
     match exit.reason {
-        Some(ShutdownReason::GuestShutdown | ShutdownReason::GuestReset) => {
-            return Cause::GuestShutdown;
-        }
+        Some(ShutdownReason::GuestShutdown) => return Cause::GuestShutdown,
+        Some(ShutdownReason::GuestReset) => return Cause::GuestReboot,
         Some(ShutdownReason::HostSignal) => return Cause::KilledFromOutside { signal: SIGTERM },
         Some(ShutdownReason::HostQuit | ShutdownReason::GuestPanic) | None => {}
     }
@@ -123,6 +125,7 @@ mod tests {
         let oom = lines("Kernel panic - not syncing: System is deadlocked on memory");
         for (exit, console, cause) in [
             (exited(Some(ShutdownReason::GuestShutdown)), vec![], Cause::GuestShutdown),
+            (exited(Some(ShutdownReason::GuestReset)), vec![], Cause::GuestReboot),
             (exited(Some(ShutdownReason::GuestReset)), panic, Cause::GuestPanic),
             (exited(Some(ShutdownReason::GuestReset)), oom, Cause::GuestOom),
             (exited(Some(ShutdownReason::GuestPanic)), vec![], Cause::GuestPanic),

@@ -13,6 +13,8 @@
 //! The zero bytes complete whatever frame was cut, so that the guest finds a wrong trailer and
 //! scans for the magic. The guest ends every stream of the earlier session, drops what it had
 //! queued, and answers with the same nonce; the host discards input until it sees that answer.
+//! The version in the answer is 0 if the two have none in common. The first four bytes of a nonce
+//! are not all zero: [`crate::accept`] takes no such preamble, because the flush would be frames.
 //! Then both speak [`crate::frame`]s whose tag is the first four bytes of the nonce.
 //!
 //! The guest sends [`GuestMessage::Hello`] on stream 0. The host opens streams: it picks a fresh

@@ -2,19 +2,24 @@
 //!
 //! Every decision lives here as a pure function: admission ([`admit`]), planning ([`plan`]), one
 //! instance's life ([`lifecycle`]), addresses ([`net`]), firewall text ([`nft`]) and the protocol
-//! spoken with the guest ([`guest`], [`frame`]).
+//! spoken with the guest ([`guest`], [`frame`], [`accept`], [`credit`]).
 //!
 //! It performs no I/O, reads no clock, draws no randomness and knows no async runtime: time,
 //! entropy and observations are arguments. The same inputs give the same outputs.
 
+pub mod accept;
 pub mod admit;
+pub mod credit;
 pub mod death;
 pub mod frame;
 pub mod guest;
 pub mod lifecycle;
 pub mod name;
 pub mod net;
+pub mod nft;
 pub mod plan;
+#[cfg(test)]
+mod property;
 pub mod record;
 pub mod spec;
 pub mod vmm;

@@ -8,22 +8,34 @@
 //!                          │    BootFailed └─────────────────────────────────────┤
 //!                          └──── Exited, BootFailed without a VM ────────────────┘
 //!  Destroy leads from every phase through Stopping (if a VM runs) and Releasing to Destroyed.
+//!  Stop turns Failed into Stopped: nobody wants it to run any more.
 //! ```
 //!
 //! The instance's actor owns a status, feeds events in, makes the new status durable and then
-//! performs the effects, whose results come back as events. Nothing here decides *whether* an
-//! instance should run: that is [`crate::plan`]'s work.
+//! performs the effects, whose results come back as events. When a VM has ended, the actor drops
+//! what it was still doing with that VM, so that no event of one run reaches the next. Wishes are
+//! levels: the same one again changes nothing. Nothing here decides *whether* an instance should
+//! run: that is [`crate::plan`]'s work.
 
 use serde::{Deserialize, Serialize};
 
-use crate::death::{Cause, Death, classify};
+use crate::death::Death;
 use crate::name::RevisionId;
 use crate::vmm::{VmExit, VmHandle};
+
+mod step;
+
+pub use step::step;
 
 /// A run at least this long, in milliseconds, ends a series of failures.
 pub const STABLE_MS: u64 = 60_000;
 /// How long after a failed release it is tried again, in milliseconds.
 pub const RELEASE_RETRY_MS: u64 = 1_000;
+/// How long after a kill the VM is killed again, if it has not ended, in milliseconds.
+pub const KILL_RETRY_MS: u64 = 1_000;
+/// How long a start that an earlier agent began has at least, in milliseconds: the time without an
+/// agent is not the guest's.
+pub const RESUMED_START_MS: u64 = 60_000;
 
 /// The state that people see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -84,7 +96,7 @@ pub enum Phase {
     },
     /// Its VM is to end.
     Stopping {
-        /// When it is ended by force.
+        /// When it is ended by force, or once more.
         kill_unix_ms: u64,
         /// What follows.
         outcome: Outcome,
@@ -193,7 +205,8 @@ pub enum Event {
 /// What the actor is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Prepare disk and tap, launch the VM, report `Launched` or `BootFailed`.
+    /// End a VM that was launched but not recorded, prepare disk and tap, launch the VM, report
+    /// `Launched` or `BootFailed`.
     Boot,
     /// Report `Exited` when the VM ends.
     Watch,
@@ -208,9 +221,10 @@ pub enum Effect {
     },
     /// End the VM by force.
     Kill,
-    /// Give back what a stopped instance does not need; report `Released` or `ReleaseFailed`.
+    /// End a VM that was launched but not recorded, give back what a stopped instance does not
+    /// need; report `Released` or `ReleaseFailed`.
     Release,
-    /// Give back everything, disk and logs included; report `Released` or `ReleaseFailed`.
+    /// Like `Release`, but give back everything, disk and logs included; report `Released` or `ReleaseFailed`.
     ReleaseAll,
     /// Remove the records; the actor ends.
     Forget,
@@ -255,213 +269,7 @@ impl InstanceStatus {
             | Phase::Destroyed => None,
         }
     }
-
-    fn died(&mut self, cause: Cause, now: u64, exit: Option<VmExit>, console_tail: Vec<String>) {
-        let stable = matches!(self.phase, Phase::Running { since_unix_ms }
-            if now.saturating_sub(since_unix_ms) >= STABLE_MS);
-        if stable {
-            self.failures = 0;
-        }
-        self.last_death = Some(Death { cause, at_unix_ms: now, exit, console_tail });
-    }
-
-    fn stop(&mut self, now: u64, grace_ms: u64, outcome: Outcome) -> Vec<Effect> {
-        self.phase = Phase::Stopping { kill_unix_ms: now.saturating_add(grace_ms), outcome };
-        match (&self.vm, grace_ms) {
-            // The boot under way reports `Launched` or `BootFailed`.
-            (None, _) => vec![],
-            (Some(_), 0) => vec![Effect::Kill],
-            (Some(_), grace_ms) => vec![Effect::Shutdown { grace_ms }],
-        }
-    }
-
-    fn release(&mut self, outcome: Outcome) -> Vec<Effect> {
-        self.phase = Phase::Releasing { retry_unix_ms: None, outcome };
-        vec![match outcome {
-            Outcome::Destroyed => Effect::ReleaseAll,
-            Outcome::Stopped | Outcome::Failed => Effect::Release,
-        }]
-    }
-
-    fn exited(
-        &mut self,
-        now: u64,
-        exit: VmExit,
-        host_rebooted: bool,
-        console_tail: Vec<String>,
-    ) -> Vec<Effect> {
-        let found = if host_rebooted { Cause::HostReboot } else { classify(&exit, &console_tail) };
-        let (cause, outcome) = match &self.phase {
-            // A cause that is already known (a boot that failed, a time limit) stays.
-            Phase::Stopping { outcome: Outcome::Failed, .. } => (None, Outcome::Failed),
-            Phase::Stopping { outcome, .. } => (Some(Cause::Operator), *outcome),
-            Phase::Running { .. } if found == Cause::GuestShutdown => {
-                (Some(found), Outcome::Stopped)
-            }
-            _ => (Some(found), Outcome::Failed),
-        };
-        match (cause, &mut self.last_death) {
-            (None, Some(death)) => {
-                death.exit = Some(exit);
-                death.console_tail = console_tail;
-            }
-            (cause, _) => {
-                self.died(cause.unwrap_or(Cause::Unobserved), now, Some(exit), console_tail);
-            }
-        }
-        self.vm = None;
-        self.release(outcome)
-    }
-}
-
-/// The next status and what to do, once it is durable. An event that does not concern the phase
-/// changes nothing.
-pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus, Vec<Effect>) {
-    let mut next = status.clone();
-    let effects = match (&status.phase, event) {
-        (
-            Phase::Created | Phase::Stopped | Phase::Failed,
-            Event::Start { generation, revision, boot_timeout_ms },
-        ) => {
-            next.phase = Phase::Starting { deadline_unix_ms: now.saturating_add(boot_timeout_ms) };
-            next.generation = generation;
-            next.revision.get_or_insert(revision);
-            vec![Effect::Boot]
-        }
-
-        (Phase::Starting { .. }, Event::Launched(handle)) => {
-            next.vm = Some(handle);
-            vec![Effect::Watch, Effect::Greet]
-        }
-        (Phase::Starting { .. }, Event::Ready) => {
-            next.phase = Phase::Running { since_unix_ms: now };
-            next.boots += 1;
-            vec![]
-        }
-        (Phase::Starting { .. }, Event::BootFailed { error }) => {
-            next.died(Cause::StartFailed { error }, now, None, Vec::new());
-            if next.vm.is_some() {
-                next.stop(now, 0, Outcome::Failed)
-            } else {
-                next.release(Outcome::Failed)
-            }
-        }
-        (Phase::Starting { deadline_unix_ms }, Event::Tick) if now >= *deadline_unix_ms => {
-            next.died(Cause::BootTimeout, now, None, Vec::new());
-            next.stop(now, 0, Outcome::Failed)
-        }
-        // It was never launched, or launched and not recorded: boot ends strays first.
-        (Phase::Starting { .. }, Event::FoundGone { .. }) if status.vm.is_none() => {
-            vec![Effect::Boot]
-        }
-        (Phase::Starting { .. }, Event::FoundAlive) => vec![Effect::Watch, Effect::Greet],
-        (Phase::Running { .. }, Event::FoundAlive) => vec![Effect::Watch, Effect::Rejoin],
-        (Phase::Stopping { .. }, Event::FoundAlive) => vec![Effect::Watch, Effect::Kill],
-
-        (Phase::Starting { .. } | Phase::Running { .. }, Event::Stop { grace_ms, generation }) => {
-            next.generation = generation;
-            // A guest that is not up yet has nothing to shut down in order.
-            let grace_ms = if matches!(status.phase, Phase::Running { .. }) { grace_ms } else { 0 };
-            next.stop(now, grace_ms, Outcome::Stopped)
-        }
-        (Phase::Starting { .. } | Phase::Running { .. }, Event::Destroy { grace_ms }) => {
-            let grace_ms = if matches!(status.phase, Phase::Running { .. }) { grace_ms } else { 0 };
-            next.stop(now, grace_ms, Outcome::Destroyed)
-        }
-
-        (Phase::Stopping { .. }, Event::Launched(handle)) => {
-            next.vm = Some(handle);
-            vec![Effect::Watch, Effect::Kill]
-        }
-        (Phase::Stopping { outcome, .. }, Event::BootFailed { .. }) if status.vm.is_none() => {
-            next.release(*outcome)
-        }
-        (Phase::Stopping { outcome, .. }, Event::FoundGone { .. }) if status.vm.is_none() => {
-            next.release(*outcome)
-        }
-        (Phase::Stopping { outcome, .. }, Event::ShutdownFailed) => next.stop(now, 0, *outcome),
-        (Phase::Stopping { kill_unix_ms, outcome }, Event::Tick) if now >= *kill_unix_ms => {
-            let effects = next.stop(now, 0, *outcome);
-            // Asked again until the VM is gone.
-            next.phase = Phase::Stopping {
-                kill_unix_ms: now.saturating_add(RELEASE_RETRY_MS),
-                outcome: *outcome,
-            };
-            effects
-        }
-        (Phase::Stopping { kill_unix_ms, outcome }, Event::Stop { grace_ms, generation }) => {
-            next.generation = generation;
-            next.phase = Phase::Stopping {
-                kill_unix_ms: (*kill_unix_ms).min(now.saturating_add(grace_ms)),
-                outcome: match outcome {
-                    Outcome::Destroyed => Outcome::Destroyed,
-                    Outcome::Stopped | Outcome::Failed => Outcome::Stopped,
-                },
-            };
-            vec![]
-        }
-        (Phase::Stopping { kill_unix_ms, .. }, Event::Destroy { grace_ms }) => {
-            next.phase = Phase::Stopping {
-                kill_unix_ms: (*kill_unix_ms).min(now.saturating_add(grace_ms)),
-                outcome: Outcome::Destroyed,
-            };
-            vec![]
-        }
-
-        (
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. },
-            Event::Exited { exit, console_tail },
-        ) => next.exited(now, exit, false, console_tail),
-        (
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. },
-            Event::FoundGone { exit, host_rebooted, console_tail },
-        ) => next.exited(now, exit, host_rebooted, console_tail),
-
-        (Phase::Created | Phase::Stopped | Phase::Failed, Event::Destroy { .. }) => {
-            next.release(Outcome::Destroyed)
-        }
-        (Phase::Releasing { outcome, .. }, Event::Destroy { .. })
-            if *outcome != Outcome::Destroyed =>
-        {
-            next.release(Outcome::Destroyed)
-        }
-        (Phase::Releasing { outcome, .. }, Event::FoundAlive | Event::FoundGone { .. }) => {
-            next.release(*outcome)
-        }
-        (Phase::Releasing { retry_unix_ms: Some(at), outcome }, Event::Tick) if now >= *at => {
-            next.release(*outcome)
-        }
-        (Phase::Releasing { outcome, .. }, Event::ReleaseFailed) => {
-            next.phase = Phase::Releasing {
-                retry_unix_ms: Some(now.saturating_add(RELEASE_RETRY_MS)),
-                outcome: *outcome,
-            };
-            vec![]
-        }
-        (Phase::Releasing { outcome, .. }, Event::Released { everything }) => match outcome {
-            // A release begun before the wish to destroy it: the greater one is under way.
-            Outcome::Destroyed if !everything => vec![],
-            Outcome::Stopped => {
-                next.phase = Phase::Stopped;
-                next.failures = 0;
-                vec![]
-            }
-            Outcome::Failed => {
-                next.phase = Phase::Failed;
-                next.failures = next.failures.saturating_add(1);
-                vec![]
-            }
-            Outcome::Destroyed => {
-                next.phase = Phase::Destroyed;
-                vec![Effect::Forget]
-            }
-        },
-        (Phase::Destroyed, Event::FoundAlive | Event::FoundGone { .. }) => vec![Effect::Forget],
-
-        _ => vec![],
-    };
-    (next, effects)
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,11 +10,15 @@
 //!  instance  tap tn<net_id>i<slot>       address = subnet + slot, slots from 3
 //! ```
 
+mod node;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+
+pub use node::{BUILDER_SLOT, LinkName, NetworkConflict, NodeNetwork, StateDirId, TableName};
 
 /// Tenant subnets are taken out of this network unless a tenant asks for its own.
 pub const TENANT_SUPERNET: &str = "10.240.0.0/12";
@@ -48,6 +52,14 @@ impl NetId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// The MAC that goes with an address: locally administered, `02:6d:` (`m`) and the address.
+    pub fn of_address(address: Ipv4Addr) -> Self {
+        let [a, b, c, d] = address.octets();
+        Self([0x02, 0x6d, a, b, c, d])
+    }
+}
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,6 +176,21 @@ impl TenantNetwork {
         self.address(1)
     }
 
+    /// The gateway's address with the subnet's prefix length, as the bridge has it.
+    pub fn gateway_net(&self) -> Ipv4Net {
+        Ipv4Net::new_assert(self.gateway(), self.subnet.prefix_len())
+    }
+
+    /// The bridge's MAC, so that it does not change with the bridge's ports.
+    pub fn gateway_mac(&self) -> MacAddr {
+        MacAddr::of_address(self.gateway())
+    }
+
+    /// What the names of all taps of the tenant start with, and those of no other tenant.
+    pub fn tap_prefix(&self) -> String {
+        format!("tn{}i", self.net_id.0)
+    }
+
     /// The last slot that has an address.
     pub fn last_slot(&self) -> Slot {
         let hosts = 1u32 << (32 - self.subnet.prefix_len());
@@ -183,7 +210,12 @@ impl TenantNetwork {
 impl InstanceNetwork {
     /// The tap's interface name, at most 15 bytes.
     pub fn tap(&self) -> String {
-        format!("tn{}i{}", self.tenant.net_id.0, self.slot.0)
+        format!("{}{}", self.tenant.tap_prefix(), self.slot.0)
+    }
+
+    /// The user that may open the tap: the one that the instance's VMM runs as.
+    pub fn owner_uid(&self) -> u32 {
+        vmm_uid(self.tenant.net_id, self.slot)
     }
 
     /// The instance's address.
@@ -191,10 +223,9 @@ impl InstanceNetwork {
         self.tenant.address(self.slot.0)
     }
 
-    /// The instance's MAC: locally administered, `02:6d:` (`m`) and the address.
+    /// The instance's MAC.
     pub fn mac(&self) -> MacAddr {
-        let [a, b, c, d] = self.address().octets();
-        MacAddr([0x02, 0x6d, a, b, c, d])
+        MacAddr::of_address(self.address())
     }
 }
 

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::{InstanceStatus, Phase};
+use crate::death::Cause;
+use crate::lifecycle::{InstanceStatus, Outcome, Phase};
 use crate::name::{InstancePath, PoolPath, RevisionId, TenantName};
 use crate::record::{
     BuildState, Desired, DesiredState, Existence, InstanceRecord, Observed, PoolRecord, PoolStatus,
@@ -202,21 +203,19 @@ fn plan_instance(
                 .push(Action::Destroy { instance: path.clone(), grace_ms: record.grace_ms });
         }
         DesiredState::Stopped => match status.phase {
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. } => {
-                plan.actions.push(Action::Stop {
-                    instance: path.clone(),
-                    grace_ms: record.grace_ms,
-                    generation: record.generation,
-                });
-            }
-            Phase::Created
-            | Phase::Releasing { .. }
-            | Phase::Stopped
-            | Phase::Failed
-            | Phase::Destroyed => {}
+            Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Stopping { .. }
+            | Phase::Releasing { outcome: Outcome::Failed, .. }
+            | Phase::Failed => plan.actions.push(Action::Stop {
+                instance: path.clone(),
+                grace_ms: record.grace_ms,
+                generation: record.generation,
+            }),
+            Phase::Created | Phase::Releasing { .. } | Phase::Stopped | Phase::Destroyed => {}
         },
         DesiredState::Running => match &status.phase {
-            Phase::Running { .. } if behind => {
+            Phase::Starting { .. } | Phase::Running { .. } if behind => {
                 // The stop belongs to the wish before; the start that follows carries the new one.
                 plan.actions.push(Action::Stop {
                     instance: path.clone(),
@@ -234,10 +233,11 @@ fn plan_instance(
                 start(plan, record, status, image, start_slots);
             }
             Phase::Stopped | Phase::Failed => {
-                let failed = status.phase == Phase::Failed;
+                let rebooted =
+                    status.last_death.as_ref().is_some_and(|d| d.cause == Cause::GuestReboot);
                 let again = match record.spec.restart {
                     RestartPolicy::Always => true,
-                    RestartPolicy::OnFailure => failed,
+                    RestartPolicy::OnFailure => rebooted || status.phase == Phase::Failed,
                     RestartPolicy::Never => false,
                 };
                 if !again {
@@ -246,7 +246,7 @@ fn plan_instance(
                     return;
                 }
                 let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
-                let failures = status.failures.max(1);
+                let failures = status.failures;
                 let until_unix_ms = died.saturating_add(backoff_ms(failures));
                 if now < until_unix_ms {
                     plan.due(until_unix_ms);

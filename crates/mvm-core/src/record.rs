@@ -214,3 +214,42 @@ pub fn instance_status_key(path: &InstancePath) -> String {
 pub fn tenant_of_key(key: &str) -> Option<TenantName> {
     key.split('/').nth(2).and_then(|name| name.parse().ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tenant_of_a_record_is_told_by_its_key_alone() {
+        let tenant: TenantName = "demo".parse().unwrap();
+        let instance: InstancePath = "demo/web/i-00000001".parse().unwrap();
+        for key in [
+            tenant_key(&tenant),
+            pool_key(&instance.pool),
+            instance_key(&instance),
+            pool_status_key(&instance.pool),
+            instance_status_key(&instance),
+        ] {
+            assert_eq!(tenant_of_key(&key), Some(tenant.clone()), "{key}");
+        }
+        for key in ["", "desired/", "desired/tenant/", "node/name"] {
+            assert_eq!(tenant_of_key(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_state_of_an_image_round_trips_through_json() {
+        let error = "no mirror".to_owned();
+        for build in [
+            BuildState::Idle,
+            BuildState::Building { step: "unpacking".to_owned() },
+            BuildState::Built { already_there: true, took_ms: 7 },
+            BuildState::Failed { error, at_unix_ms: 1, failures: 2 },
+        ] {
+            let revision = Some(RevisionId::from_digest([1; 8]));
+            let status = PoolStatus { revision, build_generation: 3, build };
+            let json = serde_json::to_string(&status).unwrap();
+            assert_eq!(serde_json::from_str::<PoolStatus>(&json).unwrap(), status, "{json}");
+        }
+    }
+}

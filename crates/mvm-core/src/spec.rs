@@ -35,7 +35,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// The names of the limits, as commands and documents spell them.
+    /// The names of the limits, as commands spell them.
     pub const NAMES: [&'static str; 6] =
         ["vcpus", "mem", "disk", "running", "pools", "instances-per-pool"];
 
@@ -127,7 +127,8 @@ impl fmt::Display for NetMode {
 pub enum RestartPolicy {
     /// It is started again, with backoff, however it ended.
     Always,
-    /// It is started again, with backoff, unless the guest powered itself off.
+    /// It is started again, with backoff, unless the guest powered itself off; a reboot counts as
+    /// the wish to come back.
     #[default]
     OnFailure,
     /// It stays ended.
@@ -253,9 +254,9 @@ pub struct Document {
     /// The tenant's subnet; chosen if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Ipv4Net>,
-    /// The tenant's limits.
-    #[serde(default)]
-    pub quota: Quota,
+    /// The tenant's limits, all of them; they stay as they are if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
     /// The tenant's pools by name.
     #[serde(default, alias = "pool")]
     pub pools: BTreeMap<PoolName, DocumentPool>,

@@ -3,8 +3,10 @@
 //! This is the only host crate that starts processes, mounts filesystems or contains `unsafe`.
 
 pub mod bootstrap;
+pub mod console;
 pub mod guest;
 pub mod image;
+pub mod images;
 pub mod net;
 pub mod platform;
 pub mod process;

@@ -6,10 +6,12 @@
 mod image_support;
 
 use std::fs;
+use std::sync::Mutex;
 
-use image_support::{can_run, kernel, names, packages, quiet};
-use mvm_host::bootstrap::kernel::KernelStore;
+use image_support::{can_run, kernel, names, packages, quiet, run, with_own_mounts};
+use mvm_host::bootstrap::KernelStore;
 use mvm_host::bootstrap::{BootstrapError, Outcome};
+use mvm_host::image::progress::Progress;
 
 #[tokio::test]
 async fn a_kernel_is_fetched_once_and_mended_when_damaged() {
@@ -75,4 +77,28 @@ async fn the_users_own_kernel_is_checked_and_stored() {
     fs::remove_file(dir.join("erofs.ko")).unwrap();
     let error = store.import(&fetched.vmlinuz(), Some(&dir)).await.unwrap_err();
     assert!(error.to_string().contains("`erofs`"), "{error}");
+}
+
+/// A fresh machine, such as a container, has no package lists.
+#[test]
+fn missing_package_lists_are_refreshed() {
+    if !can_run(&["apt-get", "mount"]) {
+        return;
+    }
+    with_own_mounts(|| {
+        for dir in ["/var/lib/apt/lists", "/var/cache/apt"] {
+            let (mounted, output) = run("mount", &["-t", "tmpfs", "none", dir]);
+            assert!(mounted, "{output}");
+        }
+        let state = tempfile::tempdir().unwrap();
+        let store = KernelStore::new(state.path()).with_cache(packages());
+        let steps = Mutex::new(Vec::new());
+        let record = |progress| steps.lock().unwrap().push(progress);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (kernel, outcome) = runtime.block_on(store.fetch(&record)).unwrap();
+        kernel.verify().unwrap();
+        assert_eq!(outcome, Outcome::Made);
+        let refreshed = Progress::Began("refreshing the package lists".to_owned());
+        assert_eq!(steps.into_inner().unwrap().first(), Some(&refreshed));
+    });
 }

@@ -1,1 +1,94 @@
-//! placeholder
+//! The state store: keys and values with one global revision, compare-and-swap and watches.
+//!
+//! The agent and the coordinator keep their desired state and their records in it. A key is a path
+//! of segments (`instances/demo/hello/i-0123abcd`), a value is at most 1 MiB of bytes, and every
+//! transaction that changes something takes the next revision of the whole store.
+//!
+//! [`MemoryStore`] serves tests and simulations, [`SqliteStore`] is the embedded default; one
+//! conformance suite runs on both. [`TypedStore`] adds JSON records on top of either.
+//!
+//! The store never interprets a value, never retries a conflict, and does not keep a second process
+//! out: whoever opens a file-backed store holds a lock of its own.
+
+mod compare;
+mod entry;
+mod error;
+mod key;
+mod memory;
+mod revision;
+mod sqlite;
+mod transaction;
+mod typed;
+mod watch;
+
+use async_trait::async_trait;
+
+pub use compare::{Conflict, Found};
+pub use entry::{Entry, Listing};
+pub use error::{CommitError, StoreError};
+pub use key::{KeyError, MAX_KEY_BYTES};
+pub use memory::MemoryStore;
+pub use revision::Revision;
+pub use sqlite::{OpenError, SqliteStore};
+pub use transaction::{
+    Committed, Compare, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS, MAX_VALUE_BYTES, Op,
+    Transaction,
+};
+pub use typed::{BadRecord, Typed, TypedListing, TypedStore, decode, encode};
+pub use watch::{Change, Watch, WatchEvent};
+
+/// Keys and values with one global revision.
+///
+/// A prefix is either empty, which covers every key, or ends in `/`, which covers every key below
+/// it: `tenants/` covers `tenants/demo` and `tenants/demo/pools`, and `tenants/de` is refused.
+///
+/// Reads see every transaction that was acknowledged before they started. Dropping the future of a
+/// [`commit`](Store::commit) does not undo it: it may still take place.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The entry of `key`, or `None` if there is none.
+    ///
+    /// # Errors
+    /// The key is malformed, or the backend failed.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// All entries below `prefix` in the order of their keys, and the revision that they were read
+    /// at: a [`watch`](Store::watch) after that revision misses nothing and repeats nothing.
+    ///
+    /// # Errors
+    /// The prefix is malformed, or the backend failed.
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
+
+    /// Applies all operations as one new revision if all compares hold, else nothing.
+    ///
+    /// A transaction without effect (no operations, or only deletions of absent keys) takes no
+    /// revision and answers with the current one.
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`] names the first compare that does not hold. Otherwise the
+    /// transaction breaks a limit, or the backend failed.
+    async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError>;
+
+    /// Every change below `prefix` in the revisions after `after`, which is usually the revision of
+    /// a listing.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] if that part of the history is gone, and
+    /// [`StoreError::AheadOfStore`] if `after` is yet to come; both call for a new listing.
+    /// Otherwise the prefix is malformed, or the backend failed.
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;
+
+    /// The revision of the latest transaction; zero in an empty store.
+    ///
+    /// # Errors
+    /// The backend failed.
+    async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// Forgets the history before the last `keep` revisions and returns the oldest revision that a
+    /// watch can still start after. Entries are untouched. The history only grows otherwise, so
+    /// whoever owns the store calls this now and then.
+    ///
+    /// # Errors
+    /// The backend failed.
+    async fn compact(&self, keep: u64) -> Result<Revision, StoreError>;
+}

@@ -219,7 +219,7 @@ pub enum ErrorCode {
     Guest,
     /// The program, directory or user does not exist in the guest.
     GuestNotFound,
-    /// The program may not be run in the guest, or the directory not entered.
+    /// The guest refused to run the program.
     GuestDenied,
     /// A stored record does not parse.
     BadRecord,

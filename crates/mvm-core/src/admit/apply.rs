@@ -10,7 +10,11 @@ impl Draft<'_> {
     pub(super) fn apply(&mut self, document: &Document) -> Result<(), Denial> {
         let name = &document.tenant;
         match self.edit.desired.tenants.get_mut(name) {
-            None => self.tenant_create(name, document.quota.clone(), document.subnet)?,
+            None => self.tenant_create(
+                name,
+                document.quota.clone().unwrap_or_default(),
+                document.subnet,
+            )?,
             Some(tenant) if tenant.existence == Existence::Removed => {
                 return Err(Denial::BeingRemoved { object: format!("tenant {name}") });
             }
@@ -19,7 +23,9 @@ impl Draft<'_> {
                 if let Some(wants) = document.subnet.filter(|wants| *wants != has) {
                     return Err(Denial::SubnetFixed { name: name.clone(), has, wants });
                 }
-                tenant.quota = document.quota.clone();
+                if let Some(quota) = &document.quota {
+                    tenant.quota = quota.clone();
+                }
             }
         }
         for (pool, wanted) in &document.pools {

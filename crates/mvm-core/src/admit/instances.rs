@@ -23,20 +23,17 @@ impl Draft<'_> {
             return Err(Denial::Number { what: "the count", value: count.into(), expected });
         }
         let desired = if start { DesiredState::Running } else { DesiredState::Stopped };
-        for _ in 0..count {
-            self.create_one(pool, desired)?;
-        }
+        self.create_some(pool, count as usize, desired)?;
         self.recount(pool);
         Ok(())
     }
 
-    pub(super) fn create_one(
+    pub(super) fn create_some(
         &mut self,
         pool: &PoolPath,
+        count: usize,
         desired: DesiredState,
     ) -> Result<(), Denial> {
-        let slot = self.free_slot(pool)?;
-        let path = pool.instance(self.fresh_id());
         let Some(spec) = self.edit.desired.pools.get(pool).map(|pool| pool.spec.clone()) else {
             return Err(Denial::NoSuchPool { path: pool.clone() });
         };
@@ -44,37 +41,43 @@ impl Draft<'_> {
             DesiredState::Running => NEVER_GENERATION + 1,
             DesiredState::Stopped | DesiredState::Destroyed => NEVER_GENERATION,
         };
-        let record = InstanceRecord {
-            path: path.clone(),
-            spec,
-            slot,
-            desired,
-            generation,
-            grace_ms: DEFAULT_GRACE_MS,
-            created_unix_ms: self.now,
-        };
-        self.edit.desired.instances.insert(path.clone(), record);
-        self.concerns(&path);
+        for slot in self.free_slots(pool, count)? {
+            let path = pool.instance(self.fresh_id());
+            let record = InstanceRecord {
+                path: path.clone(),
+                spec: spec.clone(),
+                slot,
+                desired,
+                generation,
+                grace_ms: DEFAULT_GRACE_MS,
+                created_unix_ms: self.now,
+            };
+            self.edit.desired.instances.insert(path.clone(), record);
+            self.concerns(&path);
+        }
         Ok(())
     }
 
-    fn free_slot(&self, pool: &PoolPath) -> Result<Slot, Denial> {
+    /// The lowest slots that are free in the tenant's subnet, so many or none.
+    fn free_slots(&self, pool: &PoolPath, count: usize) -> Result<Vec<Slot>, Denial> {
         let Some(tenant) = self.edit.desired.tenants.get(&pool.tenant) else {
             return Err(Denial::NoSuchTenant { name: pool.tenant.clone() });
         };
         let taken: BTreeSet<Slot> =
             self.edit.desired.instances_of(&pool.tenant).map(|instance| instance.slot).collect();
-        let last = tenant.network.last_slot().0;
-        (FIRST_SLOT..=last).map(Slot).find(|slot| !taken.contains(slot)).ok_or_else(|| {
-            Denial::OverLimit(Limit {
-                of: format!("subnet {} of tenant {}", tenant.network.subnet, tenant.name),
-                what: "instances".to_owned(),
-                asked: 1,
-                used: taken.len() as u64,
-                allowed: tenant.network.capacity().into(),
-                raise: None,
-            })
-        })
+        let slots = (FIRST_SLOT..=tenant.network.last_slot().0).map(Slot);
+        let free: Vec<Slot> = slots.filter(|slot| !taken.contains(slot)).take(count).collect();
+        if free.len() == count {
+            return Ok(free);
+        }
+        Err(Denial::OverLimit(Limit {
+            of: format!("subnet {} of tenant {}", tenant.network.subnet, tenant.name),
+            what: "instances".to_owned(),
+            asked: count as u64,
+            used: taken.len() as u64,
+            allowed: tenant.network.capacity().into(),
+            raise: Some("destroy what is not needed: `mvm ps -a`".to_owned()),
+        }))
     }
 
     pub(super) fn instance_start(&mut self, selector: &Selector, all: bool) -> Result<(), Denial> {
@@ -129,11 +132,15 @@ impl Draft<'_> {
         };
         let running: Vec<InstancePath> = paths.iter().filter(is_running).cloned().collect();
         if !force && !running.is_empty() {
-            let many = if all { " --all" } else { "" };
+            let typed = as_typed(selector);
+            let many = if all && *selector != Selector::All { " --all" } else { "" };
             return Err(Denial::StillRunning {
-                object: selector.to_string(),
+                object: match selector {
+                    Selector::All => "this node".to_owned(),
+                    _ => typed.clone(),
+                },
                 running,
-                force: format!("mvm instance destroy {selector}{many} --force"),
+                force: format!("mvm instance destroy {typed}{many} --force"),
             });
         }
         for path in paths {
@@ -157,11 +164,11 @@ impl Draft<'_> {
                     Selector::Pool(pool) => self.require_pool(pool)?,
                     Selector::All | Selector::Id { .. } => {}
                 }
-                Err(Denial::NoSuchInstance { selector: selector.to_string() })
+                Err(Denial::NoSuchInstance { selector: as_typed(selector) })
             }
             1 => Ok(matches),
             _ if all => Ok(matches),
-            _ => Err(Denial::Ambiguous { selector: selector.to_string(), matches }),
+            _ => Err(Denial::Ambiguous { selector: as_typed(selector), matches }),
         }
     }
 
@@ -182,5 +189,13 @@ impl Draft<'_> {
             }
         }
         self.concerns(path);
+    }
+}
+
+/// A selector as it is given on the command line.
+fn as_typed(selector: &Selector) -> String {
+    match selector {
+        Selector::All => "--all".to_owned(),
+        named => named.to_string(),
     }
 }

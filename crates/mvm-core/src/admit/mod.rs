@@ -1,9 +1,9 @@
 //! Admission: `admit(desired, node, request) -> Edit or Denial`, the only writer of desired records.
 //!
-//! A request is carried out on a copy of the desired documents, and the result is checked against
-//! the tenant's quota, the node's capacity and the subnet's size *as a whole*; the agent then writes
-//! the difference in one compare-and-swap. So everything that a request needs is reserved at once or
-//! not at all, and the imperative verbs and the declarative document take the same path.
+//! A request is carried out on a copy of the desired documents, where addresses are taken, and the
+//! result is checked against the tenant's quota and the node's capacity *as a whole*; the agent then
+//! writes the difference in one compare-and-swap. So everything that a request needs is reserved at
+//! once or not at all, and the imperative verbs and the declarative document take the same path.
 
 mod apply;
 mod denial;

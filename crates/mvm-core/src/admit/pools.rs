@@ -67,9 +67,8 @@ impl Draft<'_> {
         for instance in down.iter().take(missing) {
             self.set_desired(instance, DesiredState::Running, DEFAULT_GRACE_MS);
         }
-        for _ in down.len()..missing {
-            self.create_one(path, DesiredState::Running)?;
-        }
+        let more = missing.saturating_sub(down.len());
+        self.create_some(path, more, DesiredState::Running)?;
         self.recount(path);
         Ok(())
     }

@@ -7,12 +7,16 @@
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::BootstrapError;
 use crate::image::digest::Digest;
-use crate::image::durable::{Named, ensure_dir};
+use crate::image::durable::{NameLock, Named};
 use crate::image::progress::{OnProgress, Progress, human_size, step};
 use crate::image::tool::{Tool, ToolError};
+
+/// How long to wait for another process that refreshes the package lists.
+const LISTS_LOCK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The version of a package that this machine would install.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,11 +68,22 @@ pub(crate) fn percent(line: &str) -> Option<u8> {
 
 /// Refreshes the package lists.
 pub(crate) async fn update(progress: OnProgress<'_>) -> Result<(), BootstrapError> {
-    step(progress, "refreshing the package lists".to_owned(), async {
-        apt_get().arg("update").run().await?;
-        Ok(())
-    })
-    .await
+    step(progress, "refreshing the package lists".to_owned(), refresh()).await
+}
+
+/// Waits for another refresh, such as the system's daily one: `apt-get update` itself does not.
+async fn refresh() -> Result<(), BootstrapError> {
+    let deadline = Instant::now() + LISTS_LOCK_TIMEOUT;
+    loop {
+        match apt_get().arg("update").run().await {
+            Err(ToolError::Failed { output, .. })
+                if output.contains("Could not get lock") && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            result => return Ok(result.map(drop)?),
+        }
+    }
 }
 
 /// What the package lists know of a package, or `None` if they do not know it.
@@ -127,17 +142,18 @@ pub(crate) async fn download(
     cache: &Path,
     progress: OnProgress<'_>,
 ) -> Result<PathBuf, BootstrapError> {
-    ensure_dir(cache)?;
-    let cached = cache.join(wanted.file_name());
+    let name = wanted.file_name();
+    let lock = NameLock::wait(cache, &name).await?;
+    let cached = cache.join(&name);
     if cached.exists() && digest_of(&cached).await? == wanted.sha256 {
         return Ok(cached);
     }
     let text = format!("downloading {} ({})", wanted.package, human_size(wanted.size));
     let staged = step(progress, text, stage(wanted, progress)).await?;
-    let temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(cache);
-    let temp = temp.named("create a file in", cache)?.into_temp_path();
-    fs::copy(staged.file()?, &temp).named("copy the package to", &temp)?;
-    let actual = digest_of(&temp).await?;
+    let temp = lock.temp_tree()?;
+    let copy = temp.path().join(&name);
+    fs::copy(staged.file()?, &copy).named("copy the package to", &copy)?;
+    let actual = digest_of(&copy).await?;
     if actual != wanted.sha256 {
         return Err(BootstrapError::WrongDigest {
             path: cached,
@@ -145,7 +161,7 @@ pub(crate) async fn download(
             actual: actual.to_string(),
         });
     }
-    temp.persist(&cached).map_err(|error| error.error).named("create", &cached)?;
+    fs::rename(&copy, &cached).named("create", &cached)?;
     Ok(cached)
 }
 
@@ -185,7 +201,7 @@ async fn stage(wanted: &Candidate, progress: OnProgress<'_>) -> Result<Staged, B
     match fetch().await {
         // Mirrors drop superseded files: the lists may be older than the mirror.
         Err(ToolError::Failed { .. }) => {
-            apt_get().arg("update").run().await?;
+            refresh().await?;
             fetch().await?;
         }
         result => {

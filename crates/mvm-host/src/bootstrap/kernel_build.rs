@@ -66,20 +66,16 @@ impl Parts {
     }
 }
 
-/// Takes a kernel out of the distribution's packages.
+/// Takes a kernel out of the distribution's packages; `temp` is an empty directory.
 pub(super) fn from_packages(
     packages: &[PathBuf],
     origin: KernelOrigin,
+    temp: &Path,
 ) -> Result<Parts, BootstrapError> {
-    let base = std::env::temp_dir();
-    let temp = tempfile::Builder::new().prefix("mvm-kernel-").tempdir();
-    let temp = temp.named("create a directory in", &base)?;
     let mut parts =
         Parts { release: String::new(), origin, load: Vec::new(), files: BTreeMap::new() };
     for package in packages {
-        deb::for_each_file(package, |path, content| {
-            unpack(&mut parts, temp.path(), path, content)
-        })?;
+        deb::for_each_file(package, |path, content| unpack(&mut parts, temp, path, content))?;
     }
     let first = packages.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
     match parts.files.get(VMLINUZ) {
@@ -91,7 +87,7 @@ pub(super) fn from_packages(
             });
         }
     };
-    parts.add_modules(&ModuleTree::scan(temp.path())?)?;
+    parts.add_modules(&ModuleTree::scan(temp)?)?;
     Ok(parts)
 }
 

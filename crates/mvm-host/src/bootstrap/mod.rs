@@ -15,11 +15,14 @@ pub(crate) mod deb;
 pub mod kernel;
 mod kernel_build;
 pub mod kernel_file;
+mod kernel_packages;
+mod kernel_store;
 pub(crate) mod modinfo;
 mod modules;
 pub mod packages;
 
-use kernel::{Kernel, KernelStore};
+pub use kernel::Kernel;
+pub use kernel_store::KernelStore;
 use packages::PackagesReport;
 
 /// Whether an operation changed anything.

@@ -14,7 +14,7 @@ use mvm_core::name::RevisionId;
 
 use super::ImageError;
 use super::digest::{Digest, InputDigest};
-use super::durable::{NameLock, Named, TempTree, ensure_dir, remove_dir, write_new};
+use super::durable::{NameLock, Named, names, remove_abandoned, remove_dir, write_new};
 use super::initrd::write_initrd;
 use super::progress::{OnProgress, step};
 use super::revision::{
@@ -28,8 +28,6 @@ use crate::bootstrap::kernel::{Kernel, StoredFile};
 
 /// The filesystem's UUID; a random one would make each build differ.
 const ROOT_UUID: &str = "6d766d00-0000-4000-8000-726f6f740001";
-const LOCK: &str = ".lock-";
-const TEMP: &str = ".tmp-";
 
 /// What a revision is made from.
 pub struct BuildInputs<'a> {
@@ -71,7 +69,7 @@ impl ImageStore {
     /// The directory cannot be read.
     pub fn list(&self) -> Result<Vec<RevisionId>, ImageError> {
         let mut ids: Vec<RevisionId> =
-            self.names()?.iter().filter_map(|name| name.parse().ok()).collect();
+            names(&self.dir)?.iter().filter_map(|name| name.parse().ok()).collect();
         ids.sort();
         Ok(ids)
     }
@@ -88,15 +86,14 @@ impl ImageStore {
         let fingerprint = inputs.source.fingerprint().await?;
         let root_maker = root_maker().await?;
         let id = revision_id(inputs, fingerprint, &root_maker);
-        ensure_dir(&self.dir)?;
-        let lock = self.lock(&id).await?;
+        let lock = NameLock::wait(&self.dir, id.as_str()).await?;
         match self.open(&id) {
             Ok(revision) => return Ok((revision, Outcome::AlreadyThere)),
             Err(ImageError::NoSuchRevision { .. }) => {}
             Err(ImageError::Damaged { dir, .. }) => remove_dir(&dir)?,
             Err(error) => return Err(error),
         }
-        let temp = TempTree::create(self.dir.join(format!("{TEMP}{id}")), &lock)?;
+        let temp = lock.temp_tree()?;
         let mut manifest = Manifest {
             schema: SCHEMA,
             revision: id.clone(),
@@ -128,7 +125,6 @@ impl ImageStore {
             let text = serde_json::to_vec_pretty(&manifest).named("encode", &path)?;
             write_new(&path, &text, 0o444)?;
             temp.publish(&dest)?;
-            drop(lock);
             Revision::open(&dest)
         };
         let revision = tokio::task::spawn_blocking(work).await;
@@ -142,34 +138,7 @@ impl ImageStore {
     /// # Errors
     /// A directory cannot be read or removed.
     pub fn gc_temp(&self) -> Result<usize, ImageError> {
-        let mut removed = 0;
-        for name in self.names()? {
-            let Some(id) = name.strip_prefix(TEMP) else { continue };
-            let lock = NameLock::try_acquire(&self.dir.join(format!("{LOCK}{id}")))?;
-            if lock.is_some() {
-                remove_dir(&self.dir.join(&name))?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-
-    async fn lock(&self, id: &RevisionId) -> Result<NameLock, ImageError> {
-        let path = self.dir.join(format!("{LOCK}{id}"));
-        let owned = path.clone();
-        let lock = tokio::task::spawn_blocking(move || NameLock::acquire(&owned)).await;
-        Ok(lock.map_err(io::Error::other).named("lock", &path)??)
-    }
-
-    fn names(&self) -> Result<Vec<String>, ImageError> {
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.named("read directory", &self.dir)?,
-        };
-        let name = |entry: io::Result<fs::DirEntry>| {
-            Ok(entry.named("read directory", &self.dir)?.file_name().to_string_lossy().into_owned())
-        };
-        entries.map(name).collect()
+        Ok(remove_abandoned(&self.dir)?)
     }
 }
 

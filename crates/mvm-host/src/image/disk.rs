@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, OFlags, SeekFrom, linkat};
 
 use super::ImageError;
-use super::durable::{FileError, NameLock, Named, TempTree, ensure_dir};
+use super::durable::{FileError, NameLock, Named, TempTree, remove_abandoned};
 use super::tool::Tool;
 
 /// The smallest layer in MiB: a journal and some room.
@@ -63,16 +63,21 @@ impl LayerTemplates {
         if path.exists() {
             return Ok(path);
         }
-        ensure_dir(&self.dir)?;
-        let lock_path = self.dir.join(format!(".lock-{name}"));
-        let lock = tokio::task::spawn_blocking(move || NameLock::acquire(&lock_path)).await;
-        let lock = lock.map_err(io::Error::other).named("lock", &path)??;
+        let lock = NameLock::wait(&self.dir, &name).await?;
         if !path.exists() {
-            let temp = TempTree::create(self.dir.join(format!(".tmp-{name}")), &lock)?;
+            let temp = lock.temp_tree()?;
             self.make(size_mib, &path, temp).await.map_err(|error| error.at(&self.dir))?;
         }
-        drop(lock);
         Ok(path)
+    }
+
+    /// Removes what interrupted operations left behind; running ones are left alone. Returns how
+    /// many directories were removed.
+    ///
+    /// # Errors
+    /// A directory cannot be read or removed.
+    pub fn gc_temp(&self) -> Result<usize, ImageError> {
+        Ok(remove_abandoned(&self.dir)?)
     }
 
     async fn make(&self, size_mib: u64, path: &Path, temp: TempTree) -> Result<(), ImageError> {

@@ -9,6 +9,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+const LOCK: &str = ".lock-";
+const TEMP: &str = ".tmp-";
+
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {path}")]
@@ -104,94 +107,137 @@ pub(crate) fn remove_dir(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// A directory that is removed with everything in it, unless it was published.
-pub(crate) struct TempTree(PathBuf);
+/// A directory that is removed with everything in it, unless it was published. It holds its
+/// name's lock until it is gone.
+pub(crate) struct TempTree {
+    path: PathBuf,
+    _lock: NameLock,
+}
 
 impl TempTree {
-    /// Makes the directory, in place of what an interrupted holder of `_lock` left behind.
-    pub(crate) fn create(path: PathBuf, _lock: &NameLock) -> Result<Self, FileError> {
-        remove_dir(&path)?;
-        fs::create_dir(&path).named("create directory", &path)?;
-        Ok(Self(path))
-    }
-
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Moves the directory to its final name, durably.
     pub(crate) fn publish(self, dest: &Path) -> Result<(), FileError> {
-        publish_dir(&self.0, dest)
+        publish_dir(&self.path, dest)
     }
 }
 
 impl Drop for TempTree {
     fn drop(&mut self) {
         // After a rename there is nothing here. What cannot be removed now is found again by name.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
 /// The exclusive right to one name in a directory, until dropped or until the process dies.
 pub(crate) struct NameLock {
-    path: PathBuf,
+    dir: PathBuf,
+    name: String,
     _file: File,
 }
 
 impl NameLock {
-    /// Waits until no one else holds the lock file. Blocks its thread.
-    pub(crate) fn acquire(path: &Path) -> Result<Self, FileError> {
+    /// Makes the directory if needed and waits until no one else holds the name. Blocks its thread.
+    pub(crate) fn acquire(dir: &Path, name: &str) -> Result<Self, FileError> {
+        ensure_dir(dir)?;
+        let path = lock_path(dir, name);
         loop {
-            let file = open_lock(path)?;
-            file.lock().named("lock", path)?;
-            if let Some(lock) = Self::confirm(path, file)? {
-                return Ok(lock);
+            let file = open_lock(&path)?;
+            file.lock().named("lock", &path)?;
+            if is_current(&path, &file)? {
+                return Ok(Self { dir: dir.to_owned(), name: name.to_owned(), _file: file });
             }
         }
     }
 
-    /// Takes the lock, or `None` if someone holds it.
-    pub(crate) fn try_acquire(path: &Path) -> Result<Option<Self>, FileError> {
+    /// [`Self::acquire`] on a thread that may block.
+    pub(crate) async fn wait(dir: &Path, name: &str) -> Result<Self, FileError> {
+        let (dir_owned, name) = (dir.to_owned(), name.to_owned());
+        let lock = tokio::task::spawn_blocking(move || Self::acquire(&dir_owned, &name)).await;
+        lock.map_err(io::Error::other).named("lock a name in", dir)?
+    }
+
+    /// Takes the name, or `None` if someone holds it.
+    pub(crate) fn try_acquire(dir: &Path, name: &str) -> Result<Option<Self>, FileError> {
+        let path = lock_path(dir, name);
         loop {
-            let file = open_lock(path)?;
+            let file = open_lock(&path)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(fs::TryLockError::WouldBlock) => return Ok(None),
                 Err(fs::TryLockError::Error(error)) => {
-                    return Err(FileError::new("lock", path, error));
+                    return Err(FileError::new("lock", &path, error));
                 }
             }
-            if let Some(lock) = Self::confirm(path, file)? {
-                return Ok(Some(lock));
+            if is_current(&path, &file)? {
+                return Ok(Some(Self { dir: dir.to_owned(), name: name.to_owned(), _file: file }));
             }
         }
     }
 
-    /// The holder removes the file when it is done, so a waiter may have locked a removed file.
-    fn confirm(path: &Path, file: File) -> Result<Option<Self>, FileError> {
-        let held = file.metadata().named("read", path)?;
-        match fs::metadata(path) {
-            Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => {
-                Ok(Some(Self { path: path.to_owned(), _file: file }))
-            }
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FileError::new("read", path, error)),
-        }
+    /// Makes the name's temporary directory, in place of what an interrupted holder left behind.
+    pub(crate) fn temp_tree(self) -> Result<TempTree, FileError> {
+        let path = self.dir.join(format!("{TEMP}{}", self.name));
+        remove_dir(&path)?;
+        fs::create_dir(&path).named("create directory", &path)?;
+        Ok(TempTree { path, _lock: self })
     }
 }
 
 impl Drop for NameLock {
     fn drop(&mut self) {
         // A lock file that stays is harmless: the next holder removes it.
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(lock_path(&self.dir, &self.name));
     }
+}
+
+/// Removes the temporary directories whose holders were interrupted, and returns how many.
+pub(crate) fn remove_abandoned(dir: &Path) -> Result<usize, FileError> {
+    let mut removed = 0;
+    for file in names(dir)? {
+        let Some(name) = file.strip_prefix(TEMP) else { continue };
+        let lock = NameLock::try_acquire(dir, name)?;
+        if lock.is_some() {
+            remove_dir(&dir.join(&file))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// The names in a directory; none if it does not exist.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, FileError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.named("read directory", dir)?,
+    };
+    let name = |entry: io::Result<fs::DirEntry>| {
+        Ok(entry.named("read directory", dir)?.file_name().to_string_lossy().into_owned())
+    };
+    entries.map(name).collect()
+}
+
+fn lock_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{LOCK}{name}"))
 }
 
 fn open_lock(path: &Path) -> Result<File, FileError> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     options.open(path).named("open lock file", path)
+}
+
+/// The holder removes the file when it is done, so a waiter may have locked a removed file.
+fn is_current(path: &Path, held: &File) -> Result<bool, FileError> {
+    let held = held.metadata().named("read", path)?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(FileError::new("read", path, error)),
+    }
 }
 
 #[cfg(test)]
@@ -209,7 +255,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let _lock = NameLock::acquire(&path).unwrap();
+                        let _lock = NameLock::acquire(dir.path(), "x").unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         inside.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -222,26 +268,41 @@ mod tests {
     #[test]
     fn a_held_lock_is_not_taken() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(".lock-x");
-        let held = NameLock::acquire(&path).unwrap();
-        assert!(NameLock::try_acquire(&path).unwrap().is_none());
+        let held = NameLock::acquire(dir.path(), "x").unwrap();
+        assert!(NameLock::try_acquire(dir.path(), "x").unwrap().is_none());
         drop(held);
-        assert!(NameLock::try_acquire(&path).unwrap().is_some());
+        assert!(NameLock::try_acquire(dir.path(), "x").unwrap().is_some());
     }
 
     #[test]
     fn an_unpublished_tree_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = NameLock::acquire(&dir.path().join(".lock-x")).unwrap();
-        let temp = TempTree::create(dir.path().join(".tmp-x"), &lock).unwrap();
+        let temp = NameLock::acquire(dir.path(), "x").unwrap().temp_tree().unwrap();
         fs::write(temp.path().join("file"), "content").unwrap();
+        assert!(NameLock::try_acquire(dir.path(), "x").unwrap().is_none());
         drop(temp);
-        let temp = TempTree::create(dir.path().join(".tmp-x"), &lock).unwrap();
+        assert!(names(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_published_tree_is_all_that_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let temp = NameLock::acquire(dir.path(), "x").unwrap().temp_tree().unwrap();
         fs::write(temp.path().join("file"), "content").unwrap();
         temp.publish(&dir.path().join("x")).unwrap();
-        drop(lock);
-        let names: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names, ["x"]);
+        assert_eq!(names(dir.path()).unwrap(), ["x"]);
+    }
+
+    #[test]
+    fn what_an_interrupted_holder_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for abandoned in [".tmp-a", ".tmp-b"] {
+            fs::create_dir(dir.path().join(abandoned)).unwrap();
+            fs::write(dir.path().join(abandoned).join("half"), "").unwrap();
+        }
+        let a = NameLock::acquire(dir.path(), "a").unwrap().temp_tree().unwrap();
+        assert!(names(a.path()).unwrap().is_empty());
+        assert_eq!(remove_abandoned(dir.path()).unwrap(), 1);
+        assert!(a.path().exists(), "its holder is at work");
     }
 }

@@ -1,1 +1,108 @@
-//! Placeholder.
+//! The network seam: bridges, taps, addresses and the firewall of one agent on one machine.
+//!
+//! The agent calls it: [`Network::ensure`] when it starts and in its reconcile rounds, the verbs
+//! for one instance or tenant in between. It never decides who gets which network: net ids and
+//! slots come from admission, which asks [`Network::occupied`] and [`Network::claim`] first.
+//!
+//! Several agents (state directories) may share a machine with each other and with other software.
+//! A link is ours if its alias is the owner's; a firewall table is ours if it has the owner's name;
+//! net ids are claimed machine-wide. Nothing else is changed or removed, except that IPv4
+//! forwarding is switched on.
+
+mod claims;
+mod difference;
+mod error;
+mod links;
+mod linux;
+mod nft;
+mod owner;
+mod ownership;
+mod ruleset;
+mod sim;
+mod sysctl;
+mod tap;
+mod verify;
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork, TenantNetwork};
+
+pub use claims::CLAIMS_DIR;
+pub use difference::Difference;
+pub use error::NetworkError;
+pub use linux::LinuxNetwork;
+pub use owner::Owner;
+pub use sim::{SimMachine, SimNetwork};
+
+/// What admission must avoid on this machine, because it is not this agent's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Occupied {
+    /// Net ids that others have claimed, or whose link names others use.
+    pub net_ids: BTreeSet<NetId>,
+    /// Networks that the machine reaches by other links than ours.
+    pub subnets: BTreeSet<Ipv4Net>,
+}
+
+/// The network of one agent on one machine.
+///
+/// Changes are made one after the other. A caller that computes `expected` for
+/// [`ensure`](Network::ensure) must not add or remove instances between computing and calling.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Reserves a net id on this machine for this agent; it may be reserved for it already.
+    ///
+    /// # Errors
+    /// Another agent, whose state directory exists, has it.
+    async fn claim(&self, net_id: NetId) -> Result<(), NetworkError>;
+
+    /// Gives a reservation back; it is not an error if this agent has none.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    async fn release(&self, net_id: NetId) -> Result<(), NetworkError>;
+
+    /// What admission must avoid when it picks a net id or accepts a subnet.
+    ///
+    /// # Errors
+    /// The machine's links and routes cannot be read.
+    async fn occupied(&self) -> Result<Occupied, NetworkError>;
+
+    /// Makes the machine agree with `expected` and removes what is ours and not in it.
+    ///
+    /// # Errors
+    /// What could be done is done; a tenant whose net id or links are somebody else's is left out.
+    async fn ensure(&self, expected: &NodeNetwork) -> Result<(), NetworkError>;
+
+    /// Makes a tenant's bridge, guarded.
+    ///
+    /// # Errors
+    /// The net id or the link is somebody else's, or the operating system refused.
+    async fn add_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError>;
+
+    /// Makes an instance's tap, and its tenant's bridge if need be, and lets its packets through.
+    ///
+    /// # Errors
+    /// [`ensure`](Network::ensure) was not called yet, the net id or a link is somebody else's, or
+    /// the operating system refused.
+    async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError>;
+
+    /// Removes an instance's tap and stops its packets; it is not an error if it is gone.
+    ///
+    /// # Errors
+    /// It goes on past errors and reports all of them.
+    async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError>;
+
+    /// Removes all of a tenant's taps, its bridge and its claim; any of them may be gone.
+    ///
+    /// # Errors
+    /// It goes on past errors and reports all of them.
+    async fn remove_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError>;
+
+    /// How the machine differs from `expected`; empty if it does not.
+    ///
+    /// # Errors
+    /// The machine's state cannot be read.
+    async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError>;
+}

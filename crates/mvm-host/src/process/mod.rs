@@ -8,6 +8,7 @@ mod daemon;
 mod exit_info;
 mod identity;
 mod spawn;
+mod strays;
 mod tool;
 
 use std::io;
@@ -27,6 +28,7 @@ use tokio::sync::OnceCell;
 pub use daemon::spawn_daemon;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
 pub use spawn::{Spawn, spawn};
+pub use strays::end_all_of;
 pub use tool::{CommandError, Output, run, run_within};
 
 /// How often, and how many times, an exit status that the process's parent has yet to collect is
@@ -139,6 +141,19 @@ impl Process {
         Ok(())
     }
 
+    /// Like [`Self::kill`] where nothing can be awaited: the few milliseconds that the kernel needs
+    /// are spent waiting.
+    pub(crate) fn kill_now(&self) {
+        let ended = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL).and_then(|()| {
+            waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED)
+        });
+        if let Err(error) = ended
+            && !matches!(error, Errno::SRCH | Errno::CHILD)
+        {
+            tracing::warn!(pid = self.identity.pid, %error, "cannot kill a process");
+        }
+    }
+
     /// What the process uses.
     ///
     /// # Errors
@@ -183,8 +198,7 @@ mod tests {
         let process = sleeper();
         let identity = process.identity().clone();
         assert!(Process::adopt(identity.clone()).unwrap().is_some());
-        let earlier =
-            ProcessIdentity { start_ticks: identity.start_ticks - 1, ..identity.clone() };
+        let earlier = ProcessIdentity { start_ticks: identity.start_ticks - 1, ..identity.clone() };
         assert!(Process::adopt(earlier).unwrap().is_none());
         let other_boot = ProcessIdentity { host_boot_id: "earlier".into(), ..identity.clone() };
         assert!(Process::adopt(other_boot).unwrap().is_none());

@@ -19,8 +19,10 @@ pub struct Spawn<'a> {
     pub program: &'a Path,
     /// Its arguments.
     pub args: &'a [OsString],
-    /// The user and group that it runs as, without further groups; the caller's own if absent.
+    /// The user and group that it runs as; the caller's own if absent.
     pub uid: Option<u32>,
+    /// With a user: its only supplementary groups.
+    pub groups: &'a [u32],
     /// Descriptors that it inherits under the numbers they have here.
     pub keep: &'a [BorrowedFd<'a>],
     /// Where its standard output and error go; nowhere if absent.
@@ -30,7 +32,7 @@ pub struct Spawn<'a> {
 impl<'a> Spawn<'a> {
     /// A process that inherits nothing and is silent.
     pub fn new(program: &'a Path, args: &'a [OsString]) -> Self {
-        Self { program, args, uid: None, keep: &[], output: None }
+        Self { program, args, uid: None, groups: &[], keep: &[], output: None }
     }
 }
 
@@ -54,12 +56,12 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
         .stdin(Stdio::null())
         .stdout(stdio(spawn.output)?)
         .stderr(stdio(spawn.output)?);
-    if let Some(uid) = spawn.uid {
-        // The standard library drops all supplementary groups when root changes its user.
-        command.gid(uid).uid(uid);
-    }
-    let keep: Vec<RawFd> = spawn.keep.iter().map(AsRawFd::as_raw_fd).collect();
-    before_exec(&mut command, keep);
+    let child = Child {
+        uid: spawn.uid,
+        groups: spawn.groups.to_vec(),
+        keep: spawn.keep.iter().map(AsRawFd::as_raw_fd).collect(),
+    };
+    before_exec(&mut command, child);
     // The child is not waited for through `std`: its pidfd reaps it.
     let child = command.spawn()?;
     let opened = i32::try_from(child.id())
@@ -77,18 +79,24 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
     opened
 }
 
+/// What the child does to itself before it becomes the program.
+struct Child {
+    uid: Option<u32>,
+    groups: Vec<u32>,
+    keep: Vec<RawFd>,
+}
+
 #[allow(unsafe_code)]
-fn before_exec(command: &mut Command, keep: Vec<RawFd>) {
+fn before_exec(command: &mut Command, child: Child) {
     // SAFETY: the closure runs between fork and exec and only makes system calls; it allocates
-    // nothing, takes no lock, and touches no descriptor but those that `keep` borrows.
+    // nothing, takes no lock, and touches no descriptor but those that the caller keeps open.
     unsafe {
-        command.pre_exec(move || prepare_child(&keep));
+        command.pre_exec(move || prepare_child(&child));
     }
 }
 
-/// Runs in the child, already as its own user.
 #[allow(unsafe_code)]
-fn prepare_child(keep: &[RawFd]) -> io::Result<()> {
+fn prepare_child(child: &Child) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -103,7 +111,17 @@ fn prepare_child(keep: &[RawFd]) -> io::Result<()> {
         // Marked rather than closed: the standard library reports a failed exec through one.
         let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
         check(libc::close_range(3, libc::c_uint::MAX, flags))?;
-        for &fd in keep {
+        if let Some(uid) = child.uid {
+            // Without the privilege to set groups there is none to lose, as long as the user stays.
+            if libc::setgroups(child.groups.len(), child.groups.as_ptr()) == -1
+                && (libc::geteuid() == 0 || !child.groups.is_empty())
+            {
+                return Err(io::Error::last_os_error());
+            }
+            check(libc::setresgid(uid, uid, uid))?;
+            check(libc::setresuid(uid, uid, uid))?;
+        }
+        for &fd in &child.keep {
             check(libc::fcntl(fd, libc::F_SETFD, 0))?;
         }
     }
@@ -152,6 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[allow(clippy::print_stderr)] // a skipped test says why
     async fn the_child_has_no_privileges_no_environment_and_its_own_session() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root may change the user");

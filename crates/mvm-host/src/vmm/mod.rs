@@ -2,6 +2,11 @@
 //!
 //! The agent's instance actors call it; it never decides whether a microVM should run.
 
+pub mod console;
+pub mod qemu;
+pub mod qmp;
+pub mod sim;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -68,6 +73,28 @@ pub struct VmSpec {
     pub uid: u32,
 }
 
+impl VmSpec {
+    /// Refuses what no VMM should start.
+    ///
+    /// # Errors
+    /// The specification is not usable.
+    pub fn check(&self) -> Result<(), VmmError> {
+        let refuse = |message: &str| {
+            Err(VmmError::Spec { id: self.id.clone(), message: message.to_owned() })
+        };
+        if self.uid == 0 {
+            return refuse("a VMM never runs as root: it needs a user id of its own");
+        }
+        if self.vcpus == 0 || self.mem_mib == 0 {
+            return refuse("it needs at least one vCPU and some memory");
+        }
+        if self.kernel_args.contains(['\n', '\0']) {
+            return refuse("its kernel arguments are not one line");
+        }
+        Ok(())
+    }
+}
+
 /// Why a VMM operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -94,6 +121,24 @@ pub enum VmmError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The installed VMM lacks what mvm needs.
+    #[error("`{program}` is version {found}: at least {required} is needed")]
+    TooOld {
+        /// The program's name.
+        program: String,
+        /// The installed version.
+        found: String,
+        /// The oldest version that works.
+        required: String,
+    },
+    /// The microVM was specified in a way that no VMM can start.
+    #[error("cannot start {id}: {message}")]
+    Spec {
+        /// The instance.
+        id: InstanceId,
+        /// What is wrong.
+        message: String,
     },
     /// The VMM ended before it answered; its own last words are in `log`.
     #[error("the VMM ended during start: {log}")]
@@ -139,11 +184,21 @@ pub trait Vmm: Send + Sync {
     /// Which VMM this is.
     fn kind(&self) -> VmmKind;
 
+    /// The boot id of the machine that microVMs run on: changes with each of its boots.
+    fn host_boot_id(&self) -> String;
+
     /// Starts a microVM: on return its process runs and its vCPUs execute.
     ///
     /// # Errors
     /// Nothing is left behind: no process, no socket.
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError>;
+
+    /// Ends every microVM of this instance that its agent does not know of: one that was launched
+    /// by an agent that died before it could say so. On return none of its processes runs.
+    ///
+    /// # Errors
+    /// A process could not be ended.
+    async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError>;
 
     /// Finds a microVM that an earlier agent started, or `None` if it is gone.
     ///
@@ -154,6 +209,9 @@ pub trait Vmm: Send + Sync {
         handle: &VmHandle,
         spec: &VmSpec,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError>;
+
+    /// How a microVM ended that [`Vmm::adopt`] did not find, as far as it left word of it.
+    async fn exit_of(&self, handle: &VmHandle, spec: &VmSpec) -> VmExit;
 }
 
 /// One running microVM. Dropping it leaves the microVM running.

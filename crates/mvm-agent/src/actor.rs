@@ -1,0 +1,270 @@
+//! One actor per instance: it owns the instance's status and its VM.
+//!
+//! It feeds events into [`mvm_core::lifecycle::step`], makes each new status durable, and only then
+//! performs the effects. Effects that take time run as tasks that it owns; their results come back
+//! through its mailbox. When the agent ends, the actor ends and the VM goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::lifecycle::{Effect, Event, InstanceStatus, Phase, step};
+use mvm_core::name::InstancePath;
+use mvm_core::record;
+use mvm_host::guest::{Session, SessionMode};
+use mvm_host::vmm::Vm;
+use mvm_store::Op;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::effects;
+use crate::node::{InstanceHandle, Node, chain};
+
+/// Messages that may wait in an actor's mailbox.
+const MAILBOX: usize = 64;
+/// Pause before a status that could not be written is written again.
+const WRITE_RETRY: Duration = Duration::from_secs(1);
+
+/// What an actor is told.
+pub(crate) enum Message {
+    /// Something happened to the instance.
+    Event(Event),
+    /// A VM was launched.
+    Launched(Arc<dyn Vm>),
+    /// An earlier agent's VM was found alive.
+    Found(Arc<dyn Vm>),
+    /// A session with the guest is open.
+    Session(Session),
+    /// The session with the guest is over.
+    SessionEnded,
+}
+
+/// Starts the actor of an instance, which first looks for what an earlier agent left.
+pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<()>) {
+    let (mailbox, messages) = mpsc::channel(MAILBOX);
+    let (session_tx, session) = watch::channel(None);
+    let (vm_tx, vm) = watch::channel(None);
+    node.add_instance(path.clone(), InstanceHandle { mailbox: mailbox.clone(), session, vm });
+    let actor = Actor {
+        node: node.clone(),
+        path: path.clone(),
+        status: node.state.now().status(path),
+        mailbox,
+        session: session_tx,
+        vm: vm_tx,
+        tasks: JoinSet::new(),
+        session_mode: SessionMode::Fresh,
+        run_tasks: JoinSet::new(),
+        releasing: Arc::default(),
+    };
+    tasks.spawn(actor.run(messages));
+}
+
+struct Actor {
+    node: Arc<Node>,
+    path: InstancePath,
+    status: InstanceStatus,
+    mailbox: mpsc::Sender<Message>,
+    session: watch::Sender<Option<Session>>,
+    vm: watch::Sender<Option<Arc<dyn Vm>>>,
+    /// Boots and releases, which run to their end.
+    tasks: JoinSet<()>,
+    /// Whether the guest may be in the middle of an earlier agent's session.
+    session_mode: SessionMode,
+    /// What concerns the VM that runs: ended with it, so that no late word of it is heard.
+    run_tasks: JoinSet<()>,
+    /// Releases come one after the other.
+    releasing: Arc<Mutex<()>>,
+}
+
+impl Actor {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        self.recover().await;
+        while self.status.phase != Phase::Destroyed {
+            let deadline = self.status.deadline_unix_ms();
+            let message = tokio::select! {
+                Some(message) = messages.recv() => message,
+                () = sleep_until(&self.node, deadline) => Message::Event(Event::Tick),
+                Some(_) = self.tasks.join_next() => continue,
+                Some(_) = self.run_tasks.join_next() => continue,
+            };
+            self.handle(message).await;
+        }
+        self.node.forget_instance(&self.path);
+        self.node.poke();
+    }
+
+    /// Looks for what an earlier agent left in the middle.
+    async fn recover(&mut self) {
+        match self.status.phase {
+            Phase::Created | Phase::Stopped | Phase::Failed => {}
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. } => {
+                let message = effects::adopt(&self.node, &self.path, &self.status).await;
+                self.handle(message).await;
+            }
+            Phase::Releasing { .. } | Phase::Destroyed => {
+                let gone = effects::gone(&self.node, &self.path, &self.status).await;
+                self.handle(Message::Event(gone)).await;
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: Message) {
+        let event = match message {
+            Message::Event(event) => event,
+            Message::Launched(vm) => {
+                let handle = vm.handle().clone();
+                self.session_mode = SessionMode::Fresh;
+                self.vm.send_replace(Some(vm));
+                Event::Launched(handle)
+            }
+            Message::Found(vm) => {
+                self.session_mode = SessionMode::Existing;
+                self.vm.send_replace(Some(vm));
+                Event::FoundAlive
+            }
+            Message::Session(session) => {
+                let ended = session.clone();
+                self.session.send_replace(Some(session));
+                self.spawn_for_run(async move |_node| {
+                    ended.closed().await;
+                    Message::SessionEnded
+                });
+                Event::Ready
+            }
+            Message::SessionEnded => {
+                self.session.send_replace(None);
+                if matches!(self.status.phase, Phase::Running { .. }) {
+                    self.perform(Effect::Rejoin);
+                }
+                return;
+            }
+        };
+        let (next, effects) = step(&self.status, event, self.node.clock.now_ms());
+        if self.status.vm.is_some() && next.vm.is_none() {
+            self.vm.send_replace(None);
+            self.session.send_replace(None);
+            self.run_tasks.abort_all();
+        }
+        if next != self.status {
+            let (from, to) = (self.status.state(), next.state());
+            if from != to {
+                tracing::info!(instance = %self.path, %from, %to, generation = next.generation, "state changed");
+            }
+            self.status = next;
+            self.persist().await;
+            self.node.poke();
+        }
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    /// Makes the status durable, however long that takes: no effect may run before.
+    async fn persist(&self) {
+        let what = format!("writing the status of {}", self.path);
+        loop {
+            let written = if self.status.phase == Phase::Destroyed {
+                self.node
+                    .state
+                    .write(vec![
+                        Op::Delete { key: record::instance_key(&self.path) },
+                        Op::Delete { key: record::instance_status_key(&self.path) },
+                    ])
+                    .await
+            } else {
+                self.node.state.put_instance_status(&self.path, &self.status).await
+            };
+            match written {
+                Ok(()) => return self.node.set_problem(&what, None),
+                Err(error) => self.node.set_problem(&what, Some(chain(&error))),
+            }
+            tokio::time::sleep(WRITE_RETRY).await;
+        }
+    }
+
+    /// Runs a task to its end; its message comes back through the mailbox.
+    fn spawn<F>(&mut self, task: impl FnOnce(Arc<Node>) -> F)
+    where
+        F: Future<Output = Message> + Send + 'static,
+    {
+        let task = report(self.mailbox.clone(), task(self.node.clone()));
+        self.tasks.spawn(task);
+    }
+
+    /// The same for as long as the present VM runs.
+    fn spawn_for_run<F>(&mut self, task: impl FnOnce(Arc<Node>) -> F)
+    where
+        F: Future<Output = Message> + Send + 'static,
+    {
+        let task = report(self.mailbox.clone(), task(self.node.clone()));
+        self.run_tasks.spawn(task);
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let path = self.path.clone();
+        let vm = self.vm.borrow().clone();
+        match effect {
+            Effect::Boot => {
+                let status = self.status.clone();
+                self.spawn(async move |node| effects::boot(&node, &path, &status).await);
+            }
+            Effect::Watch => {
+                if let Some(vm) = vm {
+                    self.spawn_for_run(async move |node| {
+                        effects::watch_vm(&node, &path, &*vm).await
+                    });
+                }
+            }
+            Effect::Greet => {
+                if let Some(vm) = vm {
+                    let mode = self.session_mode;
+                    self.spawn_for_run(async move |node| {
+                        effects::greet(&node, &path, &*vm, mode).await
+                    });
+                }
+            }
+            Effect::Rejoin => {
+                if let Some(vm) = vm {
+                    self.spawn_for_run(async move |node| effects::rejoin(&node, &path, &*vm).await);
+                }
+            }
+            Effect::Shutdown { grace_ms } => {
+                let session = self.session.borrow().clone();
+                if let Some(vm) = vm {
+                    self.spawn_for_run(async move |node| {
+                        effects::shutdown(&node, &path, &*vm, session, grace_ms).await
+                    });
+                }
+            }
+            Effect::Kill => {
+                if let Some(vm) = vm {
+                    // Its end comes back through the watch; a failure is tried again at the tick.
+                    self.run_tasks.spawn(async move { effects::kill(&path, &*vm).await });
+                }
+            }
+            Effect::Release | Effect::ReleaseAll => {
+                let everything = effect == Effect::ReleaseAll;
+                let releasing = self.releasing.clone();
+                self.spawn(async move |node| {
+                    let _one_at_a_time = releasing.lock_owned().await;
+                    effects::release(&node, &path, everything).await
+                });
+            }
+            // The status that brought it is durable, which removed the records.
+            Effect::Forget => {}
+        }
+    }
+}
+
+async fn report(mailbox: mpsc::Sender<Message>, task: impl Future<Output = Message>) {
+    let message = task.await;
+    // The mailbox is closed only when the actor has ended.
+    let _ = mailbox.send(message).await;
+}
+
+async fn sleep_until(node: &Node, deadline_unix_ms: Option<u64>) {
+    match deadline_unix_ms {
+        Some(at) => tokio::time::sleep_until(node.clock.instant(at)).await,
+        None => std::future::pending().await,
+    }
+}

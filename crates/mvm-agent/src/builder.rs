@@ -1,0 +1,68 @@
+//! Image builds: one task per pool, which owns the pool's observed record while it runs.
+
+use std::sync::Arc;
+
+use mvm_core::record::{self, BuildState, PoolRecord, PoolStatus};
+use mvm_store::{StoreError, encode};
+use tokio::sync::mpsc;
+
+use crate::node::{Node, chain};
+
+/// Builds a pool's image and records how that went.
+pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
+    let before = node.state.now().observed.pools.get(&pool.path).cloned().unwrap_or_default();
+    let failures = match &before.build {
+        BuildState::Failed { failures, .. } => *failures,
+        _ => 0,
+    };
+    let began = node.clock.now_ms();
+    // Steps are shown, not kept: the channel holds the latest few and drops what nobody reads.
+    let (steps, mut step) = mpsc::channel(16);
+    let on_step = move |text: String| drop(steps.try_send(text));
+    let building = async {
+        let result = node.host.images.build(&pool.spec.image, &on_step).await;
+        drop(on_step);
+        result
+    };
+    let showing = async {
+        while let Some(step) = step.recv().await {
+            let build = BuildState::Building { step };
+            write(&node, &pool, PoolStatus { build, ..before.clone() }).await;
+        }
+    };
+    let (result, ()) = tokio::join!(building, showing);
+    let now = node.clock.now_ms();
+    let status = match result {
+        Ok(built) => {
+            let already_there = built.already_there;
+            tracing::info!(pool = %pool.path, revision = %built.revision, already_there, "built");
+            PoolStatus {
+                revision: Some(built.revision),
+                build_generation: generation,
+                build: BuildState::Built { already_there, took_ms: now.saturating_sub(began) },
+            }
+        }
+        Err(error) => {
+            tracing::warn!(pool = %pool.path, error = chain(&error), "build failed");
+            let failures = failures.saturating_add(1);
+            let build = BuildState::Failed { error: chain(&error), at_unix_ms: now, failures };
+            PoolStatus { build_generation: generation, build, ..before }
+        }
+    };
+    write(&node, &pool, status).await;
+    node.poke();
+}
+
+async fn write(node: &Node, pool: &PoolRecord, status: PoolStatus) {
+    let written = node
+        .state
+        .change(async |mirror| {
+            // A pool that was removed meanwhile must not come back as a stray record.
+            let is_there = mirror.desired.pools.contains_key(&pool.path);
+            let op = encode(record::pool_status_key(&pool.path), &status)?;
+            Ok::<_, StoreError>((if is_there { vec![op] } else { vec![] }, ()))
+        })
+        .await;
+    let problem = written.err().map(|error| chain(&error));
+    node.set_problem(&format!("writing the status of pool {}", pool.path), problem);
+}

@@ -1,0 +1,302 @@
+//! What an instance's actor does to the machine. Each effect runs to its end and reports one
+//! message; none decides what follows, and none retries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::death::CONSOLE_TAIL_LINES;
+use mvm_core::guest::{Configuration, NetworkConfiguration};
+use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::name::InstancePath;
+use mvm_core::net::{InstanceNetwork, vmm_uid};
+use mvm_core::record::InstanceRecord;
+use mvm_core::vmm::{ProcessEnd, VmExit};
+use mvm_host::console;
+use mvm_host::guest::{Session, SessionMode};
+use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
+
+use crate::actor::Message;
+use crate::clock::wall_clock_unix_ns;
+use crate::node::{Node, chain};
+
+/// File in an instance's directory that is its writable layer.
+const LAYER: &str = "layer.ext4";
+/// How long a guest has to answer a request of the agent's own.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a guest's hello. The boot deadline, which is the actor's, is usually shorter.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Pause between attempts to talk to a guest that runs and does not answer.
+const REJOIN_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why an effect failed: the chain of causes is what people see.
+#[derive(Debug, thiserror::Error)]
+enum EffectError {
+    #[error("its record is gone")]
+    NoRecord,
+    #[error("it has no revision")]
+    NoRevision,
+    #[error("cannot use {path}")]
+    Dir { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Images(#[from] mvm_host::images::ImagesError),
+    #[error(transparent)]
+    Network(#[from] mvm_host::net::NetworkError),
+    #[error(transparent)]
+    Vmm(#[from] mvm_host::vmm::VmmError),
+    #[error(transparent)]
+    Guest(#[from] mvm_host::guest::SessionError),
+}
+
+fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
+    node.state.now().desired.instances.get(path).cloned().ok_or(EffectError::NoRecord)
+}
+
+fn network(node: &Node, record: &InstanceRecord) -> Option<InstanceNetwork> {
+    node.state.now().desired.network_of(record)
+}
+
+/// The user that an instance's VMM runs as.
+fn uid(node: &Node, record: &InstanceRecord) -> Result<u32, EffectError> {
+    let now = node.state.now();
+    let tenant = now.desired.tenants.get(&record.path.pool.tenant).ok_or(EffectError::NoRecord)?;
+    Ok(vmm_uid(tenant.network.net_id, record.slot))
+}
+
+async fn spec(
+    node: &Node,
+    record: &InstanceRecord,
+    status: &InstanceStatus,
+) -> Result<VmSpec, EffectError> {
+    let revision = status.revision.as_ref().ok_or(EffectError::NoRevision)?;
+    let files = node.host.images.files(revision).await?;
+    let dir = node.instance_dir(&record.path.id);
+    Ok(VmSpec {
+        id: record.path.id.clone(),
+        vcpus: record.spec.vcpus,
+        mem_mib: record.spec.mem_mib,
+        kernel: files.kernel,
+        initrd: files.initrd,
+        kernel_args: String::new(),
+        disks: vec![
+            Disk { path: files.root, access: DiskAccess::ReadOnly },
+            Disk { path: dir.join(LAYER), access: DiskAccess::ReadWrite },
+        ],
+        nic: network(node, record).map(|net| Nic { tap: net.tap(), mac: net.mac() }),
+        uid: uid(node, record)?,
+        dir,
+    })
+}
+
+/// Prepares disk and tap, ends strays of a boot that was not recorded, and launches the VM.
+pub(crate) async fn boot(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
+    match try_boot(node, path, status).await {
+        Ok(vm) => Message::Launched(vm),
+        Err(error) => {
+            tracing::warn!(instance = %path, error = chain(&error), "boot failed");
+            Message::Event(Event::BootFailed { error: chain(&error) })
+        }
+    }
+}
+
+async fn try_boot(
+    node: &Node,
+    path: &InstancePath,
+    status: &InstanceStatus,
+) -> Result<Arc<dyn Vm>, EffectError> {
+    let record = record(node, path)?;
+    let spec = spec(node, &record, status).await?;
+    node.host.vmm.end_strays(&spec).await?;
+    let dir = spec.dir.clone();
+    std::fs::create_dir_all(&dir)
+        .map_err(|source| EffectError::Dir { path: dir.display().to_string(), source })?;
+    let layer = dir.join(LAYER);
+    node.host.images.ensure_layer(&layer, record.spec.disk_mib, spec.uid).await?;
+    if let Some(net) = network(node, &record) {
+        node.host.network.add_instance(net).await?;
+    }
+    Ok(node.host.vmm.launch(&spec).await?)
+}
+
+/// Waits for the VM's end.
+pub(crate) async fn watch_vm(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Message {
+    let exit = vm.wait().await;
+    Message::Event(Event::Exited { exit, console_tail: console_tail(node, path) })
+}
+
+/// The console's last lines; an unreadable console must not hide a death.
+pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
+    let file = node.instance_dir(&path.id).join(CONSOLE_LOG);
+    console::tail(&file, CONSOLE_TAIL_LINES)
+        .unwrap_or_else(|error| vec![format!("(cannot read {}: {error})", file.display())])
+}
+
+/// Opens the session with a guest that boots, and configures it.
+pub(crate) async fn greet(
+    node: &Node,
+    path: &InstancePath,
+    vm: &dyn Vm,
+    mode: SessionMode,
+) -> Message {
+    match open_session(node, path, vm, mode, HELLO_TIMEOUT).await {
+        Ok(session) => Message::Session(session),
+        Err(error) => Message::Event(Event::BootFailed { error: chain(&error) }),
+    }
+}
+
+/// Opens the session with a guest that ran before, however long that takes: an unresponsive guest
+/// is left running.
+pub(crate) async fn rejoin(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Message {
+    loop {
+        match open_session(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await {
+            Ok(session) => return Message::Session(session),
+            Err(error) => {
+                tracing::debug!(instance = %path, error = chain(&error), "the guest does not answer");
+            }
+        }
+        tokio::time::sleep(REJOIN_PAUSE).await;
+    }
+}
+
+async fn open_session(
+    node: &Node,
+    path: &InstancePath,
+    vm: &dyn Vm,
+    mode: SessionMode,
+    timeout: Duration,
+) -> Result<Session, EffectError> {
+    let stream = vm.connect_guest().await?;
+    let session = Session::open(stream, mode, timeout).await?;
+    let record = record(node, path)?;
+    let network = network(node, &record).map(|net| NetworkConfiguration {
+        address: net.address(),
+        prefix_len: net.tenant.subnet.prefix_len(),
+        gateway: net.tenant.gateway(),
+        nameservers: node.config.nameservers.clone(),
+    });
+    let configuration = Configuration {
+        hostname: format!("{}-{}", path.pool.pool, path.id),
+        network,
+        wall_clock_unix_ns: Some(wall_clock_unix_ns()),
+    };
+    session.configure(configuration, GUEST_TIMEOUT).await?;
+    Ok(session)
+}
+
+/// Asks the guest to shut down; the VM's end comes through the watch.
+pub(crate) async fn shutdown(
+    node: &Node,
+    path: &InstancePath,
+    vm: &dyn Vm,
+    session: Option<Session>,
+    grace_ms: u64,
+) -> Message {
+    let asked = async {
+        let session = match session {
+            Some(session) => session,
+            // The agent was replaced in the middle of a stop.
+            None => open_session(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await?,
+        };
+        // Half of the time is for the guest's processes, the rest for the guest's own way down.
+        let grace = Duration::from_millis(grace_ms / 2);
+        Ok::<_, EffectError>(session.shutdown(grace, GUEST_TIMEOUT).await?)
+    };
+    match asked.await {
+        Ok(()) => Message::Event(Event::Tick),
+        Err(error) => {
+            tracing::warn!(instance = %path, error = chain(&error), "the guest does not shut down");
+            Message::Event(Event::ShutdownFailed)
+        }
+    }
+}
+
+/// Ends the VM by force.
+pub(crate) async fn kill(path: &InstancePath, vm: &dyn Vm) {
+    if let Err(error) = vm.kill().await {
+        tracing::warn!(instance = %path, error = chain(&error), "cannot end the VM");
+    }
+}
+
+/// Gives back what a stopped instance does not need, or everything.
+pub(crate) async fn release(node: &Node, path: &InstancePath, everything: bool) -> Message {
+    match try_release(node, path, everything).await {
+        Ok(()) => {
+            node.set_problem(&format!("releasing {path}"), None);
+            Message::Event(Event::Released { everything })
+        }
+        Err(error) => {
+            node.set_problem(&format!("releasing {path}"), Some(chain(&error)));
+            Message::Event(Event::ReleaseFailed)
+        }
+    }
+}
+
+async fn try_release(
+    node: &Node,
+    path: &InstancePath,
+    everything: bool,
+) -> Result<(), EffectError> {
+    if let Ok(record) = record(node, path)
+        && let Some(net) = network(node, &record)
+    {
+        node.host.network.remove_instance(net).await?;
+    }
+    if everything {
+        let dir = node.instance_dir(&path.id);
+        match std::fs::remove_dir_all(&dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(EffectError::Dir { path: dir.display().to_string(), source });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks for the VM of an earlier agent.
+pub(crate) async fn adopt(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
+    match try_adopt(node, path, status).await {
+        Ok(Some(vm)) => {
+            tracing::info!(instance = %path, pid = vm.handle().pid, "adopted");
+            Message::Found(vm)
+        }
+        Ok(None) => Message::Event(gone(node, path, status).await),
+        Err(error) => {
+            // Whatever it was, the next boot ends strays before it launches anything.
+            tracing::error!(instance = %path, error = chain(&error), "cannot adopt");
+            Message::Event(gone(node, path, status).await)
+        }
+    }
+}
+
+async fn try_adopt(
+    node: &Node,
+    path: &InstancePath,
+    status: &InstanceStatus,
+) -> Result<Option<Arc<dyn Vm>>, EffectError> {
+    let record = record(node, path)?;
+    let spec = spec(node, &record, status).await?;
+    match &status.vm {
+        Some(handle) => Ok(node.host.vmm.adopt(handle, &spec).await?),
+        // Launched perhaps, but not recorded: whatever runs is a stray.
+        None => {
+            node.host.vmm.end_strays(&spec).await?;
+            Ok(None)
+        }
+    }
+}
+
+/// What there is to say of a VM that is not there any more.
+pub(crate) async fn gone(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Event {
+    let mut exit = VmExit { process: ProcessEnd::Unobserved, reason: None };
+    let mut host_rebooted = false;
+    if let Some(handle) = &status.vm {
+        host_rebooted = node.host.vmm.host_boot_id() != handle.host_boot_id;
+        if let Ok(record) = record(node, path)
+            && let Ok(spec) = spec(node, &record, status).await
+        {
+            exit = node.host.vmm.exit_of(handle, &spec).await;
+        }
+    }
+    Event::FoundGone { exit, host_rebooted, console_tail: console_tail(node, path) }
+}

@@ -1,0 +1,178 @@
+//! One node: its state, its host seams, and the actors of its instances.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mvm_core::admit::Capacity;
+use mvm_core::name::{InstanceId, InstancePath};
+use mvm_core::plan::Waiting;
+use mvm_host::guest::Session;
+use mvm_host::images::Images;
+use mvm_host::net::Network;
+use mvm_host::vmm::{Vm, Vmm};
+use std::net::IpAddr;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::actor::Message;
+use crate::clock::Clock;
+use crate::state::State;
+
+/// The seams to the machine that instances run on.
+#[derive(Clone)]
+pub struct Host {
+    /// Starts microVMs.
+    pub vmm: Arc<dyn Vmm>,
+    /// Bridges, taps and the firewall.
+    pub network: Arc<dyn Network>,
+    /// Images and writable layers.
+    pub images: Arc<dyn Images>,
+}
+
+/// What a node is set up with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// What the node can hold.
+    pub capacity: Capacity,
+    /// Instances that may be starting at once.
+    pub max_starting: usize,
+    /// Name servers for guests.
+    pub nameservers: Vec<IpAddr>,
+    /// Why this VMM and accelerator were chosen, for people.
+    pub chosen_because: String,
+    /// What executes the instructions of new microVMs.
+    pub accel: mvm_core::vmm::Accel,
+}
+
+/// What others may ask of a running instance.
+#[derive(Clone)]
+pub(crate) struct InstanceHandle {
+    /// The actor's mailbox.
+    pub(crate) mailbox: mpsc::Sender<Message>,
+    /// The session with the guest, while there is one.
+    pub(crate) session: watch::Receiver<Option<Session>>,
+    /// The microVM, while there is one.
+    pub(crate) vm: watch::Receiver<Option<Arc<dyn Vm>>>,
+}
+
+/// One node.
+pub(crate) struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) host: Host,
+    pub(crate) state: State,
+    pub(crate) clock: Clock,
+    pub(crate) started_unix_ms: u64,
+    instances: Mutex<BTreeMap<InstancePath, InstanceHandle>>,
+    waiting: watch::Sender<BTreeMap<InstancePath, Waiting>>,
+    problems: Mutex<BTreeMap<String, String>>,
+    poke: Notify,
+    /// Told to end.
+    pub(crate) stop: Notify,
+}
+
+impl Node {
+    pub(crate) fn new(config: NodeConfig, host: Host, state: State) -> Self {
+        let clock = Clock::start();
+        Self {
+            config,
+            host,
+            state,
+            clock,
+            started_unix_ms: clock.now_ms(),
+            instances: Mutex::default(),
+            waiting: watch::Sender::new(BTreeMap::new()),
+            problems: Mutex::default(),
+            poke: Notify::new(),
+            stop: Notify::new(),
+        }
+    }
+
+    /// The directory of an instance.
+    pub(crate) fn instance_dir(&self, id: &InstanceId) -> PathBuf {
+        self.config.state_dir.join("instances").join(id.as_str())
+    }
+
+    /// Makes the loop run its next round now.
+    pub(crate) fn poke(&self) {
+        self.poke.notify_one();
+    }
+
+    /// Resolves when the loop was poked.
+    pub(crate) async fn poked(&self) {
+        self.poke.notified().await;
+    }
+
+    /// The handle of an instance's actor.
+    pub(crate) fn instance(&self, path: &InstancePath) -> Option<InstanceHandle> {
+        self.lock_instances().get(path).cloned()
+    }
+
+    /// Adds an instance's actor.
+    pub(crate) fn add_instance(&self, path: InstancePath, handle: InstanceHandle) {
+        self.lock_instances().insert(path, handle);
+    }
+
+    /// Forgets an instance's actor.
+    pub(crate) fn forget_instance(&self, path: &InstancePath) {
+        self.lock_instances().remove(path);
+    }
+
+    fn lock_instances(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstancePath, InstanceHandle>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why instances wait, as of the last round.
+    pub(crate) fn waiting(&self) -> watch::Receiver<BTreeMap<InstancePath, Waiting>> {
+        self.waiting.subscribe()
+    }
+
+    /// Publishes why instances wait.
+    pub(crate) fn set_waiting(&self, waiting: BTreeMap<InstancePath, Waiting>) {
+        self.waiting.send_if_modified(|before| {
+            let changed = *before != waiting;
+            *before = waiting;
+            changed
+        });
+    }
+
+    /// Records that something of the node itself fails, or works again.
+    pub(crate) fn set_problem(&self, what: &str, problem: Option<String>) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => {
+                if problems.get(what) != Some(&problem) {
+                    tracing::warn!(what, problem, "the node has a problem");
+                }
+                problems.insert(what.to_owned(), problem);
+            }
+            None => {
+                if problems.remove(what).is_some() {
+                    tracing::info!(what, "the node's problem is gone");
+                }
+            }
+        }
+    }
+
+    /// What fails at present.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.iter().map(|(what, problem)| format!("{what}: {problem}")).collect()
+    }
+}
+
+/// An error with all its sources, in one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}

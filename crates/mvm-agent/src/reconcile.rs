@@ -1,0 +1,243 @@
+//! The loop: gather what is desired and observed, plan, run the plan's actions, wait for a poke.
+//!
+//! It compares levels: a lost poke costs a tick, never a wish. It owns the instance actors and the
+//! image builds, and ends them when the agent ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::lifecycle::{Event, Phase};
+use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
+use mvm_core::plan::{Action, PlanLimits, plan};
+use mvm_core::record::{self, Desired, Existence, InstanceRecord};
+use mvm_host::console;
+use mvm_host::vmm::CONSOLE_LOG;
+use mvm_store::Op;
+use tokio::task::JoinSet;
+
+use crate::actor::{self, Message};
+use crate::builder;
+use crate::node::{Node, chain};
+use crate::state::Mirror;
+
+/// Longest time between two rounds.
+const TICK: Duration = Duration::from_secs(10);
+
+/// Runs until the agent is told to end.
+pub(crate) async fn run(node: Arc<Node>) {
+    let mut rounds = Reconciler {
+        node,
+        actors: JoinSet::new(),
+        spawned: BTreeSet::new(),
+        builds: BTreeMap::new(),
+        network: NetworkState::Unknown,
+        bridged: BTreeSet::new(),
+    };
+    loop {
+        let next_unix_ms = rounds.round().await;
+        let tick = tokio::time::Instant::now() + TICK;
+        let due = next_unix_ms.map_or(tick, |at| rounds.node.clock.instant(at).min(tick));
+        tokio::select! {
+            () = rounds.node.poked() => {}
+            () = tokio::time::sleep_until(due) => rounds.bound_consoles(),
+            () = rounds.node.stop.notified() => return,
+            Some(_) = rounds.actors.join_next() => {}
+        }
+    }
+}
+
+struct Reconciler {
+    node: Arc<Node>,
+    actors: JoinSet<()>,
+    spawned: BTreeSet<InstancePath>,
+    builds: BTreeMap<PoolPath, tokio::task::AbortHandle>,
+    network: NetworkState,
+    bridged: BTreeSet<NetId>,
+}
+
+/// Whether the machine's network has been compared with the expected one since the agent started.
+#[derive(PartialEq, Eq)]
+enum NetworkState {
+    Unknown,
+    Ensured,
+}
+
+impl Reconciler {
+    /// One round. Returns when time alone makes the next one due.
+    async fn round(&mut self) -> Option<u64> {
+        let mirror = self.node.state.now();
+        if self.network == NetworkState::Unknown {
+            self.ensure_network(&mirror).await;
+        }
+        self.spawn_actors(&mirror);
+        let desired = touchable(&mirror);
+        self.ensure_tenants(&desired).await;
+        let limits = PlanLimits { starting: self.node.config.max_starting };
+        let plan = plan(&desired, &mirror.observed, limits, self.node.clock.now_ms());
+        for action in plan.actions {
+            self.perform(&desired, action).await;
+        }
+        self.node.set_waiting(plan.waiting);
+        plan.next_unix_ms
+    }
+
+    fn spawn_actors(&mut self, mirror: &Mirror) {
+        self.spawned.retain(|path| mirror.desired.instances.contains_key(path));
+        for path in mirror.desired.instances.keys() {
+            if !mirror.is_untouchable(path) && self.spawned.insert(path.clone()) {
+                actor::spawn(&self.node, path, &mut self.actors);
+            }
+        }
+    }
+
+    async fn perform(&mut self, desired: &Desired, action: Action) {
+        match action {
+            Action::Build { pool, generation } => self.build(desired, &pool, generation),
+            Action::Start { instance, generation, revision } => {
+                let Some(record) = desired.instances.get(&instance) else { return };
+                let boot_timeout_ms = u64::from(record.spec.boot_timeout_s) * 1000;
+                self.tell(&instance, Event::Start { generation, revision, boot_timeout_ms }).await;
+            }
+            Action::Stop { instance, grace_ms, generation } => {
+                self.tell(&instance, Event::Stop { grace_ms, generation }).await;
+            }
+            Action::Destroy { instance, grace_ms } => {
+                self.tell(&instance, Event::Destroy { grace_ms }).await;
+            }
+            Action::RemovePool(pool) => self.remove_pool(&pool).await,
+            Action::RemoveTenant(tenant) => self.remove_tenant(desired, &tenant).await,
+        }
+    }
+
+    async fn tell(&self, instance: &InstancePath, event: Event) {
+        if let Some(handle) = self.node.instance(instance) {
+            // An actor that has just ended is planned for in the next round.
+            let _ = handle.mailbox.send(Message::Event(event)).await;
+        }
+    }
+
+    fn build(&mut self, desired: &Desired, pool: &PoolPath, generation: u64) {
+        let running = self.builds.get(pool).is_some_and(|build| !build.is_finished());
+        if running {
+            return;
+        }
+        if let Some(record) = desired.pools.get(pool) {
+            let build = builder::build(self.node.clone(), record.clone(), generation);
+            self.builds.insert(pool.clone(), self.actors.spawn(build));
+        }
+    }
+
+    async fn remove_pool(&mut self, pool: &PoolPath) {
+        if let Some(build) = self.builds.remove(pool) {
+            build.abort();
+        }
+        let keys = [record::pool_key(pool), record::pool_status_key(pool)];
+        self.delete(&format!("removing pool {pool}"), keys.into()).await;
+    }
+
+    async fn remove_tenant(&self, desired: &Desired, tenant: &TenantName) {
+        let Some(record) = desired.tenants.get(tenant) else { return };
+        let what = format!("removing the network of tenant {tenant}");
+        if let Err(error) = self.node.host.network.remove_tenant(record.network).await {
+            return self.node.set_problem(&what, Some(chain(&error)));
+        }
+        self.node.set_problem(&what, None);
+        let keys = vec![record::tenant_key(tenant)];
+        self.delete(&format!("removing tenant {tenant}"), keys).await;
+    }
+
+    async fn delete(&self, what: &str, keys: Vec<String>) {
+        let ops = keys.into_iter().map(|key| Op::Delete { key }).collect();
+        match self.node.state.write(ops).await {
+            Ok(()) => {
+                self.node.set_problem(what, None);
+                self.node.poke();
+            }
+            Err(error) => self.node.set_problem(what, Some(chain(&error))),
+        }
+    }
+
+    /// Mends the machine's network, once after the agent's start and before any instance starts.
+    /// What belongs to a desired record that does not parse is not known and would be removed, so
+    /// that waits until the record is mended.
+    async fn ensure_network(&mut self, mirror: &Mirror) {
+        let what = "network";
+        if let Some(key) = mirror.bad.keys().find(|key| key.starts_with(record::DESIRED)) {
+            let problem = format!("left as it is, and no instance starts, until `{key}` is mended");
+            return self.node.set_problem(what, Some(problem));
+        }
+        let ensured = match expected_network(mirror) {
+            Ok(expected) => {
+                let ensured = self.node.host.network.ensure(&expected).await;
+                ensured.map_err(|error| chain(&error))
+            }
+            Err(conflict) => Err(chain(&conflict)),
+        };
+        if ensured.is_ok() {
+            self.network = NetworkState::Ensured;
+        }
+        self.node.set_problem(what, ensured.err());
+    }
+
+    /// Makes the bridges of tenants that came since the network was ensured.
+    async fn ensure_tenants(&mut self, desired: &Desired) {
+        if self.network == NetworkState::Unknown {
+            return;
+        }
+        self.bridged.retain(|net_id| desired.tenants.values().any(|t| t.network.net_id == *net_id));
+        for tenant in desired.tenants.values().filter(|t| t.existence == Existence::Kept) {
+            if self.bridged.contains(&tenant.network.net_id) {
+                continue;
+            }
+            let what = format!("network of tenant {}", tenant.name);
+            match self.node.host.network.add_tenant(tenant.network).await {
+                Ok(()) => {
+                    self.bridged.insert(tenant.network.net_id);
+                    self.node.set_problem(&what, None);
+                }
+                Err(error) => self.node.set_problem(&what, Some(chain(&error))),
+            }
+        }
+    }
+
+    fn bound_consoles(&self) {
+        for (path, status) in &self.node.state.now().observed.instances {
+            if status.vm.is_some() {
+                let file = self.node.instance_dir(&path.id).join(CONSOLE_LOG);
+                let problem = console::bound(&file).err().map(|error| error.to_string());
+                self.node.set_problem(&format!("bounding {}", file.display()), problem);
+            }
+        }
+    }
+}
+
+/// The desired documents without what must not be touched: instances whose observed record does
+/// not parse.
+fn touchable(mirror: &Mirror) -> Desired {
+    let mut desired = mirror.desired.clone();
+    if !mirror.bad.is_empty() {
+        desired.instances.retain(|path, _| !mirror.is_untouchable(path));
+        let bad = |tenant: &TenantName| mirror.bad_record_of(tenant).is_some();
+        desired.tenants.retain(|name, _| !bad(name));
+        desired.pools.retain(|path, _| !bad(&path.tenant));
+    }
+    desired
+}
+
+/// The network that the machine should have: each tenant's bridge, and a tap for each instance that
+/// has, or is getting, a VM. An instance whose observed record does not parse may have one.
+pub(crate) fn expected_network(mirror: &Mirror) -> Result<NodeNetwork, NetworkConflict> {
+    let desired = &mirror.desired;
+    let holds_tap = |record: &&InstanceRecord| {
+        mirror.is_untouchable(&record.path)
+            || matches!(
+                mirror.status(&record.path).phase,
+                Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. }
+            )
+    };
+    let instances = desired.instances.values().filter(holds_tap);
+    let tenants = desired.tenants.values().map(|tenant| tenant.network);
+    NodeNetwork::of(tenants, instances.filter_map(|record| desired.network_of(record)))
+}

@@ -1,0 +1,290 @@
+//! The API server: one connection, one call.
+
+use std::sync::Arc;
+
+use mvm_core::name::{InstancePath, Selector};
+use mvm_host::vmm::CONSOLE_LOG;
+use mvm_store::Op;
+use mvm_wire::view::{RecordView, StatsView, VerifyView, WhyView};
+use mvm_wire::{ApiError, Call, Connection, ConnectionError, ErrorCode, Reply, WriteHalf};
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+
+use crate::node::{InstanceHandle, Node, chain};
+use crate::reconcile::expected_network;
+use crate::state::Mirror;
+use crate::submit::internal;
+use crate::{streams, submit, views};
+
+/// Connections that are served at once; more wait in the socket's queue.
+const MAX_CONNECTIONS: usize = 1_024;
+
+/// Serves a socket until the agent is told to end.
+pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = std::future::pending::<()>() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let node = node.clone();
+                connections.spawn(async move { serve(&node, Connection::new(stream)).await });
+            }
+            Err(error) => {
+                // Out of descriptors, usually: wait for a connection to end.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection.
+pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection) {
+    let call = match connection.read.message::<Call>().await {
+        Ok(call) => call,
+        Err(error) => {
+            let error = ApiError::new(ErrorCode::Invalid, chain(&error));
+            drop(connection.write.message(&Reply::Error(error)).await);
+            return;
+        }
+    };
+    if let Err(error) = answer(node, call, connection).await {
+        tracing::debug!(error = chain(&error), "a caller hung up");
+    }
+}
+
+async fn answer(
+    node: &Arc<Node>,
+    call: Call,
+    mut connection: Connection,
+) -> Result<(), ConnectionError> {
+    let reply = match call {
+        Call::Watch { instances, pools, tenant } => {
+            return streams::watch(node, &instances, &pools, tenant.as_ref(), connection).await;
+        }
+        Call::Exec { selector, request } => {
+            return streams::exec(node, &selector, request, connection).await;
+        }
+        Call::Logs { selector, kind, follow, tail } => {
+            return streams::logs(node, &selector, kind, follow, tail, connection).await;
+        }
+        Call::AgentStop => {
+            node.stop.notify_waiters();
+            Ok(Reply::Done)
+        }
+        call => unary(node, call).await,
+    };
+    finish(&mut connection.write, reply).await
+}
+
+/// Sends the last reply of a call.
+pub(crate) async fn finish(
+    write: &mut WriteHalf,
+    reply: Result<Reply, ApiError>,
+) -> Result<(), ConnectionError> {
+    write.message(&reply.unwrap_or_else(Reply::Error)).await
+}
+
+async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
+    let mirror = node.state.now();
+    match call {
+        Call::Submit(request) => submit::submit(node, request).await.map(Reply::Accepted),
+        Call::Node => Ok(Reply::Node(Box::new(views::node(node)))),
+        Call::Tenants { name } => {
+            let tenants = views::tenants(&mirror, name.as_ref());
+            match name {
+                Some(name) if tenants.is_empty() => {
+                    Err(missing(&format!("tenant {name}"), "tenant list"))
+                }
+                _ => Ok(Reply::Tenants(tenants)),
+            }
+        }
+        Call::Pools { tenant, path } => {
+            let pools = views::pools(&mirror, |pool| {
+                tenant.as_ref().is_none_or(|tenant| pool.tenant == *tenant)
+                    && path.as_ref().is_none_or(|path| pool == path)
+            });
+            match path {
+                Some(path) if pools.is_empty() => {
+                    Err(missing(&format!("pool {path}"), "pool list"))
+                }
+                _ => Ok(Reply::Pools(pools)),
+            }
+        }
+        Call::Instances { selector } => {
+            let instances = views::instances(node, &mirror, |path| selector.matches(path));
+            if instances.is_empty() {
+                known(&mirror, &selector)?;
+            }
+            Ok(Reply::Instances(instances))
+        }
+        Call::Stats { selector } => stats(node, &mirror, &selector).await,
+        Call::Why { selector } => why(node, &mirror, &selector),
+        Call::NetVerify => verify(node, &mirror).await,
+        Call::Records { prefix } => match node.state.raw(&prefix).await {
+            Ok(records) => Ok(Reply::Records(
+                records
+                    .into_iter()
+                    .map(|(key, value)| RecordView {
+                        key,
+                        text: String::from_utf8_lossy(&value).into_owned(),
+                    })
+                    .collect(),
+            )),
+            Err(error) => Err(internal(&error)),
+        },
+        Call::RecordMend { key, text } => mend(node, &mirror, key, text).await,
+        Call::Signal { .. } | Call::Unknown => {
+            Err(ApiError::new(ErrorCode::Unsupported, "this agent does not know the call")
+                .hint("the agent may be older than the command: `mvm agent stop`, then try again"))
+        }
+        Call::Watch { .. } | Call::Exec { .. } | Call::Logs { .. } | Call::AgentStop => {
+            Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))
+        }
+    }
+}
+
+fn missing(what: &str, list: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no {what}"))
+        .hint(format!("see `mvm {list}`"))
+}
+
+/// Nothing matches: an error if the selector names something that does not exist.
+fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
+    let desired = &mirror.desired;
+    match selector {
+        Selector::All => Ok(()),
+        Selector::Tenant(name) if desired.tenants.contains_key(name) => Ok(()),
+        Selector::Pool(path) if desired.pools.contains_key(path) => Ok(()),
+        Selector::Tenant(name) => Err(missing(&format!("tenant {name}"), "tenant list")),
+        Selector::Pool(path) => Err(missing(&format!("pool {path}"), "pool list")),
+        Selector::Id { .. } => Err(missing(&format!("instance {selector}"), "ps -a")),
+    }
+}
+
+/// The one instance that a selector means.
+pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, ApiError> {
+    let mut matches = mirror.desired.instances.keys().filter(|path| selector.matches(path));
+    match (matches.next(), matches.next()) {
+        (Some(path), None) => Ok(path.clone()),
+        (None, _) => {
+            known(mirror, selector)?;
+            Err(ApiError::new(ErrorCode::NotFound, format!("{selector} has no instances"))
+                .hint("see `mvm ps -a`"))
+        }
+        (Some(first), Some(second)) => {
+            let more = matches.count();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!("{selector} means several instances: {first}, {second}{more}");
+            Err(ApiError::new(ErrorCode::Invalid, message).hint("name one of them"))
+        }
+    }
+}
+
+async fn stats(node: &Arc<Node>, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiError> {
+    let paths: Vec<InstancePath> =
+        mirror.desired.instances.keys().filter(|path| selector.matches(path)).cloned().collect();
+    if paths.is_empty() {
+        known(mirror, selector)?;
+    }
+    let mut tasks = JoinSet::new();
+    for path in paths {
+        if let Some(handle) = node.instance(&path) {
+            let node = node.clone();
+            tasks.spawn(async move { stats_of(&node, path, handle).await });
+        }
+    }
+    let mut stats: Vec<StatsView> = tasks.join_all().await.into_iter().flatten().collect();
+    stats.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Reply::Stats(stats))
+}
+
+/// What one running instance uses; `None` if it does not run.
+async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Option<StatsView> {
+    let vm = handle.vm.borrow().clone()?;
+    let usage = vm.usage().await.ok()?;
+    let session = handle.session.borrow().clone();
+    let (guest, guest_error) = match session {
+        None => (None, Some("there is no session with the guest".to_owned())),
+        Some(session) => match session.health(streams::GUEST_TIMEOUT).await {
+            Ok(health) => (Some(health), None),
+            Err(error) => (None, Some(chain(&error))),
+        },
+    };
+    let host_disk_kib = mvm_host::images::allocated_kib(&node.instance_dir(&path.id));
+    Some(StatsView {
+        path,
+        cpu_ms: usage.cpu_ms,
+        host_rss_kib: usage.rss_kib,
+        host_disk_kib,
+        guest,
+        guest_error,
+    })
+}
+
+fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiError> {
+    let path = one(mirror, selector)?;
+    if let Some((key, reason)) = mirror.bad_record_of(&path.pool.tenant) {
+        return Err(submit::bad_record_error(key, reason));
+    }
+    let view = views::instances(node, mirror, |other| *other == path).into_iter().next();
+    let Some(instance) = view else {
+        return Err(missing(&format!("instance {path}"), "ps -a"));
+    };
+    let summary = views::summary(&instance);
+    let file = node.instance_dir(&path.id).join(CONSOLE_LOG);
+    let recorded = instance.last_death.as_ref().map(|death| death.console_tail.clone());
+    let console_tail = match recorded {
+        // The console of the run that died, not of the one that runs now.
+        Some(tail) if instance.running_since_unix_ms.is_none() && !tail.is_empty() => tail,
+        _ => {
+            mvm_host::console::tail(&file, mvm_core::death::CONSOLE_TAIL_LINES).unwrap_or_default()
+        }
+    };
+    Ok(Reply::Why(Box::new(WhyView { instance, summary, console_tail })))
+}
+
+async fn verify(node: &Node, mirror: &Mirror) -> Result<Reply, ApiError> {
+    if let Some((key, reason)) = mirror.bad.iter().next() {
+        return Err(submit::bad_record_error(key, reason));
+    }
+    let expected = expected_network(mirror).map_err(|error| internal(&error))?;
+    match node.host.network.verify(&expected).await {
+        Ok(differences) => Ok(Reply::Verify(VerifyView {
+            tenants: expected.tenants().count() as u64,
+            instances: expected.instances().count() as u64,
+            differences: differences.iter().map(ToString::to_string).collect(),
+        })),
+        Err(error) => Err(internal(&error)),
+    }
+}
+
+/// Only a record that does not parse may be replaced by hand: the others have their verbs.
+async fn mend(
+    node: &Node,
+    mirror: &Mirror,
+    key: String,
+    text: Option<String>,
+) -> Result<Reply, ApiError> {
+    if !mirror.bad.contains_key(&key) {
+        let message = format!("`{key}` is not a record that needs mending");
+        return Err(ApiError::new(ErrorCode::Conflict, message)
+            .hint("`mvm node info` lists the records that do not parse"));
+    }
+    let op = match text {
+        None => Op::Delete { key: key.clone() },
+        Some(text) => Op::Put { key: key.clone(), value: text.into_bytes() },
+    };
+    if let Err(error) = node.state.write(vec![op]).await {
+        return Err(internal(&error));
+    }
+    node.poke();
+    match node.state.now().bad.get(&key) {
+        Some(reason) => Err(submit::bad_record_error(&key, reason)),
+        None => Ok(Reply::Done),
+    }
+}

@@ -1,0 +1,90 @@
+//! Puts a real node together: what this machine is, which VMM runs on it, and where things are kept.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mvm_core::admit::Capacity;
+use mvm_core::vmm::{Accel, VmmKind};
+use mvm_host::images::{Images, LocalImages, SimImages};
+use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
+use mvm_host::platform::{self, PlatformError, facts};
+use mvm_host::vmm::Vmm;
+use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
+use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
+
+use crate::node::{Host, NodeConfig};
+
+/// Starts at once per processor: more would only wait for each other.
+const STARTING_PER_CPU: usize = 4;
+
+/// What the agent is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// Where everything is kept.
+    pub state_dir: PathBuf,
+    /// The VMM to use; chosen from what the machine has if absent.
+    pub vmm: Option<VmmKind>,
+    /// The accelerator to use; chosen from what the machine has if absent.
+    pub accel: Option<Accel>,
+}
+
+/// Why a node cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The state directory cannot be made or examined.
+    #[error("cannot use the state directory {path}")]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was asked for does not work here.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// The machine's network cannot be managed.
+    #[error("cannot manage this machine's network")]
+    Network(#[from] NetworkError),
+}
+
+/// Examines the machine and makes the node's parts.
+pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host), SetupError> {
+    let failed = |source| SetupError::StateDir { path: options.state_dir.clone(), source };
+    let state_dir = options.state_dir.canonicalize().map_err(failed)?;
+    let facts = facts::gather(&state_dir).await;
+    let choice = platform::choose(options.vmm, options.accel, &facts)?;
+    let capacity = match choice.vmm {
+        // Simulated microVMs take nothing of the machine.
+        VmmKind::Sim => Capacity { vcpus: 1 << 20, mem_mib: 1 << 30, disk_mib: 1 << 40 },
+        VmmKind::Qemu | VmmKind::Firecracker => platform::capacity(&state_dir).map_err(failed)?,
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let host = match choice.vmm {
+        VmmKind::Sim => simulated(&state_dir),
+        VmmKind::Qemu | VmmKind::Firecracker => Host {
+            vmm: Arc::new(QemuVmm::new(QemuConfig::new(choice.accel))) as Arc<dyn Vmm>,
+            network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
+                as Arc<dyn Network>,
+            images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
+        },
+    };
+    let config = NodeConfig {
+        state_dir,
+        capacity,
+        max_starting: STARTING_PER_CPU * cpus,
+        nameservers: platform::nameservers(),
+        chosen_because: choice.why,
+        accel: choice.accel,
+    };
+    Ok((config, host))
+}
+
+fn simulated(state_dir: &Path) -> Host {
+    let world = SimWorld::new(SimTimes::default()).with_guests(guest_agents());
+    Host {
+        vmm: Arc::new(SimVmm::new(world)),
+        network: Arc::new(SimMachine::new().agent(state_dir)),
+        images: Arc::new(SimImages::new(state_dir)),
+    }
+}

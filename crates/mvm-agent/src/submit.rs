@@ -1,0 +1,220 @@
+//! Requests: admitted by the pure core, written in one transaction, answered with what to wait for.
+
+use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
+use mvm_core::lifecycle::Phase;
+use mvm_core::name::{Selector, TenantName};
+use mvm_core::record::{self, Desired, DesiredState};
+use mvm_host::net::{NetworkError, Occupied};
+use mvm_store::{Op, StoreError, encode};
+use mvm_wire::{Accepted, ApiError, ErrorCode, InstanceTarget, PoolTarget};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::node::{Node, chain};
+use crate::state::{ChangeError, Mirror};
+
+/// Attempts at a net id, in case another agent of this machine takes the same at the same moment.
+const CLAIM_ATTEMPTS: u32 = 8;
+
+/// Why a request was not admitted.
+enum Refusal {
+    Denied(Denial),
+    BadRecord { key: String, reason: String },
+    Claim(NetworkError),
+    Encode(StoreError),
+}
+
+/// Admits a request and makes it durable.
+pub(crate) async fn submit(node: &Node, request: Request) -> Result<Accepted, ApiError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let occupied = node.host.network.occupied().await.map_err(|error| internal(&error))?;
+        let result = node.state.change(|mirror| admit(node, mirror, &request, occupied)).await;
+        match result {
+            Ok((revision, edit)) => {
+                node.poke();
+                return Ok(accepted(revision.get(), edit));
+            }
+            Err(ChangeError::Refused(Refusal::Claim(_))) if attempts < CLAIM_ATTEMPTS => {}
+            Err(ChangeError::Refused(refusal)) => return Err(refused(refusal)),
+            Err(ChangeError::Store(error)) => return Err(internal(&error)),
+        }
+    }
+}
+
+async fn admit(
+    node: &Node,
+    mirror: Arc<Mirror>,
+    request: &Request,
+    occupied: Occupied,
+) -> Result<(Vec<Op>, Edit), Refusal> {
+    if let Some((key, reason)) = bad_record(&mirror, request) {
+        return Err(Refusal::BadRecord { key: key.to_owned(), reason: reason.to_owned() });
+    }
+    let facts = NodeFacts {
+        capacity: node.config.capacity,
+        foreign_net_ids: occupied.net_ids,
+        foreign_subnets: occupied.subnets.into_iter().collect(),
+        ended: ended(&mirror),
+    };
+    let now = node.clock.now_ms();
+    let mut entropy = || getrandom::u32().unwrap_or(now as u32);
+    let edit = admit::admit(&mirror.desired, &facts, request, &mut entropy, now)
+        .map_err(Refusal::Denied)?;
+    let ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
+    let is_new = |name: &&TenantName| !mirror.desired.tenants.contains_key(*name);
+    for name in edit.desired.tenants.keys().filter(is_new) {
+        let net_id = edit.desired.tenants[name].network.net_id;
+        node.host.network.claim(net_id).await.map_err(Refusal::Claim)?;
+    }
+    Ok((ops, edit))
+}
+
+/// A record of the request's tenant that does not parse: what it holds is not known, so nothing of
+/// that tenant can be admitted.
+fn bad_record<'a>(mirror: &'a Mirror, request: &Request) -> Option<(&'a str, &'a str)> {
+    if mirror.bad.is_empty() {
+        return None;
+    }
+    match tenant_of(mirror, request) {
+        Some(tenant) => mirror.bad_record_of(&tenant),
+        None => mirror.bad.iter().next().map(|(key, reason)| (key.as_str(), reason.as_str())),
+    }
+}
+
+fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
+    match request {
+        // A new tenant takes a network, and what the others hold must be known for that.
+        Request::TenantCreate { .. } => None,
+        Request::TenantUpdate { name, .. } | Request::TenantDestroy { name, .. } => {
+            Some(name.clone())
+        }
+        Request::PoolCreate { path, .. }
+        | Request::PoolBuild { path }
+        | Request::PoolScale { path, .. }
+        | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
+        Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
+        Request::InstanceStart { selector, .. }
+        | Request::InstanceStop { selector, .. }
+        | Request::InstanceRestart { selector, .. }
+        | Request::InstanceDestroy { selector, .. } => match selector {
+            Selector::All => None,
+            Selector::Tenant(tenant) => Some(tenant.clone()),
+            Selector::Pool(pool) | Selector::Id { pool: Some(pool), .. } => {
+                Some(pool.tenant.clone())
+            }
+            Selector::Id { pool: None, .. } => {
+                let mut paths = mirror.desired.instances.keys();
+                paths.find(|path| selector.matches(path)).map(|path| path.pool.tenant.clone())
+            }
+        },
+        Request::Apply { document } | Request::Remove { document } => {
+            mirror.desired.tenants.contains_key(&document.tenant).then(|| document.tenant.clone())
+        }
+    }
+}
+
+/// Instances that were to run and ended by themselves.
+fn ended(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::InstancePath> {
+    let wanted = mirror.desired.instances.values();
+    wanted
+        .filter(|record| record.desired == DesiredState::Running)
+        .filter(|record| {
+            mirror.observed.instances.get(&record.path).is_some_and(|status| {
+                matches!(status.phase, Phase::Stopped | Phase::Failed)
+                    && status.generation == record.generation
+            })
+        })
+        .map(|record| record.path.clone())
+        .collect()
+}
+
+/// The records that differ.
+fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
+    fn puts<K: Ord, V: Serialize + PartialEq>(
+        before: &BTreeMap<K, V>,
+        after: &BTreeMap<K, V>,
+        key: fn(&K) -> String,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), StoreError> {
+        for (name, record) in after {
+            if before.get(name) != Some(record) {
+                ops.push(encode(key(name), record)?);
+            }
+        }
+        Ok(())
+    }
+    let mut ops = Vec::new();
+    puts(&before.tenants, &after.tenants, record::tenant_key, &mut ops)?;
+    puts(&before.pools, &after.pools, record::pool_key, &mut ops)?;
+    puts(&before.instances, &after.instances, record::instance_key, &mut ops)?;
+    Ok(ops)
+}
+
+fn accepted(revision: u64, edit: Edit) -> Accepted {
+    let instances = edit.instances.iter().filter_map(|path| edit.desired.instances.get(path));
+    let pools = edit.pools.iter().filter_map(|path| edit.desired.pools.get(path));
+    Accepted {
+        revision,
+        instances: instances
+            .map(|record| InstanceTarget {
+                path: record.path.clone(),
+                generation: record.generation,
+            })
+            .collect(),
+        pools: pools
+            .map(|record| PoolTarget {
+                path: record.path.clone(),
+                build_generation: record.build_generation,
+            })
+            .collect(),
+        notes: edit.notes,
+    }
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::Denied(denial) => denied(&denial),
+        Refusal::BadRecord { key, reason } => bad_record_error(&key, &reason),
+        Refusal::Claim(error) => internal(&error),
+        Refusal::Encode(error) => internal(&error),
+    }
+}
+
+/// A failure inside the agent or on its machine.
+pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> ApiError {
+    ApiError::new(ErrorCode::Internal, chain(error))
+}
+
+/// A record that does not parse, as people see it.
+pub(crate) fn bad_record_error(key: &str, reason: &str) -> ApiError {
+    let message = format!(
+        "the stored record `{key}` does not parse ({reason}); what it describes is left alone until it is mended"
+    );
+    ApiError::new(ErrorCode::BadRecord, message).hint(format!(
+        "look at it with `mvm node record show {key}`, write a corrected one with `mvm node record set {key} FILE`"
+    ))
+}
+
+fn denied(denial: &Denial) -> ApiError {
+    let code = match denial {
+        Denial::NoSuchTenant { .. } | Denial::NoSuchPool { .. } | Denial::NoSuchInstance { .. } => {
+            ErrorCode::NotFound
+        }
+        Denial::Exists { .. }
+        | Denial::BeingRemoved { .. }
+        | Denial::StillRunning { .. }
+        | Denial::StillHasPools { .. }
+        | Denial::SubnetOverlaps { .. }
+        | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
+        Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
+        Denial::Ambiguous { .. }
+        | Denial::Spec { .. }
+        | Denial::Subnet(_)
+        | Denial::Number { .. }
+        | Denial::NoSuchLimit { .. } => ErrorCode::Invalid,
+    };
+    ApiError { code, message: denial.to_string(), hint: denial.hint() }
+}

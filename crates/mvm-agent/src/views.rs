@@ -1,0 +1,143 @@
+//! What is shown: records and observations put together.
+
+use mvm_core::admit::{node_usage, tenant_usage};
+use mvm_core::lifecycle::{InstanceStatus, Phase, State};
+use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::plan::Waiting;
+use mvm_core::record::{DesiredState, Existence, InstanceRecord, PoolRecord, TenantRecord};
+use mvm_wire::view::{BadRecordView, InstanceView, NodeView, PoolView, TenantView};
+
+use crate::node::Node;
+use crate::state::Mirror;
+
+pub(crate) fn node(node: &Node) -> NodeView {
+    let mirror = node.state.now();
+    let bad = mirror.bad.iter();
+    NodeView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_unix_ms: node.started_unix_ms,
+        state_dir: node.config.state_dir.clone(),
+        hostname: mvm_host::platform::hostname(),
+        vmm: node.host.vmm.kind(),
+        accel: node.config.accel,
+        chosen_because: node.config.chosen_because.clone(),
+        capacity: node.config.capacity,
+        reserved: node_usage(&mirror.desired),
+        tenants: mirror.desired.tenants.len() as u64,
+        bad_records: bad
+            .map(|(key, reason)| BadRecordView { key: key.clone(), reason: reason.clone() })
+            .collect(),
+        problems: node.problems(),
+    }
+}
+
+pub(crate) fn tenant(mirror: &Mirror, record: &TenantRecord) -> TenantView {
+    TenantView {
+        name: record.name.clone(),
+        subnet: record.network.subnet.to_string(),
+        gateway: record.network.gateway(),
+        bridge: record.network.bridge(),
+        quota: record.quota.clone(),
+        reserved: tenant_usage(&mirror.desired, &record.name),
+        created_unix_ms: record.created_unix_ms,
+        removing: record.existence == Existence::Removed,
+    }
+}
+
+pub(crate) fn tenants(mirror: &Mirror, name: Option<&TenantName>) -> Vec<TenantView> {
+    let tenants = mirror.desired.tenants.values();
+    let matching = tenants.filter(|record| name.is_none_or(|name| record.name == *name));
+    matching.map(|record| tenant(mirror, record)).collect()
+}
+
+pub(crate) fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
+    let status = mirror.observed.pools.get(&record.path).cloned().unwrap_or_default();
+    let instances = || mirror.desired.instances_in(&record.path);
+    let running = instances()
+        .filter(|instance| mirror.status(&instance.path).state() == State::Running)
+        .count();
+    PoolView {
+        path: record.path.clone(),
+        spec: record.spec.clone(),
+        desired_running: record.running,
+        running: running as u32,
+        instances: instances().count() as u32,
+        revision: status.revision,
+        build: status.build,
+        build_generation: status.build_generation,
+        created_unix_ms: record.created_unix_ms,
+        removing: record.existence == Existence::Removed,
+    }
+}
+
+pub(crate) fn pools(mirror: &Mirror, wanted: impl Fn(&PoolPath) -> bool) -> Vec<PoolView> {
+    let pools = mirror.desired.pools.values().filter(|record| wanted(&record.path));
+    pools.map(|record| pool(mirror, record)).collect()
+}
+
+pub(crate) fn instance(
+    mirror: &Mirror,
+    record: &InstanceRecord,
+    waiting: Option<&Waiting>,
+) -> InstanceView {
+    let status = mirror.status(&record.path);
+    let network = mirror.desired.network_of(record);
+    let InstanceStatus { generation, revision, vm, boots, failures, last_death, phase } =
+        status.clone();
+    InstanceView {
+        path: record.path.clone(),
+        state: status.state(),
+        activity: status.activity().map(str::to_owned),
+        desired: record.desired,
+        generation,
+        waiting: waiting.cloned(),
+        address: network.map(|net| net.address()),
+        mac: network.map(|net| net.mac()),
+        tap: network.map(|net| net.tap()),
+        vcpus: record.spec.vcpus,
+        mem_mib: record.spec.mem_mib,
+        disk_mib: record.spec.disk_mib,
+        revision,
+        vmm: vm.as_ref().map(|vm| vm.vmm),
+        pid: vm.as_ref().map(|vm| vm.pid),
+        accel: vm.as_ref().map(|vm| vm.accel),
+        running_since_unix_ms: match phase {
+            Phase::Running { since_unix_ms } => Some(since_unix_ms),
+            _ => None,
+        },
+        created_unix_ms: record.created_unix_ms,
+        boots,
+        failures,
+        last_death,
+    }
+}
+
+pub(crate) fn instances(
+    node: &Node,
+    mirror: &Mirror,
+    wanted: impl Fn(&InstancePath) -> bool,
+) -> Vec<InstanceView> {
+    let waiting = node.waiting();
+    let waiting = waiting.borrow();
+    let instances = mirror.desired.instances.values().filter(|record| wanted(&record.path));
+    instances.map(|record| instance(mirror, record, waiting.get(&record.path))).collect()
+}
+
+/// One sentence on why an instance is in its state.
+pub(crate) fn summary(view: &InstanceView) -> String {
+    let death = view.last_death.as_ref().map(|death| death.cause.to_string());
+    match (&view.activity, view.state, view.desired) {
+        (Some(activity), _, _) => format!("it is {activity}, as asked"),
+        (None, State::Running, _) => match death {
+            Some(death) => format!("it runs, as asked; its last run ended: {death}"),
+            None => "it runs, as asked".to_owned(),
+        },
+        (None, State::Created, DesiredState::Running) => "it is about to be started".to_owned(),
+        (None, State::Created, _) => "it was created and never started".to_owned(),
+        (None, State::Stopped | State::Failed, _) => {
+            death.unwrap_or_else(|| "it was stopped before it ran".to_owned())
+        }
+        (None, State::Destroyed, _) => "it is gone".to_owned(),
+    }
+}

@@ -1,0 +1,179 @@
+//! The ordinary life of tenants, pools and instances.
+
+use mvm_core::admit::Request;
+use mvm_core::lifecycle::State;
+use mvm_core::spec::{Document, Quota};
+use mvm_wire::{Call, ErrorCode, Reply};
+
+use crate::node::{Machine, is_running};
+
+fn document(running: u32) -> Document {
+    let text = format!(r#"{{"tenant":"demo","pools":{{"hello":{{"running":{running}}}}}}}"#);
+    serde_json::from_str(&text).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn up_runs_what_the_document_says_and_down_leaves_nothing() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(2) }).await.unwrap();
+    let first = agent.until_running(2).await;
+    assert_ne!(first[0].address, first[1].address);
+    assert_eq!(machine.world.running().len(), 2);
+
+    agent.submit(Request::Apply { document: document(2) }).await.unwrap();
+    let second = agent.until_running(2).await;
+    assert_eq!(first[0].path, second[0].path);
+    assert_eq!(first[0].boots, second[0].boots, "a second up starts nothing anew");
+
+    agent.submit(Request::Apply { document: document(3) }).await.unwrap();
+    agent.until_running(3).await;
+    agent
+        .submit(Request::PoolScale { path: "demo/hello".parse().unwrap(), running: 1 })
+        .await
+        .unwrap();
+    agent
+        .until("one running, two stopped", |all| {
+            all.len() == 3
+                && all.iter().filter(|i| is_running(i)).count() == 1
+                && all.iter().filter(|i| i.state == State::Stopped && i.activity.is_none()).count()
+                    == 2
+        })
+        .await;
+
+    agent.submit(Request::Remove { document: document(2) }).await.unwrap();
+    agent.until("gone", |all| all.is_empty()).await;
+    for _ in 0..100 {
+        if machine.leftovers().await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("left behind: {:?}", machine.leftovers().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_keeps_its_address_and_disk_over_stop_and_start() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    let before = agent.until_running(1).await.remove(0);
+    let selector: mvm_core::name::Selector = before.path.id.as_str().parse().unwrap();
+    let stop = Request::InstanceStop { selector: selector.clone(), all: false, grace_ms: 5000 };
+    agent.submit(stop).await.unwrap();
+    let stopped = agent
+        .until("stopped", |all| all[0].state == State::Stopped && all[0].activity.is_none())
+        .await;
+    assert!(machine.world.running().is_empty());
+    assert_eq!(stopped[0].last_death.as_ref().unwrap().cause, mvm_core::death::Cause::Operator);
+    let layer = machine.dir.path().join("instances").join(before.path.id.as_str());
+    assert!(layer.join("layer.ext4").exists());
+    let error = agent.exec(before.path.id.as_str(), &["echo", "x"]).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.hint.unwrap().contains("mvm start"));
+
+    agent.submit(Request::InstanceStart { selector, all: false }).await.unwrap();
+    let after = agent.until_running(1).await.remove(0);
+    assert_eq!((before.address, before.mac, before.path), (after.address, after.mac, after.path));
+    assert_eq!(after.boots, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn restart_boots_again_and_exec_answers_with_output_and_exit_code() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    let before = agent.until_running(1).await.remove(0);
+    assert_eq!(
+        agent.exec("demo/hello", &["echo", "a", "b"]).await.unwrap(),
+        ("a b\n".to_owned(), 0)
+    );
+    assert_eq!(agent.exec("demo", &["false"]).await.unwrap().1, 1);
+    let selector = "demo/hello".parse().unwrap();
+    let restart = Request::InstanceRestart { selector, all: false, grace_ms: 1000 };
+    agent.submit(restart).await.unwrap();
+    let after = agent.until("booted twice", |all| is_running(&all[0]) && all[0].boots == 2).await;
+    assert_eq!(before.address, after[0].address);
+}
+
+#[tokio::test(start_paused = true)]
+async fn twenty_requests_at_once_get_different_addresses() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(0) }).await.unwrap();
+    let pool: mvm_core::name::PoolPath = "demo/hello".parse().unwrap();
+    let create =
+        || agent.submit(Request::InstanceCreate { pool: pool.clone(), count: 1, start: true });
+    let all: Vec<_> = (0..20).map(|_| create()).collect();
+    for created in all {
+        created.await.unwrap();
+    }
+    let instances = agent.until_running(20).await;
+    let addresses: std::collections::BTreeSet<_> = instances.iter().map(|i| i.address).collect();
+    assert_eq!(addresses.len(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_replaced_adopts_what_runs() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(3) }).await.unwrap();
+    let before = agent.until_running(3).await;
+    agent.node.end().await;
+    assert_eq!(machine.world.running().len(), 3);
+
+    let agent = machine.agent().await;
+    let after = agent.until_running(3).await;
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!((before.pid, before.boots), (after.pid, after.boots), "booted anew");
+    }
+    for instance in &after {
+        let id = instance.path.id.as_str();
+        let mut answered = agent.exec(id, &["echo", "still", "here"]).await;
+        for _ in 0..100 {
+            if answered.is_ok() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            answered = agent.exec(id, &["echo", "still", "here"]).await;
+        }
+        assert_eq!(answered.unwrap().0, "still here\n");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn denials_say_what_to_do_and_change_nothing() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let mut wanted = document(3);
+    wanted.quota = Some(Quota { mem_mib: Some(512), ..Quota::default() });
+    let error = agent.submit(Request::Apply { document: wanted }).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::OverLimit);
+    assert!(error.message.contains("512"), "{}", error.message);
+    assert!(machine.leftovers().await.is_empty());
+
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    agent.until_running(1).await;
+    let path = "demo/hello".parse().unwrap();
+    let error = agent.submit(Request::PoolDestroy { path, force: false }).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.hint.unwrap().contains("--force"));
+    let missing = Call::Pools { tenant: None, path: Some("demo/none".parse().unwrap()) };
+    assert_eq!(agent.call(missing).await.unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_network_is_verified_against_what_runs() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    let tap = agent.until_running(1).await[0].tap.clone().unwrap();
+    let differences = async || match agent.call(Call::NetVerify).await.unwrap() {
+        Reply::Verify(verify) => verify.differences,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(differences().await, Vec::<String>::new());
+    machine.network.remove_link(&tap);
+    let found = differences().await;
+    assert!(found.iter().any(|difference| difference.contains(&tap)), "{found:?}");
+}

@@ -1,0 +1,80 @@
+//! Whatever has happened before, a wish is fulfilled in the end, and nothing is left behind.
+
+use proptest::prelude::*;
+
+use super::world::World;
+use super::*;
+use crate::property::{Choices, cases};
+
+/// Most steps from any state to a wished one, once failures have ended.
+const STEPS_MAX: usize = 40;
+
+/// Lets anything happen until the choices are used up; returns the time.
+fn suffer(world: &mut World, choices: &mut Choices, wishes: &[Event]) -> u64 {
+    let mut now = NOW;
+    while !choices.is_calm() && !world.is_forgotten {
+        now += [0, 10, 900, GRACE_MS, STABLE_MS][choices.pick(5)];
+        match choices.pick(8) {
+            0..=3 => drop(world.progress(now, choices)),
+            4 => world.feed(Event::Tick, now),
+            5 => world.feed(start(1), now),
+            6 => world.feed(wishes[choices.pick(wishes.len())].clone(), now),
+            _ => world.misfortune(now, choices),
+        }
+    }
+    now
+}
+
+/// Repeats a wish, as the planner does, until it is fulfilled. Time passes only when nothing else
+/// is left to do.
+fn pursue(
+    world: &mut World,
+    mut now: u64,
+    wish: &Event,
+    fulfilled: impl Fn(&Phase) -> bool,
+) -> u64 {
+    let mut calm = Choices::new(vec![]);
+    for _ in 0..STEPS_MAX {
+        if fulfilled(&world.status.phase) {
+            return now;
+        }
+        world.feed(wish.clone(), now);
+        if world.progress(now, &mut calm) {
+            continue;
+        }
+        if let Some(due) = world.status.deadline_unix_ms() {
+            now = now.max(due);
+            world.feed(Event::Tick, now);
+        }
+    }
+    assert!(fulfilled(&world.status.phase), "{wish:?} is not fulfilled: {world:?}");
+    now
+}
+
+proptest! {
+    #![proptest_config(cases(1000))]
+
+    #[test]
+    fn a_stop_always_ends_in_stopped_and_a_start_leads_up_again(
+        bytes in prop::collection::vec(any::<u8>(), 0..240),
+    ) {
+        let mut world = World::default();
+        let now = suffer(&mut world, &mut Choices::new(bytes), &[stop(2)]);
+        let now = pursue(&mut world, now, &stop(3), |phase| {
+            matches!(phase, Phase::Created | Phase::Stopped)
+        });
+        prop_assert!(world.is_at_rest(), "{world:?}");
+        pursue(&mut world, now, &start(4), |phase| matches!(phase, Phase::Running { .. }));
+    }
+
+    #[test]
+    fn a_destroy_always_ends_in_nothing(
+        bytes in prop::collection::vec(any::<u8>(), 0..240),
+    ) {
+        let mut world = World::default();
+        let wishes = [stop(2), destroy(), Event::Destroy { grace_ms: 0 }];
+        let now = suffer(&mut world, &mut Choices::new(bytes), &wishes);
+        pursue(&mut world, now, &destroy(), |phase| *phase == Phase::Destroyed);
+        prop_assert!(world.is_at_rest() && world.is_forgotten, "{world:?}");
+    }
+}

@@ -1,0 +1,180 @@
+//! What holds for the plan of any node, however odd its records.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::property::cases;
+
+fn any_phase() -> impl Strategy<Value = Phase> {
+    let outcome =
+        prop_oneof![Just(Outcome::Stopped), Just(Outcome::Failed), Just(Outcome::Destroyed)];
+    prop_oneof![
+        Just(Phase::Created),
+        Just(STARTING),
+        Just(RUNNING),
+        outcome.clone().prop_map(stopping),
+        outcome.prop_map(releasing),
+        Just(Phase::Stopped),
+        Just(Phase::Failed),
+        Just(Phase::Destroyed),
+    ]
+}
+
+fn any_instance() -> impl Strategy<Value = (DesiredState, u64, RestartPolicy, InstanceStatus)> {
+    let desired = prop_oneof![
+        3 => Just(DesiredState::Running),
+        1 => Just(DesiredState::Stopped),
+        1 => Just(DesiredState::Destroyed),
+    ];
+    let policy = prop_oneof![
+        Just(RestartPolicy::Always),
+        Just(RestartPolicy::OnFailure),
+        Just(RestartPolicy::Never)
+    ];
+    let status = (any_phase(), 1..4u64, 0..6u32, any::<bool>()).prop_map(
+        |(phase, generation, failures, has_revision)| InstanceStatus {
+            generation,
+            revision: has_revision.then(revision),
+            ..ended(phase, failures)
+        },
+    );
+    (desired, 1..4u64, policy, status)
+}
+
+fn any_image() -> impl Strategy<Value = PoolStatus> {
+    let build = prop_oneof![
+        Just(BuildState::Idle),
+        Just(BuildState::Building { step: "unpacking".to_owned() }),
+        Just(BuildState::Built { already_there: true, took_ms: 1 }),
+        (1..4u32).prop_map(|failures| {
+            BuildState::Failed { error: "no mirror".to_owned(), at_unix_ms: NOW, failures }
+        }),
+    ];
+    (any::<bool>(), 0..3u64, build).prop_map(|(has_revision, build_generation, build)| PoolStatus {
+        revision: has_revision.then(revision),
+        build_generation,
+        build,
+    })
+}
+
+fn any_existence() -> impl Strategy<Value = Existence> {
+    prop_oneof![3 => Just(Existence::Kept), 1 => Just(Existence::Removed)]
+}
+
+fn any_node() -> impl Strategy<Value = (Desired, Observed)> {
+    let instances = prop::collection::vec(any_instance(), 0..6);
+    (instances, any_image(), any_existence(), any_existence(), 0..3u64).prop_map(
+        |(instances, image, tenant_existence, pool_existence, build_generation)| {
+            let (mut records, mut statuses) = (vec![], vec![]);
+            for (number, (state, generation, restart, status)) in (1..).zip(instances) {
+                let mut record = InstanceRecord { generation, ..record(number, state) };
+                record.spec.restart = restart;
+                records.push(record);
+                statuses.push((number, status));
+            }
+            let mut desired = desired(records);
+            desired.tenants.values_mut().for_each(|t| t.existence = tenant_existence);
+            for pool in desired.pools.values_mut() {
+                pool.existence = pool_existence;
+                pool.build_generation = build_generation;
+            }
+            (desired, observed(image, statuses))
+        },
+    )
+}
+
+/// What an action is about.
+pub(super) fn object(action: &Action) -> String {
+    match action {
+        Action::Start { instance, .. }
+        | Action::Stop { instance, .. }
+        | Action::Destroy { instance, .. } => instance.to_string(),
+        Action::Build { pool, .. } | Action::RemovePool(pool) => pool.to_string(),
+        Action::RemoveTenant(tenant) => tenant.to_string(),
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(512))]
+
+    #[test]
+    fn each_object_has_at_most_one_action_or_one_thing_to_wait_for(
+        (desired, observed) in any_node(),
+        now in NOW..NOW + 40_000,
+        starting in 0..4usize,
+    ) {
+        let limits = PlanLimits { starting };
+        let plan = plan(&desired, &observed, limits, now);
+        prop_assert_eq!(&plan, &super::plan(&desired, &observed, limits, now));
+        let mut objects: BTreeSet<String> = plan.waiting.keys().map(ToString::to_string).collect();
+        for action in &plan.actions {
+            prop_assert!(objects.insert(object(action)), "{action:?} is one too many");
+        }
+        prop_assert!(plan.next_unix_ms.is_none_or(|next| next > now));
+    }
+
+    #[test]
+    fn an_action_fits_what_is_asked_for_and_what_is_there(
+        (desired, observed) in any_node(),
+        starting in 0..4usize,
+    ) {
+        let plan = plan(&desired, &observed, PlanLimits { starting }, NOW + 10_000);
+        let mut starts = 0;
+        for action in &plan.actions {
+            match action {
+                Action::Start { instance, .. } => {
+                    starts += 1;
+                    prop_assert_eq!(desired.instances[instance].desired, DesiredState::Running);
+                    let is_down = matches!(
+                        observed.instances[instance].phase,
+                        Phase::Created | Phase::Stopped | Phase::Failed
+                    );
+                    prop_assert!(is_down);
+                }
+                Action::Stop { instance, generation, .. } => {
+                    let record = &desired.instances[instance];
+                    let is_older = *generation < record.generation;
+                    match record.desired {
+                        DesiredState::Running => prop_assert!(is_older, "it would never start"),
+                        DesiredState::Stopped => prop_assert!(!is_older),
+                        DesiredState::Destroyed => prop_assert!(false, "a stop is not enough"),
+                    }
+                }
+                Action::Destroy { instance, .. } => {
+                    prop_assert_eq!(desired.instances[instance].desired, DesiredState::Destroyed);
+                }
+                Action::RemovePool(pool) => {
+                    prop_assert_eq!(desired.instances_in(pool).count(), 0);
+                    prop_assert_eq!(desired.pools[pool].existence, Existence::Removed);
+                }
+                Action::RemoveTenant(tenant) => {
+                    prop_assert_eq!(desired.pools_of(tenant).count(), 0);
+                }
+                Action::Build { pool, generation } => {
+                    prop_assert_eq!(desired.pools[pool].build_generation, *generation);
+                    prop_assert_eq!(desired.pools[pool].existence, Existence::Kept);
+                }
+            }
+        }
+        let is_starting = |s: &&InstanceStatus| matches!(s.phase, Phase::Starting { .. });
+        let already = observed.instances.values().filter(is_starting).count();
+        prop_assert!(starts == 0 || starts + already <= starting);
+    }
+
+    #[test]
+    fn an_instance_that_is_to_run_runs_has_an_action_or_says_what_it_waits_for(
+        (desired, observed) in any_node(),
+    ) {
+        let plan = plan(&desired, &observed, LIMITS, NOW);
+        for record in desired.instances.values().filter(|r| r.desired == DesiredState::Running) {
+            let status = &observed.instances[&record.path];
+            let is_up = matches!(status.phase, Phase::Running { .. });
+            let is_gone = status.phase == Phase::Destroyed;
+            let acts = plan.actions.iter().any(|a| object(a) == record.path.to_string());
+            let waits = plan.waiting.contains_key(&record.path);
+            prop_assert!(is_up || is_gone || acts || waits, "{} is forgotten", record.path);
+        }
+    }
+}

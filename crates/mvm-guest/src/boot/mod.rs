@@ -1,0 +1,69 @@
+//! PID 1's way from an initial RAM filesystem to a served root, and its end.
+//!
+//! ```text
+//!  mounts ──> modules ──> loopback ──> root (EROFS + ext4 = overlay) ──> port ──> serve ──> power off
+//! ```
+//!
+//! Every phase says a line in the kernel's log. A failed root does not end the boot: the host can
+//! still say hello, read the log and see why.
+
+mod modules;
+mod mounts;
+mod port;
+mod power;
+mod root;
+
+use std::time::Duration;
+
+use crate::console::{self, complain, note};
+use crate::machine::{Machine, bring_up_loopback};
+use crate::server::{Ending, Server};
+
+/// On the kernel's command line: stay in the initial RAM filesystem.
+const NO_ROOT: &str = "mvm.root=none";
+
+/// Boots, serves and stops the machine.
+pub(crate) fn run() -> ! {
+    mounts::mount_kernel_filesystems();
+    console::use_kernel_log();
+    note(concat!("version ", env!("CARGO_PKG_VERSION")));
+    modules::load();
+    if let Err(error) = bring_up_loopback() {
+        complain(&format!("cannot bring up loopback: {error}"));
+    }
+    let words = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let root = match words.split_ascii_whitespace().any(|word| word == NO_ROOT) {
+        true => Ok(None),
+        false => root::mount_root().map(Some),
+    };
+    let (writable, root_failure) = match root {
+        Ok(writable) => {
+            note("root is mounted");
+            (writable, None)
+        }
+        Err(reason) => {
+            complain(&format!("root is not mounted: {reason}"));
+            (None, Some(reason))
+        }
+    };
+    mounts::mount_runtime_filesystems();
+    let grace = serve(root_failure).unwrap_or_else(|reason| {
+        complain(&reason);
+        Duration::ZERO
+    });
+    note("stopping");
+    power::stop(grace, writable)
+}
+
+/// Serves until a shutdown is asked for, and tells its grace.
+fn serve(root_failure: Option<String>) -> Result<Duration, String> {
+    let mut server =
+        Server::new(Machine::Own { root_failure }).map_err(|error| error.to_string())?;
+    let port = port::open()?;
+    note("port is open");
+    match server.serve(port) {
+        Ok(Ending::Shutdown { grace }) => Ok(grace),
+        Ok(Ending::Closed) => Err("the port ended".into()),
+        Err(error) => Err(format!("cannot serve: {error}")),
+    }
+}

@@ -1,0 +1,189 @@
+//! What to execute: a request checked and turned into what `execve` takes.
+
+use std::ffi::CString;
+
+use mvm_core::guest::{ErrorKind, ExecRequest, GuestError};
+
+use super::identity::Identity;
+use crate::failure::{failure, invalid};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program ready to be executed: a forked child may not allocate.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// What the request called it.
+    pub(super) name: String,
+    /// The `PATH` that it is looked up in, if it is.
+    path: Option<String>,
+    /// The files to try in order.
+    pub(super) candidates: Vec<CString>,
+    pub(super) argv: Vec<CString>,
+    pub(super) env: Vec<CString>,
+    pub(super) cwd: CString,
+    /// Whether the request named the directory; a missing home is replaced by `/`.
+    pub(super) is_cwd_required: bool,
+    pub(super) identity: Identity,
+}
+
+impl Program {
+    pub(crate) fn new(request: &ExecRequest, identity: Identity) -> Result<Self, GuestError> {
+        let name = match request.argv.first() {
+            Some(name) if !name.is_empty() => name.clone(),
+            _ => return Err(invalid("the command is empty")),
+        };
+        let env = environment(request, &identity)?;
+        let path = (!name.contains('/')).then(|| {
+            let path = env.iter().find_map(|(key, value)| (*key == "PATH").then_some(*value));
+            path.unwrap_or(DEFAULT_PATH).to_owned()
+        });
+        let candidates = match &path {
+            None => vec![c_string(name.clone())?],
+            Some(path) => path
+                .split(':')
+                .map(|dir| c_string(format!("{}/{name}", if dir.is_empty() { "." } else { dir })))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Self {
+            path,
+            candidates,
+            argv: request.argv.iter().cloned().map(c_string).collect::<Result<_, _>>()?,
+            env: env
+                .iter()
+                .map(|(key, value)| c_string(format!("{key}={value}")))
+                .collect::<Result<_, _>>()?,
+            cwd: c_string(request.cwd.clone().unwrap_or_else(|| identity.home.clone()))?,
+            is_cwd_required: request.cwd.is_some(),
+            name,
+            identity,
+        })
+    }
+
+    /// What an error of the child means to the host.
+    pub(super) fn explain(&self, step: ChildStep, errno: i32) -> GuestError {
+        let kind = match errno {
+            libc::ENOENT | libc::ENOTDIR => ErrorKind::NotFound,
+            libc::EACCES | libc::EPERM | libc::ENOEXEC | libc::EISDIR => ErrorKind::Denied,
+            _ => ErrorKind::System,
+        };
+        let error = std::io::Error::from_raw_os_error(errno);
+        let name = &self.name;
+        let message = match (step, kind, &self.path) {
+            (ChildStep::Execute, ErrorKind::NotFound, Some(path)) => {
+                format!("`{name}` was not found in PATH ({path})")
+            }
+            (ChildStep::Execute, ErrorKind::NotFound, None) => {
+                format!("`{name}` or its interpreter was not found")
+            }
+            (ChildStep::Execute, ErrorKind::Denied, _) => {
+                format!("`{name}` cannot be executed: {error}")
+            }
+            (ChildStep::Execute, ..) => format!("cannot start `{name}`: {error}"),
+            (ChildStep::EnterDirectory, ..) => {
+                format!("working directory `{}`: {error}", self.cwd.to_string_lossy())
+            }
+            (ChildStep::BecomeUser, ..) => {
+                format!("cannot become user `{}`: {error}", self.identity.name)
+            }
+        };
+        failure(kind, message)
+    }
+}
+
+/// What a child was doing when it failed before the program ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum ChildStep {
+    BecomeUser = 1,
+    EnterDirectory = 2,
+    Execute = 3,
+}
+
+impl ChildStep {
+    pub(super) fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::BecomeUser,
+            2 => Self::EnterDirectory,
+            _ => Self::Execute,
+        }
+    }
+}
+
+fn environment<'a>(
+    request: &'a ExecRequest,
+    identity: &'a Identity,
+) -> Result<Vec<(&'a str, &'a str)>, GuestError> {
+    let mut env = vec![
+        ("PATH", DEFAULT_PATH),
+        ("HOME", identity.home.as_str()),
+        ("USER", identity.name.as_str()),
+        ("LOGNAME", identity.name.as_str()),
+        ("SHELL", identity.shell.as_str()),
+        ("TERM", "linux"),
+    ];
+    for (key, value) in &request.env {
+        if key.is_empty() || key.contains('=') {
+            return Err(invalid(format!("`{key}` cannot name an environment variable")));
+        }
+        match env.iter_mut().find(|(name, _)| name == key) {
+            Some(entry) => entry.1 = value,
+            None => env.push((key, value)),
+        }
+    }
+    Ok(env)
+}
+
+fn c_string(text: String) -> Result<CString, GuestError> {
+    CString::new(text).map_err(|_| invalid("the request contains a NUL character"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(request: &ExecRequest) -> Result<Program, GuestError> {
+        let identity = Identity {
+            uid: 1,
+            gid: 1,
+            groups: vec![1],
+            name: "u".into(),
+            home: "/home/u".into(),
+            shell: "/bin/sh".into(),
+        };
+        Program::new(request, identity)
+    }
+
+    fn request(argv: &[&str]) -> ExecRequest {
+        ExecRequest { argv: argv.iter().map(|&arg| arg.into()).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_plain_name_is_tried_in_each_directory_of_the_requested_path() {
+        let mut wanted = request(&["tool", "-x"]);
+        wanted.env = vec![("PATH".into(), "/a::/b".into()), ("A".into(), "b=c".into())];
+        let program = program(&wanted).unwrap();
+        assert_eq!(program.candidates, [c"/a/tool", c"./tool", c"/b/tool"].map(CString::from));
+        assert!(program.env.contains(&c"A=b=c".into()));
+        assert_eq!(program.env.iter().filter(|e| e.to_bytes().starts_with(b"PATH=")).count(), 1);
+        assert_eq!(program.cwd, c"/home/u".to_owned());
+        let error = program.explain(ChildStep::Execute, libc::ENOENT);
+        assert_eq!(error.message, "`tool` was not found in PATH (/a::/b)");
+    }
+
+    #[test]
+    fn a_name_with_a_slash_is_a_file() {
+        assert_eq!(program(&request(&["./tool"])).unwrap().candidates, [c"./tool".to_owned()]);
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_take_is_refused_before_a_process_exists() {
+        assert!(program(&request(&[])).is_err());
+        assert!(program(&request(&[""])).is_err());
+        assert!(program(&request(&["a\0b"])).is_err());
+        assert!(program(&request(&["a", "\0"])).is_err());
+        for key in ["", "A=B"] {
+            let env = vec![(key.into(), "x".into())];
+            assert!(program(&ExecRequest { env, ..request(&["a"]) }).is_err());
+        }
+    }
+}

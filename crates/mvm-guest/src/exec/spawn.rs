@@ -1,0 +1,163 @@
+//! Starting a process: pipes, fork, and the child's way to `execve`.
+//!
+//! It is done by hand because the server must not wait for the child: `execve` may take as long as
+//! the guest's disk does. The child reports a failure over a pipe that a success closes.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::fs::OFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::program::{ChildStep, Program};
+
+/// The open-files limits that programs start with, whatever the agent raised its own to.
+const NOFILE: libc::rlimit = libc::rlimit { rlim_cur: 1024, rlim_max: 524_288 };
+
+/// A process that may not have reached its program yet.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: i32,
+    /// Ends when the program runs; carries a [`ChildStep`] and an error number if it never will.
+    pub(super) report: OwnedFd,
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+/// Starts a process in a session and process group of its own, with its id.
+pub(super) fn spawn(program: &Program, has_stdin: bool) -> io::Result<Child> {
+    let (stdin_read, stdin) = match has_stdin {
+        true => {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            (read, Some(unblocked(write)?))
+        }
+        false => (File::open("/dev/null")?.into(), None),
+    };
+    let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (report, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stdout, stderr) = (unblocked(stdout)?, unblocked(stderr)?);
+    let report = unblocked(report)?;
+
+    let euid = rustix::process::geteuid().as_raw();
+    let argv = pointers(&program.argv);
+    let env = pointers(&program.env);
+    let start = Start {
+        program,
+        argv: &argv,
+        env: &env,
+        stdio: [stdin_read.as_raw_fd(), stdout_write.as_raw_fd(), stderr_write.as_raw_fd()],
+        report: report_write.as_raw_fd(),
+        must_change_user: euid == 0 || euid != program.identity.uid,
+        is_init: std::process::id() == 1,
+    };
+    // SAFETY: the child only makes system calls on memory prepared above, and never returns.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => start.run(),
+        pid => Ok(Child { pid, report, stdin, stdout, stderr }),
+    }
+}
+
+fn unblocked(fd: OwnedFd) -> io::Result<OwnedFd> {
+    rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+    Ok(fd)
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// What the child works with.
+struct Start<'a> {
+    program: &'a Program,
+    argv: &'a [*const libc::c_char],
+    env: &'a [*const libc::c_char],
+    stdio: [RawFd; 3],
+    report: RawFd,
+    must_change_user: bool,
+    is_init: bool,
+}
+
+impl Start<'_> {
+    /// The child's whole life before its program: no allocation, no lock, no return.
+    fn run(&self) -> ! {
+        let (step, errno) = self.reach_program();
+        let errno = errno.to_ne_bytes();
+        let report = [step as u8, errno[0], errno[1], errno[2], errno[3]];
+        // SAFETY: plain system calls on a live buffer; `_exit` runs no handlers of the parent.
+        unsafe {
+            libc::write(self.report, report.as_ptr().cast(), report.len());
+            libc::_exit(127)
+        }
+    }
+
+    fn reach_program(&self) -> (ChildStep, i32) {
+        // SAFETY: plain system calls; the descriptors are open and above 2, because the process
+        // starts with 0 to 2 open; all pointers are to prepared, terminated memory.
+        unsafe {
+            libc::setsid();
+            for (to, from) in self.stdio.iter().enumerate() {
+                if libc::dup2(*from, to as RawFd) < 0 {
+                    return (ChildStep::Execute, errno());
+                }
+            }
+            // The one signal that Rust's runtime ignores; handlers end with `execve`.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+            if self.is_init {
+                libc::setrlimit(libc::RLIMIT_NOFILE, &NOFILE);
+                libc::umask(0o022);
+            }
+            if self.must_change_user {
+                let identity = &self.program.identity;
+                // The raw calls: the C library's would look for other threads to change.
+                let failed = libc::syscall(
+                    libc::SYS_setgroups,
+                    identity.groups.len(),
+                    identity.groups.as_ptr(),
+                ) != 0
+                    || libc::syscall(libc::SYS_setgid, identity.gid) != 0
+                    || libc::syscall(libc::SYS_setuid, identity.uid) != 0;
+                if failed {
+                    return (ChildStep::BecomeUser, errno());
+                }
+            }
+            if libc::chdir(self.program.cwd.as_ptr()) != 0 {
+                let errno = errno();
+                if self.program.is_cwd_required || libc::chdir(c"/".as_ptr()) != 0 {
+                    return (ChildStep::EnterDirectory, errno);
+                }
+            }
+        }
+        (ChildStep::Execute, self.execute())
+    }
+
+    /// Tries the candidates; returns the most telling error number.
+    fn execute(&self) -> i32 {
+        let mut result = libc::ENOENT;
+        for candidate in &self.program.candidates {
+            let candidate: &CStr = candidate;
+            // SAFETY: the arrays end with a null pointer, the strings with a zero.
+            unsafe { libc::execve(candidate.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
+            match errno() {
+                libc::ENOENT | libc::ENOTDIR => {}
+                libc::EACCES => result = libc::EACCES,
+                other => return other,
+            }
+        }
+        result
+    }
+}
+
+fn errno() -> i32 {
+    // SAFETY: the C library's own per-thread number.
+    unsafe { *libc::__errno_location() }
+}

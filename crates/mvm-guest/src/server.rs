@@ -1,0 +1,399 @@
+//! Serves the protocol: one thread that owns every stream, and waits in one `poll` for all of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mvm_core::accept::{self, Accepted};
+use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDIN};
+use mvm_core::guest::{
+    ErrorKind, ExecRequest, GuestError, GuestMessage, Hello, HostMessage, LogSource, MAX_STREAMS,
+    Preamble,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::console::note;
+use crate::exec::{Exec, Pipe};
+use crate::failure::{failure, invalid};
+use crate::health;
+use crate::kernel_log::KernelLog;
+use crate::machine::Machine;
+use crate::process::{self, ChildEnds};
+use crate::session::{Event, Inbox, Link, Outbox, Port, Waker};
+
+/// Events handled before the pipes get their turn.
+const EVENTS_AT_ONCE: usize = 64;
+/// How long a host may take to read the last answers.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The byte stream ended for good.
+    Closed,
+    /// The host asked for a shutdown.
+    Shutdown {
+        /// Time between SIGTERM and SIGKILL.
+        grace: Duration,
+    },
+}
+
+/// What runs for a stream.
+#[derive(Debug)]
+enum Stream {
+    Exec(Box<Exec>),
+    KernelLog(KernelLog),
+}
+
+/// What a ready descriptor belongs to.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Waker,
+    ChildEnds,
+    Exec(u32, Pipe),
+    KernelLog(u32),
+}
+
+/// The agent's state while it serves.
+#[derive(Debug)]
+pub(crate) struct Server {
+    machine: Machine,
+    inbox: Arc<Inbox>,
+    outbox: Arc<Outbox>,
+    waker: Arc<Waker>,
+    children: ChildEnds,
+    streams: BTreeMap<u32, Stream>,
+    /// Sessions so far.
+    sessions: u64,
+    /// Whether frames of the current session are served.
+    is_open: bool,
+    is_configured: bool,
+    ending: Option<Ending>,
+}
+
+impl Server {
+    /// Prepares to serve; blocks `SIGCHLD` in this thread.
+    pub(crate) fn new(machine: Machine) -> io::Result<Self> {
+        let waker = Arc::new(Waker::new()?);
+        Ok(Self {
+            machine,
+            inbox: Arc::new(Inbox::new(waker.clone())),
+            outbox: Arc::new(Outbox::new(waker.clone())),
+            waker,
+            children: ChildEnds::watch()?,
+            streams: BTreeMap::new(),
+            sessions: 0,
+            is_open: false,
+            is_configured: false,
+            ending: None,
+        })
+    }
+
+    /// Serves the port until it ends or a shutdown is asked for. No process that it started for a
+    /// host is left.
+    pub(crate) fn serve(&mut self, port: Port) -> io::Result<Ending> {
+        port.start(self.inbox.clone(), self.outbox.clone())?;
+        loop {
+            let had_room = self.outbox.has_room();
+            let ready = self.wait(had_room)?;
+            let now = Instant::now();
+            for source in ready {
+                self.handle(source, now);
+            }
+            self.settle(had_room, now);
+            if self.outbox.has_room() {
+                self.take_events(now);
+            }
+            if let Some(ending) = self.ending {
+                self.end_streams();
+                if ending != Ending::Closed {
+                    self.outbox.flush(FAREWELL);
+                }
+                return Ok(ending);
+            }
+        }
+    }
+
+    fn wait(&self, has_room: bool) -> io::Result<Vec<Source>> {
+        let mut sources = vec![Source::Waker, Source::ChildEnds];
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.waker.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.children.as_fd(), PollFlags::IN),
+        ];
+        let now = Instant::now();
+        let mut alarm: Option<Instant> = None;
+        for (&id, stream) in &self.streams {
+            match stream {
+                Stream::Exec(exec) => {
+                    exec.wants(has_room, |pipe, fd, flags| {
+                        sources.push(Source::Exec(id, pipe));
+                        fds.push(PollFd::from_borrowed_fd(fd, flags));
+                    });
+                    alarm = [alarm, exec.alarm(now)].into_iter().flatten().min();
+                }
+                Stream::KernelLog(log) => {
+                    if let Some(fd) = log.wants().filter(|_| has_room) {
+                        sources.push(Source::KernelLog(id));
+                        fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+                    }
+                }
+            }
+        }
+        let left = alarm.map(|alarm| alarm.saturating_duration_since(now));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = fds.iter().zip(sources).filter(|(fd, _)| !fd.revents().is_empty());
+        Ok(ready.map(|(_, source)| source).collect())
+    }
+
+    fn handle(&mut self, source: Source, now: Instant) {
+        match source {
+            Source::Waker => self.waker.clear(),
+            Source::ChildEnds => self.reap(now),
+            Source::Exec(id, pipe) => {
+                if let Some(Stream::Exec(exec)) = self.streams.get_mut(&id) {
+                    exec.ready(pipe, Link { outbox: &self.outbox, stream: id }, now);
+                }
+            }
+            Source::KernelLog(id) => {
+                let link = Link { outbox: &self.outbox, stream: id };
+                if let Some(Stream::KernelLog(log)) = self.streams.get_mut(&id)
+                    && let Some(last) = log.advance(link)
+                {
+                    link.message(&last);
+                    self.streams.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// Reaps every ended child: those of execs, and the orphans that PID 1 inherits.
+    fn reap(&mut self, now: Instant) {
+        self.children.clear();
+        while let Some((pid, status)) = process::reap() {
+            let exec = self.streams.values_mut().find_map(|stream| match stream {
+                Stream::Exec(exec) if exec.runs_as(pid) => Some(exec),
+                _ => None,
+            });
+            if let Some(exec) = exec {
+                exec.ended(status, now);
+            }
+        }
+    }
+
+    fn settle(&mut self, could_read: bool, now: Instant) {
+        let outbox = &self.outbox;
+        self.streams.retain(|&stream, state| {
+            let Stream::Exec(exec) = state else { return true };
+            let Some(last) = exec.settle(could_read, now) else { return true };
+            Link { outbox, stream }.message(&last);
+            false
+        });
+    }
+
+    fn take_events(&mut self, now: Instant) {
+        for _ in 0..EVENTS_AT_ONCE {
+            if self.ending.is_some() || !self.outbox.has_room() {
+                return;
+            }
+            match self.inbox.pop() {
+                None => return,
+                Some(Event::Closed) => self.ending = Some(Ending::Closed),
+                Some(Event::Accepted(Accepted::Session(host))) => self.open_session(&host),
+                Some(Event::Accepted(Accepted::Lost(error))) => {
+                    if self.is_open {
+                        self.fail(0, invalid(error.to_string()));
+                    }
+                    self.is_open = false;
+                    self.end_streams();
+                }
+                Some(Event::Accepted(Accepted::Frame(frame))) => {
+                    if self.is_open {
+                        self.take_frame(frame, now);
+                    }
+                }
+            }
+        }
+        // More may be waiting.
+        self.waker.wake();
+    }
+
+    fn open_session(&mut self, host: &Preamble) {
+        self.end_streams();
+        let answer = accept::answer(host);
+        self.is_open = answer.version != 0;
+        self.outbox.open_session(&answer);
+        if !self.is_open {
+            return;
+        }
+        self.sessions += 1;
+        self.machine.stir_entropy(&host.nonce);
+        let uname = rustix::system::uname();
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        self.link(0).message(&GuestMessage::Hello(Hello {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: boot_id.unwrap_or_default().trim().into(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            session: self.sessions,
+            configured: self.is_configured,
+            features: Vec::new(),
+        }));
+        note(&format!("session {} with the host", self.sessions));
+    }
+
+    /// Ends whatever runs for any stream, without a word: the host that asked is gone, or told.
+    fn end_streams(&mut self) {
+        for stream in std::mem::take(&mut self.streams).into_values() {
+            stop(stream);
+        }
+    }
+
+    fn take_frame(&mut self, frame: Frame, now: Instant) {
+        let stream = frame.stream;
+        let result = match frame.kind {
+            KIND_MESSAGE => match serde_json::from_slice(&frame.body) {
+                Ok(message) => self.take_message(stream, message, now),
+                Err(error) => Err(invalid(format!("malformed message: {error}"))),
+            },
+            KIND_STDIN => match self.streams.get_mut(&stream) {
+                Some(Stream::Exec(exec)) => {
+                    exec.input(frame.body, Link { outbox: &self.outbox, stream })
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            self.fail(stream, error);
+        }
+    }
+
+    fn take_message(
+        &mut self,
+        id: u32,
+        message: HostMessage,
+        now: Instant,
+    ) -> Result<(), GuestError> {
+        let stream = self.streams.get_mut(&id);
+        match (message, stream) {
+            (HostMessage::Unknown, _) => {
+                let text = "the guest agent does not know this message";
+                Err(failure(ErrorKind::Unsupported, text))
+            }
+            (HostMessage::Cancel, _) => {
+                if let Some(stream) = self.streams.remove(&id) {
+                    stop(stream);
+                }
+                Ok(())
+            }
+            (HostMessage::Credit { kind, bytes }, Some(Stream::Exec(exec))) => {
+                exec.grant(kind, bytes)
+            }
+            (HostMessage::Credit { kind, bytes }, Some(Stream::KernelLog(log))) => {
+                log.grant(kind, bytes)
+            }
+            (HostMessage::Signal { signal }, Some(Stream::Exec(exec))) => {
+                exec.signal(signal);
+                Ok(())
+            }
+            (HostMessage::Eof { kind }, Some(Stream::Exec(exec))) => {
+                exec.end_of(kind);
+                Ok(())
+            }
+            // They may have crossed the stream's last message on the way.
+            (
+                HostMessage::Credit { .. } | HostMessage::Signal { .. } | HostMessage::Eof { .. },
+                _,
+            ) => Ok(()),
+            (_, Some(_)) => Err(invalid(format!("stream {id} is in use"))),
+            (_, None) if id == 0 => Err(invalid("stream 0 takes no requests")),
+            (request, None) => self.take_request(id, request, now),
+        }
+    }
+
+    fn take_request(
+        &mut self,
+        id: u32,
+        request: HostMessage,
+        now: Instant,
+    ) -> Result<(), GuestError> {
+        match request {
+            HostMessage::Configure(configuration) => {
+                self.machine.configure(&configuration)?;
+                self.is_configured = true;
+                self.link(id).message(&GuestMessage::Done);
+            }
+            HostMessage::Health => {
+                let ready = self.is_configured && self.machine.root_failure().is_none();
+                let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
+                let health = health::measure(ready, execs);
+                self.link(id).message(&GuestMessage::Health(health));
+            }
+            HostMessage::Exec(request) => self.start_exec(id, &request, now)?,
+            HostMessage::Logs { source: LogSource::Kernel, follow } => {
+                self.check_limit()?;
+                self.streams.insert(id, Stream::KernelLog(KernelLog::open(follow)?));
+                self.handle(Source::KernelLog(id), now);
+            }
+            HostMessage::Logs { source: LogSource::Unknown, .. } => {
+                let text = "the guest agent does not know this log";
+                return Err(failure(ErrorKind::Unsupported, text));
+            }
+            HostMessage::Shutdown { grace_ms } => {
+                self.link(id).message(&GuestMessage::Done);
+                self.ending = Some(Ending::Shutdown { grace: Duration::from_millis(grace_ms) });
+            }
+            HostMessage::Signal { .. }
+            | HostMessage::Eof { .. }
+            | HostMessage::Credit { .. }
+            | HostMessage::Cancel
+            | HostMessage::Unknown => {}
+        }
+        Ok(())
+    }
+
+    fn start_exec(
+        &mut self,
+        id: u32,
+        request: &ExecRequest,
+        now: Instant,
+    ) -> Result<(), GuestError> {
+        self.check_limit()?;
+        if let Some(reason) = self.machine.root_failure() {
+            return Err(failure(ErrorKind::System, format!("the root is not mounted: {reason}")));
+        }
+        self.streams.insert(id, Stream::Exec(Box::new(Exec::start(request, now)?)));
+        Ok(())
+    }
+
+    fn check_limit(&self) -> Result<(), GuestError> {
+        if self.streams.len() < MAX_STREAMS {
+            return Ok(());
+        }
+        Err(failure(ErrorKind::Limit, format!("{MAX_STREAMS} streams are open already")))
+    }
+
+    /// Ends a stream with an error.
+    fn fail(&mut self, id: u32, error: GuestError) {
+        if let Some(stream) = self.streams.remove(&id) {
+            stop(stream);
+        }
+        self.link(id).message(&GuestMessage::Error(error));
+    }
+
+    fn link(&self, stream: u32) -> Link<'_> {
+        Link { outbox: &self.outbox, stream }
+    }
+}
+
+fn stop(stream: Stream) {
+    match stream {
+        Stream::Exec(exec) => exec.kill(),
+        Stream::KernelLog(_) => {}
+    }
+}

@@ -1,0 +1,138 @@
+//! A simulated guest: the guest's side of the protocol without a guest.
+//!
+//! The simulated VMM serves it on an in-process stream, so that everything above the VMM seam runs
+//! unchanged. It knows a handful of programs and no files, users or processes.
+
+mod programs;
+mod serve;
+
+pub use serve::serve;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mvm_core::guest::{Configuration, Health, Hello};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Largest log that is kept, in bytes.
+const LONGEST_LOG: usize = 64 * 1024;
+
+/// One boot of a simulated guest. Clones are the same guest.
+#[derive(Debug, Clone)]
+pub struct SimGuest {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    boot_id: String,
+    started: Instant,
+    state: Mutex<State>,
+    log: watch::Sender<Log>,
+    is_shut_down: watch::Sender<bool>,
+}
+
+/// The kernel's log, of which the oldest bytes are forgotten.
+#[derive(Debug, Default)]
+struct Log {
+    text: Vec<u8>,
+    forgotten: usize,
+}
+
+impl Log {
+    /// A piece from an offset on: where it really starts, its bytes, and the log's end.
+    fn piece(&self, offset: usize, longest: usize) -> (usize, Vec<u8>, usize) {
+        let start = offset.max(self.forgotten);
+        let rest = self.text.get(start - self.forgotten..).unwrap_or_default();
+        let piece = rest[..rest.len().min(longest)].to_vec();
+        (start, piece, self.forgotten + self.text.len())
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    configuration: Option<Configuration>,
+    sessions: u64,
+    last_pid: u32,
+    mem_total_kib: u64,
+}
+
+/// The kernel release that a simulated guest claims.
+const KERNEL: &str = "6.0.0-simulated";
+
+impl SimGuest {
+    /// A guest that has just booted.
+    pub fn new(boot_id: impl Into<String>, mem_total_kib: u64) -> Self {
+        let guest = Self {
+            shared: Arc::new(Shared {
+                boot_id: boot_id.into(),
+                started: Instant::now(),
+                state: Mutex::new(State { mem_total_kib, ..State::default() }),
+                log: watch::Sender::default(),
+                is_shut_down: watch::Sender::default(),
+            }),
+        };
+        guest.log("simulated kernel started");
+        guest
+    }
+
+    /// The identity that the host gave, if it has.
+    pub fn configuration(&self) -> Option<Configuration> {
+        self.state().configuration.clone()
+    }
+
+    /// Adds a line to the kernel's log; the oldest are forgotten.
+    pub fn log(&self, line: &str) {
+        let micros = self.shared.started.elapsed().as_micros();
+        let line = format!("[{:5}.{:06}] {line}\n", micros / 1_000_000, micros % 1_000_000);
+        self.shared.log.send_modify(|log| {
+            log.text.extend_from_slice(line.as_bytes());
+            let excess = log.text.len().saturating_sub(LONGEST_LOG);
+            log.text.drain(..excess);
+            log.forgotten += excess;
+        });
+    }
+
+    /// Waits until a host asked for a shutdown, and was answered.
+    pub async fn shut_down(&self) {
+        // The sender lives as long as this guest.
+        let _ = self.shared.is_shut_down.subscribe().wait_for(|&is| is).await;
+    }
+
+    fn hello(&self) -> Hello {
+        let mut state = self.state();
+        state.sessions += 1;
+        Hello {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: self.shared.boot_id.clone(),
+            kernel: KERNEL.into(),
+            session: state.sessions,
+            configured: state.configuration.is_some(),
+            features: Vec::new(),
+        }
+    }
+
+    fn health(&self, execs: usize) -> Health {
+        let state = self.state();
+        Health {
+            ready: state.configuration.is_some(),
+            uptime_ms: u64::try_from(self.shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            mem_total_kib: state.mem_total_kib,
+            mem_available_kib: state.mem_total_kib / 2,
+            disk_total_kib: 1024 * 1024,
+            disk_free_kib: 1000 * 1024,
+            execs: u32::try_from(execs).unwrap_or(u32::MAX),
+            ..Health::default()
+        }
+    }
+
+    fn next_pid(&self) -> u32 {
+        let mut state = self.state();
+        state.last_pid = state.last_pid.wrapping_add(1).max(2);
+        state.last_pid
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,52 @@
+//! The programs of a simulated guest.
+
+use std::time::Duration;
+
+use mvm_core::guest::{ErrorKind, ExecRequest, GuestError};
+
+use super::{KERNEL, SimGuest};
+
+/// What a program does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Program {
+    /// Writes this and exits.
+    Print { stdout: String, code: i32 },
+    /// Exits after a time.
+    Sleep(Duration),
+    /// Copies standard input to standard output.
+    Cat,
+}
+
+/// Finds the program that a request names.
+pub(super) fn find(request: &ExecRequest, guest: &SimGuest) -> Result<Program, GuestError> {
+    let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
+    let Some((name, arguments)) = argv.split_first() else {
+        let message = "the command is empty".into();
+        return Err(GuestError { kind: ErrorKind::Invalid, message });
+    };
+    let print = |stdout: String| Program::Print { stdout, code: 0 };
+    let exit = |code: &str| Program::Print {
+        stdout: String::new(),
+        code: code.parse::<i32>().map_or(2, |code| code & 0xff),
+    };
+    Ok(match (*name, arguments) {
+        ("echo", words) => print(words.join(" ") + "\n"),
+        ("uname", ["-sr"]) => print(format!("Linux {KERNEL}\n")),
+        ("hostname", []) => {
+            print(guest.configuration().map(|known| known.hostname).unwrap_or_default() + "\n")
+        }
+        ("cat", []) if request.stdin => Program::Cat,
+        ("true" | "cat", []) => print(String::new()),
+        ("false", []) => exit("1"),
+        ("exit", [code]) => exit(code),
+        ("sh", ["-c", script]) if script.starts_with("exit ") => exit(script[5..].trim()),
+        ("sleep", [seconds]) => match seconds.parse().map(Duration::try_from_secs_f64) {
+            Ok(Ok(time)) => Program::Sleep(time),
+            _ => exit("1"),
+        },
+        _ => {
+            let message = format!("`{name}` was not found in PATH (the simulated guest's)");
+            return Err(GuestError { kind: ErrorKind::NotFound, message });
+        }
+    })
+}

@@ -1,0 +1,109 @@
+//! Images and layers in a state directory.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use mvm_core::name::RevisionId;
+use mvm_core::spec::ImageSpec;
+
+use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
+use crate::bootstrap::{KernelStore, Outcome};
+use crate::guest::AGENT_BINARY;
+use crate::image::build::{BuildInputs, ImageStore};
+use crate::image::disk::{LayerTemplates, create_layer};
+use crate::image::progress::Progress;
+use crate::image::{BuiltinSource, ImageError};
+
+/// Where downloaded packages are kept, below the state directory.
+const PACKAGE_CACHE: &str = "cache/packages";
+
+/// The images of one state directory.
+#[derive(Debug)]
+pub struct LocalImages {
+    state_dir: PathBuf,
+    store: ImageStore,
+    templates: LayerTemplates,
+}
+
+impl LocalImages {
+    /// For this state directory; nothing is made yet.
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+            store: ImageStore::new(state_dir),
+            templates: LayerTemplates::new(state_dir),
+        }
+    }
+}
+
+#[async_trait]
+impl Images for LocalImages {
+    async fn build(
+        &self,
+        spec: &ImageSpec,
+        on_step: OnStep<'_>,
+    ) -> Result<BuiltImage, ImagesError> {
+        let on_progress = |progress| {
+            if let Progress::Began(step) = progress {
+                on_step(step);
+            }
+        };
+        let kernel = KernelStore::new(&self.state_dir)
+            .default_kernel()
+            .map_err(|error| failed(&error))?
+            .ok_or_else(|| ImagesError {
+                message: "no guest kernel is installed: run `mvm bootstrap`".to_owned(),
+            })?;
+        let source = match spec {
+            ImageSpec::Builtin => {
+                let cache = self.state_dir.join(PACKAGE_CACHE);
+                BuiltinSource::resolve(&cache, &on_progress).await.map_err(|e| failed(&e))?
+            }
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        let inputs = BuildInputs {
+            source: &source,
+            kernel: &kernel,
+            agent: AGENT_BINARY,
+            agent_version: version,
+            created_by: version,
+        };
+        let (revision, outcome) =
+            self.store.build(&inputs, &on_progress).await.map_err(|error| failed(&error))?;
+        Ok(BuiltImage {
+            revision: revision.id().clone(),
+            already_there: outcome == Outcome::AlreadyThere,
+        })
+    }
+
+    async fn files(&self, revision: &RevisionId) -> Result<RevisionFiles, ImagesError> {
+        let revision = self.store.open(revision).map_err(|error| failed(&error))?;
+        Ok(RevisionFiles {
+            kernel: revision.vmlinuz(),
+            initrd: revision.initrd(),
+            root: revision.root(),
+        })
+    }
+
+    async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32) -> Result<(), ImagesError> {
+        if path.exists() {
+            return Ok(());
+        }
+        let template =
+            self.templates.ensure(size_mib.into()).await.map_err(|error| failed(&error))?;
+        match create_layer(&template, path, uid) {
+            Ok(()) | Err(ImageError::LayerExists { .. }) => Ok(()),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> ImagesError {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        message.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    ImagesError { message }
+}

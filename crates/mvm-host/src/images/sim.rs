@@ -1,0 +1,77 @@
+//! Images that exist by name only.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use mvm_core::name::RevisionId;
+use mvm_core::spec::ImageSpec;
+
+use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
+
+/// Images and layers that are empty files.
+#[derive(Debug, Clone)]
+pub struct SimImages {
+    dir: PathBuf,
+    built: Arc<Mutex<BTreeSet<RevisionId>>>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl SimImages {
+    /// Images that keep their empty files in this directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), built: Arc::default(), failure: Arc::default() }
+    }
+
+    /// Makes builds fail with this message, or succeed again.
+    pub fn fail_builds(&self, message: Option<&str>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = message.map(str::to_owned);
+    }
+}
+
+#[async_trait]
+impl Images for SimImages {
+    async fn build(
+        &self,
+        spec: &ImageSpec,
+        on_step: OnStep<'_>,
+    ) -> Result<BuiltImage, ImagesError> {
+        on_step(format!("simulating a build of {spec}"));
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(message) = failure {
+            return Err(ImagesError { message });
+        }
+        let revision = RevisionId::from_digest(*b"simulate");
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let already_there = !built.insert(revision.clone());
+        Ok(BuiltImage { revision, already_there })
+    }
+
+    async fn files(&self, revision: &RevisionId) -> Result<RevisionFiles, ImagesError> {
+        let dir = self.dir.join("images").join(revision.as_str());
+        let files = RevisionFiles {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd"),
+            root: dir.join("root.erofs"),
+        };
+        std::fs::create_dir_all(&dir).map_err(|error| cannot_create(&dir, &error))?;
+        for file in [&files.kernel, &files.initrd, &files.root] {
+            std::fs::File::create(file).map_err(|error| cannot_create(file, &error))?;
+        }
+        Ok(files)
+    }
+
+    async fn ensure_layer(
+        &self,
+        path: &Path,
+        _size_mib: u32,
+        _uid: u32,
+    ) -> Result<(), ImagesError> {
+        std::fs::File::create(path).map(drop).map_err(|error| cannot_create(path, &error))
+    }
+}
+
+fn cannot_create(path: &Path, error: &std::io::Error) -> ImagesError {
+    ImagesError { message: format!("cannot create {}: {error}", path.display()) }
+}

@@ -1,0 +1,304 @@
+//! The machine's links, addresses and routes, over netlink.
+
+use std::io;
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use mvm_core::net::MacAddr;
+use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
+use tokio::task::JoinHandle;
+
+use super::NetworkError;
+
+/// Attribute of a tap's link information with its owner (`IFLA_TUN_OWNER` of `linux/if_link.h`).
+const TUN_OWNER: u16 = 1;
+/// Bridges treat frames to all reserved link-local addresses that Linux lets them (all but the
+/// first three, for spanning tree, pause frames and LACP) as ordinary ones, so that they pass the
+/// firewall instead of going to the host unseen.
+const GROUP_FWD_MASK: u16 = 0xfff8;
+
+/// A connection to the kernel's routing netlink, in the network namespace that it was opened in.
+#[derive(Debug)]
+pub(super) struct Links {
+    handle: rtnetlink::Handle,
+    connection: JoinHandle<()>,
+}
+
+/// What a link is, as far as we care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    Bridge { forwards_link_local: bool, runs_spanning_tree: bool },
+    Tap { owner_uid: Option<u32> },
+    Other,
+}
+
+/// One link.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) kind: LinkKind,
+    pub(super) alias: Option<String>,
+    /// The index of the bridge (or other link) that it is a port of.
+    pub(super) controller: Option<u32>,
+    pub(super) is_up: bool,
+    pub(super) mac: Option<MacAddr>,
+}
+
+/// One IPv4 route with a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) destination: Ipv4Net,
+    /// The index of the link that it leaves by, if it is one.
+    pub(super) link: Option<u32>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Links {
+    /// Opens the connection; must be called within a tokio runtime.
+    pub(super) fn open() -> Result<Self, NetworkError> {
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(NetworkError::system("open a routing netlink socket"))?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+
+    pub(super) async fn all(&self) -> Result<Vec<Link>, NetworkError> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
+        Ok(links.into_iter().filter_map(link_of).collect())
+    }
+
+    pub(super) async fn get(&self, name: &str) -> Result<Option<Link>, NetworkError> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        match request.execute().try_next().await {
+            Ok(message) => Ok(message.and_then(link_of)),
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(failed(format!("look up the link {name}"))(error)),
+        }
+    }
+
+    /// Creates a bridge, down and without alias, but with its MAC.
+    pub(super) async fn add_bridge(&self, name: &str, mac: MacAddr) -> Result<(), NetworkError> {
+        let message = LinkMessageBuilder::<LinkBridge>::new(name)
+            .address(mac.0.to_vec())
+            .set_info_data(InfoData::Bridge(vec![
+                InfoBridge::StpState(BridgeStpState::Disabled),
+                InfoBridge::ForwardDelay(0),
+                InfoBridge::GroupFwdMask(GROUP_FWD_MASK),
+            ]))
+            .build();
+        let request = self.handle.link().add(message);
+        request.execute().await.map_err(failed(format!("create the bridge {name}")))
+    }
+
+    /// Gives a bridge back what [`add_bridge`](Self::add_bridge) gave it.
+    pub(super) async fn reset_bridge(&self, link: &Link, mac: MacAddr) -> Result<(), NetworkError> {
+        let message = LinkMessageBuilder::<LinkBridge>::new(&link.name)
+            .index(link.index)
+            .address(mac.0.to_vec())
+            .set_info_data(InfoData::Bridge(vec![
+                InfoBridge::StpState(BridgeStpState::Disabled),
+                InfoBridge::GroupFwdMask(GROUP_FWD_MASK),
+            ]))
+            .build();
+        // The kind's own attributes are only changed by a "new link" request for an existing one.
+        let request = self.handle.link().add(message).set_flags(REQUEST_AND_ACK);
+        request.execute().await.map_err(failed(format!("change the bridge {}", link.name)))
+    }
+
+    pub(super) async fn set_alias(&self, link: &Link, alias: &str) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(link.index).alias(alias).build();
+        self.set(message, format!("mark the link {}", link.name)).await
+    }
+
+    pub(super) async fn attach(&self, tap: &Link, bridge: &Link) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(tap.index).controller(bridge.index).build();
+        self.set(message, format!("put {} on {}", tap.name, bridge.name)).await
+    }
+
+    pub(super) async fn bring_up(&self, link: &Link) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(link.index).up().build();
+        self.set(message, format!("bring up the link {}", link.name)).await
+    }
+
+    /// Deletes a link; it may be gone by now.
+    pub(super) async fn delete(&self, link: &Link) -> Result<(), NetworkError> {
+        match self.handle.link().del(link.index).execute().await {
+            Err(error) if errno(&error) != Some(libc::ENODEV) => {
+                Err(failed(format!("delete the link {}", link.name))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The IPv4 addresses of all links, with the link's index.
+    pub(super) async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetworkError> {
+        let addresses: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list addresses"))?;
+        Ok(addresses.iter().filter_map(address_of).collect())
+    }
+
+    pub(super) async fn add_address(&self, link: &Link, net: Ipv4Net) -> Result<(), NetworkError> {
+        let request =
+            self.handle.address().add(link.index, IpAddr::V4(net.addr()), net.prefix_len());
+        request.execute().await.map_err(failed(format!("give {net} to {}", link.name)))
+    }
+
+    pub(super) async fn delete_address(
+        &self,
+        link: &Link,
+        net: Ipv4Net,
+    ) -> Result<(), NetworkError> {
+        let request = self.handle.address().get().set_link_index_filter(link.index).execute();
+        let addresses: Vec<AddressMessage> =
+            request.try_collect().await.map_err(failed("list addresses"))?;
+        for message in addresses {
+            if address_of(&message) == Some((link.index, net)) {
+                let request = self.handle.address().del(message);
+                request
+                    .execute()
+                    .await
+                    .map_err(failed(format!("take {net} from {}", link.name)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The machine's IPv4 routes other than default routes.
+    pub(super) async fn routes(&self) -> Result<Vec<Route>, NetworkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        let routes: Vec<RouteMessage> = self
+            .handle
+            .route()
+            .get(request)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list routes"))?;
+        Ok(routes.iter().filter_map(route_of).collect())
+    }
+
+    async fn set(&self, message: LinkMessage, operation: String) -> Result<(), NetworkError> {
+        self.handle.link().set(message).execute().await.map_err(failed(operation))
+    }
+}
+
+/// Flags of a netlink request that changes something that exists.
+const REQUEST_AND_ACK: u16 =
+    rtnetlink::packet_core::NLM_F_REQUEST | rtnetlink::packet_core::NLM_F_ACK;
+
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io().raw_os_error(),
+        _ => None,
+    }
+}
+
+fn failed(operation: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    move |error| {
+        let source = match &error {
+            rtnetlink::Error::NetlinkError(message) => message.to_io(),
+            _ => io::Error::other(error),
+        };
+        NetworkError::system(operation)(source)
+    }
+}
+
+fn link_of(message: LinkMessage) -> Option<Link> {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other,
+        alias: None,
+        controller: None,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        mac: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Controller(index) if index != 0 => link.controller = Some(index),
+            LinkAttribute::Address(mac) => link.mac = <[u8; 6]>::try_from(mac).ok().map(MacAddr),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind_of(&infos),
+            _ => {}
+        }
+    }
+    (!link.name.is_empty()).then_some(link)
+}
+
+fn kind_of(infos: &[LinkInfo]) -> LinkKind {
+    let mut kind = LinkKind::Other;
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => {
+                kind = LinkKind::Bridge { forwards_link_local: false, runs_spanning_tree: false };
+            }
+            LinkInfo::Kind(InfoKind::Tun) => kind = LinkKind::Tap { owner_uid: None },
+            LinkInfo::Data(InfoData::Bridge(data)) => {
+                kind = LinkKind::Bridge {
+                    forwards_link_local: data.contains(&InfoBridge::GroupFwdMask(GROUP_FWD_MASK)),
+                    runs_spanning_tree: !data
+                        .contains(&InfoBridge::StpState(BridgeStpState::Disabled)),
+                };
+            }
+            LinkInfo::Data(InfoData::Tun(data)) => {
+                kind = LinkKind::Tap { owner_uid: data.iter().find_map(tap_owner) };
+            }
+            _ => {}
+        }
+    }
+    kind
+}
+
+fn tap_owner(attribute: &InfoTun) -> Option<u32> {
+    if attribute.kind() != TUN_OWNER || attribute.value_len() != 4 {
+        return None;
+    }
+    let mut value = [0; 4];
+    attribute.emit_value(&mut value);
+    Some(u32::from_ne_bytes(value))
+}
+
+fn address_of(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })?;
+    let net = Ipv4Net::new(address, message.header.prefix_len).ok()?;
+    Some((message.header.index, net))
+}
+
+fn route_of(message: &RouteMessage) -> Option<Route> {
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })?;
+    let link = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let destination = Ipv4Net::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(Route { destination, link })
+}

@@ -1,0 +1,441 @@
+//! The network of a Linux machine: netlink, `/dev/net/tun`, `/proc/sys/net` and `nft`.
+//!
+//! Order makes every half-done change safe: links go before the rules that guard them, and come
+//! after. A kill between any two steps leaves something that [`ensure`](Network::ensure) mends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork};
+use mvm_core::nft::{render_delta, render_full};
+use tokio::sync::Mutex;
+
+use super::claims::Claims;
+use super::links::{Link, LinkKind, Links};
+use super::ownership::Ownership;
+use super::tap::NewTap;
+use super::verify::Machine;
+use super::{Difference, Network, NetworkError, Occupied, Owner, nft, sysctl};
+
+/// The network of the machine, in the network namespace of the thread that made this value.
+#[derive(Debug)]
+pub struct LinuxNetwork {
+    owner: Owner,
+    ownership: Ownership,
+    links: Links,
+    /// Held over each change, so that changes happen one after the other.
+    firewall: Mutex<Firewall>,
+}
+
+/// What we know of our tables in the kernel.
+#[derive(Debug)]
+enum Firewall {
+    /// Nothing yet: a change could take away what an earlier agent has let through.
+    Unknown,
+    /// They are what this network renders to.
+    Applied(NodeNetwork),
+    /// They should be what this network renders to, but a change failed.
+    Broken(NodeNetwork),
+}
+
+impl LinuxNetwork {
+    /// The network of this owner; `claims_dir` is [`CLAIMS_DIR`](super::CLAIMS_DIR) on a machine
+    /// that agents share. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// There is no routing netlink socket.
+    pub fn new(owner: Owner, claims_dir: PathBuf) -> Result<Self, NetworkError> {
+        let claims = Claims::new(claims_dir, owner.state_dir());
+        let ownership = Ownership::new(&owner, claims);
+        let links = Links::open()?;
+        Ok(Self { owner, ownership, links, firewall: Mutex::new(Firewall::Unknown) })
+    }
+
+    /// A tenant's bridge, made after its guard unless it is there and up.
+    async fn guarded_bridge(
+        &self,
+        firewall: &mut Firewall,
+        wanted: NodeNetwork,
+        tenant: &TenantNetwork,
+    ) -> Result<Link, NetworkError> {
+        let found = self.links.get(&tenant.bridge()).await?;
+        if let Some(link) = &found {
+            self.ownership.check(link)?;
+        }
+        self.change_firewall(firewall, wanted).await?;
+        match found {
+            // Mending is for `ensure`: here the way is short.
+            Some(bridge) if bridge.is_up => Ok(bridge),
+            found => {
+                sysctl::ip_forward().ensure()?;
+                let addresses = self.links.addresses().await?;
+                let has: Vec<Ipv4Net> = addresses
+                    .into_iter()
+                    .filter(|(index, _)| found.as_ref().is_some_and(|link| link.index == *index))
+                    .map(|(_, address)| address)
+                    .collect();
+                self.ensure_bridge(tenant, found.as_ref(), &has).await
+            }
+        }
+    }
+
+    /// What of `expected` may be made, and why the rest may not.
+    fn admissible(
+        &self,
+        expected: &NodeNetwork,
+        links: &BTreeMap<String, Link>,
+    ) -> (NodeNetwork, Vec<NetworkError>) {
+        let mut errors = Vec::new();
+        let mut admissible = expected.clone();
+        for tenant in expected.tenants() {
+            let claimed = self.ownership.claim(tenant.net_id);
+            let bridge = links.get(&tenant.bridge()).map(|bridge| self.ownership.check(bridge));
+            // A claim that was lost does not take the network from instances that run.
+            let is_admissible = match &bridge {
+                Some(checked) => checked.is_ok(),
+                None => claimed.is_ok(),
+            };
+            if !is_admissible {
+                admissible.remove_tenant(tenant.net_id);
+            }
+            errors.extend([Some(claimed), bridge].into_iter().flatten().filter_map(Result::err));
+        }
+        for instance in expected.instances() {
+            let tap = links.get(&instance.tap());
+            if let Err(error) = tap.map_or(Ok(()), |tap| self.ownership.check(tap)) {
+                errors.push(error);
+                admissible.remove_instance(instance);
+            }
+        }
+        (admissible, errors)
+    }
+
+    /// Deletes our links that are not to be kept, taps before bridges.
+    async fn sweep(
+        &self,
+        links: &BTreeMap<String, Link>,
+        is_kept: impl Fn(&Link) -> bool,
+    ) -> Vec<NetworkError> {
+        let mut errors = Vec::new();
+        let (bridges, others): (Vec<_>, Vec<_>) = links
+            .values()
+            .filter(|link| !is_kept(link))
+            .partition(|link| matches!(link.kind, LinkKind::Bridge { .. }));
+        for link in others.into_iter().chain(bridges) {
+            let deleted = match self.ownership.is_ours(link) {
+                Ok(true) => self.links.delete(link).await,
+                Ok(false) => Ok(()),
+                Err(error) => Err(error),
+            };
+            errors.extend(deleted.err());
+        }
+        errors
+    }
+
+    async fn links_by_name(&self) -> Result<BTreeMap<String, Link>, NetworkError> {
+        let links = self.links.all().await?;
+        Ok(links.into_iter().map(|link| (link.name.clone(), link)).collect())
+    }
+
+    /// Makes a tenant's bridge, or mends it; `addresses` are those that it has.
+    async fn ensure_bridge(
+        &self,
+        tenant: &TenantNetwork,
+        found: Option<&Link>,
+        addresses: &[Ipv4Net],
+    ) -> Result<Link, NetworkError> {
+        let (name, mac) = (tenant.bridge(), tenant.gateway_mac());
+        let bridge = match found {
+            Some(link) => {
+                self.ownership.check(link)?;
+                let settings =
+                    LinkKind::Bridge { forwards_link_local: true, runs_spanning_tree: false };
+                if link.mac != Some(mac) || link.kind != settings {
+                    self.links.reset_bridge(link, mac).await?;
+                }
+                link.clone()
+            }
+            None => {
+                self.links.add_bridge(&name, mac).await?;
+                self.created(&name).await?
+            }
+        };
+        if bridge.alias.as_deref() != Some(self.ownership.alias()) {
+            self.links.set_alias(&bridge, self.ownership.alias()).await?;
+        }
+        for setting in sysctl::of_bridge(&name) {
+            setting.ensure()?;
+        }
+        let gateway = tenant.gateway_net();
+        for &address in addresses.iter().filter(|address| **address != gateway) {
+            self.links.delete_address(&bridge, address).await?;
+        }
+        if !addresses.contains(&gateway) {
+            self.links.add_address(&bridge, gateway).await?;
+        }
+        if !bridge.is_up {
+            self.links.bring_up(&bridge).await?;
+        }
+        Ok(bridge)
+    }
+
+    /// Makes an instance's tap on its bridge, or mends it.
+    async fn ensure_tap(
+        &self,
+        instance: &InstanceNetwork,
+        found: Option<&Link>,
+        bridge: &Link,
+    ) -> Result<(), NetworkError> {
+        let (name, owner_uid) = (instance.tap(), instance.owner_uid());
+        let tap = match found {
+            Some(link) => {
+                self.ownership.check(link)?;
+                if link.kind == (LinkKind::Tap { owner_uid: Some(owner_uid) }) {
+                    link.clone()
+                } else {
+                    self.links.delete(link).await?;
+                    self.create_tap(&name, owner_uid).await?
+                }
+            }
+            None => self.create_tap(&name, owner_uid).await?,
+        };
+        for setting in sysctl::of_tap(&name) {
+            setting.ensure()?;
+        }
+        if tap.controller != Some(bridge.index) {
+            self.links.attach(&tap, bridge).await?;
+        }
+        // Never before it is attached: on its own it would lead into the host.
+        if !tap.is_up {
+            self.links.bring_up(&tap).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_tap(&self, name: &str, owner_uid: u32) -> Result<Link, NetworkError> {
+        let failed = |error| NetworkError::system(format!("create the tap {name}"))(error);
+        let new = NewTap::create(name, owner_uid).map_err(failed)?;
+        let tap = self.created(name).await?;
+        // Marked before it can outlive us: there is never a tap that nobody owns.
+        self.links.set_alias(&tap, self.ownership.alias()).await?;
+        new.persist().map_err(failed)?;
+        Ok(tap)
+    }
+
+    async fn created(&self, name: &str) -> Result<Link, NetworkError> {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let link = self.links.get(name).await?;
+        link.ok_or_else(|| NetworkError::system(format!("find the new link {name}"))(gone()))
+    }
+
+    /// Turns the firewall that we know of into that of `wanted`.
+    async fn change_firewall(
+        &self,
+        firewall: &mut Firewall,
+        wanted: NodeNetwork,
+    ) -> Result<(), NetworkError> {
+        let table = self.owner.table();
+        let full = render_full(table, &wanted);
+        let batch = match firewall {
+            Firewall::Applied(applied) => render_delta(table, applied, &wanted),
+            Firewall::Unknown | Firewall::Broken(_) => full.clone(),
+        };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        // Stays so if the batch fails, or nobody waits for its end.
+        *firewall = Firewall::Broken(wanted.clone());
+        if let Err(error) = nft::apply(batch).await {
+            tracing::warn!(%table, %error, "the firewall is not as it was left: replacing it");
+            nft::apply(full).await?;
+        }
+        *firewall = Firewall::Applied(wanted);
+        Ok(())
+    }
+
+    /// Reads the kernel's tables and replaces them if they are not those of `wanted`.
+    async fn ensure_firewall(
+        &self,
+        firewall: &mut Firewall,
+        wanted: NodeNetwork,
+    ) -> Result<(), NetworkError> {
+        let table = self.owner.table();
+        let expected = nft::expected(table.clone(), &wanted).await?;
+        if nft::current(table.clone()).await? != expected {
+            *firewall = Firewall::Broken(wanted.clone());
+            nft::apply(render_full(table, &wanted)).await?;
+        }
+        *firewall = Firewall::Applied(wanted);
+        Ok(())
+    }
+}
+
+impl Firewall {
+    /// The network that the tables are, or should be, of.
+    fn network(&self) -> Option<&NodeNetwork> {
+        match self {
+            Self::Unknown => None,
+            Self::Applied(network) | Self::Broken(network) => Some(network),
+        }
+    }
+}
+
+#[async_trait]
+impl Network for LinuxNetwork {
+    async fn claim(&self, net_id: NetId) -> Result<(), NetworkError> {
+        self.ownership.claim(net_id)
+    }
+
+    async fn release(&self, net_id: NetId) -> Result<(), NetworkError> {
+        self.ownership.claims().release(net_id)
+    }
+
+    async fn occupied(&self) -> Result<Occupied, NetworkError> {
+        let claims = self.ownership.claims().all()?;
+        let is_other =
+            |(_, holder): &(&NetId, &PathBuf)| holder.as_path() != self.owner.state_dir();
+        let mut net_ids: BTreeSet<NetId> =
+            claims.iter().filter(is_other).map(|(net_id, _)| *net_id).collect();
+        let mut ours = BTreeSet::new();
+        for link in self.links.all().await? {
+            if self.ownership.is_ours(&link)? {
+                ours.insert(link.index);
+            } else if let Some(name) = LinkName::parse(&link.name) {
+                net_ids.insert(name.net_id());
+            }
+        }
+        let routes = self.links.routes().await?;
+        let is_other = |link: Option<u32>| link.is_none_or(|link| !ours.contains(&link));
+        let subnets = routes
+            .into_iter()
+            .filter(|route| is_other(route.link))
+            .map(|route| route.destination.trunc())
+            .collect();
+        Ok(Occupied { net_ids, subnets })
+    }
+
+    async fn ensure(&self, expected: &NodeNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let links = self.links_by_name().await?;
+        let (wanted, mut errors) = self.admissible(expected, &links);
+
+        let kept: BTreeSet<String> = expected
+            .tenants()
+            .map(TenantNetwork::bridge)
+            .chain(expected.instances().map(InstanceNetwork::tap))
+            .collect();
+        let left = self.sweep(&links, |link| kept.contains(&link.name)).await;
+        if !left.is_empty() {
+            // What is left over is still in the firewall that is there.
+            errors.extend(left);
+            return NetworkError::all(errors);
+        }
+        if let Err(error) = self.ensure_firewall(&mut firewall, wanted.clone()).await {
+            // No link comes up without its guard.
+            errors.push(error);
+            return NetworkError::all(errors);
+        }
+        if wanted.is_empty() {
+            return NetworkError::all(errors);
+        }
+        errors.extend(sysctl::ip_forward().ensure().err());
+        let mut addresses: BTreeMap<u32, Vec<Ipv4Net>> = BTreeMap::new();
+        for (index, address) in self.links.addresses().await? {
+            addresses.entry(index).or_default().push(address);
+        }
+        for tenant in wanted.tenants() {
+            let found = links.get(&tenant.bridge());
+            let has = found.and_then(|link| addresses.get(&link.index));
+            let has = has.map_or(&[][..], Vec::as_slice);
+            let bridge = match self.ensure_bridge(tenant, found, has).await {
+                Ok(bridge) => bridge,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            for instance in wanted.instances_of(tenant.net_id) {
+                let found = links.get(&instance.tap());
+                errors.extend(self.ensure_tap(instance, found, &bridge).await.err());
+            }
+        }
+        NetworkError::all(errors)
+    }
+
+    async fn add_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
+        let mut wanted = applied.clone();
+        wanted.add_tenant(tenant)?;
+        self.ownership.claim(tenant.net_id)?;
+        self.guarded_bridge(&mut firewall, wanted, &tenant).await.map(drop)
+    }
+
+    async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
+        let mut wanted = applied.clone();
+        wanted.add_instance(instance)?;
+        self.ownership.claim(instance.tenant.net_id)?;
+        let tap = self.links.get(&instance.tap()).await?;
+        if let Some(link) = &tap {
+            self.ownership.check(link)?;
+        }
+        let bridge = self.guarded_bridge(&mut firewall, wanted, &instance.tenant).await?;
+        self.ensure_tap(&instance, tap.as_ref(), &bridge).await
+    }
+
+    async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let mut errors = Vec::new();
+        if let Some(tap) = self.links.get(&instance.tap()).await?
+            && self.ownership.is_ours(&tap)?
+        {
+            errors.extend(self.links.delete(&tap).await.err());
+        }
+        // Without its element a tap that could not be deleted is cut off.
+        if let Some(applied) = firewall.network() {
+            let mut wanted = applied.clone();
+            wanted.remove_instance(&instance);
+            errors.extend(self.change_firewall(&mut firewall, wanted).await.err());
+        }
+        NetworkError::all(errors)
+    }
+
+    async fn remove_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let links = self.links_by_name().await?;
+        let is_other = |link: &Link| {
+            LinkName::parse(&link.name).is_none_or(|name| name.net_id() != tenant.net_id)
+        };
+        let errors = self.sweep(&links, is_other).await;
+        if !errors.is_empty() {
+            // What is left over needs its guard and its claim.
+            return NetworkError::all(errors);
+        }
+        let mut errors = Vec::new();
+        if let Some(applied) = firewall.network() {
+            let mut wanted = applied.clone();
+            wanted.remove_tenant(tenant.net_id);
+            errors.extend(self.change_firewall(&mut firewall, wanted).await.err());
+        }
+        errors.extend(self.ownership.claims().release(tenant.net_id).err());
+        NetworkError::all(errors)
+    }
+
+    async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {
+        // Not in the middle of a change.
+        let _firewall = self.firewall.lock().await;
+        let machine = Machine {
+            links: self.links_by_name().await?,
+            addresses: self.links.addresses().await?,
+        };
+        let mut differences = machine.differences(expected, &self.ownership)?;
+        let table = self.owner.table();
+        let wanted = nft::expected(table.clone(), expected).await?;
+        differences.extend(nft::current(table.clone()).await?.differences(&wanted));
+        Ok(differences)
+    }
+}

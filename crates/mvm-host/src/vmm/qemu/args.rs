@@ -1,0 +1,294 @@
+//! QEMU's argument list, as a pure function of what was asked for and which descriptors it inherits.
+//!
+//! Whatever has structure is given as JSON, which needs no escaping of commas.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use mvm_core::guest::PORT_NAME;
+use mvm_core::vmm::Accel;
+use serde_json::{Value, json};
+
+use super::super::{DiskAccess, VmSpec};
+use super::journal;
+
+/// Upper bound of QEMU's cache of translated code in MiB. QEMU would take up to a gibibyte, which
+/// no admission accounts for.
+const TRANSLATION_CACHE_MIB: u32 = 128;
+/// The set that holds the console's descriptor; disks come after it.
+const CONSOLE_SET: usize = 0;
+const FIRST_DISK_SET: usize = 1;
+
+/// The numbers of the inherited descriptors.
+#[derive(Debug, Clone)]
+pub(super) struct Descriptors {
+    pub(super) memory: RawFd,
+    pub(super) kernel: RawFd,
+    pub(super) initrd: RawFd,
+    pub(super) console: RawFd,
+    pub(super) qmp: RawFd,
+    pub(super) agent: RawFd,
+    pub(super) journal_dir: RawFd,
+    pub(super) tap: Option<RawFd>,
+    pub(super) disks: Vec<DiskDescriptor>,
+}
+
+/// One disk's descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DiskDescriptor {
+    pub(super) fd: RawFd,
+    pub(super) access: DiskAccess,
+}
+
+/// QEMU's arguments, without the program's name.
+pub(super) fn arguments(
+    spec: &VmSpec,
+    accel: Accel,
+    tsc_khz: Option<u64>,
+    fds: &Descriptors,
+) -> Vec<OsString> {
+    let mut args = Arguments::default();
+    args.option("-name", spec.id.as_str());
+    // No legacy timers and interrupt controllers: the guest is told the frequency of its counter.
+    // The clock chip stays, so that the guest knows the time from its first line on.
+    args.option(
+        "-machine",
+        "microvm,acpi=on,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram",
+    );
+    match accel {
+        Accel::Kvm => args.option("-accel", "kvm").option("-cpu", "host"),
+        // Five-level paging costs emulated page walks and gives nothing.
+        Accel::Tcg => args
+            .option("-accel", format!("tcg,tb-size={TRANSLATION_CACHE_MIB}"))
+            .option("-cpu", "max,la57=off"),
+    };
+    args.option("-smp", spec.vcpus.to_string())
+        .option("-m", format!("{}M", spec.mem_mib))
+        .json(
+            "-object",
+            &json!({
+                "qom-type": "memory-backend-file", "id": "ram", "share": true,
+                "mem-path": descriptor_path(fds.memory), "size": u64::from(spec.mem_mib) << 20,
+            }),
+        )
+        .flags(&["-nodefaults", "-no-user-config", "-no-reboot"])
+        .option("-display", "none")
+        .option(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        )
+        .option("-kernel", descriptor_path(fds.kernel))
+        .option("-initrd", descriptor_path(fds.initrd))
+        .option("-append", kernel_command_line(&spec.kernel_args, tsc_khz));
+    args.option("-add-fd", format!("fd={},set={CONSOLE_SET}", fds.console))
+        .option("-chardev", format!("file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on"))
+        .option("-serial", "chardev:console")
+        .option("-chardev", format!("socket,id=qmp,fd={},server=on,wait=off", fds.qmp))
+        .option("-mon", "chardev=qmp,mode=control")
+        .option(
+            "-chardev",
+            format!("pipe,id=events,path=/proc/self/fd/{}/{}", fds.journal_dir, journal::STEM),
+        )
+        .option("-mon", "chardev=events,mode=control")
+        .option("-chardev", format!("socket,id=agent,fd={},server=on,wait=off", fds.agent))
+        .json("-device", &json!({ "driver": "virtio-serial-device" }))
+        .json(
+            "-device",
+            &json!({ "driver": "virtserialport", "chardev": "agent", "name": PORT_NAME }),
+        )
+        .json("-object", &json!({ "qom-type": "rng-builtin", "id": "rng" }))
+        .json("-device", &json!({ "driver": "virtio-rng-device", "rng": "rng" }))
+        // Through this port the guest's kernel reports a panic.
+        .json("-device", &json!({ "driver": "pvpanic" }));
+    // The guest numbers its disks in the order of these devices.
+    for (index, disk) in fds.disks.iter().enumerate() {
+        let set = FIRST_DISK_SET + index;
+        args.option("-add-fd", format!("fd={},set={set}", disk.fd))
+            .json("-blockdev", &block_device(index, set, disk.access))
+            .json(
+                "-device",
+                &json!({
+                    "driver": "virtio-blk-device", "drive": disk_name(index),
+                    // A full host disk is an error in the guest, not a guest that stands still.
+                    "werror": "report", "rerror": "report",
+                }),
+            );
+    }
+    if let (Some(fd), Some(nic)) = (fds.tap, &spec.nic) {
+        args.option("-netdev", format!("tap,id=net0,fd={fd}")).json(
+            "-device",
+            &json!({ "driver": "virtio-net-device", "netdev": "net0", "mac": nic.mac.to_string() }),
+        );
+    }
+    args.0
+}
+
+fn descriptor_path(fd: RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
+}
+
+fn disk_name(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// The host's page cache is used, because the base is shared by many microVMs, and the guest's
+/// flushes reach the disk. QEMU's image locks stay on: two writers of one disk are refused.
+fn block_device(index: usize, set: usize, access: DiskAccess) -> Value {
+    let read_only = access == DiskAccess::ReadOnly;
+    let cache = json!({ "direct": false, "no-flush": false });
+    let mut device = json!({
+        "driver": "raw", "node-name": disk_name(index), "read-only": read_only, "cache": cache,
+        "file": {
+            "driver": "file", "filename": format!("/dev/fdset/{set}"), "read-only": read_only,
+            "aio": "threads", "locking": "on", "cache": cache,
+        },
+    });
+    if !read_only {
+        // What the guest frees or fills with zeroes becomes a hole in the sparse file.
+        device["discard"] = json!("unmap");
+        device["detect-zeroes"] = json!("unmap");
+        device["file"]["discard"] = json!("unmap");
+    }
+    device
+}
+
+/// What the guest's kernel needs on this machine, and then what was asked for.
+fn kernel_command_line(extra: &str, tsc_khz: Option<u64>) -> String {
+    // A panic ends in a reset, which ends QEMU; the quickest reset is a triple fault.
+    let mut line = String::from("console=ttyS0 reboot=t panic=-1 edd=off random.trust_cpu=on");
+    if let Some(khz) = tsc_khz {
+        line.push_str(&format!(" tsc_early_khz={khz} no_timer_check"));
+    }
+    if !extra.is_empty() {
+        line.push(' ');
+        line.push_str(extra);
+    }
+    line
+}
+
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.into());
+        self
+    }
+
+    fn json(&mut self, name: &str, value: &Value) -> &mut Self {
+        self.option(name, value.to_string())
+    }
+
+    fn flags(&mut self, names: &[&str]) -> &mut Self {
+        self.0.extend(names.iter().map(OsString::from));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::{Disk, Nic};
+    use mvm_core::net::MacAddr;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: "i-0000002a".parse().unwrap(),
+            dir: "/state/i-0000002a".into(),
+            vcpus: 2,
+            mem_mib: 256,
+            kernel: "/state/kernel".into(),
+            initrd: "/state/initrd".into(),
+            kernel_args: "quiet mvm.x=1".into(),
+            disks: [DiskAccess::ReadOnly, DiskAccess::ReadWrite]
+                .map(|access| Disk { path: "/state/disk".into(), access })
+                .into(),
+            nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
+            uid: 70_000,
+        }
+    }
+
+    fn fds() -> Descriptors {
+        let disk = |fd, access| DiskDescriptor { fd, access };
+        Descriptors {
+            memory: 10,
+            kernel: 11,
+            initrd: 12,
+            console: 13,
+            qmp: 14,
+            agent: 15,
+            journal_dir: 16,
+            tap: Some(17),
+            disks: vec![disk(18, DiskAccess::ReadOnly), disk(19, DiskAccess::ReadWrite)],
+        }
+    }
+
+    fn values(args: &[OsString], name: &str) -> Vec<String> {
+        let pairs = args.windows(2).filter(|pair| pair[0] == name);
+        pairs.map(|pair| pair[1].to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn no_path_of_the_host_is_given_away() {
+        for arg in arguments(&spec(), Accel::Tcg, Some(1), &fds()) {
+            assert!(!arg.to_str().unwrap().contains("/state"), "{arg:?}");
+        }
+    }
+
+    #[test]
+    fn the_sandbox_denies_everything_and_nothing_is_added_by_default() {
+        let args = arguments(&spec(), Accel::Tcg, None, &fds());
+        let sandbox = &values(&args, "-sandbox")[0];
+        for class in ["obsolete", "elevateprivileges", "spawn", "resourcecontrol"] {
+            assert!(sandbox.contains(&format!("{class}=deny")), "{sandbox}");
+        }
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            assert!(args.iter().any(|arg| arg == flag), "{flag}");
+        }
+    }
+
+    #[test]
+    fn only_a_writable_disk_may_be_written_or_punched() {
+        let args = arguments(&spec(), Accel::Tcg, None, &fds());
+        assert_eq!(values(&args, "-add-fd"), ["fd=13,set=0", "fd=18,set=1", "fd=19,set=2"]);
+        let devices: Vec<Value> = values(&args, "-blockdev")
+            .iter()
+            .map(|text| serde_json::from_str(text).unwrap())
+            .collect();
+        assert_eq!(devices[0]["read-only"], true);
+        assert_eq!(devices[0]["file"]["read-only"], true);
+        assert_eq!(devices[0].get("discard"), None);
+        assert_eq!(devices[1]["read-only"], false);
+        assert_eq!(devices[1]["file"]["filename"], "/dev/fdset/2");
+        assert_eq!(devices[1]["file"]["discard"], "unmap");
+        assert_eq!(devices[1]["cache"]["no-flush"], false);
+        assert_eq!(devices[1]["file"]["locking"], "on");
+    }
+
+    #[test]
+    fn software_emulation_is_told_the_counter_s_frequency_and_kvm_is_not() {
+        let tcg = arguments(&spec(), Accel::Tcg, Some(2_596_146), &fds());
+        let line = &values(&tcg, "-append")[0];
+        assert!(line.contains(" tsc_early_khz=2596146 "), "{line}");
+        assert!(line.ends_with(" quiet mvm.x=1"), "{line}");
+        assert_eq!(values(&tcg, "-accel"), ["tcg,tb-size=128"]);
+        let kvm = arguments(&spec(), Accel::Kvm, None, &fds());
+        assert!(!values(&kvm, "-append")[0].contains("tsc"));
+        assert_eq!(
+            (values(&kvm, "-accel"), values(&kvm, "-cpu")),
+            (vec!["kvm".into()], vec!["host".into()])
+        );
+    }
+
+    #[test]
+    fn a_microvm_without_a_network_has_no_interface() {
+        let with = arguments(&spec(), Accel::Tcg, None, &fds());
+        assert_eq!(values(&with, "-netdev"), ["tap,id=net0,fd=17"]);
+        assert!(values(&with, "-device").iter().any(|d| d.contains("02:00:00:00:00:07")));
+        let spec = VmSpec { nic: None, ..spec() };
+        let without = arguments(&spec, Accel::Tcg, None, &Descriptors { tap: None, ..fds() });
+        assert!(values(&without, "-netdev").is_empty());
+        assert!(!values(&without, "-device").iter().any(|d| d.contains("virtio-net")));
+    }
+}

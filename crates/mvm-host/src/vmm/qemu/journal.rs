@@ -1,0 +1,165 @@
+//! The record that QEMU keeps of its own events, so that the cause of an end is known to an agent
+//! that was not there.
+//!
+//! QEMU gets a second QMP monitor on a `pipe` character device: `qmp.in` is a FIFO that already
+//! holds the command that opens the session (QEMU opens it for writing too, so it never ends), and
+//! `qmp.out` is a plain file that the events go to. Both are in a directory of their own, which
+//! QEMU reaches by descriptor and in which it can make nothing new.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use mvm_core::vmm::ShutdownReason;
+use rustix::fs::{Mode, OFlags};
+
+use super::super::qmp::QmpEvent;
+
+/// Directory of the journal in the instance's directory.
+const DIR: &str = "events";
+/// The name that QEMU is given, to which it adds `.in` and `.out`.
+pub(super) const STEM: &str = "qmp";
+const INPUT: &str = "qmp.in";
+const OUTPUT: &str = "qmp.out";
+const OPENING: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
+/// How much of the journal's end is read, in bytes: the last events are a few hundred.
+const TAIL: u64 = 64 * 1024;
+
+/// A fresh journal, open for QEMU to take over.
+#[derive(Debug)]
+pub(super) struct Journal {
+    /// The directory, to hand over.
+    pub(super) dir: OwnedFd,
+    /// Keeps the opening command in the FIFO until QEMU has opened it.
+    _input: File,
+}
+
+/// Replaces the journal of an earlier run.
+pub(super) fn create(instance_dir: &Path, uid: u32) -> io::Result<Journal> {
+    remove(instance_dir)?;
+    let dir = instance_dir.join(DIR);
+    DirBuilder::new().mode(0o711).create(&dir)?;
+    // Whatever the umask was, QEMU's user may pass through.
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
+    let (input, output) = (dir.join(INPUT), dir.join(OUTPUT));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &input, Mode::from_raw_mode(0o600))?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&output)?;
+    for path in [&input, &output] {
+        std::os::unix::fs::chown(path, Some(uid), Some(uid))?;
+    }
+    let mut input = OpenOptions::new().read(true).write(true).open(&input)?;
+    input.write_all(OPENING)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(&dir, flags, Mode::empty())?;
+    Ok(Journal { dir, _input: input })
+}
+
+/// Removes the journal, if there is one.
+pub(super) fn remove(instance_dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(instance_dir.join(DIR)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What the journal says about why the microVM stopped.
+pub(super) fn reason(instance_dir: &Path) -> Option<ShutdownReason> {
+    let path = instance_dir.join(DIR).join(OUTPUT);
+    match read_tail(&path) {
+        Ok(text) => parse_reason(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read QEMU's journal");
+            None
+        }
+    }
+}
+
+fn read_tail(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn parse_reason(text: &str) -> Option<ShutdownReason> {
+    let events = text.lines().filter_map(|line| serde_json::from_str::<QmpEvent>(line).ok());
+    let mut reason = None;
+    for event in events {
+        let word = event.data.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default();
+        match (event.name.as_str(), word) {
+            // A panic is followed by the reset or the end that it causes.
+            ("GUEST_PANICKED", _) => return Some(ShutdownReason::GuestPanic),
+            ("SHUTDOWN", word) => reason = shutdown_reason(word).or(reason),
+            _ => {}
+        }
+    }
+    reason
+}
+
+/// QEMU's `ShutdownCause`.
+fn shutdown_reason(word: &str) -> Option<ShutdownReason> {
+    Some(match word {
+        "guest-shutdown" => ShutdownReason::GuestShutdown,
+        "guest-reset" => ShutdownReason::GuestReset,
+        "guest-panic" => ShutdownReason::GuestPanic,
+        "host-signal" => ShutdownReason::HostSignal,
+        "host-qmp-quit" => ShutdownReason::HostQuit,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: &str = "{\"QMP\": {\"version\": {}}}\r\n{\"return\": {}}\r\n";
+
+    fn shutdown(word: &str) -> String {
+        format!(
+            "{{\"timestamp\": {{\"seconds\": 1}}, \"event\": \"SHUTDOWN\", \
+             \"data\": {{\"guest\": true, \"reason\": \"{word}\"}}}}\r\n"
+        )
+    }
+
+    #[test]
+    fn each_cause_is_read() {
+        for (word, reason) in [
+            ("guest-shutdown", Some(ShutdownReason::GuestShutdown)),
+            ("guest-reset", Some(ShutdownReason::GuestReset)),
+            ("guest-panic", Some(ShutdownReason::GuestPanic)),
+            ("host-signal", Some(ShutdownReason::HostSignal)),
+            ("host-qmp-quit", Some(ShutdownReason::HostQuit)),
+            ("something-new", None),
+        ] {
+            assert_eq!(parse_reason(&format!("{START}{}", shutdown(word))), reason, "{word}");
+        }
+        assert_eq!(parse_reason(START), None);
+    }
+
+    #[test]
+    fn a_panic_counts_more_than_the_reset_that_follows() {
+        let panic = "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"poweroff\"}}\r\n";
+        let text = format!("{START}{panic}{}", shutdown("guest-reset"));
+        assert_eq!(parse_reason(&text), Some(ShutdownReason::GuestPanic));
+    }
+
+    #[test]
+    fn a_long_or_damaged_journal_still_gives_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(reason(dir.path()), None);
+        let uid = rustix::process::getuid().as_raw();
+        let _journal = create(dir.path(), uid).unwrap();
+        let mut text = "{\"event\": \"VSERPORT_CHANGE\", \"data\": {}}\r\n".repeat(10_000);
+        text.push_str("{\"event\": \u{0}\r\n");
+        text.push_str(&shutdown("guest-reset"));
+        std::fs::write(dir.path().join(DIR).join(OUTPUT), text).unwrap();
+        assert_eq!(reason(dir.path()), Some(ShutdownReason::GuestReset));
+        let _fresh = create(dir.path(), uid).unwrap();
+        assert_eq!(reason(dir.path()), None, "an earlier run's word");
+    }
+}

@@ -1,0 +1,176 @@
+//! Starting one QEMU, with every failure unwound.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use mvm_core::vmm::{Accel, VmHandle, VmmKind};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::super::qmp::QmpClient;
+use super::super::{VMM_LOG, VmSpec, VmmError};
+use super::handover::Handover;
+use super::vm::QemuVm;
+use super::{QemuConfig, args, connect_qmp, qmp_failed};
+use crate::console;
+use crate::process::{Process, Spawn, spawn};
+
+/// Lines of QEMU's own messages that an error keeps.
+const LOG_LINES: usize = 10;
+/// How long a QEMU that has hung up may take to end.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+/// How often a QEMU that is still setting up is asked again.
+const STATUS_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Starts QEMU and waits until its guest runs. If this fails or is given up, no process and no
+/// socket is left.
+pub(super) async fn launch(
+    config: &QemuConfig,
+    tsc_khz: Option<u64>,
+    spec: &VmSpec,
+) -> Result<QemuVm, VmmError> {
+    spec.check()?;
+    let groups = match config.accel {
+        Accel::Kvm => kvm_groups(Path::new("/dev/kvm"))?,
+        Accel::Tcg => Vec::new(),
+    };
+    let handover = Handover::open(spec)?;
+    let args = args::arguments(spec, config.accel, tsc_khz, &handover.descriptors());
+    let process = spawn(&Spawn {
+        program: &config.program,
+        args: &args,
+        uid: Some(spec.uid),
+        groups: &groups,
+        keep: &handover.to_keep(),
+        output: Some(handover.log()),
+    })
+    .map_err(|source| VmmError::Spawn {
+        program: config.program.to_string_lossy().into_owned(),
+        source,
+    })?;
+    let starting = Starting(Some(process));
+    wait_until_running(starting.process()?, spec, config.start_limit).await?;
+    let process = starting.succeed()?;
+    handover.complete();
+    let identity = process.identity().clone();
+    let handle = VmHandle {
+        vmm: VmmKind::Qemu,
+        accel: config.accel,
+        pid: identity.pid,
+        start_ticks: identity.start_ticks,
+        host_boot_id: identity.host_boot_id,
+    };
+    Ok(QemuVm::new(handle, process, spec))
+}
+
+/// The groups that QEMU's user must be in to open this device.
+fn kvm_groups(device: &Path) -> Result<Vec<u32>, VmmError> {
+    let error = |source| VmmError::File { path: device.to_owned(), source };
+    let metadata = std::fs::metadata(device).map_err(error)?;
+    match metadata.mode() {
+        mode if mode & 0o006 == 0o006 => Ok(Vec::new()),
+        mode if mode & 0o060 == 0o060 => Ok(vec![metadata.gid()]),
+        _ => {
+            let message = "only root may use it: `chgrp kvm` and `chmod 0660` make it usable";
+            Err(error(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message)))
+        }
+    }
+}
+
+/// A QEMU that has yet to prove itself; it is ended if it does not get to.
+struct Starting(Option<Process>);
+
+impl Starting {
+    fn process(&self) -> Result<&Process, VmmError> {
+        self.0.as_ref().ok_or_else(died_unheard)
+    }
+
+    fn succeed(mut self) -> Result<Process, VmmError> {
+        self.0.take().ok_or_else(died_unheard)
+    }
+}
+
+fn died_unheard() -> VmmError {
+    VmmError::DiedAtStart { log: String::new() }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            process.kill_now();
+        }
+    }
+}
+
+async fn wait_until_running(
+    process: &Process,
+    spec: &VmSpec,
+    limit: Duration,
+) -> Result<(), VmmError> {
+    let answered = tokio::select! {
+        biased;
+        _ = process.wait() => return Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
+        answered = ask_until_running(&spec.dir, limit) => answered,
+    };
+    let Err(error) = answered else { return Ok(()) };
+    // A QEMU that gives up hangs up first: what it says then is worth more than that it did.
+    match tokio::time::timeout(LAST_WORDS_LIMIT, process.wait()).await {
+        Ok(_) => Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
+        Err(_) => Err(error),
+    }
+}
+
+async fn ask_until_running(dir: &Path, limit: Duration) -> Result<(), VmmError> {
+    #[derive(Deserialize)]
+    struct Status {
+        status: String,
+    }
+    let deadline = Instant::now() + limit;
+    let qmp: QmpClient = connect_qmp(dir, limit).await?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Status { status } = qmp.query("query-status", left).await.map_err(qmp_failed)?;
+        match status.as_str() {
+            "running" => return Ok(()),
+            "prelaunch" | "inmigrate" | "restore-vm" if !left.is_zero() => {
+                tokio::time::sleep(STATUS_INTERVAL).await;
+            }
+            _ => {
+                return Err(VmmError::Control {
+                    operation: "start the guest".into(),
+                    message: format!("QEMU says that it is `{status}`"),
+                });
+            }
+        }
+    }
+}
+
+fn last_words(dir: &Path) -> String {
+    match console::tail(&dir.join(VMM_LOG), LOG_LINES) {
+        Ok(lines) if lines.is_empty() => "it said nothing".to_owned(),
+        Ok(lines) => lines.join("; "),
+        Err(error) => format!("its log cannot be read: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_device_decides_which_group_qemu_needs() {
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let gid = device.as_file().metadata().unwrap().gid();
+        let set = |mode| {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(device.path(), permissions).unwrap();
+            kvm_groups(device.path())
+        };
+        assert_eq!(set(0o666).unwrap(), [0; 0]);
+        assert_eq!(set(0o660).unwrap(), [gid]);
+        assert!(set(0o600).unwrap_err().to_string().starts_with("cannot use "));
+        assert!(kvm_groups(Path::new("/dev/no-such-kvm")).is_err());
+    }
+}

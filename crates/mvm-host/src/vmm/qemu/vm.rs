@@ -1,0 +1,63 @@
+//! One running QEMU.
+
+use std::io;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use mvm_core::vmm::{VmExit, VmHandle};
+
+use super::super::{GuestStream, Vm, VmSpec, VmUsage, VmmError};
+use super::{AGENT_SOCKET, journal, with_source};
+use crate::process::Process;
+use crate::unix_socket;
+
+/// A microVM in a QEMU process, launched or adopted.
+#[derive(Debug)]
+pub(super) struct QemuVm {
+    handle: VmHandle,
+    process: Process,
+    dir: PathBuf,
+}
+
+impl QemuVm {
+    pub(super) fn new(handle: VmHandle, process: Process, spec: &VmSpec) -> Self {
+        Self { handle, process, dir: spec.dir.clone() }
+    }
+
+    fn failed(&self, operation: &str) -> impl FnOnce(io::Error) -> VmmError {
+        let operation = format!("{operation} QEMU process {}", self.handle.pid);
+        move |source| VmmError::System { operation, source }
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn handle(&self) -> &VmHandle {
+        &self.handle
+    }
+
+    async fn wait(&self) -> VmExit {
+        let process = self.process.wait().await;
+        VmExit { process, reason: journal::reason(&self.dir) }
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.process.kill().await.map_err(self.failed("end"))
+    }
+
+    async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {
+        let stream = unix_socket::connect(&self.dir.join(AGENT_SOCKET)).await;
+        match stream {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(VmmError::Control {
+                operation: "connect to the guest agent's port".into(),
+                message: with_source(&error),
+            }),
+        }
+    }
+
+    async fn usage(&self) -> Result<VmUsage, VmmError> {
+        let usage = self.process.usage().map_err(self.failed("measure"))?;
+        Ok(VmUsage { cpu_ms: usage.cpu_ms, rss_kib: usage.rss_kib })
+    }
+}

@@ -1,0 +1,109 @@
+//! What a simulated guest can do to its microVM.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::name::InstanceId;
+use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmExit};
+use tokio::io::DuplexStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The guest's side of the agent's port. It is called once for each host connection, on a tokio
+/// runtime, must not block, and ends what it starts when its stream ends.
+pub type SimGuestService = Arc<dyn Fn(DuplexStream, SimGuestControl) + Send + Sync>;
+
+/// A simulated guest's power switch, console and identity. Clones are the same guest.
+#[derive(Debug, Clone)]
+pub struct SimGuestControl {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    id: InstanceId,
+    boot_id: String,
+    started: Instant,
+    console: File,
+    exit: watch::Sender<Option<VmExit>>,
+}
+
+impl SimGuestControl {
+    pub(super) fn new(id: InstanceId, boot_id: String, console: File) -> Self {
+        let started = Instant::now();
+        let exit = watch::Sender::new(None);
+        Self { shared: Arc::new(Shared { id, boot_id, started, console, exit }) }
+    }
+
+    /// The instance.
+    pub fn id(&self) -> &InstanceId {
+        &self.shared.id
+    }
+
+    /// The guest kernel's boot id.
+    pub fn boot_id(&self) -> &str {
+        &self.shared.boot_id
+    }
+
+    /// Time since the microVM was started.
+    pub fn uptime(&self) -> Duration {
+        self.shared.started.elapsed()
+    }
+
+    /// Writes a line to the serial console, with the kernel's time stamp.
+    pub fn print(&self, line: &str) {
+        let line = format!("[{:12.6}] {line}\r\n", self.uptime().as_secs_f64());
+        if let Err(error) = (&self.shared.console).write_all(line.as_bytes()) {
+            tracing::warn!(instance = %self.shared.id, %error, "cannot write a console");
+        }
+    }
+
+    /// Powers the microVM off.
+    pub fn power_off(&self) {
+        self.stop("reboot: Power down", ShutdownReason::GuestShutdown);
+    }
+
+    /// Resets the microVM, which ends it.
+    pub fn reset(&self) {
+        self.stop("reboot: Restarting system", ShutdownReason::GuestReset);
+    }
+
+    /// Lets the guest's kernel panic.
+    pub fn panic(&self, message: &str) {
+        self.stop(&format!("Kernel panic - not syncing: {message}"), ShutdownReason::GuestPanic);
+    }
+
+    /// Waits until the microVM has ended.
+    pub async fn ended(&self) {
+        self.wait().await;
+    }
+
+    fn stop(&self, last_line: &str, reason: ShutdownReason) {
+        if self.exit().is_none() {
+            self.print(last_line);
+            self.end(VmExit { process: ProcessEnd::Exited { code: 0 }, reason: Some(reason) });
+        }
+    }
+
+    /// Ends the microVM; only the first cause counts.
+    pub(super) fn end(&self, exit: VmExit) {
+        self.shared.exit.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert(exit);
+            first
+        });
+    }
+
+    pub(super) fn exit(&self) -> Option<VmExit> {
+        *self.shared.exit.borrow()
+    }
+
+    pub(super) async fn wait(&self) -> VmExit {
+        let mut exit = self.shared.exit.subscribe();
+        // The sender lives in `self`, so the channel cannot close first.
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
+        ended.unwrap_or(VmExit { process: ProcessEnd::Unobserved, reason: None })
+    }
+}

@@ -1,0 +1,320 @@
+//! The network backend against the real kernel, in throw-away network namespaces.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod net_support;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use mvm_core::net::{NetId, NodeNetwork};
+use mvm_host::net::{Network, NetworkError, Occupied};
+use net_support::guest::open_tap;
+use net_support::{Machine, differences, in_namespace, instance, ip, nft, node, sysctl, tenant};
+
+/// What a change would change: links with indexes and MACs, addresses, rules with handles.
+fn everything() -> Vec<String> {
+    let links = ip("-o link show");
+    let links = links.lines().map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let mac = words.iter().position(|word| *word == "link/ether").map(|at| words[at + 1]);
+        format!("{} {} {mac:?}", words[0], words[1])
+    });
+    let rest = ip("-o -4 address show") + &nft("list ruleset\n");
+    links.chain(rest.lines().map(str::to_owned)).collect()
+}
+
+#[test]
+fn ensure_makes_everything_once() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (network, expected) = (machine.agent("a"), node(&[(1, 3), (1, 4), (2, 3)]));
+        assert!(!differences(&network, &expected).await.is_empty());
+        network.ensure(&expected).await.unwrap();
+        assert_eq!(differences(&network, &expected).await, [""; 0]);
+        let before = everything();
+        network.ensure(&expected).await.unwrap();
+        assert_eq!(everything(), before);
+        assert_eq!(sysctl("ipv4/ip_forward").as_deref(), Some("1"));
+    });
+}
+
+#[test]
+fn an_agent_that_starts_again_finds_everything_as_it_left_it() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let expected = node(&[(1, 3), (2, 3)]);
+        machine.agent("a").ensure(&expected).await.unwrap();
+        let before = everything();
+        let network = machine.agent("a");
+        assert_eq!(differences(&network, &expected).await, [""; 0]);
+        network.ensure(&expected).await.unwrap();
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn what_is_not_expected_any_more_goes_away() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3), (1, 4), (2, 3)])).await.unwrap();
+        let expected = node(&[(1, 4)]);
+        network.ensure(&expected).await.unwrap();
+        assert_eq!(differences(&network, &expected).await, [""; 0]);
+        assert!(!ip("link show").contains("tenant-2"));
+        network.ensure(&NodeNetwork::default()).await.unwrap();
+        assert!(!ip("link show").contains("tenant"));
+        assert_eq!(nft("list ruleset\n"), "");
+    });
+}
+
+#[test]
+fn instances_and_tenants_are_added_and_removed_one_by_one() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&NodeNetwork::default()).await.unwrap();
+        for (net_id, slot) in [(1, 3), (1, 4), (2, 3), (11, 3)] {
+            network.add_instance(instance(net_id, slot)).await.unwrap();
+        }
+        assert_eq!(differences(&network, &node(&[(1, 3), (1, 4), (2, 3), (11, 3)])).await, [""; 0]);
+        network.add_instance(instance(1, 3)).await.unwrap();
+        network.remove_instance(instance(1, 3)).await.unwrap();
+        network.remove_instance(instance(1, 3)).await.unwrap();
+        assert_eq!(differences(&network, &node(&[(1, 4), (2, 3), (11, 3)])).await, [""; 0]);
+        network.remove_tenant(tenant(1)).await.unwrap();
+        network.remove_tenant(tenant(1)).await.unwrap();
+        assert_eq!(differences(&network, &node(&[(2, 3), (11, 3)])).await, [""; 0]);
+        network.remove_tenant(tenant(2)).await.unwrap();
+        network.remove_tenant(tenant(11)).await.unwrap();
+        assert_eq!(differences(&network, &NodeNetwork::default()).await, [""; 0]);
+        assert_eq!(nft("list ruleset\n"), "");
+        assert_eq!(std::fs::read_dir(machine.claims_dir()).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn adding_an_instance_leaves_the_rules_and_other_instances_alone() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        let rules = |ruleset: String| {
+            let is_rule = |line: &&str| line.contains("comment");
+            ruleset.lines().filter(is_rule).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (before, link) = (rules(nft("list ruleset\n")), ip("link show tn1i3"));
+        network.add_instance(instance(1, 4)).await.unwrap();
+        network.add_instance(instance(2, 3)).await.unwrap();
+        // With their handles: the same rules, not equal ones.
+        assert_eq!(rules(nft("list ruleset\n")), before);
+        assert_eq!(ip("link show tn1i3"), link);
+    });
+}
+
+#[test]
+fn nothing_is_added_before_the_machine_is_known() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        machine.agent("a").ensure(&node(&[(1, 3)])).await.unwrap();
+        let restarted = machine.agent("a");
+        let refused = restarted.add_instance(instance(1, 4)).await;
+        assert!(matches!(refused, Err(NetworkError::NotEnsured)), "{refused:?}");
+        assert_eq!(differences(&restarted, &node(&[(1, 3)])).await, [""; 0]);
+    });
+}
+
+#[test]
+fn links_of_others_are_left_alone_and_their_names_are_refused() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        ip("link add br-tenant-1 type bridge");
+        ip("tuntap add dev tn2i4 mode tap");
+        let before = [ip("-d link show br-tenant-1"), ip("-d link show tn2i4")];
+        let network = machine.agent("a");
+        let error = network.ensure(&node(&[(1, 3), (2, 3), (2, 4)])).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("br-tenant-1 belongs to other software"), "{text}");
+        assert!(text.contains("tn2i4 belongs to other software"), "{text}");
+        assert!(ip("link show tn2i3").contains("master br-tenant-2"));
+        for taken in [instance(1, 3), instance(2, 4)] {
+            let error = network.add_instance(taken).await.unwrap_err();
+            assert!(matches!(error, NetworkError::Taken { .. }), "{error}");
+            network.remove_instance(taken).await.unwrap();
+        }
+        network.remove_tenant(tenant(1)).await.unwrap();
+        network.ensure(&NodeNetwork::default()).await.unwrap();
+        assert_eq!([ip("-d link show br-tenant-1"), ip("-d link show tn2i4")], before);
+    });
+}
+
+#[test]
+fn firewall_tables_of_others_are_left_alone() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        nft("table inet mvm_other {\n set bridges { type ifname; elements = { \"br0\" }; }\n}\n");
+        nft(
+            "table ip filter {\n chain forward { type filter hook forward priority 0; policy drop; }\n}\n",
+        );
+        let list = || nft("list table inet mvm_other\n") + &nft("list table ip filter\n");
+        let before = list();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        network.add_instance(instance(1, 4)).await.unwrap();
+        network.remove_tenant(tenant(1)).await.unwrap();
+        assert_eq!(list(), before);
+        assert_eq!(nft("list tables\n").lines().count(), 2);
+    });
+}
+
+#[test]
+fn agents_of_one_machine_do_not_disturb_each_other() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (a, b) = (machine.agent("a"), machine.agent("b"));
+        let (of_a, of_b) = (node(&[(1, 3), (2, 3)]), node(&[(3, 3)]));
+        a.ensure(&of_a).await.unwrap();
+        b.ensure(&of_b).await.unwrap();
+        a.ensure(&of_a).await.unwrap();
+        assert_eq!(differences(&a, &of_a).await, [""; 0]);
+        assert_eq!(differences(&b, &of_b).await, [""; 0]);
+        let refused = b.claim(NetId(1)).await;
+        assert!(matches!(refused, Err(NetworkError::Claimed { .. })), "{refused:?}");
+        let refused = b.add_instance(instance(1, 4)).await;
+        assert!(matches!(refused, Err(NetworkError::Claimed { .. })), "{refused:?}");
+        b.remove_tenant(tenant(1)).await.unwrap();
+        b.ensure(&NodeNetwork::default()).await.unwrap();
+        assert_eq!(differences(&a, &of_a).await, [""; 0]);
+    });
+}
+
+#[test]
+fn what_others_use_is_reported_as_occupied() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (a, b) = (machine.agent("a"), machine.agent("b"));
+        a.ensure(&node(&[(1, 3)])).await.unwrap();
+        b.claim(NetId(7)).await.unwrap();
+        ip("link add br-tenant-8 type bridge");
+        ip("tuntap add dev tn9i3 mode tap");
+        ip("tuntap add dev eth7 mode tap");
+        ip("address add 192.168.7.1/24 dev eth7");
+        ip("link set eth7 up");
+        ip("route add blackhole 172.16.0.0/16");
+        let occupied = a.occupied().await.unwrap();
+        assert_eq!(occupied.net_ids, BTreeSet::from([7, 8, 9].map(NetId)));
+        for subnet in ["192.168.7.0/24", "172.16.0.0/16"] {
+            assert!(occupied.subnets.contains(&subnet.parse().unwrap()), "{:?}", occupied.subnets);
+        }
+        let Occupied { net_ids, subnets } = b.occupied().await.unwrap();
+        assert!(net_ids.contains(&NetId(1)) && !net_ids.contains(&NetId(7)));
+        assert!(
+            subnets.contains(&tenant(1).subnet) && !occupied.subnets.contains(&tenant(1).subnet)
+        );
+    });
+}
+
+#[test]
+fn a_lost_claim_is_reported_and_taken_again() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (network, expected) = (machine.agent("a"), node(&[(1, 3)]));
+        network.ensure(&expected).await.unwrap();
+        std::fs::remove_file(machine.claims_dir().join("1")).unwrap();
+        assert_eq!(differences(&network, &expected).await, ["net id 1 is not claimed"]);
+        network.ensure(&expected).await.unwrap();
+        assert_eq!(differences(&network, &expected).await, [""; 0]);
+    });
+}
+
+#[test]
+fn an_instance_is_added_although_somebody_emptied_the_firewall() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        nft("flush ruleset\n");
+        network.add_instance(instance(1, 4)).await.unwrap();
+        assert_eq!(differences(&network, &node(&[(1, 3), (1, 4)])).await, [""; 0]);
+    });
+}
+
+#[test]
+fn a_bridge_that_was_made_and_not_yet_marked_is_taken_up_or_removed() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        let make = || ip("link add br-tenant-1 address 02:6d:0a:f0:01:01 type bridge");
+        network.claim(NetId(1)).await.unwrap();
+        make();
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        assert_eq!(differences(&network, &node(&[(1, 3)])).await, [""; 0]);
+        ip("link del br-tenant-1");
+        make();
+        network.ensure(&NodeNetwork::default()).await.unwrap();
+        assert!(!ip("link show").contains("br-tenant-1"));
+        // Without the claim it is somebody else's.
+        network.release(NetId(1)).await.unwrap();
+        make();
+        network.ensure(&NodeNetwork::default()).await.unwrap();
+        assert!(ip("link show").contains("br-tenant-1"));
+    });
+}
+
+/// Polls a future so many times and then drops it, as if its process were killed there.
+struct CutOff<F> {
+    inner: Pin<Box<F>>,
+    polls: u32,
+}
+
+impl<F: Future> Future for CutOff<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.polls == 0 {
+            return Poll::Ready(None);
+        }
+        self.polls -= 1;
+        self.inner.as_mut().poll(context).map(Some)
+    }
+}
+
+#[test]
+fn whatever_is_cut_off_anywhere_is_mended_by_the_next_agent() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let expected = node(&[(1, 3), (1, 4), (2, 3)]);
+        let mut polls = 0;
+        loop {
+            machine.agent("a").ensure(&NodeNetwork::default()).await.unwrap();
+            let first = machine.agent("a");
+            let ensured = CutOff { inner: Box::pin(first.ensure(&expected)), polls };
+            let is_done = pin!(ensured).await.is_some();
+            let next = machine.agent("a");
+            next.ensure(&expected).await.unwrap();
+            assert_eq!(differences(&next, &expected).await, [""; 0], "after {polls} polls");
+            if is_done {
+                break;
+            }
+            polls += 1;
+        }
+        assert!(polls > 20, "it was not cut off often: {polls}");
+    });
+}
+
+#[test]
+fn a_tap_that_a_vmm_holds_open_is_removed_all_the_same() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3), (2, 3)])).await.unwrap();
+        let in_use = open_tap("tn1i3");
+        network.remove_tenant(tenant(1)).await.unwrap();
+        assert!(!ip("link show").contains("tn1i3"));
+        drop(in_use);
+        assert_eq!(differences(&network, &node(&[(2, 3)])).await, [""; 0]);
+    });
+}

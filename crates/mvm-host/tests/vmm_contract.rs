@@ -1,0 +1,376 @@
+//! What every VMM driver promises, on the simulated one always and on real QEMU where it can run.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod vmm_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mvm_core::net::MacAddr;
+use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
+use mvm_host::process::run;
+use mvm_host::vmm::{CONSOLE_LOG, Nic, VmSpec, Vmm, VmmError};
+use vmm_support::{Backend, Guest, Host, PATIENCE, eventually, qemu::Qemu, sim::Sim, text_of};
+
+/// Runs each promise as a test on each backend: on the simulated one in modelled time.
+macro_rules! contract {
+    ($($promise:ident),+ $(,)?) => {
+        mod simulated {
+            $(#[tokio::test(start_paused = true)]
+            async fn $promise() {
+                super::$promise(super::Host::new(super::Sim::new())).await;
+            })+
+        }
+        mod qemu {
+            $(#[tokio::test]
+            async fn $promise() {
+                if let Some(backend) = super::real_qemu() {
+                    super::$promise(super::Host::new(backend)).await;
+                }
+            })+
+        }
+    };
+}
+
+fn real_qemu() -> Option<Qemu> {
+    Qemu::new().inspect_err(|why| eprintln!("skipped: {why}")).ok()
+}
+
+contract! {
+    a_launched_guest_runs_sees_its_disks_in_order_and_its_console_is_kept,
+    the_cause_of_an_end_that_the_guest_chose_is_told,
+    an_end_while_no_agent_watched_is_told_to_the_next,
+    a_kill_leaves_nothing_and_may_be_repeated,
+    a_dropped_microvm_runs_on_and_is_adopted_once_known_by_its_whole_identity,
+    a_failed_launch_leaves_nothing,
+    two_microvms_share_a_base_and_no_layer,
+    strays_of_one_instance_are_ended,
+}
+
+async fn a_launched_guest_runs_sees_its_disks_in_order_and_its_console_is_kept<B: Backend>(
+    host: Host<B>,
+) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    let vm = vmm.launch(&spec).await.unwrap();
+    assert_eq!(vm.handle().vmm, vmm.kind());
+    assert_eq!(vm.handle().host_boot_id, vmm.host_boot_id());
+    let mut guest = Guest::of(&vm).await;
+    assert_eq!(guest.ask("disks").await.trim_end(), "vda 6144 1 vdb 10240 0");
+    assert!(vm.usage().await.unwrap().rss_kib > 0);
+    guest.tell("off").await;
+    vm.wait().await;
+    let console = spec.dir.join(CONSOLE_LOG);
+    assert!(text_of(&console).contains("reboot: Power down"), "{}", text_of(&console));
+
+    let vm = vmm.launch(&spec).await.unwrap();
+    Guest::of(&vm).await;
+    assert!(!text_of(&console).contains("reboot: Power down"), "the boot before's");
+    assert!(text_of(&spec.dir.join("console.log.1")).contains("reboot: Power down"));
+    vm.kill().await.unwrap();
+}
+
+async fn the_cause_of_an_end_that_the_guest_chose_is_told<B: Backend>(host: Host<B>) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    for (command, reason, last_words) in [
+        ("off", ShutdownReason::GuestShutdown, "reboot: Power down"),
+        ("reset", ShutdownReason::GuestReset, "reboot: Restarting system"),
+        ("panic", ShutdownReason::GuestPanic, "Kernel panic - not syncing"),
+    ] {
+        let vm = vmm.launch(&spec).await.unwrap();
+        Guest::of(&vm).await.tell(command).await;
+        let exit = tokio::time::timeout(PATIENCE, vm.wait()).await.unwrap();
+        assert_eq!(exit.reason, Some(reason), "{command}");
+        assert_eq!(exit.process, ProcessEnd::Exited { code: 0 }, "{command}");
+        assert_eq!(vm.wait().await, exit, "{command}");
+        let console = text_of(&spec.dir.join(CONSOLE_LOG));
+        assert!(console.contains(last_words), "{command}: {console}");
+    }
+}
+
+async fn an_end_while_no_agent_watched_is_told_to_the_next<B: Backend>(host: Host<B>) {
+    let spec = host.spec(1);
+    for (command, reason) in
+        [("off", ShutdownReason::GuestShutdown), ("reset", ShutdownReason::GuestReset)]
+    {
+        let handle = {
+            let vm = host.backend.vmm().launch(&spec).await.unwrap();
+            Guest::of(&vm).await.tell(command).await;
+            vm.handle().clone()
+        };
+        let vmm = host.backend.vmm();
+        until_gone(&*vmm, &handle, &host).await;
+        let exit = vmm.exit_of(&handle, &spec).await;
+        assert_eq!((exit.process, exit.reason), (ProcessEnd::Unobserved, Some(reason)));
+    }
+}
+
+async fn until_gone<B: Backend>(vmm: &dyn Vmm, handle: &VmHandle, host: &Host<B>) {
+    let spec = host.spec(1);
+    let gone = async {
+        // An adopted microVM can be waited for like a launched one.
+        while let Some(vm) = vmm.adopt(handle, &spec).await.unwrap() {
+            vm.wait().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+}
+
+async fn a_kill_leaves_nothing_and_may_be_repeated<B: Backend>(host: Host<B>) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    let vm = vmm.launch(&spec).await.unwrap();
+    let mut guest = Guest::of(&vm).await;
+    vm.kill().await.unwrap();
+    let exit = vm.wait().await;
+    assert_eq!((exit.process, exit.reason), (ProcessEnd::Signaled { signal: 9 }, None));
+    vm.kill().await.unwrap();
+    assert!(vmm.adopt(vm.handle(), &spec).await.unwrap().is_none());
+    assert!(vm.connect_guest().await.is_err());
+    assert!(vm.usage().await.is_err());
+    let end = tokio::time::timeout(PATIENCE, async {
+        use tokio::io::AsyncReadExt;
+        let mut rest = Vec::new();
+        let _reset_or_end = guest.stream().read_to_end(&mut rest).await;
+    });
+    end.await.expect("the guest's stream ends");
+    // Its directory, disks and sockets are free for the next.
+    let again = vmm.launch(&spec).await.unwrap();
+    Guest::of(&again).await;
+    again.kill().await.unwrap();
+}
+
+async fn a_dropped_microvm_runs_on_and_is_adopted_once_known_by_its_whole_identity<B: Backend>(
+    host: Host<B>,
+) {
+    let spec = host.spec(1);
+    let handle = {
+        let vm = host.backend.vmm().launch(&spec).await.unwrap();
+        assert_eq!(Guest::of(&vm).await.ask("echo before").await, "before");
+        vm.handle().clone()
+    };
+    let vmm = host.backend.vmm();
+    for stranger in [
+        VmHandle { start_ticks: handle.start_ticks - 1, ..handle.clone() },
+        VmHandle { host_boot_id: "another".into(), ..handle.clone() },
+        VmHandle { pid: 0x3fff_fff0, ..handle.clone() },
+    ] {
+        assert!(vmm.adopt(&stranger, &spec).await.unwrap().is_none(), "{stranger:?}");
+    }
+    let vm = vmm.adopt(&handle, &spec).await.unwrap().expect("it lives");
+    assert_eq!(vm.handle(), &handle);
+    let mut guest = Guest::of(&vm).await;
+    assert_eq!(guest.ask("echo after").await, "after");
+    guest.tell("off").await;
+    assert_eq!(vm.wait().await.reason, Some(ShutdownReason::GuestShutdown));
+    assert!(vmm.adopt(&handle, &spec).await.unwrap().is_none());
+}
+
+async fn a_failed_launch_leaves_nothing<B: Backend>(host: Host<B>) {
+    let (vmm, good) = (host.backend.vmm(), host.spec(1));
+    let missing = host.root.path().join("missing");
+    let mut specs = Vec::new();
+    for broken in ["kernel", "initrd", "disk", "uid"] {
+        let mut spec = good.clone();
+        match broken {
+            "kernel" => spec.kernel = missing.clone(),
+            "initrd" => spec.initrd = missing.clone(),
+            "disk" => spec.disks[1].path = missing.clone(),
+            _ => spec.uid = 0,
+        }
+        specs.push((broken, spec));
+    }
+    for (broken, spec) in specs {
+        let error = vmm.launch(&spec).await.err().expect(broken);
+        match broken {
+            "uid" => assert!(matches!(error, VmmError::Spec { .. }), "{error}"),
+            _ => assert!(error.to_string().contains("missing"), "{broken}: {error}"),
+        }
+    }
+    if let Some(vmm) = host.backend.vmm_without_program() {
+        let error = vmm.launch(&good).await.err().unwrap();
+        assert!(matches!(error, VmmError::MissingProgram { .. }), "{error}");
+    }
+    let left = std::fs::read_dir(&good.dir).unwrap().count();
+    assert_eq!(left, 0, "files in the instance's directory");
+    let vm = vmm.launch(&good).await.unwrap();
+    vm.kill().await.unwrap();
+}
+
+async fn two_microvms_share_a_base_and_no_layer<B: Backend>(host: Host<B>) {
+    let vmm = host.backend.vmm();
+    let (one, two) = (host.spec(1), host.spec(2));
+    let (first, second) = tokio::join!(vmm.launch(&one), vmm.launch(&two));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    tokio::join!(Guest::of(&first), Guest::of(&second));
+    second.kill().await.unwrap();
+
+    let mut thief = host.spec(2);
+    thief.disks[1].path = one.disks[1].path.clone();
+    let error = vmm.launch(&thief).await.err().expect("two writers of one disk");
+    assert!(matches!(error, VmmError::DiedAtStart { .. }), "{error}");
+    assert!(error.to_string().contains("lock"), "{error}");
+    first.kill().await.unwrap();
+}
+
+async fn strays_of_one_instance_are_ended<B: Backend>(host: Host<B>) {
+    let vmm = host.backend.vmm();
+    let (one, two) = (host.spec(1), host.spec(2));
+    let stray = vmm.launch(&one).await.unwrap();
+    let other = vmm.launch(&two).await.unwrap();
+    vmm.end_strays(&one).await.unwrap();
+    let end = tokio::time::timeout(PATIENCE, stray.wait()).await.unwrap();
+    assert_eq!(end.reason, None);
+    assert!(vmm.adopt(other.handle(), &two).await.unwrap().is_some());
+    other.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn qemu_runs_confined_as_its_own_user() {
+    let Some(backend) = real_qemu() else { return };
+    let host = Host::new(backend);
+    let spec = host.spec(1);
+    let vm = host.backend.vmm().launch(&spec).await.unwrap();
+    let pid = vm.handle().pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let uid = spec.uid;
+    for expected in [
+        format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        format!("Gid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        "Groups:\t \n".into(),
+        "Seccomp:\t2".into(),
+        "NoNewPrivs:\t1".into(),
+        "CapEff:\t0000000000000000".into(),
+        "CapBnd:\t".into(),
+    ] {
+        assert!(status.contains(&expected), "{expected:?} is not in {status}");
+    }
+    // Nothing that QEMU holds lets it change the shared base.
+    let base = host.root.path().join("base");
+    let mut writable_layers = 0;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap) {
+        let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+        let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_str().unwrap());
+        let info = text_of(info.as_ref());
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        let writable = i64::from_str_radix(flags.trim(), 8).unwrap() & 0b11 != 0;
+        assert!(!(writable && target == base), "the base is writable");
+        writable_layers += usize::from(writable && target == spec.disks[1].path);
+    }
+    assert!(writable_layers > 0);
+    for socket in ["qmp.sock", "agent.sock"] {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let metadata = std::fs::metadata(spec.dir.join(socket)).unwrap();
+        assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o600, 0), "{socket}");
+    }
+    vm.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_kernel_ends_the_launch_with_qemu_s_own_words() {
+    let Some(backend) = real_qemu() else { return };
+    let host = Host::new(backend);
+    let mut spec = host.spec(1);
+    spec.kernel = host.root.path().join("base");
+    let error = host.backend.vmm().launch(&spec).await.err().expect("unreadable for its user");
+    assert!(matches!(error, VmmError::File { .. }), "{error}");
+
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&spec.kernel, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let error = host.backend.vmm().launch(&spec).await.err().expect("not a kernel");
+    assert!(matches!(&error, VmmError::DiedAtStart { log } if log.contains("qemu")), "{error}");
+    let mut left: Vec<_> = std::fs::read_dir(&spec.dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["console.log", "vmm.log"], "only the logs stay");
+}
+
+/// An emulated guest that has to measure its own clock on a busy host hangs without one.
+#[tokio::test]
+async fn a_guest_boots_on_a_busy_host() {
+    let Some(backend) = real_qemu() else { return };
+    let host = Host::new(backend);
+    let spec = host.spec(1);
+    let _busy = Busy::with_loops(4);
+    let vm = host.backend.vmm().launch(&spec).await.unwrap();
+    Guest::of(&vm).await;
+    vm.kill().await.unwrap();
+}
+
+/// Threads that keep the processors busy until this is dropped.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn with_loops(count: usize) -> Self {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        for _ in 0..count {
+            let goes_on = Arc::clone(&goes_on);
+            std::thread::spawn(move || {
+                while goes_on.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(goes_on)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// In a network namespace of this test's own thread, on which QEMU is also started.
+#[tokio::test]
+#[allow(unsafe_code)]
+async fn a_tap_serves_one_microvm_at_a_time_which_has_its_address() {
+    let Some(backend) = real_qemu() else { return };
+    // SAFETY: only the network namespace of this thread changes.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    run("ip", ["tuntap", "add", "dev", "mvmtap0", "mode", "tap"], b"").await.unwrap();
+    let host = Host::new(backend);
+    let mac = MacAddr([0x02, 0x6d, 10, 240, 0, 3]);
+    let with_nic = |number, tap: &str| VmSpec {
+        nic: Some(Nic { tap: tap.to_owned(), mac }),
+        ..host.spec(number)
+    };
+    let vmm = host.backend.vmm();
+    let vm = vmm.launch(&with_nic(1, "mvmtap0")).await.unwrap();
+    assert_eq!(Guest::of(&vm).await.ask("mac").await, mac.to_string());
+
+    for (tap, why) in [("mvmtap0", "busy"), ("mvmtap1", "no such")] {
+        let error = vmm.launch(&with_nic(2, tap)).await.err().expect(tap);
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string().contains(tap) && source.contains(why), "{error}: {source}");
+    }
+    vm.kill().await.unwrap();
+    vmm.launch(&with_nic(2, "mvmtap0")).await.unwrap().kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_launch_that_is_given_up_leaves_no_process() {
+    let Some(backend) = real_qemu() else { return };
+    let host = Host::new(backend);
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    {
+        let launch = vmm.launch(&spec);
+        let started = eventually("QEMU runs", || processes_of(spec.uid) > 0);
+        tokio::select! {
+            biased;
+            () = started => {}
+            _ = launch => panic!("it was quicker than the process list"),
+        }
+    }
+    assert_eq!(processes_of(spec.uid), 0);
+    assert!(!spec.dir.join("qmp.sock").exists());
+    vmm.launch(&spec).await.unwrap().kill().await.unwrap();
+}
+
+/// How many processes a user has.
+fn processes_of(uid: u32) -> usize {
+    use std::os::unix::fs::MetadataExt;
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == uid)).count()
+}

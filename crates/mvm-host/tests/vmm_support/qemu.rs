@@ -1,0 +1,166 @@
+//! Real QEMU in software, with a guest made of a distribution's kernel and busybox.
+//!
+//! `MVM_TEST_KERNEL_DIR` names a directory with an unpacked kernel package: `boot/vmlinuz-*` and
+//! `lib/modules/*`. Also needed: root, `qemu-system-x86_64`, and a static `/bin/busybox`.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mvm_core::vmm::Accel;
+use mvm_host::vmm::Vmm;
+use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
+
+use super::Backend;
+
+/// Modules in the order in which they can be loaded.
+const MODULES: [&str; 10] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_console",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "pvpanic",
+    "pvpanic-mmio",
+];
+
+const INIT: &str = r#"#!/bin/busybox sh
+B=/bin/busybox
+$B mkdir -p /dev /proc /sys
+$B mount -t devtmpfs dev /dev; $B mount -t proc proc /proc; $B mount -t sysfs sys /sys
+for m in $($B cat /modules.list); do $B insmod /modules/$m.ko; done
+echo "guest is up"
+port() { for p in /sys/class/virtio-ports/*; do
+  [ "$($B cat $p/name 2>/dev/null)" = mvm.agent.0 ] && echo /dev/${p##*/}; done; }
+until p=$(port) && [ -n "$p" ] && exec 3<>$p; do $B usleep 20000; done 2>/dev/null
+while :; do
+  if ! read -r verb rest <&3; then $B usleep 20000; continue; fi
+  case $verb in
+    echo) echo "$rest" >&3 ;;
+    disks) a=; for d in vda vdb; do
+        a="$a$d $($B cat /sys/block/$d/size) $($B cat /sys/block/$d/ro) "; done; echo $a >&3 ;;
+    mac) $B cat /sys/class/net/eth0/address >&3 ;;
+    off) $B poweroff -f ;;
+    reset) $B reboot -f ;;
+    panic) echo c > /proc/sysrq-trigger ;;
+  esac
+done
+"#;
+
+pub(crate) struct Qemu {
+    kernel: PathBuf,
+    files: tempfile::TempDir,
+}
+
+impl Qemu {
+    /// The backend, or why it cannot be used here.
+    pub(crate) fn new() -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("only root may start QEMU as another user".into());
+        }
+        let dir = std::env::var_os("MVM_TEST_KERNEL_DIR")
+            .map(PathBuf::from)
+            .ok_or("MVM_TEST_KERNEL_DIR does not name an unpacked kernel package")?;
+        let kernel = find(&dir.join("boot"), &|name| name.starts_with("vmlinuz-"))
+            .ok_or_else(|| format!("there is no boot/vmlinuz-* in {}", dir.display()))?;
+        let busybox = std::fs::read("/bin/busybox").map_err(|_| "there is no /bin/busybox")?;
+        let mut archive = Archive::default();
+        for name in ["bin", "modules"] {
+            archive.add(name, 0o040_755, b"");
+        }
+        archive.add("bin/busybox", 0o100_755, &busybox);
+        archive.add("init", 0o100_755, INIT.as_bytes());
+        archive.add("modules.list", 0o100_644, MODULES.join(" ").as_bytes());
+        for module in MODULES {
+            let file = format!("{module}.ko");
+            let path = find(&dir.join("lib/modules"), &|name| name == file)
+                .ok_or_else(|| format!("there is no {file} in {}", dir.display()))?;
+            let content = std::fs::read(&path).map_err(|error| error.to_string())?;
+            archive.add(&format!("modules/{file}"), 0o100_644, &content);
+        }
+        let files = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let initrd = files.path().join("initrd");
+        std::fs::write(&initrd, archive.finish()).map_err(|error| error.to_string())?;
+        std::fs::set_permissions(&initrd, std::fs::Permissions::from_mode(0o644))
+            .map_err(|error| error.to_string())?;
+        Ok(Self { kernel, files })
+    }
+}
+
+impl Backend for Qemu {
+    fn vmm(&self) -> Arc<dyn Vmm> {
+        Arc::new(QemuVmm::new(QemuConfig::new(Accel::Tcg)))
+    }
+
+    fn vmm_without_program(&self) -> Option<Arc<dyn Vmm>> {
+        let program = "qemu-system-nowhere".into();
+        Some(Arc::new(QemuVmm::new(QemuConfig { program, ..QemuConfig::new(Accel::Tcg) })))
+    }
+
+    fn boot_files(&self) -> (PathBuf, PathBuf) {
+        (self.kernel.clone(), self.files.path().join("initrd"))
+    }
+}
+
+/// The first file below a directory whose name fits.
+fn find(dir: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).ok()?.filter_map(Result::ok).collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    entries.into_iter().find_map(|entry| {
+        let kind = entry.file_type().ok()?;
+        if kind.is_dir() {
+            return find(&entry.path(), fits);
+        }
+        fits(entry.file_name().to_str()?).then(|| entry.path())
+    })
+}
+
+/// An initial RAM filesystem in the `newc` format.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    files: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.files += 1;
+        let fields = [
+            self.files, // inode
+            mode,
+            0, // user
+            0, // group
+            1, // links
+            0, // time
+            u32::try_from(content.len()).unwrap(),
+            0, // device of the filesystem, and of a device file
+            0,
+            0,
+            0,
+            u32::try_from(name.len()).unwrap() + 1,
+            0, // checksum
+        ];
+        self.bytes.write_all(b"070701").unwrap();
+        for field in fields {
+            write!(self.bytes, "{field:08x}").unwrap();
+        }
+        self.bytes.extend(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.add("TRAILER!!!", 0, b"");
+        self.bytes
+    }
+}

@@ -1,0 +1,182 @@
+//! The store in memory, for tests and simulated fleets. It forgets everything when it is dropped.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_trait::async_trait;
+use tokio::sync::watch::Sender;
+
+use crate::compare::{View, check_all};
+use crate::key::{Prefix, check_key};
+use crate::watch::{Batch, Log};
+use crate::{
+    Change, CommitError, Committed, Entry, Listing, Op, Revision, Store, StoreError, Transaction,
+    Watch, WatchEvent,
+};
+
+/// A store in memory. Clones share their content.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    current: Sender<Revision>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    revision: Revision,
+    compacted: Revision,
+    entries: BTreeMap<String, Entry>,
+    log: VecDeque<WatchEvent>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        check_key(key)?;
+        Ok(self.shared.lock().entries.get(key).cloned())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let prefix = Prefix::parse(prefix)?;
+        let state = self.shared.lock();
+        let entries = state
+            .entries
+            .range(prefix.start().to_owned()..prefix.end())
+            .map(|(_, entry)| entry.clone())
+            .collect();
+        Ok(Listing { revision: state.revision, entries })
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
+        transaction.validate()?;
+        let mut state = self.shared.lock();
+        check_all(&*state, &transaction.compares)?;
+        let before = state.revision;
+        state.apply(transaction.ops);
+        let revision = state.revision;
+        if revision > before {
+            // Sent under the lock, so that watchers never see the revision go backwards.
+            self.shared.current.send_replace(revision);
+        }
+        Ok(Committed { revision })
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+        let prefix = Prefix::parse(prefix)?;
+        let current = self.shared.current.subscribe();
+        let history = History(Arc::downgrade(&self.shared));
+        Watch::open(Arc::new(history), current, prefix, after).await
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.shared.lock().revision)
+    }
+
+    async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
+        let mut state = self.shared.lock();
+        let compacted = state.compacted.max(state.revision.minus(keep));
+        state.compacted = compacted;
+        let forgotten = state.log.partition_point(|event| event.revision <= compacted);
+        state.log.drain(..forgotten);
+        Ok(compacted)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is changed only by code that cannot panic, so a poisoned lock is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a watch holds: it does not keep the store alive.
+struct History(Weak<Shared>);
+
+#[async_trait]
+impl Log for History {
+    async fn read(&self, prefix: &Prefix, after: Revision) -> Result<Batch, StoreError> {
+        let shared = self.0.upgrade().ok_or(StoreError::Closed)?;
+        let state = shared.lock();
+        let mut batch = Batch::begin(after, state.compacted, state.revision)?;
+        'history: for event in state.log_after(after) {
+            for change in event.changes.iter().filter(|change| prefix.covers(change.key())) {
+                if !batch.push(event.revision, change.clone()) {
+                    break 'history;
+                }
+            }
+        }
+        Ok(batch)
+    }
+}
+
+impl State {
+    fn log_after(&self, after: Revision) -> impl DoubleEndedIterator<Item = &WatchEvent> {
+        let known = self.log.partition_point(|event| event.revision <= after);
+        self.log.range(known..)
+    }
+
+    /// Applies the operations as the next revision, or none if they change nothing.
+    fn apply(&mut self, ops: Vec<Op>) {
+        let revision = self.revision.next();
+        let mut changes = Vec::with_capacity(ops.len());
+        for op in ops {
+            match op {
+                Op::Put { key, value } => {
+                    let create_revision =
+                        self.entries.get(&key).map_or(revision, |entry| entry.create_revision);
+                    let entry =
+                        Entry { key: key.clone(), value, create_revision, mod_revision: revision };
+                    changes.push(Change::Put(entry.clone()));
+                    self.entries.insert(key, entry);
+                }
+                Op::Delete { key } => {
+                    if self.entries.remove(&key).is_some() {
+                        changes.push(Change::Delete { key });
+                    }
+                }
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        changes.sort_by(|a, b| a.key().cmp(b.key()));
+        self.revision = revision;
+        self.log.push_back(WatchEvent { revision, changes });
+    }
+}
+
+impl View for State {
+    fn current(&self) -> Revision {
+        self.revision
+    }
+
+    fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    fn mod_revision(&self, key: &str) -> Result<Option<Revision>, StoreError> {
+        Ok(self.entries.get(key).map(|entry| entry.mod_revision))
+    }
+
+    fn last_change(
+        &self,
+        prefix: &Prefix,
+        since: Revision,
+    ) -> Result<Option<Revision>, StoreError> {
+        let touches =
+            |event: &&WatchEvent| event.changes.iter().any(|change| prefix.covers(change.key()));
+        Ok(self.log_after(since).rev().find(touches).map(|event| event.revision))
+    }
+}

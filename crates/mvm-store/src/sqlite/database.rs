@@ -1,0 +1,252 @@
+//! The store's operations on an open connection, one at a time.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use tokio::sync::watch::Sender;
+
+use crate::compare::{View, check_all};
+use crate::key::Prefix;
+use crate::sqlite::error::during;
+use crate::sqlite::open::open;
+use crate::watch::Batch;
+use crate::{
+    Change, CommitError, Committed, Entry, Listing, Op, OpenError, Revision, StoreError,
+    Transaction,
+};
+
+/// An open store.
+#[derive(Debug)]
+pub(super) struct Database {
+    connection: Connection,
+    path: PathBuf,
+    current: Sender<Revision>,
+}
+
+impl Database {
+    /// Opens the file; `current` is told its revision, now and after every commit.
+    pub(super) fn open(
+        path: PathBuf,
+        busy_timeout: Duration,
+        current: Sender<Revision>,
+    ) -> Result<Self, OpenError> {
+        let connection = open(&path, busy_timeout)?;
+        let mut database = Self { connection, path, current };
+        let revision = database.revision()?;
+        database.current.send_replace(revision);
+        Ok(database)
+    }
+
+    pub(super) fn get(&mut self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.connection
+            .prepare_cached(
+                "SELECT key, value, create_revision, mod_revision FROM kv WHERE key = ?1",
+            )
+            .and_then(|mut query| query.query_row([key], entry).optional())
+            .map_err(during("get a key", &self.path))
+    }
+
+    pub(super) fn list(&mut self, prefix: &Prefix) -> Result<Listing, StoreError> {
+        let fail = during("list a prefix", &self.path);
+        // One transaction, so that the revision is that of the entries.
+        let transaction = self.connection.transaction().map_err(fail)?;
+        let revision = History::of(&transaction, &self.path)?.revision;
+        let entries = transaction
+            .prepare_cached(
+                "SELECT key, value, create_revision, mod_revision FROM kv
+                 WHERE key >= ?1 AND key < ?2 ORDER BY key",
+            )
+            .and_then(|mut query| {
+                query.query_map([prefix.start(), &prefix.end()], entry)?.collect()
+            })
+            .map_err(fail)?;
+        Ok(Listing { revision, entries })
+    }
+
+    pub(super) fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
+        let fail = during("commit", &self.path);
+        let write = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(fail)?;
+        let history = History::of(&write, &self.path)?;
+        check_all(&history, &transaction.compares)?;
+        let revision = history.revision.next();
+        let mut has_changed = false;
+        for op in &transaction.ops {
+            has_changed |= apply(&write, revision, op).map_err(fail)?;
+        }
+        if !has_changed {
+            return Ok(Committed { revision: history.revision });
+        }
+        set_meta(&write, "revision", revision).map_err(fail)?;
+        write.commit().map_err(fail)?;
+        self.current.send_replace(revision);
+        Ok(Committed { revision })
+    }
+
+    pub(super) fn read_log(
+        &mut self,
+        prefix: &Prefix,
+        after: Revision,
+    ) -> Result<Batch, StoreError> {
+        let fail = during("read the log", &self.path);
+        let transaction = self.connection.transaction().map_err(fail)?;
+        let history = History::of(&transaction, &self.path)?;
+        let mut batch = Batch::begin(after, history.compacted, history.revision)?;
+        let mut query = transaction
+            .prepare_cached(
+                "SELECT key, value, create_revision, revision FROM log
+                 WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision, key",
+            )
+            .map_err(fail)?;
+        let mut rows =
+            query.query(params![after.get(), prefix.start(), prefix.end()]).map_err(fail)?;
+        while let Some(row) = rows.next().map_err(fail)? {
+            let (revision, change) = change(row).map_err(fail)?;
+            if !batch.push(revision, change) {
+                break;
+            }
+        }
+        Ok(batch)
+    }
+
+    pub(super) fn revision(&mut self) -> Result<Revision, StoreError> {
+        meta(&self.connection, "revision").map_err(during("read the revision", &self.path))
+    }
+
+    pub(super) fn compact(&mut self, keep: u64) -> Result<Revision, StoreError> {
+        let fail = during("compact", &self.path);
+        let write = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(fail)?;
+        let history = History::of(&write, &self.path)?;
+        let compacted = history.compacted.max(history.revision.minus(keep));
+        write
+            .execute("DELETE FROM log WHERE revision <= ?1", [compacted.get()])
+            .and_then(|_| set_meta(&write, "compacted", compacted))
+            .map_err(fail)?;
+        write.commit().map_err(fail)?;
+        Ok(compacted)
+    }
+}
+
+/// The store's past as a transaction sees it.
+struct History<'a> {
+    connection: &'a Connection,
+    path: &'a Path,
+    revision: Revision,
+    compacted: Revision,
+}
+
+impl<'a> History<'a> {
+    fn of(connection: &'a Connection, path: &'a Path) -> Result<Self, StoreError> {
+        let fail = during("read the revision", path);
+        let revision = meta(connection, "revision").map_err(fail)?;
+        let compacted = meta(connection, "compacted").map_err(fail)?;
+        Ok(Self { connection, path, revision, compacted })
+    }
+}
+
+impl View for History<'_> {
+    fn current(&self) -> Revision {
+        self.revision
+    }
+
+    fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    fn mod_revision(&self, key: &str) -> Result<Option<Revision>, StoreError> {
+        self.connection
+            .prepare_cached("SELECT mod_revision FROM kv WHERE key = ?1")
+            .and_then(|mut query| query.query_row([key], |row| revision(row, 0)).optional())
+            .map_err(during("compare a key", self.path))
+    }
+
+    fn last_change(
+        &self,
+        prefix: &Prefix,
+        since: Revision,
+    ) -> Result<Option<Revision>, StoreError> {
+        self.connection
+            .prepare_cached(
+                "SELECT revision FROM log
+                 WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision DESC LIMIT 1",
+            )
+            .and_then(|mut query| {
+                let range = params![since.get(), prefix.start(), prefix.end()];
+                query.query_row(range, |row| revision(row, 0)).optional()
+            })
+            .map_err(during("compare a prefix", self.path))
+    }
+}
+
+/// Applies one operation and answers whether it changed anything.
+fn apply(connection: &Connection, revision: Revision, op: &Op) -> rusqlite::Result<bool> {
+    let created: Option<(u64, &[u8])> = match op {
+        Op::Put { key, value } => {
+            let create_revision = connection
+                .prepare_cached(
+                    "INSERT INTO kv (key, value, create_revision, mod_revision)
+                     VALUES (?1, ?2, ?3, ?3)
+                     ON CONFLICT (key) DO UPDATE
+                     SET value = excluded.value, mod_revision = excluded.mod_revision
+                     RETURNING create_revision",
+                )?
+                .query_row(params![key, value, revision.get()], |row| row.get(0))?;
+            Some((create_revision, value))
+        }
+        Op::Delete { key } => {
+            if connection.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([key])? == 0 {
+                return Ok(false);
+            }
+            None
+        }
+    };
+    let (create_revision, value) = created.unzip();
+    connection
+        .prepare_cached(
+            "INSERT INTO log (revision, key, create_revision, value) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![revision.get(), op.key(), create_revision, value])?;
+    Ok(true)
+}
+
+fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Revision> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+        .query_row([name], |row| revision(row, 0))
+}
+
+fn set_meta(connection: &Connection, name: &str, revision: Revision) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE meta SET value = ?2 WHERE name = ?1")?
+        .execute(params![name, revision.get()])?;
+    Ok(())
+}
+
+fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {
+    row.get(column).map(Revision::new)
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        key: row.get(0)?,
+        value: row.get(1)?,
+        create_revision: revision(row, 2)?,
+        mod_revision: revision(row, 3)?,
+    })
+}
+
+fn change(row: &Row<'_>) -> rusqlite::Result<(Revision, Change)> {
+    let is_deletion = row.get_ref(1)? == rusqlite::types::ValueRef::Null;
+    let change =
+        if is_deletion { Change::Delete { key: row.get(0)? } } else { Change::Put(entry(row)?) };
+    Ok((revision(row, 3)?, change))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Compare-and-swap, atomicity, revisions and limits.
+
+use std::sync::Arc;
+
+use mvm_store::{
+    CommitError, Compare, Conflict, Found, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS,
+    MAX_VALUE_BYTES, Revision, Store, StoreError, Transaction,
+};
+
+crate::on_every_backend!(
+    an_empty_store_is_at_revision_zero,
+    a_put_is_read_back_with_its_revisions,
+    a_deletion_ends_the_life_of_a_key,
+    a_listing_is_ordered_and_bounded_by_its_prefix,
+    a_transaction_is_one_revision,
+    a_transaction_without_effect_takes_no_revision,
+    a_swap_succeeds_only_at_the_compared_revision,
+    a_creation_succeeds_only_once,
+    a_failed_compare_leaves_everything_as_it_was,
+    an_unchanged_prefix_admits_and_a_changed_one_refuses,
+    an_unchanged_prefix_cannot_be_told_from_compacted_history,
+    a_prefix_at_a_revision_to_come_is_a_conflict,
+    an_admission_of_a_thousand_instances_is_one_transaction,
+    limits_and_grammar_are_enforced_before_anything_happens,
+);
+
+fn conflict(result: Result<mvm_store::Committed, CommitError>) -> Conflict {
+    match result {
+        Err(CommitError::Conflict(conflict)) => conflict,
+        other => panic!("expected a conflict, got {other:?}"),
+    }
+}
+
+async fn keys(store: &dyn Store, prefix: &str) -> Vec<String> {
+    let listing = store.list(prefix).await.unwrap();
+    listing.entries.into_iter().map(|entry| entry.key).collect()
+}
+
+async fn an_empty_store_is_at_revision_zero(store: Arc<dyn Store>) {
+    assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
+    assert_eq!(store.get("a").await.unwrap(), None);
+    let listing = store.list("").await.unwrap();
+    assert_eq!((listing.revision, listing.entries.len()), (Revision::ZERO, 0));
+}
+
+async fn a_put_is_read_back_with_its_revisions(store: Arc<dyn Store>) {
+    let first = store.commit(Transaction::new().put("a", "one")).await.unwrap().revision;
+    store.commit(Transaction::new().put("b", "other")).await.unwrap();
+    let third = store.commit(Transaction::new().put("a", [0u8, 255])).await.unwrap().revision;
+
+    assert_eq!((first, third), (Revision::new(1), Revision::new(3)));
+    let entry = store.get("a").await.unwrap().unwrap();
+    assert_eq!(entry.key, "a");
+    assert_eq!(entry.value, [0, 255]);
+    assert_eq!((entry.create_revision, entry.mod_revision), (first, third));
+    assert_eq!(store.revision().await.unwrap(), third);
+}
+
+async fn a_deletion_ends_the_life_of_a_key(store: Arc<dyn Store>) {
+    store.commit(Transaction::new().put("a", "one")).await.unwrap();
+    store.commit(Transaction::new().delete("a")).await.unwrap();
+    assert_eq!(store.get("a").await.unwrap(), None);
+
+    let again = store.commit(Transaction::new().put("a", "")).await.unwrap().revision;
+    let entry = store.get("a").await.unwrap().unwrap();
+    assert_eq!((entry.create_revision, entry.mod_revision), (again, again));
+    assert!(entry.value.is_empty());
+}
+
+async fn a_listing_is_ordered_and_bounded_by_its_prefix(store: Arc<dyn Store>) {
+    let all = ["t/a", "t/a-b", "t/a/1", "t/a/2/x", "t/a0", "t/b/1", "u"];
+    for key in all.iter().rev() {
+        store.commit(Transaction::new().put(*key, "")).await.unwrap();
+    }
+    assert_eq!(keys(&*store, "").await, all);
+    assert_eq!(keys(&*store, "t/a/").await, ["t/a/1", "t/a/2/x"]);
+    assert_eq!(keys(&*store, "u/").await, [""; 0]);
+    assert_eq!(store.list("u/").await.unwrap().revision, Revision::new(all.len() as u64));
+    assert!(matches!(store.list("t/a").await, Err(StoreError::InvalidKey { .. })));
+}
+
+async fn a_transaction_is_one_revision(store: Arc<dyn Store>) {
+    store.commit(Transaction::new().put("old", "")).await.unwrap();
+    let both = Transaction::new().put("b", "").put("a", "").delete("old");
+    let revision = store.commit(both).await.unwrap().revision;
+    assert_eq!(revision, Revision::new(2));
+    let listing = store.list("").await.unwrap();
+    let found: Vec<_> = listing.entries.iter().map(|e| (e.key.as_str(), e.mod_revision)).collect();
+    assert_eq!(found, [("a", revision), ("b", revision)]);
+}
+
+async fn a_transaction_without_effect_takes_no_revision(store: Arc<dyn Store>) {
+    store.commit(Transaction::new().put("a", "")).await.unwrap();
+    for idle in [
+        Transaction::new(),
+        Transaction::new().require_absent("b"),
+        Transaction::new().delete("b").delete("c"),
+    ] {
+        assert_eq!(store.commit(idle).await.unwrap().revision, Revision::new(1));
+    }
+    // The same bytes again are a change nevertheless: somebody wrote them now.
+    let same = store.commit(Transaction::new().put("a", "")).await.unwrap();
+    assert_eq!(same.revision, Revision::new(2));
+}
+
+async fn a_swap_succeeds_only_at_the_compared_revision(store: Arc<dyn Store>) {
+    let one = store.commit(Transaction::new().put("a", "one")).await.unwrap().revision;
+    let swap = |revision, value: &str| {
+        store.commit(Transaction::new().require_revision("a", revision).put("a", value))
+    };
+    let two = swap(one, "two").await.unwrap().revision;
+
+    let failed = conflict(swap(one, "three").await);
+    assert_eq!(failed.compare, Compare::ModRevision { key: "a".to_owned(), revision: one });
+    assert_eq!(failed.found, Found::ChangedAt(two));
+    assert_eq!(store.get("a").await.unwrap().unwrap().value, b"two");
+
+    store.commit(Transaction::new().require_revision("a", two).delete("a")).await.unwrap();
+    assert_eq!(conflict(swap(two, "four").await).found, Found::Absent);
+    assert_eq!(store.get("a").await.unwrap(), None);
+}
+
+async fn a_creation_succeeds_only_once(store: Arc<dyn Store>) {
+    let create = || store.commit(Transaction::new().require_absent("a").put("a", ""));
+    let one = create().await.unwrap().revision;
+    assert_eq!(conflict(create().await).found, Found::ChangedAt(one));
+}
+
+async fn a_failed_compare_leaves_everything_as_it_was(store: Arc<dyn Store>) {
+    store.commit(Transaction::new().put("a", "1").put("b", "1")).await.unwrap();
+    let before = store.list("").await.unwrap();
+    let failed = conflict(
+        store
+            .commit(
+                Transaction::new()
+                    .require_revision("a", Revision::new(1))
+                    .require_absent("c")
+                    .require_absent("b")
+                    .put("a", "2")
+                    .put("c", "2")
+                    .delete("b"),
+            )
+            .await,
+    );
+    assert_eq!(failed.compare, Compare::Absent { key: "b".to_owned() });
+    assert_eq!(store.list("").await.unwrap(), before);
+    let mut watch = store.watch("", before.revision).await.unwrap();
+    store.commit(Transaction::new().put("d", "")).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().changes[0].key(), "d");
+}
+
+async fn an_unchanged_prefix_admits_and_a_changed_one_refuses(store: Arc<dyn Store>) {
+    store.commit(Transaction::new().put("pool/a", "").put("pool/b", "")).await.unwrap();
+    let listing = store.list("pool/").await.unwrap();
+    let admit = |key: &str| {
+        let guarded = Transaction::new().require_unchanged("pool/", listing.revision);
+        store.commit(guarded.put(key, ""))
+    };
+
+    store.commit(Transaction::new().put("pool", "").put("pools/c", "")).await.unwrap();
+    let admitted = admit("pool/c").await.unwrap().revision;
+    let refused = conflict(admit("pool/d").await);
+    assert_eq!(refused.found, Found::ChangedAt(admitted));
+
+    // A deletion is a change too, although no entry is left to show it.
+    let since = store.revision().await.unwrap();
+    let deleted = store.commit(Transaction::new().delete("pool/c")).await.unwrap().revision;
+    store.commit(Transaction::new().put("elsewhere", "")).await.unwrap();
+    let refused =
+        conflict(store.commit(Transaction::new().require_unchanged("", since).put("x", "")).await);
+    assert_ne!(refused.found, Found::ChangedAt(deleted), "the latest change is reported");
+    let guarded = Transaction::new().require_unchanged("pool/", since).put("pool/e", "");
+    assert_eq!(conflict(store.commit(guarded).await).found, Found::ChangedAt(deleted));
+}
+
+async fn an_unchanged_prefix_cannot_be_told_from_compacted_history(store: Arc<dyn Store>) {
+    store.commit(Transaction::new().put("pool/a", "")).await.unwrap();
+    let old = store.revision().await.unwrap();
+    store.commit(Transaction::new().put("elsewhere", "")).await.unwrap();
+    let compacted = store.compact(0).await.unwrap();
+
+    let guarded =
+        |since| store.commit(Transaction::new().require_unchanged("pool/", since).put("x", ""));
+    assert_eq!(conflict(guarded(old).await).found, Found::CompactedAt(compacted));
+    guarded(compacted).await.unwrap();
+}
+
+async fn a_prefix_at_a_revision_to_come_is_a_conflict(store: Arc<dyn Store>) {
+    let future = Transaction::new().require_unchanged("", Revision::new(7)).put("a", "");
+    assert_eq!(conflict(store.commit(future).await).found, Found::OnlyAt(Revision::ZERO));
+}
+
+async fn an_admission_of_a_thousand_instances_is_one_transaction(store: Arc<dyn Store>) {
+    let mut admission = Transaction::new().require_unchanged("", Revision::ZERO);
+    for number in 0..MAX_TRANSACTION_ITEMS {
+        admission = admission.put(format!("instances/{number:04}"), vec![0; 600]);
+    }
+    assert_eq!(store.commit(admission).await.unwrap().revision, Revision::new(1));
+    assert_eq!(store.list("instances/").await.unwrap().entries.len(), MAX_TRANSACTION_ITEMS);
+}
+
+async fn limits_and_grammar_are_enforced_before_anything_happens(store: Arc<dyn Store>) {
+    let refused = |transaction: Transaction| async {
+        match store.commit(transaction.put("witness", "")).await {
+            Err(CommitError::Store(error)) => error,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    };
+    let large = || vec![0; MAX_VALUE_BYTES];
+    let error = refused(Transaction::new().put("a", vec![0; MAX_VALUE_BYTES + 1])).await;
+    assert!(matches!(error, StoreError::ValueTooLarge { .. }), "{error:?}");
+
+    let mut heavy = Transaction::new();
+    for number in 0..=MAX_TRANSACTION_BYTES / MAX_VALUE_BYTES {
+        heavy = heavy.put(format!("heavy/{number}"), large());
+    }
+    let error = refused(heavy).await;
+    assert!(matches!(error, StoreError::TransactionTooLarge { .. }), "{error:?}");
+
+    let mut long = Transaction::new();
+    for number in 0..MAX_TRANSACTION_ITEMS {
+        long = long.delete(format!("long/{number}"));
+    }
+    let error = refused(long).await;
+    assert!(matches!(error, StoreError::TransactionTooLong { .. }), "{error:?}");
+
+    let error = refused(Transaction::new().put("a", "").delete("a")).await;
+    assert!(matches!(error, StoreError::DuplicateKey { .. }), "{error:?}");
+    for bad in ["", "a/", "/a", "a//b", "a b"] {
+        let error = refused(Transaction::new().delete(bad)).await;
+        assert!(matches!(error, StoreError::InvalidKey { .. }), "{bad:?}: {error:?}");
+        assert!(store.get(bad).await.is_err(), "{bad:?}");
+    }
+    let error = refused(Transaction::new().require_unchanged("a", Revision::ZERO)).await;
+    assert!(matches!(error, StoreError::InvalidKey { .. }), "{error:?}");
+
+    assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
+    store.commit(Transaction::new().put("a", large())).await.unwrap();
+}

@@ -1,0 +1,153 @@
+//! The gate: one command that CI, the README and contributors run before anything lands.
+//!
+//! Fast stages come first. A stage that cannot run here is reported as skipped with its reason, in
+//! the summary too; it never counts as passed.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+
+/// What to run.
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Run only these stages (all by default).
+    #[arg(value_enum)]
+    stages: Vec<Stage>,
+}
+
+/// One part of the gate.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// rustfmt.
+    Format,
+    /// clippy on all targets, warnings denied.
+    Lint,
+    /// Licences, bans and sources of dependencies.
+    Deny,
+    /// Unit, property and contract tests, the simulated fleet, and tests in network namespaces.
+    Test,
+    /// rustdoc, warnings denied.
+    Doc,
+    /// The whole product on real microVMs, with the release binary.
+    Vm,
+}
+
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped(String),
+}
+
+/// Runs the gate.
+pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
+    let stages = if args.stages.is_empty() { Stage::value_variants() } else { &args.stages };
+    let mut results = Vec::new();
+    for stage in stages {
+        println!("── {} ──", stage.name());
+        let began = Instant::now();
+        let outcome = stage.run()?;
+        let failed = matches!(outcome, Outcome::Failed);
+        results.push((*stage, outcome, began.elapsed()));
+        if failed {
+            break;
+        }
+    }
+    summarise(stages, &results)
+}
+
+fn summarise(stages: &[Stage], results: &[(Stage, Outcome, Duration)]) -> anyhow::Result<()> {
+    println!("── summary ──");
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (stage, outcome, took) in results {
+        let text = match outcome {
+            Outcome::Passed => {
+                passed += 1;
+                "passed".to_owned()
+            }
+            Outcome::Failed => {
+                failed += 1;
+                "FAILED".to_owned()
+            }
+            Outcome::Skipped(why) => {
+                skipped += 1;
+                format!("skipped: {why}")
+            }
+        };
+        println!("{:8} {:>6.1} s  {text}", stage.name(), took.as_secs_f64());
+    }
+    for stage in stages.iter().skip(results.len()) {
+        println!("{:8}           not run", stage.name());
+    }
+    println!("stages: {passed} passed, {failed} failed, {skipped} skipped");
+    if failed > 0 {
+        bail!("the gate failed");
+    }
+    Ok(())
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Format => "format",
+            Self::Lint => "lint",
+            Self::Deny => "deny",
+            Self::Test => "test",
+            Self::Doc => "doc",
+            Self::Vm => "vm",
+        }
+    }
+
+    fn run(self) -> anyhow::Result<Outcome> {
+        match self {
+            Self::Format => cargo(&["fmt", "--all", "--check"], &[]),
+            Self::Lint => cargo(
+                &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+                &[],
+            ),
+            Self::Deny => {
+                let installed = Command::new("cargo").args(["deny", "--version"]).output();
+                if !installed.is_ok_and(|output| output.status.success()) {
+                    let why = "cargo-deny is not installed (`cargo install --locked cargo-deny`)";
+                    return Ok(Outcome::Skipped(why.to_owned()));
+                }
+                cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"], &[])
+            }
+            Self::Test => {
+                cargo(&["test", "--workspace", "--locked", "--exclude", "mvm-tests"], &[])
+            }
+            Self::Doc => cargo(
+                &["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"],
+                &[("RUSTDOCFLAGS", "-D warnings")],
+            ),
+            Self::Vm => vm(),
+        }
+    }
+}
+
+fn vm() -> anyhow::Result<Outcome> {
+    if !cfg!(target_os = "linux") {
+        return Ok(Outcome::Skipped("microVMs need Linux".to_owned()));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Ok(Outcome::Skipped("microVMs and their networks need root".to_owned()));
+    }
+    if let Outcome::Failed = cargo(&["build", "--release", "--locked", "-p", "mvm"], &[])? {
+        return Ok(Outcome::Failed);
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
+    let binary = root.join("target/release/mvm");
+    let binary = binary.to_str().context("the repository's path is not UTF-8")?;
+    cargo(&["test", "--locked", "-p", "mvm-tests"], &[("MVM_BIN", binary)])
+}
+
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Outcome> {
+    let status = Command::new("cargo")
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .with_context(|| format!("cannot run `cargo {}`", args.join(" ")))?;
+    Ok(if status.success() { Outcome::Passed } else { Outcome::Failed })
+}
