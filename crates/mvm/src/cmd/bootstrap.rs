@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::Args;
-use mvm_host::bootstrap::kernel::{Kernel, KernelStore};
 use mvm_host::bootstrap::packages::{ensure_installed, missing_programs};
-use mvm_host::bootstrap::{BootstrapError, Outcome};
+use mvm_host::bootstrap::{BootstrapError, Kernel, KernelStore, Outcome};
 use mvm_host::image::progress::Progress;
 
 use crate::cli::Context;
