@@ -6,8 +6,7 @@ use std::sync::Mutex;
 
 use clap::Args;
 use mvm_host::bootstrap::packages::{ensure_installed, missing_programs};
-use mvm_host::bootstrap::{BootstrapError, Outcome};
-use mvm_host::bootstrap::{KernelStore, kernel::Kernel};
+use mvm_host::bootstrap::{BootstrapError, Kernel, KernelStore, Outcome};
 use mvm_host::image::progress::Progress;
 
 use crate::cli::Context;
