@@ -45,7 +45,7 @@ impl Candidate {
 
 /// Whether this machine has `apt`.
 pub(crate) fn is_available() -> bool {
-    super::packages::find_program("apt-get").is_some()
+    crate::process::find_program("apt-get").is_some()
 }
 
 /// `apt-get` with the options that every use shares.

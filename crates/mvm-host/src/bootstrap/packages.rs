@@ -2,12 +2,9 @@
 //!
 //! On machines with `apt` they are installed; for others the command is given for the user to run.
 
-use std::env;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-
 use super::{BootstrapError, apt};
 use crate::image::progress::{OnProgress, Progress};
+use crate::process::find_program;
 
 /// A package manager of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,15 +71,6 @@ impl Program {
             (Self::Nft, _) => "nftables",
         }
     }
-}
-
-/// Finds an executable in `PATH` or in the directories for administrators.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let admin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(admin).map(|dir| dir.join(name)).find(|file| {
-        file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    })
 }
 
 /// The programs that this machine lacks.
@@ -256,11 +244,5 @@ mod tests {
         let error = by_hand(Some(PackageManager::Pacman), &[Program::Nft]);
         let expected = "nft not installed; run: pacman -S --needed --noconfirm nftables";
         assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn programs_are_found_by_name() {
-        assert!(find_program("sh").is_some());
-        assert!(find_program("no-such-program-at-all").is_none());
     }
 }

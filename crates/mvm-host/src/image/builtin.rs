@@ -16,8 +16,8 @@ use super::progress::{OnProgress, step};
 use super::source::{ImageSource, Ownership};
 use super::tool::Tool;
 use crate::bootstrap::apt::{self, Candidate};
-use crate::bootstrap::packages::find_program;
 use crate::bootstrap::{BootstrapError, deb};
+use crate::process::find_program;
 
 /// The package with a statically linked busybox.
 const PACKAGE: &str = "busybox-static";

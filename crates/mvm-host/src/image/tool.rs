@@ -7,6 +7,8 @@ use std::process::{ExitStatus, Stdio};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
+use crate::process::find;
+
 /// Lines of a failed tool's output that its error keeps.
 const KEPT_LINES: usize = 8;
 
@@ -14,7 +16,7 @@ const KEPT_LINES: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     /// The program is not installed.
-    #[error("`{program}` is not installed")]
+    #[error("`{program}` is not installed: `mvm bootstrap` installs what is missing")]
     Missing {
         /// The program's name.
         program: String,
@@ -63,7 +65,7 @@ impl Tool {
     #[allow(clippy::disallowed_methods)] // this is the place that starts tools
     pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
         let program = program.as_ref().to_owned();
-        let mut command = tokio::process::Command::new(&program);
+        let mut command = tokio::process::Command::new(find::program(&program));
         command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
         Self { program, command }
     }
@@ -159,7 +161,8 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_named() {
         let error = Tool::new("no-such-program-at-all").run().await.unwrap_err();
-        assert_eq!(error.to_string(), "`no-such-program-at-all` is not installed");
+        let error = error.to_string();
+        assert!(error.starts_with("`no-such-program-at-all` is not installed: `mvm "), "{error}");
     }
 
     #[tokio::test]

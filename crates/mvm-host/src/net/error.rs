@@ -9,12 +9,10 @@ use mvm_core::net::{NetId, NetworkConflict};
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// A program that the network needs is not installed.
-    #[error("`{program}` is not installed; install the package `{package}`")]
+    #[error("`{program}` is not installed: `mvm bootstrap` installs what is missing")]
     MissingProgram {
         /// The program's name.
         program: &'static str,
-        /// The package that has it on most distributions.
-        package: &'static str,
     },
     /// A link has a name of ours but somebody else's mark, or none.
     #[error("the network link {link} belongs to {owner}")]

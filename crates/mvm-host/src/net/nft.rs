@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::NetworkError;
 use super::ruleset::Ruleset;
+use crate::process::find;
 
 /// Applies a batch as one transaction.
 pub(super) async fn apply(batch: String) -> Result<(), NetworkError> {
@@ -81,15 +82,13 @@ fn documents(output: &str) -> Result<Vec<Value>, NetworkError> {
 /// Runs `nft -j -f -`, which takes nft's own syntax too, in this thread's network namespace.
 fn run(operation: &'static str, batch: &str) -> Result<String, NetworkError> {
     let input = memory_file(batch).map_err(NetworkError::system("keep a batch in memory"))?;
-    let output = Command::new("nft")
+    let output = Command::new(find::program("nft".as_ref()))
         .args(["--json", "--file", "-"])
         .env("LC_ALL", "C")
         .stdin(Stdio::from(input))
         .output()
         .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                NetworkError::MissingProgram { program: "nft", package: "nftables" }
-            }
+            io::ErrorKind::NotFound => NetworkError::MissingProgram { program: "nft" },
             _ => NetworkError::system("start nft")(error),
         })?;
     if !output.status.success() {

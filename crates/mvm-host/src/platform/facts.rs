@@ -11,8 +11,8 @@ use super::node::meminfo_kib;
 use super::probe_cache;
 use super::system::{self, Cgroup, Environment, EnvironmentSigns, KernelFeature, KernelFiles};
 use crate::bootstrap::KernelStore;
-use crate::bootstrap::packages::{PackageManager, Program, find_program, missing_programs};
-use crate::process::run_within;
+use crate::bootstrap::packages::{PackageManager, Program, missing_programs};
+use crate::process::{find_program, run_within};
 
 /// How long `qemu --version` may take.
 const QEMU_LIMIT: Duration = Duration::from_secs(20);

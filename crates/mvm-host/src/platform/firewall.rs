@@ -5,8 +5,7 @@
 
 use serde_json::Value;
 
-use crate::bootstrap::packages::find_program;
-use crate::process::{CommandError, run_within};
+use crate::process::{CommandError, find_program, run_within};
 
 /// How the firewall's rules name the bridges of all tenants.
 const BRIDGES: &str = "br-tenant-";

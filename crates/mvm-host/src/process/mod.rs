@@ -6,6 +6,7 @@
 
 mod daemon;
 mod exit_info;
+pub(crate) mod find;
 mod identity;
 mod spawn;
 mod strays;
@@ -26,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
 pub use daemon::spawn_daemon;
+pub use find::find_program;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
 pub use spawn::{Spawn, spawn};
 pub use strays::end_all_of;

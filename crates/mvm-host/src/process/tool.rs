@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
+use super::find;
+
 /// How long a tool may run under [`run`].
 const DEFAULT_LIMIT: Duration = Duration::from_secs(300);
 /// Lines of a failed tool's messages that its error keeps.
@@ -84,7 +86,7 @@ pub async fn run_within<A: AsRef<OsStr>>(
     let program = program.as_ref();
     let name = || program.to_string_lossy().into_owned();
     let run_error = |source| CommandError::Run { program: name(), source };
-    let mut child = tokio::process::Command::new(program)
+    let mut child = tokio::process::Command::new(find::program(program))
         .args(&args)
         .env("LC_ALL", "C") // messages end up in errors, which are in English
         .stdin(Stdio::piped())

@@ -99,7 +99,7 @@ impl VmSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// A program that the VMM needs is not installed.
-    #[error("`{program}` is not installed")]
+    #[error("`{program}` is not installed: `mvm bootstrap` installs what is missing")]
     MissingProgram {
         /// The program's name.
         program: String,

@@ -69,7 +69,8 @@ mod tests {
     #[tokio::test]
     async fn a_missing_or_foreign_program_is_named() {
         let error = query(Path::new("no-such-qemu")).await.unwrap_err();
-        assert_eq!(error.to_string(), "`no-such-qemu` is not installed");
+        let error = error.to_string();
+        assert!(error.starts_with("`no-such-qemu` is not installed: `mvm bootstrap`"), "{error}");
         let error = query(Path::new("true")).await.unwrap_err();
         assert!(matches!(error, VmmError::Control { .. }), "{error}");
     }
