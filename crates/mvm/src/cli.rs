@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use mvm_core::vmm::{Accel, VmmKind};
@@ -123,7 +124,7 @@ pub(crate) fn main() -> i32 {
         Err(error) => {
             // Help and version come this way too, and whoever reads them may have gone.
             let _ = match help_for_missing_verb(&error) {
-                Some(help) => write!(std::io::stderr(), "{}", help.ansi()),
+                Some(help) => print_help(&help),
                 None => error.print(),
             };
             return error.exit_code();
@@ -144,7 +145,7 @@ pub(crate) fn main() -> i32 {
 
 /// The help of `mvm`, or of a noun, that was typed without a verb: what can be typed next says more
 /// than that something is missing.
-fn help_for_missing_verb(error: &clap::Error) -> Option<clap::builder::StyledStr> {
+fn help_for_missing_verb(error: &clap::Error) -> Option<StyledStr> {
     if error.kind() != ErrorKind::MissingSubcommand {
         return None;
     }
@@ -158,6 +159,18 @@ fn help_for_missing_verb(error: &clap::Error) -> Option<clap::builder::StyledStr
         noun = noun.find_subcommand_mut(word)?;
     }
     Some(noun.render_help())
+}
+
+fn print_help(help: &StyledStr) -> std::io::Result<()> {
+    let mut stderr = std::io::stderr();
+    match stderr.is_terminal() && !is_colour_unwanted() {
+        true => write!(stderr, "{}", help.ansi()),
+        false => write!(stderr, "{help}"),
+    }
+}
+
+fn is_colour_unwanted() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// Runs a verb and returns its exit code.
@@ -225,11 +238,10 @@ fn log_to_stderr(filter: &str) -> Result<()> {
         message: format!("`{filter}` is not a log level: {error}"),
         hint: "use error, warn, info, debug or trace".to_owned(),
     })?;
-    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && !is_plain);
+        .with_ansi(std::io::stderr().is_terminal() && !is_colour_unwanted());
     // Set already only where several commands run in one process.
     let _ = subscriber.try_init();
     Ok(())
