@@ -15,13 +15,16 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, exit};
 use crate::output::Ui;
 
 /// How long a new agent has until it answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How often a new agent is asked whether it answers.
 const POLL: Duration = Duration::from_millis(20);
+/// How long an agent that another command started, or that is about to end, is given before one is
+/// started again.
+const RETRY: Duration = Duration::from_millis(300);
 /// Lines of the agent's log that are kept of a start that failed.
 const LOG_TAIL_LINES: usize = 10;
 
@@ -37,13 +40,37 @@ pub(crate) async fn start(client: &Client, ui: &Ui) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
     let log = state_dir.join("agent.log");
     let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
-    let pid = spawn_agent(client, &log).map_err(failed)?;
-    wait_until_it_answers(client, pid, &log, log_start).await?;
-    ui.say(&format!(
-        "started the agent for {} (pid {pid}); stop it with `mvm agent stop`",
-        state_dir.display()
-    ));
-    Ok(())
+    let mut pid = spawn_agent(client, &log).map_err(failed)?;
+    let mut child = Child::Runs;
+    let deadline = Instant::now() + START_LIMIT;
+    let how = loop {
+        // Asked before the process is looked at: another command may have started an agent at the
+        // same moment, and then the one that comes second ends.
+        let answer = tokio::time::timeout_at(deadline, client.running_agent()).await;
+        if let Ok(Ok(Some(node))) = answer {
+            if node.pid == pid {
+                ui.say(&format!(
+                    "started the agent for {} (pid {pid}); stop it with `mvm agent stop`",
+                    state_dir.display()
+                ));
+            }
+            return Ok(());
+        }
+        if child == Child::Runs {
+            child = look(pid);
+        }
+        match child {
+            Child::Ended => break "ended at once",
+            _ if Instant::now() >= deadline => break "does not answer",
+            Child::FoundAnother { at } if at.elapsed() >= RETRY => {
+                pid = spawn_agent(client, &log).map_err(failed)?;
+                child = Child::Runs;
+            }
+            Child::Runs | Child::FoundAnother { .. } => tokio::time::sleep(POLL).await,
+        }
+    };
+    let tail = log_tail(&log, log_start);
+    Err(Error::AgentDied { pid, how, log, tail })
 }
 
 /// Starts the agent's process, which is this program.
@@ -74,37 +101,29 @@ fn serve_arguments(client: &Client) -> Vec<OsString> {
     args
 }
 
-async fn wait_until_it_answers(
-    client: &Client,
-    pid: u32,
-    log: &Path,
-    log_start: u64,
-) -> Result<()> {
-    let deadline = Instant::now() + START_LIMIT;
-    loop {
-        // Asked before the process is looked at: another command may have started an agent at the
-        // same moment, and then the one that comes second ends.
-        let answer = tokio::time::timeout_at(deadline, client.running_agent()).await;
-        if let Ok(Ok(Some(_))) = answer {
-            return Ok(());
-        }
-        let how = if has_ended(pid) {
-            "ended at once"
-        } else if Instant::now() >= deadline {
-            "does not answer"
-        } else {
-            tokio::time::sleep(POLL).await;
-            continue;
-        };
-        let tail = log_tail(log, log_start);
-        return Err(Error::AgentDied { pid, how, log: log.to_owned(), tail });
-    }
+/// What became of the process, a child of this one, that is to be the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Child {
+    /// It runs.
+    Runs,
+    /// It ended because another agent, about to answer or about to end, has the state directory.
+    FoundAnother {
+        /// When that was noticed.
+        at: Instant,
+    },
+    /// It ended for another reason.
+    Ended,
 }
 
-/// Whether the process, a child of this one, has ended.
-fn has_ended(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
-    !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+fn look(pid: u32) -> Child {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Child::Ended };
+    match waitpid(Some(pid), WaitOptions::NOHANG) {
+        Ok(None) => Child::Runs,
+        Ok(Some((_, status))) if status.exit_status() == Some(exit::CONFLICT.into()) => {
+            Child::FoundAnother { at: Instant::now() }
+        }
+        Ok(Some(_)) | Err(_) => Child::Ended,
+    }
 }
 
 /// The log's last lines, without those of earlier agents.

@@ -107,6 +107,9 @@ pub(crate) enum Error {
         /// What was asked for.
         wanted: String,
     },
+    /// Another agent serves the state directory.
+    #[error(transparent)]
+    Occupied(mvm_agent::LockError),
     /// The agent itself failed.
     #[error("the agent for {} failed", .state_dir.display())]
     Serve {
@@ -215,7 +218,8 @@ impl Error {
                 exit::UNREACHABLE
             }
             Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
-            Self::OtherVmm { .. } => exit::CONFLICT,
+            // A command that starts an agent knows by this code that there is one.
+            Self::OtherVmm { .. } | Self::Occupied(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
             Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
@@ -264,6 +268,7 @@ impl Error {
             }
             Self::AgentDied { log, .. } => format!("the whole log is in {}", log.display()),
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
+            Self::Occupied(_) => "see `mvm agent status`, or end it with `mvm agent stop`".to_owned(),
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
@@ -297,7 +302,7 @@ impl Error {
         let mut text = format!("{} {self}", color.bold_red("error:"));
         let mut source = match self {
             // Its text is the error's own.
-            Self::Api(_) | Self::Document(_) => None,
+            Self::Api(_) | Self::Document(_) | Self::Occupied(_) => None,
             error => error.source(),
         };
         while let Some(cause) = source {
