@@ -141,7 +141,9 @@ fn vm() -> anyhow::Result<Outcome> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
     let binary = root.join("target/release/mvm");
     let binary = binary.to_str().context("the repository's path is not UTF-8")?;
-    cargo(&["test", "--locked", "-p", "mvm-tests"], &[("MVM_BIN", binary)])
+    // Each test boots a few microVMs: more tests at once would only wait for each other.
+    let args = ["test", "--locked", "-p", "mvm-tests", "--", "--test-threads", "2"];
+    cargo(&args, &[("MVM_BIN", binary)])
 }
 
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Outcome> {

@@ -179,8 +179,9 @@ pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, 
         }
         (Some(first), Some(second)) => {
             let more = matches.count();
+            let count = more + 2;
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message = format!("{selector} means several instances: {first}, {second}{more}");
+            let message = format!("{selector} matches {count} instances: {first}, {second}{more}");
             Err(ApiError::new(ErrorCode::Invalid, message).hint("name one of them"))
         }
     }

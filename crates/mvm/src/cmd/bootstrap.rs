@@ -108,6 +108,7 @@ async fn fetch(context: &Context, own: Option<(PathBuf, Option<PathBuf>)>) -> Re
     let failed = |error: BootstrapError| Error::Host(Box::new(error));
     let steps = Steps::default();
     let spinner = RefCell::new(context.ui.spinner());
+    spinner.borrow_mut().show("looking for packages");
     let progress = |news| steps.add(news);
     let state_dir = context.state_dir();
     let work = async {

@@ -76,16 +76,18 @@ async fn agent(context: &Context) -> Check {
 }
 
 fn text(checks: &[Check]) -> String {
-    let row = |check: &Check| {
+    // What to do stands below what was found: side by side they are wider than any terminal.
+    let rows = |check: &Check| {
         let verdict = match check.verdict {
             Verdict::Ok => "ok",
             Verdict::Warn => "warning",
             Verdict::Fail => "FAILED",
         };
-        let fix = check.fix.clone().unwrap_or_default();
-        [check.name.to_owned(), verdict.to_owned(), check.detail.clone(), fix]
+        let found = [check.name.to_owned(), verdict.to_owned(), check.detail.clone()];
+        let fix = check.fix.as_ref().map(|fix| [String::new(), String::new(), format!("-> {fix}")]);
+        std::iter::once(found).chain(fix)
     };
-    table(["CHECK", "VERDICT", "FOUND", "WHAT TO DO"], checks.iter().map(row))
+    table(["CHECK", "VERDICT", "FOUND, AND WHAT TO DO"], checks.iter().flat_map(rows))
 }
 
 #[cfg(test)]
@@ -104,9 +106,10 @@ mod tests {
             },
         ];
         let expected = "\
-CHECK          VERDICT   FOUND           WHAT TO DO
+CHECK          VERDICT   FOUND, AND WHAT TO DO
 os             ok        Linux
-guest-kernel   FAILED    there is none   mvm bootstrap";
+guest-kernel   FAILED    there is none
+                         -> mvm bootstrap";
         assert_eq!(text(&checks), expected);
     }
 }
