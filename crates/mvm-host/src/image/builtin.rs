@@ -14,10 +14,9 @@ use super::digest::{Digest, InputDigest};
 use super::durable::{FileError, Named, ensure_dir, write_new};
 use super::progress::{OnProgress, step};
 use super::source::{ImageSource, Ownership};
-use super::tool::Tool;
 use crate::bootstrap::apt::{self, Candidate};
 use crate::bootstrap::{BootstrapError, deb};
-use crate::process::find_program;
+use crate::process::{Tool, find_program};
 
 /// The package with a statically linked busybox.
 const PACKAGE: &str = "busybox-static";
