@@ -11,6 +11,7 @@
 pub mod binary;
 pub mod cleanup;
 pub mod host;
+pub mod netns;
 pub mod node;
 pub mod run;
 pub mod seed;
