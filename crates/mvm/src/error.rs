@@ -7,10 +7,12 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+use mvm_agent::LockError;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
 use crate::document::DocumentError;
+use crate::output::printable;
 use crate::units::Seconds;
 use crate::wait::Failure;
 
@@ -99,6 +101,9 @@ pub(crate) enum Error {
         /// The log's last lines.
         tail: Vec<String>,
     },
+    /// Another agent has the state directory.
+    #[error(transparent)]
+    AgentRuns(LockError),
     /// The running agent uses something else than was asked for.
     #[error("the running agent uses {runs}, not {wanted}")]
     OtherVmm {
@@ -215,7 +220,7 @@ impl Error {
                 exit::UNREACHABLE
             }
             Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
-            Self::OtherVmm { .. } => exit::CONFLICT,
+            Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
             Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
@@ -263,6 +268,9 @@ impl Error {
                 "run the command with `sudo`, or pass another --state-dir".to_owned()
             }
             Self::AgentDied { log, .. } => format!("the whole log is in {}", log.display()),
+            Self::AgentRuns(_) => {
+                "see it with `mvm agent status`, or stop it with `mvm agent stop`".to_owned()
+            }
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
@@ -308,7 +316,7 @@ impl Error {
             source = cause.source();
         }
         for line in self.quoted() {
-            let _ = write!(text, "\n  | {line}");
+            let _ = write!(text, "\n  | {}", printable(line));
         }
         if let Some(hint) = self.hint() {
             let _ = write!(text, "\n{} {hint}", color.bold("hint:"));
