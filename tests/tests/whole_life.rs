@@ -1,6 +1,6 @@
 //! An instance from the first command to the last, and nothing left of it.
 
-use mvm_tests::{Node, host};
+use mvm_tests::{Node, binary, host};
 use serde_json::Value;
 
 /// What must not change over an instance's life.
@@ -91,13 +91,51 @@ fn documents_are_applied_once_and_removed_whole() {
     let before = host::foreign_network();
     let first = node.json(&["up", "examples/hello.toml", "--yes"]);
     assert_eq!(first["instances"].as_array().unwrap().len(), 2, "{first}");
-    let instances = made(&node);
-    let second = node.json(&["up", "examples/hello.toml"]);
-    assert_eq!((&second["revision"], made(&node)), (&first["revision"], instances.clone()));
-    let twin = node.json(&["up", "examples/hello.yaml"]);
-    assert_eq!((&twin["revision"], made(&node)), (&first["revision"], instances));
+    let desired = || node.json(&["node", "record", "show", "desired/"]);
+    let (instances, records) = (made(&node), desired());
+    for document in ["examples/hello.toml", "examples/hello.yaml"] {
+        node.ok(&["up", document]);
+        assert_eq!((made(&node), desired()), (instances.clone(), records.clone()), "{document}");
+    }
     node.ok(&["down", "examples/hello.yaml"]);
     assert_eq!(node.leftovers(), [""; 0]);
     node.ok(&["down", "examples/hello.toml"]);
     assert_eq!(host::foreign_network(), before);
+}
+
+/// The commands of a Markdown file's `console` blocks, without their remarks.
+fn console_commands(file: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(binary::repository().join(file)).unwrap();
+    let blocks = text.split("```console\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let lines = blocks.flat_map(str::lines).filter_map(|line| line.strip_prefix("# "));
+    lines.map(|line| line.split("  #").next().unwrap().trim().to_owned()).collect()
+}
+
+#[test]
+fn the_readmes_commands_work_as_they_stand() {
+    let Some(node) = Node::new() else { return };
+    let commands = console_commands("README.md");
+    assert!(commands.len() >= 10, "{commands:?}");
+    for command in commands {
+        // It runs this test.
+        if command == "cargo xtask test" {
+            continue;
+        }
+        let command = command.replace("cargo run --release -- ", "mvm ");
+        let arguments = command.strip_prefix("mvm ");
+        let arguments = arguments.unwrap_or_else(|| panic!("not of mvm: `{command}`"));
+        // Only a placeholder for an instance needs to be filled in.
+        let id = command.contains("i-").then(|| {
+            let path = node.instances()[0]["path"].as_str().unwrap().to_owned();
+            path.rsplit_once('/').unwrap().1.to_owned()
+        });
+        let id = id.unwrap_or_default();
+        let arguments = arguments.replace("i-…", &id).replace("i-3f", &id);
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        let output = node.mvm(&arguments).ok();
+        println!("# {command}\n{}", output.stdout);
+        assert!(!output.stdout.trim().is_empty(), "it shows nothing: {output}");
+    }
+    assert_eq!(node.leftovers(), [""; 0], "the last one is `mvm down`");
 }

@@ -15,7 +15,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, exit};
 use crate::output::Ui;
 
 /// How long a new agent has until it answers.
@@ -81,6 +81,7 @@ async fn wait_until_it_answers(
     log_start: u64,
 ) -> Result<()> {
     let deadline = Instant::now() + START_LIMIT;
+    let mut end = None;
     loop {
         // Asked before the process is looked at: another command may have started an agent at the
         // same moment, and then the one that comes second ends.
@@ -88,23 +89,30 @@ async fn wait_until_it_answers(
         if let Ok(Ok(Some(_))) = answer {
             return Ok(());
         }
-        let how = if has_ended(pid) {
-            "ended at once"
-        } else if Instant::now() >= deadline {
-            "does not answer"
-        } else {
-            tokio::time::sleep(POLL).await;
-            continue;
+        end = end.or_else(|| end_of(pid));
+        let how = match end {
+            // Another agent has the state directory, and will answer soon.
+            Some(code) if code != exit::CONFLICT.into() => "ended at once",
+            _ if Instant::now() >= deadline => "does not answer",
+            _ => {
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
         };
         let tail = log_tail(log, log_start);
         return Err(Error::AgentDied { pid, how, log: log.to_owned(), tail });
     }
 }
 
-/// Whether the process, a child of this one, has ended.
-fn has_ended(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
-    !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+/// The exit code of the process, a child of this one, if it has ended.
+fn end_of(pid: u32) -> Option<i32> {
+    const UNKNOWN: i32 = -1;
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Some(UNKNOWN) };
+    match waitpid(Some(pid), WaitOptions::NOHANG) {
+        Ok(None) => None,
+        Ok(Some((_, status))) => Some(status.exit_status().unwrap_or(UNKNOWN)),
+        Err(_) => Some(UNKNOWN),
+    }
 }
 
 /// The log's last lines, without those of earlier agents.

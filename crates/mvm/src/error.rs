@@ -42,8 +42,8 @@ pub(crate) mod exit {
     pub(crate) const BROKEN_PIPE: u8 = 141;
 }
 
-/// Lines of a microVM's console that are shown with a failure.
-const CONSOLE_LINES: usize = 10;
+/// Lines of a microVM's console that are shown with a failure: a panic with its call trace fits in.
+const CONSOLE_LINES: usize = 20;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +116,9 @@ pub(crate) enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// Another agent has the state directory.
+    #[error(transparent)]
+    OtherAgent(mvm_agent::LockError),
     /// What was waited for failed.
     #[error("{0}")]
     Failed(Failure),
@@ -211,7 +214,7 @@ impl Error {
                 exit::UNREACHABLE
             }
             Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
-            Self::OtherVmm { .. } => exit::CONFLICT,
+            Self::OtherVmm { .. } | Self::OtherAgent(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
             Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
@@ -260,6 +263,7 @@ impl Error {
             }
             Self::AgentDied { log, .. } => format!("the whole log is in {}", log.display()),
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
+            Self::OtherAgent(_) => "stop it first with `mvm agent stop`: microVMs keep running".to_owned(),
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),

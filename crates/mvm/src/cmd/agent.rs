@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use mvm_agent::ServeOptions;
+use mvm_agent::{AgentError, LockError, ServeOptions};
 use mvm_core::vmm::VmmKind;
 use tokio::time::Instant;
 
@@ -127,6 +127,9 @@ pub(crate) fn serve(state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
     let runtime = runtime.map_err(|error| failed(Box::new(error)))?;
     let options =
         ServeOptions { state_dir: state_dir.clone(), vmm: wanted.vmm, accel: wanted.accel };
-    runtime.block_on(mvm_agent::serve(options)).map_err(|error| failed(Box::new(error)))?;
+    runtime.block_on(mvm_agent::serve(options)).map_err(|error| match error {
+        AgentError::Lock(held @ LockError::Held { .. }) => Error::OtherAgent(held),
+        error => failed(Box::new(error)),
+    })?;
     Ok(exit::OK)
 }
