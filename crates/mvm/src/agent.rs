@@ -92,7 +92,7 @@ async fn wait_until_it_answers(
         end = end.or_else(|| end_of(pid));
         let how = match end {
             // Another agent has the state directory, and will answer soon.
-            Some(code) if code != exit::CONFLICT.into() => "ended at once",
+            Some(code) if code != i32::from(exit::CONFLICT) => "ended at once",
             _ if Instant::now() >= deadline => "does not answer",
             _ => {
                 tokio::time::sleep(POLL).await;
