@@ -88,7 +88,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     tracing::info!(state_dir = %dir.display(), "serving");
     tokio::select! {
-        () = server::run(node.node.clone(), listener) => {}
+        never = server::run(node.node.clone(), listener) => match never {},
         () = node.stopped() => {}
         () = ended_by_signal() => {}
     }

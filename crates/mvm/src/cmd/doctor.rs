@@ -1,7 +1,7 @@
 //! `mvm doctor`.
 
 use clap::Args;
-use mvm_host::platform::{self, Check, Facts, Verdict, facts};
+use mvm_host::platform::{self, Check, Verdict, facts};
 
 use crate::cli::Context;
 use crate::client::Wanted;
@@ -10,7 +10,7 @@ use crate::output::table::table;
 
 /// Examine this machine: what it has, what it lacks, and what to do about it.
 ///
-/// It changes nothing and starts nothing. The exit code is 1 if a check failed.
+/// It changes nothing and starts no agent. The exit code is 1 if a check failed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -19,16 +19,12 @@ Examples:
   mvm doctor -o json")]
 pub(crate) struct Doctor {}
 
-/// What an agent of another choice than the machine's own would run.
-const CHOICE: &str = "vmm";
-/// The local agent.
-const AGENT: &str = "agent";
-
 impl Doctor {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         let facts = facts::gather(context.state_dir()).await;
-        let mut checks = examine(&facts, context.client.wanted());
+        let mut checks = platform::doctor(&facts);
+        checks.extend(choice(context.client.wanted(), &facts));
         checks.push(agent(context).await);
         context.ui.data(&checks, || text(&checks))?;
         match checks.iter().filter(|check| check.verdict == Verdict::Fail).count() {
@@ -38,96 +34,82 @@ impl Doctor {
     }
 }
 
-/// Judges the machine for the VMM that is wanted.
-fn examine(facts: &Facts, wanted: Wanted) -> Vec<Check> {
-    let mut checks = platform::doctor(facts);
-    if let (Wanted { vmm: None, accel: None }, _) | (_, None) =
-        (wanted, checks.iter().position(|check| check.name == CHOICE))
-    {
-        return checks;
+/// Whether what the command line asks for works here.
+fn choice(wanted: Wanted, facts: &facts::Facts) -> Option<Check> {
+    if wanted == Wanted::default() {
+        return None;
     }
-    let choice = match platform::choose(wanted.vmm, wanted.accel, facts) {
+    Some(match platform::choose(wanted.vmm, wanted.accel, facts) {
         Ok(choice) => {
             let detail = format!("{} with {}: {}", choice.vmm, choice.accel, choice.why);
-            Check { name: CHOICE, verdict: Verdict::Ok, detail, fix: None }
+            Check { name: "asked-for", verdict: Verdict::Ok, detail, fix: None }
         }
-        Err(error) => {
-            let fix = Some("leave --vmm and --accel out to have them chosen".to_owned());
-            Check { name: CHOICE, verdict: Verdict::Fail, detail: error.to_string(), fix }
-        }
-    };
-    for check in checks.iter_mut().filter(|check| check.name == CHOICE) {
-        *check = choice.clone();
-    }
-    checks
+        Err(error) => Check {
+            name: "asked-for",
+            verdict: Verdict::Fail,
+            detail: error.to_string(),
+            fix: Some("leave out --vmm and --accel to have them chosen".to_owned()),
+        },
+    })
 }
 
 async fn agent(context: &Context) -> Check {
-    let check = |verdict, detail: String, fix: Option<&str>| Check {
-        name: AGENT,
-        verdict,
-        detail,
-        fix: fix.map(str::to_owned),
-    };
-    let see = Some("see `mvm node info`");
-    match context.client.running_agent().await {
+    let (verdict, detail, fix) = match context.client.running_agent().await {
         Ok(None) => {
-            let detail = "none runs; the next command that needs one starts it";
-            check(Verdict::Ok, detail.to_owned(), None)
+            (Verdict::Ok, "none runs; the next command that needs one starts it".to_owned(), None)
         }
         Ok(Some(node)) => {
-            let detail = format!("runs {} with {}, pid {}", node.vmm, node.accel, node.pid);
-            match (node.bad_records.len(), node.problems.as_slice()) {
-                (0, []) => check(Verdict::Ok, detail, None),
-                (0, [problem, ..]) => check(Verdict::Warn, format!("{detail}; {problem}"), see),
-                (bad, _) => {
-                    check(Verdict::Fail, format!("{detail}; {bad} records do not parse"), see)
-                }
+            let runs = format!("runs {} with {}, pid {}", node.vmm, node.accel, node.pid);
+            let fix = Some("mvm node info".to_owned());
+            match (node.bad_records.len(), node.problems.first()) {
+                (0, None) => (Verdict::Ok, runs, None),
+                (0, Some(problem)) => (Verdict::Warn, format!("{runs}; {problem}"), fix),
+                (bad, _) => (Verdict::Fail, format!("{runs}; {bad} records do not parse"), fix),
             }
         }
         Err(error) => {
-            let fix = error.hint().unwrap_or_else(|| "see `mvm agent status`".to_owned());
-            check(Verdict::Fail, error.to_string(), Some(&fix))
+            let fix = error.hint().unwrap_or_else(|| "mvm agent status".to_owned());
+            (Verdict::Fail, error.to_string(), Some(fix))
         }
-    }
+    };
+    Check { name: "agent", verdict, detail, fix }
 }
 
 fn text(checks: &[Check]) -> String {
-    let row = |check: &Check| {
+    // What to do stands below what was found: side by side they are wider than any terminal.
+    let rows = |check: &Check| {
         let verdict = match check.verdict {
             Verdict::Ok => "ok",
             Verdict::Warn => "warning",
             Verdict::Fail => "FAILED",
         };
-        let fix = check.fix.clone().unwrap_or_default();
-        [check.name.to_owned(), verdict.to_owned(), check.detail.clone(), fix]
+        let found = [check.name.to_owned(), verdict.to_owned(), check.detail.clone()];
+        let fix = check.fix.as_ref().map(|fix| [String::new(), String::new(), format!("-> {fix}")]);
+        std::iter::once(found).chain(fix)
     };
-    table(["CHECK", "VERDICT", "FOUND", "WHAT TO DO"], checks.iter().map(row))
+    table(["CHECK", "VERDICT", "FOUND, AND WHAT TO DO"], checks.iter().flat_map(rows))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mvm_core::vmm::VmmKind;
 
-    #[tokio::test]
-    async fn a_new_state_directory_lacks_a_kernel_and_says_what_to_do() {
-        let dir = tempfile::tempdir().unwrap();
-        let facts = facts::gather(dir.path()).await;
-        let checks = examine(&facts, Wanted::default());
-        let kernel = checks.iter().find(|check| check.name == "guest-kernel").unwrap();
-        assert_eq!(kernel.verdict, Verdict::Fail);
-        assert!(text(&checks).contains("mvm bootstrap"));
-    }
-
-    #[tokio::test]
-    async fn a_vmm_that_is_asked_for_is_the_one_that_is_judged() {
-        let dir = tempfile::tempdir().unwrap();
-        let facts = facts::gather(dir.path()).await;
-        let wanted = Wanted { vmm: Some(VmmKind::Firecracker), ..Wanted::default() };
-        let checks = examine(&facts, wanted);
-        let choice = checks.iter().find(|check| check.name == CHOICE).unwrap();
-        assert_eq!(choice.verdict, Verdict::Fail);
-        assert!(choice.detail.contains("Firecracker"), "{}", choice.detail);
+    #[test]
+    fn every_check_is_shown_with_what_to_do() {
+        let checks = [
+            Check { name: "os", verdict: Verdict::Ok, detail: "Linux".into(), fix: None },
+            Check {
+                name: "guest-kernel",
+                verdict: Verdict::Fail,
+                detail: "there is none".into(),
+                fix: Some("mvm bootstrap".into()),
+            },
+        ];
+        let expected = "\
+CHECK          VERDICT   FOUND, AND WHAT TO DO
+os             ok        Linux
+guest-kernel   FAILED    there is none
+                         -> mvm bootstrap";
+        assert_eq!(text(&checks), expected);
     }
 }
