@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+use mvm_core::death::last_words;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
@@ -42,8 +43,8 @@ pub(crate) mod exit {
     pub(crate) const BROKEN_PIPE: u8 = 141;
 }
 
-/// Lines of a microVM's console that are shown with a failure: a panic with its call trace fits in.
-const CONSOLE_LINES: usize = 20;
+/// Lines of a microVM's console that are shown with a failure.
+const CONSOLE_LINES: usize = 10;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -293,7 +294,7 @@ impl Error {
             Self::Failed(failure) => &failure.console,
             _ => &[],
         };
-        &lines[lines.len().saturating_sub(CONSOLE_LINES)..]
+        last_words(lines, CONSOLE_LINES)
     }
 
     /// What is printed on standard error: what, why, and what to type next.
