@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 
 use mvm_agent::LockError;
+use mvm_core::death::last_words;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
@@ -297,7 +298,7 @@ impl Error {
             Self::Failed(failure) => &failure.console,
             _ => &[],
         };
-        &lines[lines.len().saturating_sub(CONSOLE_LINES)..]
+        last_words(lines, CONSOLE_LINES)
     }
 
     /// What is printed on standard error: what, why, and what to type next.
