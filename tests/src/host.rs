@@ -80,3 +80,31 @@ pub fn instance_dirs(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join("instances")).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
 }
+
+/// The machine's links and firewall rules that are no agent's, for comparison with later.
+///
+/// # Panics
+/// The host cannot be examined.
+pub fn foreign_network() -> Vec<String> {
+    let links = tool("ip", &["-j", "-d", "link", "show"]).ok().json();
+    let is_agents = |link: &Value| {
+        let (name, alias) = (link["ifname"].as_str(), link["ifalias"].as_str());
+        // A bridge has no alias for a moment after its creation.
+        name.is_some_and(|name| name.starts_with("br-tenant-"))
+            || alias.is_some_and(|alias| alias.starts_with("mvm:"))
+    };
+    let stable = ["ifname", "address", "flags", "mtu", "master", "ifalias"];
+    let links = links.as_array().cloned().unwrap_or_default();
+    let links = links.iter().filter(|link| !is_agents(link));
+    let links = links.map(|link| stable.map(|field| format!("{field} {}", link[field])).join(", "));
+    let rules = tool("nft", &["-s", "-j", "list", "ruleset"]).ok().json();
+    let rules = rules["nftables"].as_array().cloned().unwrap_or_default();
+    let is_foreign = |rule: &&Value| {
+        let object = rule.as_object().and_then(|object| object.iter().next());
+        object.is_some_and(|(kind, value)| {
+            let field = if kind == "table" { "name" } else { "table" };
+            kind != "metainfo" && !value[field].as_str().is_some_and(|name| name.starts_with("mvm"))
+        })
+    };
+    links.chain(rules.iter().filter(is_foreign).map(Value::to_string)).collect()
+}

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::death::CONSOLE_TAIL_LINES;
+use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
 use mvm_core::guest::{Configuration, NetworkConfiguration};
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::name::InstancePath;
@@ -126,8 +126,10 @@ pub(crate) async fn watch_vm(node: &Node, path: &InstancePath, vm: &dyn Vm) -> M
 /// The console's last lines; an unreadable console must not hide a death.
 pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
     let file = node.instance_dir(&path.id).join(CONSOLE_LOG);
-    console::tail(&file, CONSOLE_TAIL_LINES)
-        .unwrap_or_else(|error| vec![format!("(cannot read {}: {error})", file.display())])
+    match console::tail(&file, CONSOLE_SEARCH_LINES) {
+        Ok(lines) => last_words(&lines, CONSOLE_TAIL_LINES).to_vec(),
+        Err(error) => vec![format!("(cannot read {}: {error})", file.display())],
+    }
 }
 
 /// Opens the session with a guest that boots, and configures it.

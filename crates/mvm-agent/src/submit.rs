@@ -1,7 +1,6 @@
 //! Requests: admitted by the pure core, written in one transaction, answered with what to wait for.
 
 use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
-use mvm_core::lifecycle::Phase;
 use mvm_core::name::{Selector, TenantName};
 use mvm_core::record::{self, Desired, DesiredState};
 use mvm_host::net::{NetworkError, Occupied};
@@ -122,10 +121,11 @@ fn ended(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::Instance
     wanted
         .filter(|record| record.desired == DesiredState::Running)
         .filter(|record| {
-            mirror.observed.instances.get(&record.path).is_some_and(|status| {
-                matches!(status.phase, Phase::Stopped | Phase::Failed)
-                    && status.generation == record.generation
-            })
+            mirror
+                .observed
+                .instances
+                .get(&record.path)
+                .is_some_and(|status| status.has_ended() && status.generation == record.generation)
         })
         .map(|record| record.path.clone())
         .collect()

@@ -9,6 +9,8 @@ use crate::vmm::{ProcessEnd, ShutdownReason, VmExit};
 
 /// Lines of the console that are kept with a death.
 pub const CONSOLE_TAIL_LINES: usize = 40;
+/// Lines at the end of the console among which those are chosen: as many as a panic may print.
+pub const CONSOLE_SEARCH_LINES: usize = 200;
 
 /// The cause of a microVM's end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +107,16 @@ pub fn classify(exit: &VmExit, console_tail: &[String]) -> Cause {
     }
 }
 
+/// The lines of a console's end that tell most: its last ones, or, if the kernel's panic came
+/// before those, the first ones of the panic: its reason is worth more than the end of its trace.
+pub fn last_words(lines: &[String], limit: usize) -> &[String] {
+    let last = lines.len().saturating_sub(limit);
+    match lines.iter().rposition(|line| line.contains(PANIC)) {
+        Some(panic) if panic < last => &lines[panic..panic + limit],
+        _ => &lines[last..],
+    }
+}
+
 const PANIC: &str = "Kernel panic - not syncing";
 const SIGTERM: i32 = 15;
 
@@ -142,5 +154,18 @@ mod tests {
         ] {
             assert_eq!(classify(&exit, &console), cause, "{exit:?}");
         }
+    }
+
+    #[test]
+    fn the_reason_of_a_panic_is_kept_however_long_its_trace_is() {
+        let boot = "booting\nbooting\n";
+        let panic = "Kernel panic - not syncing: Out of memory\nCall Trace:\n a\n b\n c";
+        let console = lines(&format!("{boot}{panic}"));
+        assert_eq!(last_words(&console, 3), &console[2..5]);
+        assert_eq!(last_words(&console, 6), &console[1..]);
+        assert_eq!(last_words(&console, 10), &console[..]);
+        let calm = lines("a\nb\nc");
+        assert_eq!(last_words(&calm, 2), &calm[1..]);
+        assert!(last_words(&[], 2).is_empty());
     }
 }

@@ -256,6 +256,18 @@ impl InstanceStatus {
         }
     }
 
+    /// Whether its last run is over, or is being brought to an end because it failed, so that a
+    /// wish to run it that comes now is a fresh one.
+    pub fn has_ended(&self) -> bool {
+        matches!(
+            &self.phase,
+            Phase::Stopped
+                | Phase::Failed
+                | Phase::Stopping { outcome: Outcome::Failed, .. }
+                | Phase::Releasing { outcome: Outcome::Stopped | Outcome::Failed, .. }
+        )
+    }
+
     /// When a [`Event::Tick`] is due.
     pub fn deadline_unix_ms(&self) -> Option<u64> {
         match self.phase {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mvm_core::vmm::VmmKind;
 use rustix::process::{Pid, WaitOptions, waitpid};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::client::Client;
 use crate::error::{Error, Result, exit};
@@ -22,9 +22,8 @@ use crate::output::Ui;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How often a new agent is asked whether it answers.
 const POLL: Duration = Duration::from_millis(20);
-/// How long an agent that another command started, or that is about to end, is given before one is
-/// started again.
-const RETRY: Duration = Duration::from_millis(300);
+/// How long after an agent found another one a new one is tried.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Lines of the agent's log that are kept of a start that failed.
 const LOG_TAIL_LINES: usize = 10;
 
@@ -40,14 +39,12 @@ pub(crate) async fn start(client: &Client, ui: &Ui) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
     let log = state_dir.join("agent.log");
     let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
-    let mut pid = spawn_agent(client, &log).map_err(failed)?;
-    let mut child = Child::Runs;
     let deadline = Instant::now() + START_LIMIT;
-    let how = loop {
+    let mut pid = spawn_agent(client, &log).map_err(failed)?;
+    loop {
         // Asked before the process is looked at: another command may have started an agent at the
         // same moment, and then the one that comes second ends.
-        let answer = tokio::time::timeout_at(deadline, client.running_agent()).await;
-        if let Ok(Ok(Some(node))) = answer {
+        if let Ok(Ok(Some(node))) = timeout_at(deadline, client.running_agent()).await {
             if node.pid == pid {
                 ui.say(&format!(
                     "started the agent for {} (pid {pid}); stop it with `mvm agent stop`",
@@ -56,21 +53,23 @@ pub(crate) async fn start(client: &Client, ui: &Ui) -> Result<()> {
             }
             return Ok(());
         }
-        if child == Child::Runs {
-            child = look(pid);
-        }
-        match child {
-            Child::Ended => break "ended at once",
-            _ if Instant::now() >= deadline => break "does not answer",
-            Child::FoundAnother { at } if at.elapsed() >= RETRY => {
-                pid = spawn_agent(client, &log).map_err(failed)?;
-                child = Child::Runs;
+        let how = match (process_state(pid), Instant::now() < deadline) {
+            (ProcessState::Runs, true) => {
+                sleep(POLL).await;
+                continue;
             }
-            Child::Runs | Child::FoundAnother { .. } => tokio::time::sleep(POLL).await,
-        }
-    };
-    let tail = log_tail(&log, log_start);
-    Err(Error::AgentDied { pid, how, log, tail })
+            // The other agent may be one that is about to end, whose socket has gone already.
+            (ProcessState::MetAnother, true) => {
+                sleep(AGAIN).await;
+                pid = spawn_agent(client, &log).map_err(failed)?;
+                continue;
+            }
+            (ProcessState::Runs, false) => "does not answer",
+            (ProcessState::MetAnother | ProcessState::Ended, _) => "ended at once",
+        };
+        let tail = log_tail(&log, log_start);
+        return Err(Error::AgentDied { pid, how, log, tail });
+    }
 }
 
 /// Starts the agent's process, which is this program.
@@ -101,28 +100,26 @@ fn serve_arguments(client: &Client) -> Vec<OsString> {
     args
 }
 
-/// What became of the process, a child of this one, that is to be the agent.
+/// What became of an agent that was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Child {
-    /// It runs.
+enum ProcessState {
     Runs,
-    /// It ended because another agent, about to answer or about to end, has the state directory.
-    FoundAnother {
-        /// When that was noticed.
-        at: Instant,
-    },
-    /// It ended for another reason.
+    /// It ended because another agent has the state directory.
+    MetAnother,
     Ended,
 }
 
-fn look(pid: u32) -> Child {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Child::Ended };
+/// Looks at a process, which is a child of this one.
+fn process_state(pid: u32) -> ProcessState {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return ProcessState::Ended;
+    };
     match waitpid(Some(pid), WaitOptions::NOHANG) {
-        Ok(None) => Child::Runs,
+        Ok(None) => ProcessState::Runs,
         Ok(Some((_, status))) if status.exit_status() == Some(exit::CONFLICT.into()) => {
-            Child::FoundAnother { at: Instant::now() }
+            ProcessState::MetAnother
         }
-        Ok(Some(_)) | Err(_) => Child::Ended,
+        Ok(Some(_)) | Err(_) => ProcessState::Ended,
     }
 }
 

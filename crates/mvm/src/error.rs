@@ -7,10 +7,13 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+use mvm_agent::LockError;
+use mvm_core::death::last_words;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
 use crate::document::DocumentError;
+use crate::output::printable;
 use crate::units::Seconds;
 use crate::wait::Failure;
 
@@ -99,6 +102,9 @@ pub(crate) enum Error {
         /// The log's last lines.
         tail: Vec<String>,
     },
+    /// Another agent has the state directory.
+    #[error(transparent)]
+    AgentRuns(LockError),
     /// The running agent uses something else than was asked for.
     #[error("the running agent uses {runs}, not {wanted}")]
     OtherVmm {
@@ -107,9 +113,6 @@ pub(crate) enum Error {
         /// What was asked for.
         wanted: String,
     },
-    /// Another agent serves the state directory.
-    #[error(transparent)]
-    Occupied(mvm_agent::LockError),
     /// The agent itself failed.
     #[error("the agent for {} failed", .state_dir.display())]
     Serve {
@@ -218,8 +221,7 @@ impl Error {
                 exit::UNREACHABLE
             }
             Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
-            // A command that starts an agent knows by this code that there is one.
-            Self::OtherVmm { .. } | Self::Occupied(_) => exit::CONFLICT,
+            Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
             Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
@@ -267,8 +269,10 @@ impl Error {
                 "run the command with `sudo`, or pass another --state-dir".to_owned()
             }
             Self::AgentDied { log, .. } => format!("the whole log is in {}", log.display()),
+            Self::AgentRuns(_) => {
+                "see it with `mvm agent status`, or stop it with `mvm agent stop`".to_owned()
+            }
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
-            Self::Occupied(_) => "see `mvm agent status`, or end it with `mvm agent stop`".to_owned(),
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
@@ -294,7 +298,7 @@ impl Error {
             Self::Failed(failure) => &failure.console,
             _ => &[],
         };
-        &lines[lines.len().saturating_sub(CONSOLE_LINES)..]
+        last_words(lines, CONSOLE_LINES)
     }
 
     /// What is printed on standard error: what, why, and what to type next.
@@ -302,7 +306,7 @@ impl Error {
         let mut text = format!("{} {self}", color.bold_red("error:"));
         let mut source = match self {
             // Its text is the error's own.
-            Self::Api(_) | Self::Document(_) | Self::Occupied(_) => None,
+            Self::Api(_) | Self::Document(_) => None,
             error => error.source(),
         };
         while let Some(cause) = source {
@@ -313,7 +317,7 @@ impl Error {
             source = cause.source();
         }
         for line in self.quoted() {
-            let _ = write!(text, "\n  | {line}");
+            let _ = write!(text, "\n  | {}", printable(line));
         }
         if let Some(hint) = self.hint() {
             let _ = write!(text, "\n{} {hint}", color.bold("hint:"));

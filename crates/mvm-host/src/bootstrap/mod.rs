@@ -100,7 +100,7 @@ pub enum BootstrapError {
         place: String,
     },
     /// A stored kernel is incomplete or was changed.
-    #[error("the guest kernel is damaged: {path} {problem}; remove {dir} and fetch it again")]
+    #[error("the guest kernel is damaged: {path} {problem}; `mvm bootstrap` fetches it again")]
     DamagedKernel {
         /// The file that is damaged.
         path: PathBuf,

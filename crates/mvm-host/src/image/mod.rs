@@ -52,7 +52,9 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// A stored image is incomplete or was changed.
-    #[error("revision {revision} is damaged: {path} {problem}; remove {dir} and build it again")]
+    #[error(
+        "revision {revision} is damaged: {path} {problem}; `mvm pool build` of its pool builds it again"
+    )]
     Damaged {
         /// The revision's id.
         revision: String,

@@ -129,7 +129,8 @@ pub(crate) fn serve(state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
         ServeOptions { state_dir: state_dir.clone(), vmm: wanted.vmm, accel: wanted.accel };
     match runtime.block_on(mvm_agent::serve(options)) {
         Ok(()) => Ok(exit::OK),
-        Err(AgentError::Lock(held @ LockError::Held { .. })) => Err(Error::Occupied(held)),
+        // Told apart for the command that started this agent in the background.
+        Err(AgentError::Lock(error @ LockError::Held { .. })) => Err(Error::AgentRuns(error)),
         Err(error) => Err(failed(Box::new(error))),
     }
 }

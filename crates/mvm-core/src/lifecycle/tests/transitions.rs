@@ -251,3 +251,11 @@ fn what_does_not_concern_a_phase_changes_nothing() {
         assert_eq!(then(name, event.clone()), (at(name), vec![]), "{name}: {event:?}");
     }
 }
+
+#[test]
+fn a_run_has_ended_before_what_it_held_is_given_back() {
+    let ended = ["stopping to fail", "releasing", "releasing to fail", "stopped", "failed"];
+    for name in PHASES {
+        assert_eq!(at(name).has_ended(), ended.contains(&name), "{name}");
+    }
+}

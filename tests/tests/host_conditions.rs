@@ -1,0 +1,262 @@
+//! Machines as they are: busy, full, shared, damaged, and used by somebody who may not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use mvm_tests::node::kill;
+use mvm_tests::run::tool;
+use mvm_tests::{LIMIT, Node, Running, binary, host, until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+#[test]
+fn a_microvm_boots_on_a_busy_machine() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &["--boot-timeout", "110"]);
+    node.ok(&["pool", "build", "acme/web"]);
+    let spin = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do :; done"]);
+        Running::start(command, None)
+    };
+    let load: Vec<Running> = (0..4).map(|_| spin()).collect();
+    let path = node.boot("acme/web");
+    assert_eq!(node.guest(&path, "echo up"), "up");
+    assert_eq!(node.instance(&path)["boots"], 1);
+    drop(load);
+}
+
+#[test]
+fn two_state_directories_on_one_machine_do_not_disturb_each_other() {
+    let (Some(a), Some(b)) = (Node::new(), Node::new()) else { return };
+    for node in [&a, &b] {
+        node.small_pool("acme/web", &[]);
+    }
+    let networks = [&a, &b].map(|node| {
+        let tenant = node.json(&["tenant", "info", "acme"]);
+        (tenant["subnet"].clone(), tenant["bridge"].clone())
+    });
+    assert_ne!(networks[0].0, networks[1].0);
+    assert_ne!(networks[0].1, networks[1].1);
+    let (in_a, in_b) = (a.boot("acme/web"), b.boot("acme/web"));
+    let vmms = b.qemu_pids();
+    for node in [&a, &b] {
+        node.ok(&["net", "verify"]);
+        assert_eq!(node.instances().len(), 1);
+    }
+    a.guest(&in_a, "echo up");
+    a.ok(&["tenant", "destroy", "acme", "--force"]);
+    a.ok(&["agent", "stop"]);
+    assert_eq!(a.leftovers(), [""; 0]);
+    b.ok(&["net", "verify"]);
+    assert_eq!(b.qemu_pids(), vmms);
+    let gateway = b.json(&["tenant", "info", "acme"])["gateway"].as_str().unwrap().to_owned();
+    b.guest(&in_b, &format!("ip route | grep -q 'default via {gateway}'"));
+}
+
+/// A directory that is removed in the end.
+fn temporary() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("mvm-e2e-").tempdir().unwrap()
+}
+
+#[test]
+fn the_state_directorys_path_may_be_longer_than_a_socket_address() {
+    let base = temporary();
+    let dir =
+        [30, 31, 32, 33].iter().fold(base.path().to_owned(), |dir, n| dir.join("d".repeat(*n)));
+    assert!(dir.as_os_str().len() > 108);
+    let Some(node) = Node::at(&dir) else { return };
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    assert_eq!(node.guest(&path, "echo up"), "up");
+    node.kill_agent();
+    assert_eq!(node.guest(&path, "echo up"), "up");
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+/// A small filesystem of its own, unmounted in the end.
+struct SmallFilesystem(tempfile::TempDir);
+
+impl SmallFilesystem {
+    fn mount(size: &str) -> Self {
+        let dir = temporary();
+        let path = dir.path().to_str().unwrap();
+        tool("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "mvm-e2e", path]).ok();
+        Self(dir)
+    }
+
+    /// Takes all space but this many KiB.
+    fn fill(&self, leave_kib: u64) -> PathBuf {
+        let filler = self.0.path().join("filler");
+        let stat = rustix::fs::statvfs(self.0.path()).unwrap();
+        let length = stat.f_bavail * stat.f_frsize - leave_kib * 1024;
+        fs::write(&filler, vec![1; length as usize]).unwrap();
+        filler
+    }
+}
+
+impl Drop for SmallFilesystem {
+    fn drop(&mut self) {
+        let path = self.0.path().to_string_lossy().into_owned();
+        let _ = Command::new("umount").args(["-l", &path]).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_nothing_half_made() {
+    // Mounting needs root, too.
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: microVMs and their networks need root");
+        return;
+    }
+    let disk = SmallFilesystem::mount("160M");
+    let Some(node) = Node::at(&disk.0.path().join("state")) else { return };
+    fs::remove_dir_all(node.dir().join("images")).unwrap();
+    node.small_pool("acme/web", &["--disk", "64M", "--restart", "never"]);
+
+    let filler = disk.fill(4096);
+    let failed = node.mvm(&["pool", "build", "acme/web"]).fails_with(1);
+    failed.says(&["No space left on device"]);
+    let made = fs::read_dir(node.dir().join("images")).into_iter().flatten().flatten();
+    let made: Vec<PathBuf> = made.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    assert_eq!(made, [Path::new(""); 0], "half-built images");
+    fs::remove_file(&filler).unwrap();
+    node.ok(&["pool", "build", "acme/web"]);
+
+    // No room for a writable layer, then none for a record.
+    let filler = disk.fill(60);
+    let failed = node.mvm(&["instance", "create", "acme/web", "--start"]);
+    assert!(failed.code != 0 && failed.stderr.contains("No space left on device"), "{failed}");
+    fs::remove_file(&filler).unwrap();
+    let filler = disk.fill(0);
+    let failed = node.mvm(&["tenant", "create", "other"]);
+    assert!(failed.code != 0, "{failed}");
+    assert!(failed.stderr.contains("full") || failed.stderr.contains("No space"), "{failed}");
+    assert_eq!(node.qemu_pids(), [0; 0]);
+    fs::remove_file(&filler).unwrap();
+    node.ok(&["tenant", "create", "other"]);
+    node.ok(&["pool", "scale", "acme/web", "--running", "1"]);
+    let path = node.instances()[0]["path"].as_str().unwrap().to_owned();
+    assert_eq!(node.guest(&path, "echo up"), "up");
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    node.ok(&["tenant", "destroy", "other"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+/// Replaces a stored record, while no agent runs, and returns what it was.
+fn damage(node: &Node, key: &str, text: &str) -> String {
+    node.ok(&["agent", "stop"]);
+    let database = rusqlite::Connection::open(node.dir().join("mvm.db")).unwrap();
+    let read = "SELECT value FROM kv WHERE key = ?1";
+    let before: Vec<u8> = database.query_row(read, [key], |row| row.get(0)).unwrap();
+    let changed = database
+        .execute("UPDATE kv SET value = ?2 WHERE key = ?1", (key, text.as_bytes()))
+        .unwrap();
+    assert_eq!(changed, 1);
+    String::from_utf8(before).unwrap()
+}
+
+/// Damages one record of a tenant and checks that nothing but the tenant's changes waits for it.
+fn a_bad_record_holds_up_its_tenant_alone(key_of: impl Fn(&str) -> String) {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    node.small_pool("beta/web", &[]);
+    let (acme, beta) = (node.boot("acme/web"), node.boot("beta/web"));
+    let vmms = node.qemu_pids();
+    let key = key_of(&acme);
+    let before = damage(&node, &key, "{\"broken\": tru");
+
+    let bad = node.json(&["node", "info"])["bad_records"].clone();
+    assert_eq!(bad[0]["key"], key.as_str(), "{bad}");
+    assert_eq!(node.qemu_pids(), vmms, "nothing is touched");
+    for args in [["stop", &acme], ["why", &acme]] {
+        let refused = node.mvm(&args);
+        assert_ne!(refused.code, 0, "{refused}");
+        refused.says(&[&key, "mvm node record"]);
+    }
+    assert_eq!(node.guest(&beta, "echo up"), "up");
+    node.ok(&["restart", &beta]);
+    assert_eq!(node.qemu_pids().len(), 2);
+
+    node.mvm_with_input(&["node", "record", "set", &key, "-"], before.as_bytes()).ok();
+    assert_eq!(node.json(&["node", "info"])["bad_records"], Value::Array(vec![]));
+    assert_eq!(node.until_state(&acme, "running")["boots"], 1, "it ran all the time");
+    assert_eq!(node.guest(&acme, "echo up"), "up");
+    node.ok(&["net", "verify"]);
+    node.ok(&["stop", &acme]);
+    assert_eq!(node.qemu_pids().len(), 1);
+}
+
+#[test]
+fn an_observed_record_that_does_not_parse_holds_up_its_tenant_alone() {
+    a_bad_record_holds_up_its_tenant_alone(|instance| format!("observed/instance/{instance}"));
+}
+
+#[test]
+fn a_desired_record_that_does_not_parse_holds_up_its_tenant_alone() {
+    a_bad_record_holds_up_its_tenant_alone(|_| "desired/pool/acme/web".to_owned());
+}
+
+#[test]
+fn a_damaged_database_is_named_and_microvms_wait_for_its_return() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    node.ok(&["agent", "stop"]);
+    let database = node.dir().join("mvm.db");
+    let whole = fs::read(&database).unwrap();
+    let mut broken = whole.clone();
+    broken[..100].fill(0x5a);
+    fs::write(&database, &broken).unwrap();
+    let failed = node.mvm(&["ps"]).fails_with(7);
+    failed.says(&[database.to_str().unwrap()]);
+    assert_eq!(node.agent_pid(), None);
+    assert_eq!(node.qemu_pids().len(), 1, "it is not the microVM's fault");
+    fs::write(&database, whole).unwrap();
+    assert_eq!(node.guest(&path, "echo up"), "up");
+    assert_eq!(node.instance(&path)["boots"], 1);
+}
+
+#[test]
+fn a_second_agent_is_refused_with_the_firsts_pid() {
+    let Some(node) = Node::new() else { return };
+    node.ok(&["ps"]);
+    let first = node.agent_pid().unwrap();
+    let refused = node.mvm(&["agent", "serve"]).fails_with(5);
+    refused.says(&[&format!("(pid {first})"), node.dir().to_str().unwrap(), "mvm agent stop"]);
+    assert_eq!(node.agent_pid(), Some(first));
+    // A killed agent holds nothing.
+    kill(first, Signal::KILL);
+    until("the next agent serves", LIMIT, || (node.mvm(&["ps"]).code == 0).then_some(()));
+    assert_ne!(node.agent_pid(), Some(first));
+}
+
+#[test]
+fn who_is_not_root_is_told_to_use_sudo() {
+    let Some(node) = Node::new() else { return };
+    let as_nobody = |state_dir: &Path, args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+        // The binary's directory may be closed to others.
+        let copy = temporary();
+        let program = copy.path().join("mvm");
+        fs::copy(binary::mvm(), &program).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(copy.path(), open).unwrap();
+        command.arg(&program).args(args).env("MVM_STATE_DIR", state_dir).current_dir("/");
+        Running::start(command, None).wait(LIMIT)
+    };
+    node.ok(&["ps"]);
+    let denied = as_nobody(node.dir(), &["ps"]).fails_with(7);
+    denied.says(&["agent.sock", "sudo"]);
+    let own = temporary();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(own.path(), open).unwrap();
+    for args in [&["ps"][..], &["agent", "serve"]] {
+        let denied = as_nobody(&own.path().join("state"), args).fails_with(1);
+        denied.says(&["needs root", "sudo"]);
+    }
+    assert_eq!(host::processes(own.path()), []);
+}

@@ -1,0 +1,118 @@
+//! Ctrl-C in the middle of any verb: exit code 130, and what was asked for goes on.
+
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use mvm_tests::{LIMIT, Node, Output, Running, until};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// How long an interrupted command may take to end.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// Starts a command as a shell does, and interrupts it and all that it started in the foreground
+/// once `is_time` says so.
+#[track_caller]
+fn interrupt(node: &Node, args: &[&str], mut is_time: impl FnMut(&Running) -> bool) -> Output {
+    let mut command = node.command(args);
+    command.process_group(0);
+    let mut running = Running::start(command, None);
+    until(&format!("{args:?} is under way"), LIMIT, || is_time(&running).then_some(()));
+    assert!(!running.has_ended(), "too late: {}", running.wait(PROMPT));
+    let group = Pid::from_raw(running.pid() as i32).unwrap();
+    kill_process_group(group, Signal::INT).unwrap();
+    running.wait(PROMPT).fails_with(130)
+}
+
+fn says(text: &str) -> impl FnMut(&Running) -> bool {
+    move |command| command.stderr_so_far().contains(text)
+}
+
+#[test]
+fn up_and_down_go_on_without_their_commands() {
+    let Some(node) = Node::new() else { return };
+    let output = interrupt(&node, &["up", "examples/hello.toml"], |_| !node.qemu_pids().is_empty());
+    output.says(&["started the agent", "interrupted", "goes on in the background", "mvm ps"]);
+    assert!(node.agent_pid().is_some(), "the agent is no part of the command");
+    node.ok(&["up", "examples/hello.toml"]);
+    assert_eq!((node.instances().len(), node.qemu_pids().len()), (2, 2));
+
+    interrupt(&node, &["down", "examples/hello.toml"], says("destroying"));
+    node.ok(&["down", "examples/hello.toml"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
+fn start_and_stop_go_on_without_their_commands() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    let path = node.ok(&["instance", "create", "acme/web"]).trim().to_owned();
+    let start = ["instance", "start", &path, "--wait"];
+    interrupt(&node, &start, |_| !node.qemu_pids().is_empty());
+    assert_eq!(node.until_state(&path, "running")["boots"], 1);
+
+    // It takes the guest half of its grace to give up on this program.
+    node.guest(&path, "setsid sh -c \"trap '' TERM; while :; do sleep 1; done\" >/dev/null 2>&1 &");
+    interrupt(&node, &["stop", &path, "--grace", "8"], says("stopping"));
+    assert_eq!(node.until_state(&path, "stopped")["last_death"]["cause"], "operator");
+    assert_eq!(node.qemu_pids(), [0; 0]);
+}
+
+#[test]
+fn an_image_build_goes_on_without_its_command() {
+    let Some(node) = Node::new() else { return };
+    let images = node.dir().join("images");
+    std::fs::remove_dir_all(&images).unwrap();
+    node.small_pool("acme/web", &[]);
+    interrupt(&node, &["pool", "build", "acme/web"], |_| images.exists());
+    node.ok(&["pool", "build", "acme/web"]);
+    let built = std::fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().file_name());
+    let revisions = built.filter(|name| !name.to_string_lossy().starts_with('.')).count();
+    assert_eq!(revisions, 1, "{:?}", std::fs::read_dir(&images).unwrap().collect::<Vec<_>>());
+}
+
+#[test]
+fn exec_and_logs_end_at_once_and_leave_nothing_in_the_guest() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    let prints =
+        |text: &'static str| move |command: &Running| command.stdout_so_far().contains(text);
+    interrupt(&node, &["logs", &path, "-f"], prints("mvm-guest"));
+
+    let program = ["exec", &path, "--", "sh", "-c", "echo begun; exec sleep 54321"];
+    interrupt(&node, &program, prints("begun"));
+    let is_gone = || node.guest(&path, "ps | grep -v grep | grep -c 54321; true") == "0";
+    until("the program is gone", LIMIT, || is_gone().then_some(()));
+
+    // A program that ignores the first Ctrl-C is left by a second one.
+    let stubborn = "trap '' INT; echo begun; while :; do sleep 54321; done";
+    let mut command = node.spawn(&["exec", &path, "--", "sh", "-c", stubborn]);
+    until("it runs", LIMIT, || command.stdout_so_far().contains("begun").then_some(()));
+    let output = until("it has hung up", PROMPT, || {
+        command.signal(Signal::INT);
+        command.has_ended().then_some(())
+    });
+    let () = output;
+    command.wait(PROMPT).fails_with(130);
+    until("the program is gone", LIMIT, || is_gone().then_some(()));
+    assert_eq!(node.instance(&path)["boots"], 1);
+}
+
+#[test]
+fn an_agent_in_the_foreground_ends_in_order() {
+    let Some(node) = Node::new() else { return };
+    let mut command = node.command(&["agent", "serve"]);
+    command.process_group(0);
+    let mut agent = Running::start(command, None);
+    until("it serves", LIMIT, || agent.stderr_so_far().contains("serving").then_some(()));
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    assert_eq!(node.agent_pid(), Some(agent.pid()), "the commands use this one");
+    let group = Pid::from_raw(agent.pid() as i32).unwrap();
+    kill_process_group(group, Signal::INT).unwrap();
+    until("it has ended", PROMPT, || agent.has_ended().then_some(()));
+    agent.wait(PROMPT).ok().says(&["microVMs keep running"]);
+    assert_eq!(node.qemu_pids().len(), 1);
+    assert_eq!(node.guest(&path, "echo up"), "up");
+    assert_eq!(node.instance(&path)["boots"], 1);
+}
