@@ -1,6 +1,8 @@
 //! Commands that run at the same time, on the simulated VMM: whoever wins, what is left is
 //! consistent.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::collections::BTreeSet;
 
 use mvm_tests::{LIMIT, Node, until};

@@ -3,6 +3,8 @@
 //! Most of it runs on the simulated VMM. [`network`](../network.rs) and [`exec`](../exec.rs) have
 //! what goes wrong inside running microVMs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;

@@ -2,6 +2,8 @@
 //!
 //! All of it runs on one microVM, one section after the other.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
