@@ -1,5 +1,6 @@
 //! The project's own tasks: the gate that CI, the README and contributors call, and the benchmarks.
 
+mod bench;
 mod gate;
 
 use clap::{Parser, Subcommand};
@@ -16,10 +17,13 @@ struct Args {
 enum Task {
     /// Run the gate: format, lints, documents and every test, real microVMs included.
     Test(gate::TestArgs),
+    /// Measure a promise of the README, against a peer in the same run.
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Test(args) => gate::run(&args),
+        Task::Bench(args) => bench::run(&args),
     }
 }
