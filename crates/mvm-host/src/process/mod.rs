@@ -4,6 +4,7 @@
 //! [`run`]. It never signals a bare pid: a number that the kernel has given to somebody else is
 //! recognised and left alone.
 
+mod daemon;
 mod exit_info;
 mod identity;
 mod spawn;
@@ -24,6 +25,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
+pub use daemon::spawn_daemon;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
 pub use spawn::{Spawn, spawn};
 pub use strays::end_all_of;

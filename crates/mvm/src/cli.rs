@@ -1,0 +1,217 @@
+//! The command line as a whole: global options, verbs, and the way from arguments to an exit code.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use clap::{Args, Parser, Subcommand};
+use mvm_core::vmm::{Accel, VmmKind};
+use tracing_subscriber::EnvFilter;
+
+use crate::client::{Client, Wanted};
+use crate::cmd;
+use crate::error::{Error, Result, exit};
+use crate::output::{Format, Ui};
+
+/// Where everything is kept unless the command line says otherwise.
+const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
+const GLOBAL: &str = "Global options";
+
+const AFTER_HELP: &str = "\
+Examples:
+  mvm up examples/hello.toml
+  mvm ps
+  mvm exec demo/hello -- uname -sr
+  mvm down examples/hello.toml
+
+An instance is addressed as TENANT/POOL/INSTANCE, by a unique prefix of its id such as
+i-3f, and where one or several will do also as TENANT/POOL or TENANT.
+
+Exit codes:
+  0  done                          6    not done within --timeout
+  1  failed                        7    the agent cannot be reached or started
+  2  usage or document error       124  exec: the program ran into --timeout
+  3  the object does not exist     126  exec: the program may not be run
+  4  denied by a limit             127  exec: the program does not exist
+  5  conflict with the state       130  interrupted
+`mvm exec` otherwise ends with the program's own exit code, or 128 + the signal that ended it.";
+
+/// Runs fleets of microVMs for many tenants on machines you own.
+///
+/// Each tenant has its own network and limits, a pool describes a group of like instances, and an
+/// instance is one microVM. A node's agent keeps everything as it was asked for; the first command
+/// that needs it starts it in the background.
+#[derive(Debug, Parser)]
+#[command(name = "mvm", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// How data is printed.
+    #[arg(short = 'o', long, global = true, value_enum, default_value = "table")]
+    #[arg(value_name = "FORMAT", help_heading = GLOBAL)]
+    output: Format,
+    /// Where the agent keeps everything.
+    #[arg(long, global = true, env = "MVM_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
+    #[arg(value_name = "DIR", help_heading = GLOBAL)]
+    state_dir: PathBuf,
+    /// The VMM that runs microVMs; chosen by what the machine has if absent.
+    #[arg(long, global = true, env = "MVM_VMM", value_name = "VMM", help_heading = GLOBAL)]
+    vmm: Option<VmmKind>,
+    /// What executes guests: kvm or tcg; chosen by what the machine has if absent.
+    #[arg(long, global = true, env = "MVM_ACCEL", value_name = "ACCEL", help_heading = GLOBAL)]
+    accel: Option<Accel>,
+    /// What is logged on standard error: error, warn, info, debug, trace.
+    #[arg(long, global = true, env = "MVM_LOG", value_name = "LEVEL", help_heading = GLOBAL)]
+    log: Option<String>,
+    /// Do not colour messages; NO_COLOR does the same.
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Up(cmd::up::Up),
+    Down(cmd::down::Down),
+    Ps(cmd::list::Ps),
+    Exec(cmd::exec::Exec),
+    Logs(cmd::logs::Logs),
+    Why(cmd::why::Why),
+    Stats(cmd::stats::Stats),
+    Start(cmd::start::Start),
+    Stop(cmd::stop::Stop),
+    Restart(cmd::restart::Restart),
+    Rm(cmd::destroy::Destroy),
+    Tenant(cmd::tenant::Tenant),
+    Pool(cmd::pool::Pool),
+    Instance(cmd::instance::Instance),
+    Node(cmd::node::Node),
+    Net(cmd::net::Net),
+    Agent(cmd::agent::Agent),
+    Bootstrap(cmd::bootstrap::Bootstrap),
+    Doctor(cmd::doctor::Doctor),
+    Completions(cmd::completions::Completions),
+    Version(cmd::version::Version),
+}
+
+/// What a verb works with.
+pub(crate) struct Context {
+    /// The way to the agent.
+    pub(crate) client: Client,
+    /// The terminal.
+    pub(crate) ui: Rc<Ui>,
+}
+
+impl Context {
+    /// The (absolute) state directory.
+    pub(crate) fn state_dir(&self) -> &Path {
+        self.client.state_dir()
+    }
+}
+
+/// Runs the program and returns its exit code.
+pub(crate) fn main() -> i32 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, and whoever reads them may have gone.
+            let _ = error.print();
+            return error.exit_code();
+        }
+    };
+    let ui = Rc::new(Ui::standard(cli.global.output, cli.global.no_color));
+    let code = match run(cli, Rc::clone(&ui)) {
+        Ok(code) => code,
+        Err(error) => {
+            if !error.is_silent() {
+                ui.error(&error);
+            }
+            error.exit_code()
+        }
+    };
+    code.into()
+}
+
+/// Runs a verb and returns its exit code.
+///
+/// # Errors
+/// The verb failed.
+pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
+    let Cli { global, verb } = cli;
+    let default_level = match &verb {
+        Verb::Completions(verb) => return verb.run(&ui),
+        Verb::Version(verb) => return verb.run(&ui),
+        Verb::Agent(verb) if verb.is_serve() => Some("info"),
+        _ => None,
+    };
+    if let Some(filter) = global.log.as_deref().or(default_level) {
+        log_to_stderr(filter)?;
+    }
+    let state_dir = std::path::absolute(&global.state_dir).map_err(|source| Error::Read {
+        what: format!("the working directory, for --state-dir {}", global.state_dir.display()),
+        source,
+    })?;
+    let wanted = Wanted { vmm: global.vmm, accel: global.accel };
+    if default_level.is_some() {
+        return cmd::agent::serve(state_dir, wanted);
+    }
+    let client = Client::new(state_dir, wanted, global.log, Rc::clone(&ui));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|source| Error::Read { what: "the system's events".to_owned(), source })?;
+    let result = runtime.block_on(dispatch(verb, &Context { client, ui }));
+    // A thread of the runtime may be blocked in a write that nobody reads.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
+    match verb {
+        Verb::Up(verb) => verb.run(context).await,
+        Verb::Down(verb) => verb.run(context).await,
+        Verb::Ps(verb) => verb.run(context).await,
+        Verb::Exec(verb) => return verb.run(context).await,
+        Verb::Logs(verb) => verb.run(context).await,
+        Verb::Why(verb) => verb.run(context).await,
+        Verb::Stats(verb) => verb.run(context).await,
+        Verb::Start(verb) => verb.run(context).await,
+        Verb::Stop(verb) => verb.run(context).await,
+        Verb::Restart(verb) => verb.run(context).await,
+        Verb::Rm(verb) => verb.run(context).await,
+        Verb::Tenant(noun) => noun.run(context).await,
+        Verb::Pool(noun) => noun.run(context).await,
+        Verb::Instance(noun) => return noun.run(context).await,
+        Verb::Node(noun) => noun.run(context).await,
+        Verb::Net(noun) => noun.run(context).await,
+        Verb::Agent(noun) => noun.run(context).await,
+        Verb::Bootstrap(verb) => verb.run(context).await,
+        Verb::Doctor(verb) => verb.run(context).await,
+        Verb::Completions(verb) => verb.run(&context.ui).map(drop),
+        Verb::Version(verb) => verb.run(&context.ui).map(drop),
+    }?;
+    Ok(exit::OK)
+}
+
+fn log_to_stderr(filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| Error::Usage {
+        message: format!("`{filter}` is not a log level: {error}"),
+        hint: "use error, warn, info, debug or trace".to_owned(),
+    })?;
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && !is_plain);
+    // Set already only where several commands run in one process.
+    let _ = subscriber.try_init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+use clap::{Command, CommandFactory};
+
+use super::*;
+use crate::output::capture;
+
+/// Every command with subcommands and every verb, with its full name.
+fn commands() -> Vec<(String, Command)> {
+    fn visit(prefix: &str, command: &Command, found: &mut Vec<(String, Command)>) {
+        let name = format!("{prefix}{}", command.get_name());
+        found.push((name.clone(), command.clone()));
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            visit(&format!("{name} "), sub, found);
+        }
+    }
+    let mut found = Vec::new();
+    visit("", &Cli::command(), &mut found);
+    found
+}
+
+/// The example lines of a command's help.
+fn examples(command: &Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let Some((_, rest)) = help.split_once("Examples:\n") else { return Vec::new() };
+    let lines = rest.lines().take_while(|line| line.starts_with("  "));
+    lines.map(|line| line.trim().to_owned()).collect()
+}
+
+/// The arguments of a command in an example, as a shell would split them.
+fn split(line: &str) -> Vec<String> {
+    let line = line.rsplit_once("| ").map_or(line, |(_, last)| last);
+    let line = line.split_once(" > ").map_or(line, |(first, _)| first);
+    let mut words = Vec::new();
+    for (i, part) in line.split('\'').enumerate() {
+        match i % 2 {
+            0 => words.extend(part.split_whitespace().map(str::to_owned)),
+            _ => words.push(part.to_owned()),
+        }
+    }
+    words
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_verbs_help_says_what_it_does_and_has_examples_that_parse() {
+    for (name, command) in commands() {
+        assert!(command.get_about().is_some(), "`{name}` does not say what it does");
+        let examples = examples(&command);
+        assert!(!examples.is_empty(), "the help of `{name}` has no example");
+        let shorthand = name.replace("mvm instance ", "mvm ").replace("destroy", "rm");
+        let has_own = |line: &String| {
+            let line = split(line).join(" ");
+            line.starts_with(&name) || line.starts_with(&shorthand) || name == "mvm rm"
+        };
+        assert!(examples.iter().any(has_own), "the help of `{name}` shows something else");
+        for example in examples {
+            if let Err(error) = Cli::try_parse_from(split(&example)) {
+                panic!("`{example}` in the help of `{name}` does not parse: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_help_lists_the_exit_codes_of_the_document() {
+    let (_, codes) = AFTER_HELP.split_once("Exit codes:\n").unwrap();
+    let words: Vec<&str> = codes.split_whitespace().collect();
+    let document = include_str!("../../../../docs/exit-codes.md");
+    for row in document.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let code = row.split_whitespace().next().unwrap();
+        // What a shell reports for a reader that went away needs no line in the help.
+        if code != "code" && code != "141" {
+            assert!(words.contains(&code), "{code} is not in the help");
+        }
+    }
+}
+
+#[test]
+fn options_are_parsed_into_typed_values() {
+    for good in [
+        "mvm exec demo/hello -e A=b -i -w / -u nobody --timeout 1m -- cat -n",
+        "mvm stop --all",
+        "mvm start --all --no-wait",
+        "mvm -o json ps",
+        "mvm ps -o yaml --state-dir /x --vmm sim --accel tcg --log debug --no-color",
+        "mvm tenant create a --mem 2G --subnet 10.240.1.0/24",
+        "mvm pool create a/b --boot-timeout 2m",
+        "mvm up - --wait --no-wait --timeout 5",
+    ] {
+        assert!(Cli::try_parse_from(split(good)).is_ok(), "{good}");
+    }
+    for bad in [
+        "mvm exec demo/hello uname",
+        "mvm exec demo/hello --",
+        "mvm exec demo/hello -e A -- true",
+        "mvm start",
+        "mvm rm --all",
+        "mvm stop a/b --grace 1 --force",
+        "mvm tenant create A",
+        "mvm tenant create a --mem 2X",
+        "mvm tenant update a --lift memory",
+        "mvm pool create hello",
+        "mvm pool create a/b --net bridge",
+        "mvm pool create a/b --restart sometimes",
+        "mvm pool scale a/b",
+        "mvm bootstrap --modules /lib/modules/x",
+        "mvm ps --vmm xen",
+        "mvm ps -o xml",
+        "mvm logs a/b --source serial",
+        "mvm",
+    ] {
+        let error = Cli::try_parse_from(split(bad)).expect_err(bad);
+        assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{bad}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for line in ["mvm --help", "mvm help exec", "mvm --version", "mvm pool create --help"] {
+        let error = Cli::try_parse_from(split(line)).expect_err(line);
+        assert_eq!(error.exit_code(), 0, "{line}");
+    }
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let (ui, captured) = capture::ui();
+        let cli = Cli::try_parse_from(["mvm", "completions", shell]).unwrap();
+        run(cli, Rc::new(ui)).unwrap();
+        assert!(captured.data().contains("bootstrap"), "{shell}");
+    }
+}
+
+#[test]
+fn the_version_is_data() {
+    let (ui, captured) = capture::ui_with(Format::Json);
+    run(Cli::try_parse_from(["mvm", "version"]).unwrap(), Rc::new(ui)).unwrap();
+    let version: serde_json::Value = serde_json::from_str(&captured.data()).unwrap();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn a_log_level_that_does_not_exist_is_a_usage_error() {
+    assert_eq!(log_to_stderr("a=b=c").unwrap_err().exit_code(), exit::USAGE);
+}

@@ -1,0 +1,252 @@
+//! Calls to the agent: one connection each, and one typed function per call.
+//!
+//! If no agent runs, it has one started by [`crate::agent`], unless the command forbids it.
+
+use std::cell::Cell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use mvm_core::admit::Request;
+use mvm_core::name::{PoolPath, Selector, TenantName};
+use mvm_core::vmm::{Accel, VmmKind};
+use mvm_wire::view::{
+    InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
+};
+use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
+use tokio::net::UnixStream;
+
+use crate::agent;
+use crate::error::{Error, Result};
+use crate::output::Ui;
+
+/// The VMM and accelerator that were asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// The VMM, if one was named.
+    pub(crate) vmm: Option<VmmKind>,
+    /// The accelerator, if one was named.
+    pub(crate) accel: Option<Accel>,
+}
+
+impl Wanted {
+    /// Whether an agent that uses these will do.
+    fn accepts(self, node: &NodeView) -> bool {
+        self.vmm.is_none_or(|vmm| vmm == node.vmm) && self.accel.is_none_or(|a| a == node.accel)
+    }
+
+    fn text(self) -> String {
+        let names = [self.vmm.map(|vmm| vmm.to_string()), self.accel.map(|a| a.to_string())];
+        names.into_iter().flatten().collect::<Vec<_>>().join(" with ")
+    }
+}
+
+/// What to do when no agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenAbsent {
+    /// Start one in the background.
+    Start,
+    /// Report it.
+    Fail,
+}
+
+/// The way to one state directory's agent.
+pub(crate) struct Client {
+    state_dir: PathBuf,
+    wanted: Wanted,
+    log_filter: Option<String>,
+    ui: Rc<Ui>,
+    is_checked: Cell<bool>,
+}
+
+/// Connects to the agent's socket.
+async fn connect(socket: &Path) -> Result<UnixStream, mvm_host::unix_socket::SocketError> {
+    mvm_host::unix_socket::connect(socket).await
+}
+
+impl Client {
+    /// For the agent of this (absolute) state directory.
+    pub(crate) fn new(
+        state_dir: PathBuf,
+        wanted: Wanted,
+        log_filter: Option<String>,
+        ui: Rc<Ui>,
+    ) -> Self {
+        Self { state_dir, wanted, log_filter, ui, is_checked: Cell::new(false) }
+    }
+
+    /// The agent's state directory.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The VMM and accelerator that were asked for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        self.wanted
+    }
+
+    /// The log level that was asked for.
+    pub(crate) fn log_filter(&self) -> Option<&str> {
+        self.log_filter.as_deref()
+    }
+
+    /// The agent's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.state_dir.join("agent.sock")
+    }
+
+    /// Connects to an agent that runs; `None` if none does.
+    async fn try_connect(&self) -> Result<Option<Connection>> {
+        let socket = self.socket();
+        match connect(&socket).await {
+            Ok(stream) => Ok(Some(Connection::new(stream))),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                kind => Err(Error::Unreachable {
+                    socket,
+                    source: Box::new(io::Error::new(kind, error)),
+                }),
+            },
+        }
+    }
+
+    /// The agent's own account of itself, or `None` if no agent runs.
+    pub(crate) async fn running_agent(&self) -> Result<Option<NodeView>> {
+        let Some(mut connection) = self.try_connect().await? else { return Ok(None) };
+        connection.write.message(&Call::Node).await?;
+        match connection.read.message().await? {
+            Reply::Node(node) => Ok(Some(*node)),
+            Reply::Error(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn open(&self, when_absent: WhenAbsent) -> Result<Connection> {
+        let no_agent = || Error::NoAgent { state_dir: self.state_dir.clone() };
+        if when_absent == WhenAbsent::Fail {
+            // Whatever it runs: who stops an agent need not name its VMM.
+            return self.try_connect().await?.ok_or_else(no_agent);
+        }
+        if !self.is_checked.replace(true) {
+            self.check_wanted().await?;
+        }
+        if let Some(connection) = self.try_connect().await? {
+            return Ok(connection);
+        }
+        agent::start(self, &self.ui).await?;
+        // Another command's agent may have come first.
+        self.check_wanted().await?;
+        self.try_connect().await?.ok_or_else(no_agent)
+    }
+
+    async fn check_wanted(&self) -> Result<()> {
+        if self.wanted == Wanted::default() {
+            return Ok(());
+        }
+        match self.running_agent().await? {
+            Some(node) if !self.wanted.accepts(&node) => Err(Error::OtherVmm {
+                runs: format!("{} with {}", node.vmm, node.accel),
+                wanted: self.wanted.text(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a call whose answers the caller reads.
+    pub(crate) async fn start(&self, call: &Call) -> Result<Connection> {
+        let mut connection = self.open(WhenAbsent::Start).await?;
+        connection.write.message(call).await?;
+        Ok(connection)
+    }
+
+    async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
+        let mut connection = self.open(when_absent).await?;
+        connection.write.message(call).await?;
+        match connection.read.message().await? {
+            Reply::Error(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
+    }
+}
+
+/// An answer of another kind than the call's.
+pub(crate) fn unexpected(reply: &Reply) -> Error {
+    Error::UnexpectedReply(match reply {
+        Reply::Done => "done",
+        Reply::Accepted(_) => "accepted",
+        Reply::Node(_) => "node",
+        Reply::Tenants(_) => "tenants",
+        Reply::Pools(_) => "pools",
+        Reply::Instances(_) => "instances",
+        Reply::Snapshot { .. } => "snapshot",
+        Reply::ExecStarted { .. } => "exec_started",
+        Reply::ExecExit(_) => "exec_exit",
+        Reply::Stats(_) => "stats",
+        Reply::Why(_) => "why",
+        Reply::Verify(_) => "verify",
+        Reply::Records(_) => "records",
+        Reply::Error(_) => "error",
+    })
+}
+
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty:
+       $call:expr, $when:ident, $reply:pat => $value:expr;)+) => {
+        impl Client {$(
+            $(#[$doc])*
+            pub(crate) async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                match self.call(&$call, WhenAbsent::$when).await? {
+                    $reply => Ok($value),
+                    other => Err(unexpected(&other)),
+                }
+            }
+        )+}
+    };
+}
+
+calls! {
+    /// Changes what is desired.
+    submit(request: Request) -> Accepted:
+        Call::Submit(request), Start, Reply::Accepted(accepted) => accepted;
+    /// The agent and its machine.
+    node() -> NodeView: Call::Node, Start, Reply::Node(node) => *node;
+    /// Tenants, all or one.
+    tenants(name: Option<TenantName>) -> Vec<TenantView>:
+        Call::Tenants { name }, Start, Reply::Tenants(tenants) => tenants;
+    /// Pools, all, a tenant's or one.
+    pools(tenant: Option<TenantName>, path: Option<PoolPath>) -> Vec<PoolView>:
+        Call::Pools { tenant, path }, Start, Reply::Pools(pools) => pools;
+    /// Instances.
+    instances(selector: Selector) -> Vec<InstanceView>:
+        Call::Instances { selector }, Start, Reply::Instances(instances) => instances;
+    /// What instances use.
+    stats(selector: Selector) -> Vec<StatsView>:
+        Call::Stats { selector }, Start, Reply::Stats(stats) => stats;
+    /// Why an instance is in its state.
+    why(selector: Selector) -> WhyView: Call::Why { selector }, Start, Reply::Why(why) => *why;
+    /// The comparison of the network.
+    net_verify() -> VerifyView: Call::NetVerify, Start, Reply::Verify(verify) => verify;
+    /// Records as stored.
+    records(prefix: String) -> Vec<RecordView>:
+        Call::Records { prefix }, Start, Reply::Records(records) => records;
+    /// Replaces or removes a record.
+    mend_record(key: String, text: Option<String>) -> ():
+        Call::RecordMend { key, text }, Start, Reply::Done => ();
+    /// Ends the agent.
+    stop_agent() -> (): Call::AgentStop, Fail, Reply::Done => ();
+}
+
+impl Client {
+    /// Whether nobody listens on the agent's socket.
+    pub(crate) async fn is_absent(&self) -> Result<bool> {
+        Ok(self.try_connect().await?.is_none())
+    }
+}
+
+/// The one object of an answer about one.
+pub(crate) fn only<T>(mut list: Vec<T>) -> Result<T> {
+    match (list.pop(), list.is_empty()) {
+        (Some(one), true) => Ok(one),
+        _ => Err(ConnectionError::HungUp.into()),
+    }
+}

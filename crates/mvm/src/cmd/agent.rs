@@ -1,0 +1,132 @@
+//! `mvm agent`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use mvm_agent::ServeOptions;
+use mvm_core::vmm::VmmKind;
+use tokio::time::Instant;
+
+use crate::cli::Context;
+use crate::client::Wanted;
+use crate::error::{Error, Result, exit};
+use crate::output::node;
+use crate::units::Seconds;
+use crate::wait::now_unix_ms;
+
+/// How long an agent has to end.
+const STOP_LIMIT: Seconds = Seconds(10);
+/// How often an agent that is to end is looked for.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Work with the node's daemon.
+///
+/// The agent keeps everything as it was asked for. The first command that needs it starts it in
+/// the background.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm agent status
+  mvm agent stop")]
+pub(crate) struct Agent {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Serve(Serve),
+    Status(Status),
+    Stop(Stop),
+}
+
+/// Run the agent in the foreground, as a service manager wants it.
+///
+/// It logs on standard error, `info` and above unless --log says otherwise. MicroVMs keep running
+/// when it ends; the next agent finds them.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm agent serve
+  mvm agent serve --state-dir /srv/mvm --log debug")]
+struct Serve {}
+
+/// Show the agent.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm agent status
+  mvm agent status -o json")]
+struct Status {}
+
+/// End the agent; microVMs keep running.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm agent stop")]
+struct Stop {}
+
+impl Agent {
+    /// Whether this is the agent itself, which runs without a [`Context`].
+    pub(crate) fn is_serve(&self) -> bool {
+        matches!(self.verb, Verb::Serve(Serve {}))
+    }
+
+    /// Runs the verb.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        match self.verb {
+            Verb::Serve(Serve {}) => Ok(()),
+            Verb::Status(Status {}) => {
+                let Some(view) = context.client.running_agent().await? else {
+                    return Err(Error::NoAgent { state_dir: context.state_dir().to_owned() });
+                };
+                context.ui.data(&view, || node::agent(&view, now_unix_ms()))
+            }
+            Verb::Stop(Stop {}) => stop(context).await,
+        }
+    }
+}
+
+async fn stop(context: &Context) -> Result<()> {
+    let state_dir = context.state_dir().display();
+    match context.client.stop_agent().await {
+        Ok(()) => {}
+        Err(Error::NoAgent { .. }) => {
+            context.ui.remark(&format!("no agent runs for {state_dir}"));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    let deadline = Instant::now() + STOP_LIMIT.as_duration();
+    while !context.client.is_absent().await? {
+        if Instant::now() >= deadline {
+            let waiting = vec![format!("the agent for {state_dir} to end")];
+            return Err(Error::WaitTimeout { after: STOP_LIMIT, waiting });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    context.ui.remark(&format!("stopped the agent for {state_dir}; microVMs keep running"));
+    Ok(())
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// It cannot serve.
+pub(crate) fn serve(state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
+    if wanted.vmm != Some(VmmKind::Sim) && !rustix::process::geteuid().is_root() {
+        let what = "the agent, which makes microVMs, networks and firewall rules,";
+        return Err(Error::NeedsRoot { what: what.to_owned() });
+    }
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Serve {
+        state_dir: state_dir.clone(),
+        source,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(Box::new(error)))?;
+    let options =
+        ServeOptions { state_dir: state_dir.clone(), vmm: wanted.vmm, accel: wanted.accel };
+    runtime.block_on(mvm_agent::serve(options)).map_err(|error| failed(Box::new(error)))?;
+    Ok(exit::OK)
+}

@@ -1,0 +1,211 @@
+//! `mvm bootstrap`, and the offer of it by `mvm up`.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use clap::Args;
+use mvm_host::bootstrap::kernel::{Kernel, KernelStore};
+use mvm_host::bootstrap::packages::{ensure_installed, missing_programs};
+use mvm_host::bootstrap::{BootstrapError, Outcome};
+use mvm_host::image::progress::Progress;
+
+use crate::cli::Context;
+use crate::error::{Error, Result};
+use crate::output::Spinner;
+
+/// Make this machine ready for microVMs.
+///
+/// Installs the tools that mvm runs, as far as they are missing, and fetches a guest kernel from
+/// the distribution's packages without installing it. What is there stays, so a second run changes
+/// nothing.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm bootstrap
+  mvm bootstrap --yes
+  mvm bootstrap --kernel ./vmlinuz --modules /lib/modules/6.1.0-18-amd64")]
+pub(crate) struct Bootstrap {
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+    /// Use this kernel for guests instead of fetching one.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// The modules of that kernel; without it, all that a microVM needs must be built in.
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    modules: Option<PathBuf>,
+}
+
+/// What a machine lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Missing {
+    /// Programs, by the name of their executable.
+    pub(crate) programs: Vec<&'static str>,
+    /// Why there is no usable guest kernel.
+    pub(crate) kernel: Option<String>,
+}
+
+impl Missing {
+    /// What the machine lacks for the agent of this state directory.
+    pub(crate) fn look(state_dir: &Path) -> Self {
+        let programs = missing_programs().iter().map(|program| program.executable()).collect();
+        let kernel = match KernelStore::new(state_dir).default_kernel() {
+            Ok(Some(_)) => None,
+            Ok(None) => Some("a guest kernel".to_owned()),
+            Err(error) => Some(format!("a guest kernel ({error})")),
+        };
+        Self { programs, kernel }
+    }
+
+    fn text(&self) -> Option<String> {
+        let programs = self.programs.iter().map(|program| format!("`{program}`"));
+        let parts: Vec<String> = programs.chain(self.kernel.clone()).collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+}
+
+/// Has what is missing fetched, if the person agrees.
+///
+/// # Errors
+/// Something is missing and nobody agreed, or it could not be fetched.
+pub(crate) async fn ensure_ready(context: &Context, yes: bool) -> Result<()> {
+    let missing = Missing::look(context.state_dir());
+    let Some(missing) = missing.text() else { return Ok(()) };
+    if !yes {
+        let question = format!("This machine lacks {missing}. Fetch it now?");
+        if context.ui.confirm(&question)? != Some(true) {
+            return Err(Error::NotReady { missing: format!("it lacks {missing}") });
+        }
+    }
+    fetch(context, None).await
+}
+
+impl Bootstrap {
+    /// Runs the verb.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        let own_kernel = self.kernel.map(|kernel| (kernel, self.modules));
+        let mut missing = Missing::look(context.state_dir());
+        if own_kernel.is_some() {
+            missing.kernel = None;
+        }
+        if let (Some(missing), false) = (missing.text(), self.yes) {
+            let question = format!("Fetch {missing}?");
+            if context.ui.confirm(&question)? != Some(true) {
+                return Err(Error::Usage {
+                    message: format!("nothing was done; this machine lacks {missing}"),
+                    hint: "pass --yes to have it fetched without being asked".to_owned(),
+                });
+            }
+        }
+        fetch(context, own_kernel).await
+    }
+}
+
+async fn fetch(context: &Context, own: Option<(PathBuf, Option<PathBuf>)>) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NeedsRoot { what: "making the machine ready for microVMs".to_owned() });
+    }
+    let failed = |error: BootstrapError| Error::Host(Box::new(error));
+    let steps = Steps::default();
+    let spinner = RefCell::new(context.ui.spinner());
+    let progress = |news| steps.add(news);
+    let state_dir = context.state_dir();
+    let work = async {
+        let packages = ensure_installed(&progress).await?;
+        let store = KernelStore::new(state_dir);
+        let (kernel, outcome) = match &own {
+            None => store.ensure_default(&progress).await?,
+            Some((kernel, modules)) => import(&store, kernel, modules.as_deref()).await?,
+        };
+        Ok((packages, kernel, outcome))
+    };
+    let (packages, kernel, outcome) = show_while(&steps, &spinner, work).await.map_err(failed)?;
+    drop(spinner);
+    match packages.installed.as_slice() {
+        [] => context.ui.remark("the tools that mvm runs are there"),
+        installed => context.ui.remark(&format!("installed {}", installed.join(", "))),
+    }
+    let kernel = kernel.id();
+    context.ui.remark(&match outcome {
+        Outcome::Made => format!("guest kernel {kernel} is ready"),
+        Outcome::AlreadyThere => format!("guest kernel {kernel} is there"),
+    });
+    Ok(())
+}
+
+async fn import(
+    store: &KernelStore,
+    kernel: &Path,
+    modules: Option<&Path>,
+) -> Result<(Kernel, Outcome), BootstrapError> {
+    let (kernel, outcome) = store.import(kernel, modules).await?;
+    store.set_default(&kernel)?;
+    Ok((kernel, outcome))
+}
+
+/// The news of a long operation, told from wherever it runs.
+#[derive(Default)]
+struct Steps {
+    line: Mutex<String>,
+    news: tokio::sync::Notify,
+}
+
+impl Steps {
+    fn add(&self, news: Progress) {
+        if let Ok(mut line) = self.line.lock() {
+            match news {
+                Progress::Began(step) => *line = step,
+                Progress::Percent(percent) => {
+                    let step = line.split(": ").next().unwrap_or_default();
+                    *line = format!("{step}: {percent} %");
+                }
+                Progress::Ended => return,
+            }
+        }
+        self.news.notify_one();
+    }
+
+    fn line(&self) -> String {
+        self.line.lock().map(|line| line.clone()).unwrap_or_default()
+    }
+}
+
+async fn show_while<T>(
+    steps: &Steps,
+    spinner: &RefCell<Spinner<'_>>,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            () = steps.news.notified() => spinner.borrow_mut().show(&steps.line()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Missing { programs: vec!["nft"], ..Missing::look(dir.path()) };
+        assert_eq!(missing.text().as_deref(), Some("`nft`, a guest kernel"));
+        assert_eq!(Missing::default().text(), None);
+    }
+
+    #[test]
+    fn steps_become_one_line() {
+        let steps = Steps::default();
+        steps.add(Progress::Began("downloading linux (9 MB)".into()));
+        steps.add(Progress::Percent(5));
+        steps.add(Progress::Percent(40));
+        assert_eq!(steps.line(), "downloading linux (9 MB): 40 %");
+        steps.add(Progress::Ended);
+        steps.add(Progress::Began("unpacking".into()));
+        assert_eq!(steps.line(), "unpacking");
+    }
+}

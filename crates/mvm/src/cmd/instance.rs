@@ -1,0 +1,53 @@
+//! `mvm instance`.
+
+use clap::{Args, Subcommand};
+
+use super::{create, destroy, exec, info, list, logs, restart, start, stats, stop, why};
+use crate::cli::Context;
+use crate::error::{Result, exit};
+
+/// Work with instances: each is one microVM.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm instance create demo/hello --start
+  mvm instance list")]
+pub(crate) struct Instance {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Create(create::Create),
+    Start(start::Start),
+    Stop(stop::Stop),
+    Restart(restart::Restart),
+    Destroy(destroy::Destroy),
+    List(list::List),
+    Info(info::Info),
+    Exec(exec::Exec),
+    Logs(logs::Logs),
+    Stats(stats::Stats),
+    Why(why::Why),
+}
+
+impl Instance {
+    /// Runs the verb; the result is the exit code.
+    pub(crate) async fn run(self, context: &Context) -> Result<u8> {
+        match self.verb {
+            Verb::Create(verb) => verb.run(context).await,
+            Verb::Start(verb) => verb.run(context).await,
+            Verb::Stop(verb) => verb.run(context).await,
+            Verb::Restart(verb) => verb.run(context).await,
+            Verb::Destroy(verb) => verb.run(context).await,
+            Verb::List(verb) => verb.run(context).await,
+            Verb::Info(verb) => verb.run(context).await,
+            Verb::Exec(verb) => return verb.run(context).await,
+            Verb::Logs(verb) => verb.run(context).await,
+            Verb::Stats(verb) => verb.run(context).await,
+            Verb::Why(verb) => verb.run(context).await,
+        }?;
+        Ok(exit::OK)
+    }
+}

@@ -1,0 +1,66 @@
+//! One file per verb or noun; the doc comment of its arguments is its manual.
+
+pub(crate) mod agent;
+pub(crate) mod bootstrap;
+pub(crate) mod completions;
+pub(crate) mod create;
+pub(crate) mod destroy;
+pub(crate) mod doctor;
+pub(crate) mod down;
+pub(crate) mod exec;
+pub(crate) mod info;
+pub(crate) mod instance;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod net;
+pub(crate) mod node;
+pub(crate) mod pool;
+pub(crate) mod record;
+pub(crate) mod restart;
+pub(crate) mod start;
+pub(crate) mod stats;
+pub(crate) mod stop;
+pub(crate) mod tenant;
+pub(crate) mod up;
+pub(crate) mod version;
+pub(crate) mod why;
+
+use clap::Args;
+use mvm_core::admit::DEFAULT_GRACE_MS;
+use mvm_core::name::Selector;
+
+use crate::units::Seconds;
+
+/// Which instances a verb means.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// TENANT/POOL/INSTANCE, a prefix of an id, TENANT/POOL or TENANT.
+    #[arg(required_unless_present = "all")]
+    selector: Option<Selector>,
+    /// Allow more than one instance; without SELECTOR, every instance of the node.
+    #[arg(long)]
+    all: bool,
+}
+
+impl Selection {
+    fn into_parts(self) -> (Selector, bool) {
+        (self.selector.unwrap_or(Selector::All), self.all)
+    }
+}
+
+/// How long a guest has to shut down.
+#[derive(Debug, Args)]
+pub(crate) struct GraceArgs {
+    /// How long the guest has to shut down before it is ended by force.
+    #[arg(long, value_name = "SECONDS", default_value_t = Seconds(DEFAULT_GRACE_MS / 1000))]
+    grace: Seconds,
+    /// End it at once, like --grace 0.
+    #[arg(long, conflicts_with = "grace")]
+    force: bool,
+}
+
+impl GraceArgs {
+    fn as_millis(&self) -> u64 {
+        if self.force { 0 } else { self.grace.as_millis() }
+    }
+}

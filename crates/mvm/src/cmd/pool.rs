@@ -1,0 +1,198 @@
+//! `mvm pool`.
+
+use clap::{Args, Subcommand};
+use mvm_core::admit::Request;
+use mvm_core::name::{PoolPath, TenantName};
+use mvm_core::spec::{ImageSpec, NetMode, PoolSpec, RestartPolicy};
+
+use crate::cli::Context;
+use crate::client::only;
+use crate::error::Result;
+use crate::output::tenants;
+use crate::request::{WaitArgs, carry_out};
+use crate::units::{Mib, Seconds};
+use crate::wait::Goal;
+
+/// Work with pools: groups of like instances.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool create demo/hello --mem 256M
+  mvm pool scale demo/hello --running 3")]
+pub(crate) struct Pool {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Create(Create),
+    List(List),
+    Info(Info),
+    Build(Build),
+    Scale(Scale),
+    Destroy(Destroy),
+}
+
+/// Make a pool, without instances.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool create demo/hello
+  mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always")]
+struct Create {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+    #[command(flatten)]
+    spec: SpecArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// What every instance of the pool is like.
+#[derive(Debug, Args)]
+struct SpecArgs {
+    /// Where the root filesystem comes from: builtin.
+    #[arg(long, value_name = "IMAGE", default_value_t = PoolSpec::default().image)]
+    image: ImageSpec,
+    /// Virtual CPUs of each instance.
+    #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
+    vcpus: u32,
+    /// Guest memory of each instance, such as 256 (MiB) or 2G.
+    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
+    mem: Mib,
+    /// Writable layer of each instance; it costs what is written.
+    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().disk_mib.into()))]
+    disk: Mib,
+    /// Whether instances have a network: tenant or none.
+    #[arg(long, value_name = "NET", default_value_t = PoolSpec::default().net)]
+    net: NetMode,
+    /// What happens when an instance ends by itself: always, on-failure or never.
+    #[arg(long, value_name = "POLICY", default_value_t = PoolSpec::default().restart)]
+    restart: RestartPolicy,
+    /// How long a guest has from launch until it answers.
+    #[arg(long, value_name = "SECONDS")]
+    #[arg(default_value_t = Seconds(PoolSpec::default().boot_timeout_s.into()))]
+    boot_timeout: Seconds,
+}
+
+impl From<SpecArgs> for PoolSpec {
+    fn from(args: SpecArgs) -> Self {
+        let SpecArgs { image, vcpus, mem, disk, net, restart, boot_timeout } = args;
+        Self {
+            image,
+            vcpus,
+            mem_mib: mem.saturating_u32(),
+            disk_mib: disk.saturating_u32(),
+            net,
+            restart,
+            boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// List pools.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool list
+  mvm pool list demo -o json")]
+struct List {
+    /// Only this tenant's.
+    tenant: Option<TenantName>,
+}
+
+/// Show one pool in full.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool info demo/hello")]
+struct Info {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+}
+
+/// Build a pool's image, or find it built.
+///
+/// An image is built by itself before the first instance starts. Instances that exist keep the
+/// image that they were first started with; new ones get the new one.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool build demo/hello")]
+struct Build {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Set how many instances of a pool run.
+///
+/// Stopped instances are started before new ones are made, and the newest are stopped first.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool scale demo/hello --running 3
+  mvm pool scale demo/hello --running 0")]
+struct Scale {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+    /// How many.
+    #[arg(long, value_name = "COUNT")]
+    running: u32,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Remove a pool and its instances.
+///
+/// A pool with running instances is refused, unless --force stops them first. What was on the
+/// instances' disks is lost.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool destroy demo/hello
+  mvm pool destroy demo/hello --force")]
+struct Destroy {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+    /// Stop running instances first.
+    #[arg(short, long)]
+    force: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+impl Pool {
+    /// Runs the verb.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        let (request, goal, path, wait) = match self.verb {
+            Verb::List(List { tenant }) => {
+                let views = context.client.pools(tenant, None).await?;
+                return context.ui.data(&views, || tenants::pool_list(&views));
+            }
+            Verb::Info(Info { path }) => {
+                let view = only(context.client.pools(None, Some(path)).await?)?;
+                return context.ui.data(&view, || tenants::pool_info(&view));
+            }
+            Verb::Scale(Scale { path, running, wait }) => {
+                let request = Request::PoolScale { path, running };
+                let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
+                return outcome.print_instances(context);
+            }
+            Verb::Create(Create { path, spec, wait }) => {
+                let request = Request::PoolCreate { path: path.clone(), spec: spec.into() };
+                (request, Goal::Settled, path, wait)
+            }
+            Verb::Build(Build { path, wait }) => {
+                (Request::PoolBuild { path: path.clone() }, Goal::Built, path, wait)
+            }
+            Verb::Destroy(Destroy { path, force, wait }) => {
+                let request = Request::PoolDestroy { path: path.clone(), force };
+                (request, Goal::Gone { tenant: None }, path, wait)
+            }
+        };
+        carry_out(context, request, goal, &wait).await?.print_name(context, path)
+    }
+}

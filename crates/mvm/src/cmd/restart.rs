@@ -1,0 +1,36 @@
+//! `mvm restart`, `mvm instance restart`.
+
+use clap::Args;
+use mvm_core::admit::Request;
+
+use super::{GraceArgs, Selection};
+use crate::cli::Context;
+use crate::error::Result;
+use crate::request::{WaitArgs, carry_out};
+use crate::wait::Goal;
+
+/// Stop and start instances.
+///
+/// Instances that do not run are started. Disks and addresses are kept.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm restart demo/hello
+  mvm restart demo --all --grace 2")]
+pub(crate) struct Restart {
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    grace: GraceArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+impl Restart {
+    /// Runs the verb.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        let (selector, all) = self.selection.into_parts();
+        let request = Request::InstanceRestart { selector, all, grace_ms: self.grace.as_millis() };
+        carry_out(context, request, Goal::Running, &self.wait).await?.print_instances(context)
+    }
+}

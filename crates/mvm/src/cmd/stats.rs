@@ -1,0 +1,36 @@
+//! `mvm stats`, `mvm instance stats`.
+
+use clap::Args;
+use mvm_core::name::Selector;
+
+use crate::cli::Context;
+use crate::error::Result;
+use crate::output::instances;
+
+/// Show what running instances use.
+///
+/// On the host: CPU time and memory of the VMM, guest memory included, and disk space. In the
+/// guest: memory, disk and load as its kernel sees them.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm stats
+  mvm stats demo/hello -o json")]
+pub(crate) struct Stats {
+    /// Only these: TENANT, TENANT/POOL or a prefix of an id.
+    selector: Option<Selector>,
+}
+
+impl Stats {
+    /// Runs the verb.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        let stats = context.client.stats(self.selector.unwrap_or(Selector::All)).await?;
+        context.ui.data(&stats, || instances::stats(&stats))?;
+        for view in &stats {
+            if let Some(error) = &view.guest_error {
+                context.ui.remark(&format!("{}: the guest did not answer: {error}", view.path));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Reads the document of `mvm up` and `mvm down`: TOML or YAML, from a file or standard input.
+//!
+//! A document that does not parse is refused with its file, line and column.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use mvm_core::spec::Document;
+
+/// The language of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Toml,
+    Yaml,
+}
+
+/// Why a document cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DocumentError {
+    /// The file cannot be read.
+    #[error("cannot read {name}: {source}")]
+    Read {
+        /// The file.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's name does not tell its language.
+    #[error(
+        "cannot tell the language of {name}: expected a name that ends in .toml, .yaml, .yml or .json"
+    )]
+    Language {
+        /// The file.
+        name: String,
+    },
+    /// The text is not a document.
+    #[error("{name}{place}: {message}{line}")]
+    Parse {
+        /// The file.
+        name: String,
+        /// `:LINE:COLUMN`, if known.
+        place: String,
+        /// What is wrong.
+        message: String,
+        /// The line itself with a mark below, if known.
+        line: String,
+    },
+}
+
+/// Reads a document; `-` is standard input.
+pub(crate) fn read(path: &Path) -> Result<Document, DocumentError> {
+    if path == Path::new("-") {
+        let name = "standard input".to_owned();
+        let mut text = String::new();
+        if let Err(source) = io::stdin().lock().read_to_string(&mut text) {
+            return Err(DocumentError::Read { name, source });
+        }
+        return parse(&name, &text, guess(&text));
+    }
+    let name = path.display().to_string();
+    let language = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("toml") => Language::Toml,
+        // JSON is YAML.
+        Some("yaml" | "yml" | "json") => Language::Yaml,
+        _ => return Err(DocumentError::Language { name }),
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&name, &text, language),
+        Err(source) => Err(DocumentError::Read { name, source }),
+    }
+}
+
+/// The language of a text without a name: the first line with content tells `key = value` and
+/// `[table]` from `key: value` and `{`.
+fn guess(text: &str) -> Language {
+    let content = |line: &&str| !line.is_empty() && !line.starts_with('#') && *line != "---";
+    match text.lines().map(str::trim).find(content) {
+        Some(line) if line.starts_with('[') => Language::Toml,
+        Some(line) => match (line.find('='), line.find(':')) {
+            (Some(equals), Some(colon)) if equals < colon => Language::Toml,
+            (Some(_), None) => Language::Toml,
+            _ => Language::Yaml,
+        },
+        None => Language::Yaml,
+    }
+}
+
+fn parse(name: &str, text: &str, language: Language) -> Result<Document, DocumentError> {
+    let (message, at) = match language {
+        Language::Toml => match toml::from_str(text) {
+            Ok(document) => return Ok(document),
+            Err(error) => {
+                (error.message().to_owned(), error.span().map(|s| position(text, s.start)))
+            }
+        },
+        Language::Yaml => match serde_saphyr::from_str(text) {
+            Ok(document) => return Ok(document),
+            Err(error) => {
+                let at = error.location().map(|at| (at.line() as usize, at.column() as usize));
+                (yaml_message(&error), at.filter(|(line, _)| *line > 0))
+            }
+        },
+    };
+    let (place, line) = match at {
+        None => (String::new(), String::new()),
+        Some((line, column)) => (format!(":{line}:{column}"), marked(text, line, column)),
+    };
+    Err(DocumentError::Parse { name: name.to_owned(), place, message, line })
+}
+
+/// The message without the place, which is shown in the same way for both languages.
+fn yaml_message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.lines().next().unwrap_or_default();
+    let text = match text.rfind(" at line ") {
+        Some(at) => &text[..at],
+        None => text,
+    };
+    match text.strip_prefix("error: ").unwrap_or(text).split_once(": ") {
+        Some((place, rest)) if place.starts_with("line ") => rest.to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+/// The 1-based line and column of a byte.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..text.floor_char_boundary(at)];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+fn marked(text: &str, line: usize, column: usize) -> String {
+    let Some(content) = text.lines().nth(line - 1) else { return String::new() };
+    // Tabs stay tabs, so that the mark stands below its column.
+    let blank = |c| if c == '\t' { '\t' } else { ' ' };
+    let pad: String = content.chars().take(column.saturating_sub(1)).map(blank).collect();
+    format!("\n  | {content}\n  | {pad}^")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(name: &str, text: &str, language: Language) -> String {
+        parse(name, text, language).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_examples_are_the_same_document_in_both_languages() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+        let toml = read(&examples.join("hello.toml")).unwrap();
+        assert_eq!(toml, read(&examples.join("hello.yaml")).unwrap());
+        assert_eq!(toml.pools.len(), 1);
+    }
+
+    #[test]
+    fn an_unknown_field_is_shown_with_its_place_and_the_allowed_ones() {
+        let toml = "tenant = \"demo\"\n[pools.hello]\n  memory = 3\n";
+        let yaml = "tenant: demo\npools:\n  hello:\n    memory: 3\n";
+        for (text, language, place, mark) in [
+            (toml, Language::Toml, "f:3:3: ", "\n  |   memory = 3\n  |   ^"),
+            (yaml, Language::Yaml, "f:4:5: ", "\n  |     memory: 3\n  |     ^"),
+        ] {
+            let error = failure("f", text, language);
+            assert!(error.starts_with(place), "{error}");
+            assert!(error.ends_with(mark), "{error}");
+            for part in ["unknown field `memory`", "mem_mib", "boot_timeout_s"] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_shown_with_its_place() {
+        let error = failure("f", "tenant = \"De mo\"\n", Language::Toml);
+        assert!(error.starts_with("f:1:10: "), "{error}");
+        assert!(error.contains("tenant name `De mo`"), "{error}");
+        let error = failure("f", "tenant: demo\npools:\n  a:\n    vcpus: many\n", Language::Yaml);
+        assert!(error.starts_with("f:4:12: "), "{error}");
+    }
+
+    #[test]
+    fn text_that_is_neither_language_is_refused() {
+        assert!(failure("f", "tenant = ", Language::Toml).starts_with("f:1:"));
+        assert!(failure("f", "a: [", Language::Yaml).starts_with("f:"));
+        assert!(failure("f", "", Language::Yaml).starts_with('f'));
+    }
+
+    #[test]
+    fn standard_inputs_language_is_told_from_its_content() {
+        for (text, language) in [
+            ("# x\n\ntenant = \"demo\"\n", Language::Toml),
+            ("[quota]\nvcpus = 1\n", Language::Toml),
+            ("name = \"a:b\"\n", Language::Toml),
+            ("---\ntenant: demo\n", Language::Yaml),
+            ("tenant: a=b\n", Language::Yaml),
+            ("{\"tenant\": \"demo\"}\n", Language::Yaml),
+            ("", Language::Yaml),
+        ] {
+            assert_eq!(guess(text), language, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_by_name() {
+        let error = read(Path::new("/tmp/fleet.ini")).unwrap_err();
+        assert!(error.to_string().contains("fleet.ini"));
+        let error = read(Path::new("/no/such/fleet.toml")).unwrap_err();
+        assert!(error.to_string().starts_with("cannot read /no/such/fleet.toml"));
+    }
+}

@@ -1,0 +1,455 @@
+//! Every way in which a command fails: what is printed, and with which exit code it ends.
+//!
+//! Commands return an [`Error`]; only [`crate::cli`] prints it.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+use mvm_core::name::{InstancePath, PoolPath, Selector};
+use mvm_wire::{ApiError, ConnectionError, ErrorCode};
+
+use crate::document::DocumentError;
+use crate::units::Seconds;
+use crate::wait::Failure;
+
+/// The exit codes; `docs/exit-codes.md` and `mvm --help` list them.
+pub(crate) mod exit {
+    /// It was done.
+    pub(crate) const OK: u8 = 0;
+    /// It failed.
+    pub(crate) const FAILURE: u8 = 1;
+    /// The command line, or a document, makes no sense.
+    pub(crate) const USAGE: u8 = 2;
+    /// The object does not exist.
+    pub(crate) const NOT_FOUND: u8 = 3;
+    /// A quota or the node's capacity is reached.
+    pub(crate) const OVER_LIMIT: u8 = 4;
+    /// The object is not in a state that allows it.
+    pub(crate) const CONFLICT: u8 = 5;
+    /// It was not done within `--timeout`.
+    pub(crate) const WAIT_TIMEOUT: u8 = 6;
+    /// The agent cannot be reached.
+    pub(crate) const UNREACHABLE: u8 = 7;
+    /// The program may not be run in the guest.
+    pub(crate) const PROGRAM_DENIED: u8 = 126;
+    /// The program does not exist in the guest.
+    pub(crate) const PROGRAM_NOT_FOUND: u8 = 127;
+    /// It was interrupted, as by Ctrl-C: 128 + SIGINT.
+    pub(crate) const INTERRUPTED: u8 = 130;
+    /// Whoever read the output went away: 128 + SIGPIPE.
+    pub(crate) const BROKEN_PIPE: u8 = 141;
+}
+
+/// Lines of a microVM's console that are shown with a failure.
+const CONSOLE_LINES: usize = 10;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The agent refused or failed the call.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The agent answered with something that is no answer to the call.
+    #[error("the agent gave an answer of another kind ({0})")]
+    UnexpectedReply(&'static str),
+    /// The connection broke.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// No agent runs, and the command does not start one.
+    #[error("no agent runs for {}", .state_dir.display())]
+    NoAgent {
+        /// The state directory.
+        state_dir: PathBuf,
+    },
+    /// There is a socket, but it cannot be used.
+    #[error("cannot reach the agent at {}", .socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// Only root may do it.
+    #[error("{what} needs root")]
+    NeedsRoot {
+        /// What.
+        what: String,
+    },
+    /// The agent could not be started.
+    #[error("cannot start the agent for {}", .state_dir.display())]
+    AgentStart {
+        /// The state directory.
+        state_dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent was started, and did not answer.
+    #[error("the agent (pid {pid}) {how}")]
+    AgentDied {
+        /// Its process id.
+        pid: u32,
+        /// What became of it.
+        how: &'static str,
+        /// Its log file.
+        log: PathBuf,
+        /// The log's last lines.
+        tail: Vec<String>,
+    },
+    /// The running agent uses something else than was asked for.
+    #[error("the running agent uses {runs}, not {wanted}")]
+    OtherVmm {
+        /// What it uses.
+        runs: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The agent itself failed.
+    #[error("the agent for {} failed", .state_dir.display())]
+    Serve {
+        /// The state directory.
+        state_dir: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// What was waited for failed.
+    #[error("{0}")]
+    Failed(Failure),
+    /// What was waited for took too long.
+    #[error("not done after {after}, still waiting for:\n{}", list(.waiting))]
+    WaitTimeout {
+        /// How long was waited.
+        after: Seconds,
+        /// What is not done and why, one line each.
+        waiting: Vec<String>,
+    },
+    /// The person stopped waiting.
+    #[error("interrupted: the request goes on in the background")]
+    StoppedWaiting,
+    /// The person hung up on a program.
+    #[error("interrupted")]
+    HungUp,
+    /// The document cannot be used.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// The arguments make no sense together.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to type instead.
+        hint: String,
+    },
+    /// The machine is not ready.
+    #[error("this machine is not ready for microVMs: {missing}")]
+    NotReady {
+        /// What is missing.
+        missing: String,
+    },
+    /// The machine could not be made ready, or examined.
+    #[error(transparent)]
+    Host(Box<dyn StdError + Send + Sync>),
+    /// The network is not as it should be; the differences are printed already.
+    #[error("{0} differences between the kernel's network state and the expected one")]
+    NetworkDiffers(usize),
+    /// A check of the machine failed; the findings are printed already.
+    #[error("{0} of the checks failed")]
+    ChecksFailed(usize),
+    /// A file or the terminal cannot be read.
+    #[error("cannot read {what}")]
+    Read {
+        /// Which.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Standard output cannot be written.
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+}
+
+/// The result of a command.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn list(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+impl Error {
+    /// An output failure; a reader that went away is told apart by [`Error::is_silent`].
+    pub(crate) fn output(error: impl Into<io::Error>) -> Self {
+        Self::Output(error.into())
+    }
+
+    /// Nothing that exists is meant.
+    pub(crate) fn no_instance(selector: &Selector) -> Self {
+        let message = format!("no instance matches {selector}");
+        Self::Api(ApiError::new(ErrorCode::NotFound, message).hint("see `mvm ps -a`"))
+    }
+
+    /// Several instances are meant where one is needed.
+    pub(crate) fn ambiguous<'a>(
+        selector: &Selector,
+        matches: impl Iterator<Item = &'a InstancePath>,
+    ) -> Self {
+        let matches: Vec<String> = matches.map(ToString::to_string).collect();
+        let message =
+            format!("{selector} matches {} instances: {}", matches.len(), matches.join(", "));
+        Self::Api(ApiError::new(ErrorCode::Conflict, message).hint("name one of them"))
+    }
+
+    /// The exit code.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Api(error) => api_exit_code(error.code),
+            Self::Connection(_) | Self::NoAgent { .. } | Self::Unreachable { .. } => {
+                exit::UNREACHABLE
+            }
+            Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
+            Self::OtherVmm { .. } => exit::CONFLICT,
+            Self::Failed(failure) if failure.superseded => exit::CONFLICT,
+            Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
+            Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
+            Self::Document(_) | Self::Usage { .. } => exit::USAGE,
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::BROKEN_PIPE,
+            Self::UnexpectedReply(_)
+            | Self::NeedsRoot { .. }
+            | Self::Serve { .. }
+            | Self::Failed(_)
+            | Self::NotReady { .. }
+            | Self::Host(_)
+            | Self::NetworkDiffers(_)
+            | Self::ChecksFailed(_)
+            | Self::Read { .. }
+            | Self::Output(_) => exit::FAILURE,
+        }
+    }
+
+    /// Whether nothing is to be printed: nobody reads any more.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::Api(error) => return error.hint.clone(),
+            Self::UnexpectedReply(_) => {
+                "the agent may be of another version: see `mvm agent status`, and `mvm agent stop` to have a new one started".to_owned()
+            }
+            Self::Connection(ConnectionError::Frame(_) | ConnectionError::Message(_)) => {
+                "the agent may be of another version: stop it with `mvm agent stop`, the next command starts a new one".to_owned()
+            }
+            Self::Connection(_) => "see `mvm agent status`, and `agent.log` in the state directory".to_owned(),
+            Self::NoAgent { .. } => "the next command that needs an agent starts one, such as `mvm ps`; or run `mvm agent serve`".to_owned(),
+            Self::Unreachable { source, .. } => {
+                let denied = source
+                    .downcast_ref::<io::Error>()
+                    .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+                let what = "the agent's socket belongs to root: run the command with `sudo`";
+                return denied.then(|| what.to_owned());
+            }
+            Self::NeedsRoot { .. } => "run the command with `sudo`".to_owned(),
+            Self::AgentStart { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run the command with `sudo`, or pass another --state-dir".to_owned()
+            }
+            Self::AgentDied { log, .. } => format!("the whole log is in {}", log.display()),
+            Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
+            Self::Failed(failure) => return Some(failure.hint.clone()),
+            Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
+            Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
+            Self::Usage { hint, .. } => hint.clone(),
+            Self::NotReady { .. } => "run `mvm bootstrap`, or pass --yes to have it done".to_owned(),
+            Self::NetworkDiffers(_) => "the agent repairs what is its own; `mvm node info` shows what it cannot repair".to_owned(),
+            Self::Document(_)
+            | Self::AgentStart { .. }
+            | Self::Serve { .. }
+            | Self::HungUp
+            | Self::Host(_)
+            | Self::ChecksFailed(_)
+            | Self::Read { .. }
+            | Self::Output(_) => return None,
+        };
+        Some(text)
+    }
+
+    /// Lines that somebody else wrote and that show more: a log's or a console's last ones.
+    fn quoted(&self) -> &[String] {
+        let lines: &[String] = match self {
+            Self::AgentDied { tail, .. } => tail,
+            Self::Failed(failure) => &failure.console,
+            _ => &[],
+        };
+        &lines[lines.len().saturating_sub(CONSOLE_LINES)..]
+    }
+
+    /// What is printed on standard error: what, why, and what to type next.
+    pub(crate) fn report(&self, color: Color) -> String {
+        let mut text = format!("{} {self}", color.bold_red("error:"));
+        let mut source = match self {
+            // Its text is the error's own.
+            Self::Api(_) | Self::Document(_) => None,
+            error => error.source(),
+        };
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.ends_with(&cause_text) {
+                let _ = write!(text, ": {cause_text}");
+            }
+            source = cause.source();
+        }
+        for line in self.quoted() {
+            let _ = write!(text, "\n  | {line}");
+        }
+        if let Some(hint) = self.hint() {
+            let _ = write!(text, "\n{} {hint}", color.bold("hint:"));
+        }
+        text
+    }
+}
+
+fn api_exit_code(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::Invalid => exit::USAGE,
+        ErrorCode::NotFound => exit::NOT_FOUND,
+        ErrorCode::OverLimit => exit::OVER_LIMIT,
+        ErrorCode::Conflict => exit::CONFLICT,
+        ErrorCode::GuestNotFound => exit::PROGRAM_NOT_FOUND,
+        ErrorCode::GuestDenied => exit::PROGRAM_DENIED,
+        ErrorCode::Unsupported
+        | ErrorCode::Guest
+        | ErrorCode::BadRecord
+        | ErrorCode::Internal
+        | ErrorCode::Unknown => exit::FAILURE,
+    }
+}
+
+/// Whether messages are coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Color {
+    /// With escape sequences of ANSI terminals.
+    Ansi,
+    /// As plain text.
+    Plain,
+}
+
+impl Color {
+    fn bold_red(self, text: &str) -> String {
+        self.wrap("1;31", text)
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    fn wrap(self, style: &str, text: &str) -> String {
+        match self {
+            Self::Ansi => format!("\x1b[{style}m{text}\x1b[0m"),
+            Self::Plain => text.to_owned(),
+        }
+    }
+}
+
+/// The hint for a pool whose image cannot be built.
+pub(crate) fn build_hint(pool: &PoolPath) -> String {
+    format!("`mvm doctor` examines the machine; then try again with `mvm pool build {pool}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typed_errors_of_the_agent_become_documented_exit_codes() {
+        for (code, expected) in [
+            (ErrorCode::Invalid, 2),
+            (ErrorCode::NotFound, 3),
+            (ErrorCode::OverLimit, 4),
+            (ErrorCode::Conflict, 5),
+            (ErrorCode::GuestDenied, 126),
+            (ErrorCode::GuestNotFound, 127),
+            (ErrorCode::Unsupported, 1),
+            (ErrorCode::Guest, 1),
+            (ErrorCode::BadRecord, 1),
+            (ErrorCode::Internal, 1),
+            (ErrorCode::Unknown, 1),
+        ] {
+            assert_eq!(Error::Api(ApiError::new(code, "x")).exit_code(), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_why_and_what_to_type_without_repeating_itself() {
+        let error = Error::from(
+            ApiError::new(ErrorCode::NotFound, "there is no pool demo/x")
+                .hint("see `mvm pool list`"),
+        );
+        let report = error.report(Color::Plain);
+        assert_eq!(report, "error: there is no pool demo/x\nhint: see `mvm pool list`");
+
+        let broken = io::Error::new(io::ErrorKind::ConnectionReset, "reset by peer");
+        let report = Error::from(ConnectionError::Io(broken)).report(Color::Plain);
+        assert!(
+            report.starts_with("error: the connection to the agent broke: reset by peer\nhint:"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn a_dead_agents_last_words_are_quoted() {
+        let tail = (0..30).map(|i| format!("line {i}")).collect();
+        let error =
+            Error::AgentDied { pid: 7, how: "ended at once", log: "/x/agent.log".into(), tail };
+        let report = error.report(Color::Plain);
+        assert!(
+            report.contains("\n  | line 29\nhint: the whole log is in /x/agent.log"),
+            "{report}"
+        );
+        assert!(!report.contains("line 19\n"), "{report}");
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_message() {
+        let error = Error::output(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(error.is_silent());
+        assert_eq!(error.exit_code(), 141);
+        assert!(!Error::output(io::Error::from(io::ErrorKind::StorageFull)).is_silent());
+    }
+
+    #[test]
+    fn a_socket_that_belongs_to_root_hints_at_sudo() {
+        let error = |kind: io::ErrorKind| Error::Unreachable {
+            socket: "/s".into(),
+            source: Box::new(io::Error::from(kind)),
+        };
+        let hint = error(io::ErrorKind::PermissionDenied).hint();
+        assert!(hint.is_some_and(|hint| hint.contains("sudo")));
+        assert_eq!(error(io::ErrorKind::Other).hint(), None);
+    }
+
+    #[test]
+    fn every_exit_code_is_documented() {
+        let document = include_str!("../../../docs/exit-codes.md");
+        for code in [
+            exit::OK,
+            exit::FAILURE,
+            exit::USAGE,
+            exit::NOT_FOUND,
+            exit::OVER_LIMIT,
+            exit::CONFLICT,
+            exit::WAIT_TIMEOUT,
+            exit::UNREACHABLE,
+            exit::PROGRAM_DENIED,
+            exit::PROGRAM_NOT_FOUND,
+            exit::INTERRUPTED,
+            exit::BROKEN_PIPE,
+        ] {
+            assert!(document.contains(&format!("| {code} |")), "{code} is not in the document");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Instances for people: lists, details, explanations and use of resources.
+
+use std::fmt::Write as _;
+
+use mvm_core::death::Death;
+use mvm_core::plan::Waiting;
+use mvm_core::record::DesiredState;
+use mvm_core::vmm::{ProcessEnd, VmExit};
+use mvm_wire::view::{InstanceView, StatsView, WhyView};
+
+use super::table::{fields, or_dash, table};
+use crate::units::{duration_text, kib_text, mib_text, utc_text};
+use crate::wait::progress::reason;
+
+/// A list of instances.
+pub(crate) fn list(views: &[InstanceView], now: u64) -> String {
+    let header = ["INSTANCE", "STATE", "ADDRESS", "VCPUS", "MEM", "UPTIME", "RESTARTS"];
+    let row = |view: &InstanceView| {
+        [
+            view.path.to_string(),
+            state(view, now),
+            or_dash(view.address),
+            view.vcpus.to_string(),
+            mib_text(view.mem_mib.into()),
+            or_dash(uptime(view, now)),
+            view.boots.saturating_sub(1).to_string(),
+        ]
+    };
+    table(header, views.iter().map(row))
+}
+
+fn uptime(view: &InstanceView, now: u64) -> Option<String> {
+    view.running_since_unix_ms.map(|since| duration_text(now.saturating_sub(since)))
+}
+
+/// The state with what the instance is in the middle of, or waits for, in a few words.
+fn state(view: &InstanceView, now: u64) -> String {
+    let state = view.state;
+    let more = match (&view.activity, &view.waiting) {
+        (Some(activity), _) => activity.clone(),
+        (None, Some(Waiting::Image { error: None })) => "waiting for image".to_owned(),
+        (None, Some(Waiting::Image { error: Some(_) })) => "image failed".to_owned(),
+        (None, Some(Waiting::StartSlot)) => "queued".to_owned(),
+        (None, Some(Waiting::Backoff { until_unix_ms, .. })) => {
+            format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
+        }
+        (None, Some(Waiting::RestartPolicy { .. } | Waiting::Step) | None) => {
+            return state.to_string();
+        }
+    };
+    format!("{state} ({more})")
+}
+
+fn wish(desired: DesiredState) -> &'static str {
+    match desired {
+        DesiredState::Running => "running",
+        DesiredState::Stopped => "stopped",
+        DesiredState::Destroyed => "destroyed",
+    }
+}
+
+/// One instance in full.
+pub(crate) fn info(view: &InstanceView, now: u64) -> String {
+    let mut rows = vec![
+        ("instance", view.path.to_string()),
+        ("state", state(view, now)),
+        ("wished", wish(view.desired).to_owned()),
+        ("generation", view.generation.to_string()),
+        ("address", or_dash(view.address)),
+        ("mac", or_dash(view.mac)),
+        ("tap", or_dash(view.tap.as_ref())),
+        ("vcpus", view.vcpus.to_string()),
+        ("memory", mib_text(view.mem_mib.into())),
+        ("disk", mib_text(view.disk_mib.into())),
+        ("revision", or_dash(view.revision.as_ref())),
+        ("vmm", or_dash(view.vmm)),
+        ("accelerator", or_dash(view.accel)),
+        ("vmm pid", or_dash(view.pid)),
+        ("uptime", or_dash(uptime(view, now))),
+        ("boots", view.boots.to_string()),
+        ("failures in a row", view.failures.to_string()),
+        ("created", moment(view.created_unix_ms, now)),
+    ];
+    if let Some(death) = &view.last_death {
+        let at = moment(death.at_unix_ms, now);
+        rows.push(("last end", format!("{}, {at}", death.cause)));
+    }
+    fields(rows)
+}
+
+fn moment(unix_ms: u64, now: u64) -> String {
+    format!("{} ago ({})", duration_text(now.saturating_sub(unix_ms)), utc_text(unix_ms))
+}
+
+/// Why an instance is in its state.
+pub(crate) fn why(why: &WhyView, now: u64) -> String {
+    let view = &why.instance;
+    let mut text = format!("{} is {}.\n{}\n", view.path, state(view, now), why.summary);
+    let _ = writeln!(text, "\nIt is wished to be {}.", wish(view.desired));
+    if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
+        let _ = writeln!(text, "It is not there yet: {reason}.");
+    }
+    if let Some(death) = &view.last_death {
+        let _ = writeln!(text, "\n{}", last_end(death, now));
+    }
+    let console = match (&view.last_death, why.console_tail.as_slice()) {
+        (Some(death), []) => death.console_tail.as_slice(),
+        (_, tail) => tail,
+    };
+    if !console.is_empty() {
+        let _ = writeln!(text, "\nThe last lines of its console:");
+        for line in console {
+            let _ = writeln!(text, "  | {line}");
+        }
+    }
+    text
+}
+
+fn last_end(death: &Death, now: u64) -> String {
+    let Death { cause, at_unix_ms, exit, .. } = death;
+    let exit = exit.as_ref().map_or_else(String::new, |exit| format!("; {}", vmm_end(exit)));
+    format!("Its last run ended {}: {cause}{exit}.", moment(*at_unix_ms, now))
+}
+
+fn vmm_end(exit: &VmExit) -> String {
+    match exit.process {
+        ProcessEnd::Exited { code } => format!("the VMM exited with code {code}"),
+        ProcessEnd::Signaled { signal } => format!("signal {signal} ended the VMM"),
+        ProcessEnd::Unobserved => "nobody saw the VMM end".to_owned(),
+    }
+}
+
+/// What instances use.
+pub(crate) fn stats(views: &[StatsView]) -> String {
+    let header = [
+        "INSTANCE",
+        "CPU TIME",
+        "HOST MEM",
+        "HOST DISK",
+        "GUEST MEM",
+        "GUEST DISK",
+        "LOAD",
+        "OOM KILLS",
+    ];
+    let row = |view: &StatsView| {
+        let guest = view.guest.as_ref();
+        let used = |total: u64, free: u64| {
+            format!("{} / {}", kib_text(total.saturating_sub(free)), kib_text(total))
+        };
+        [
+            view.path.to_string(),
+            format!("{}.{}s", view.cpu_ms / 1000, view.cpu_ms % 1000 / 100),
+            kib_text(view.host_rss_kib),
+            kib_text(view.host_disk_kib),
+            or_dash(guest.map(|g| used(g.mem_total_kib, g.mem_available_kib))),
+            or_dash(guest.map(|g| used(g.disk_total_kib, g.disk_free_kib))),
+            or_dash(guest.map(|g| format!("{:.2}", g.load[0]))),
+            or_dash(guest.map(|g| g.oom_kills)),
+        ]
+    };
+    table(header, views.iter().map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use mvm_core::death::Cause;
+    use mvm_core::lifecycle::State;
+
+    use super::*;
+    use crate::samples;
+
+    const NOW: u64 = 1_000_000_000;
+
+    fn failing() -> InstanceView {
+        InstanceView {
+            state: State::Failed,
+            waiting: Some(Waiting::Backoff { failures: 2, until_unix_ms: NOW + 2_000 }),
+            last_death: Some(Death {
+                cause: Cause::GuestPanic,
+                at_unix_ms: NOW - 61_000,
+                exit: Some(VmExit { process: ProcessEnd::Exited { code: 0 }, reason: None }),
+                console_tail: vec!["Kernel panic - not syncing".into()],
+            }),
+            address: None,
+            ..samples::instance("demo/hello/i-00000002")
+        }
+    }
+
+    #[test]
+    fn a_list_tells_state_address_and_uptime() {
+        let running = InstanceView {
+            running_since_unix_ms: Some(NOW - 65_000),
+            boots: 3,
+            ..samples::instance("demo/hello/i-00000001")
+        };
+        let stopping = InstanceView {
+            activity: Some("stopping".into()),
+            ..samples::instance("a/b/i-00000003")
+        };
+        let text = list(&[running, failing(), stopping], NOW);
+        let expected = "\
+INSTANCE                STATE                  ADDRESS      VCPUS   MEM       UPTIME   RESTARTS
+demo/hello/i-00000001   running                10.240.0.3   1       256 MiB   1m 5s    2
+demo/hello/i-00000002   failed (retry in 2s)   -            1       256 MiB   -        0
+a/b/i-00000003          running (stopping)     10.240.0.3   1       256 MiB   -        0";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn why_explains_wish_wait_end_and_console() {
+        let view = WhyView {
+            instance: failing(),
+            summary: "Its guest keeps panicking.".into(),
+            console_tail: vec![],
+        };
+        let expected = "\
+demo/hello/i-00000002 is failed (retry in 2s).
+Its guest keeps panicking.
+
+It is wished to be running.
+It is not there yet: failed 2 times in a row, tried again in 2s.
+
+Its last run ended 1m 1s ago (1970-01-12 13:45:39 UTC): guest kernel panic; the VMM exited with code 0.
+
+The last lines of its console:
+  | Kernel panic - not syncing
+";
+        assert_eq!(why(&view, NOW), expected);
+    }
+
+    #[test]
+    fn stats_do_without_a_guest_that_does_not_answer() {
+        let silent = StatsView {
+            path: "demo/hello/i-00000001".parse().unwrap(),
+            cpu_ms: 1_250,
+            host_rss_kib: 2048,
+            host_disk_kib: 512,
+            guest: None,
+            guest_error: Some("no answer".into()),
+        };
+        let guest = mvm_core::guest::Health {
+            mem_total_kib: 4096,
+            mem_available_kib: 1024,
+            load: [0.5, 0.0, 0.0],
+            ..Default::default()
+        };
+        let text = stats(&[silent.clone(), StatsView { guest: Some(guest), ..silent }]);
+        let lines: Vec<&str> = text.lines().collect();
+        let cells = |line: &str| -> Vec<String> {
+            line.split("   ").map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect()
+        };
+        assert_eq!(cells(lines[1])[1..5], ["1.2s", "2 MiB", "512 KiB", "-"]);
+        assert_eq!(cells(lines[2])[4], "3 MiB / 4 MiB");
+    }
+
+    #[test]
+    fn info_shows_the_last_end() {
+        let text = info(&failing(), NOW);
+        assert!(text.contains("last end:            guest kernel panic, 1m 1s ago"), "{text}");
+    }
+}

@@ -1,0 +1,155 @@
+//! Tenants and pools for people.
+
+use mvm_core::admit::Usage;
+use mvm_core::record::BuildState;
+use mvm_core::spec::Quota;
+use mvm_wire::view::{PoolView, TenantView};
+
+use super::table::{fields, or_dash, table};
+use crate::units::{mib_text, utc_text};
+
+/// A list of tenants: what is reserved, of what is allowed.
+pub(crate) fn tenant_list(views: &[TenantView]) -> String {
+    let header = ["TENANT", "SUBNET", "RUNNING", "VCPUS", "MEM", "DISK", "POOLS", "INSTANCES"];
+    let row = |view: &TenantView| {
+        let TenantView { quota, reserved, .. } = view;
+        [
+            format!("{}{}", view.name, removing(view.removing)),
+            view.subnet.clone(),
+            count(reserved.running, quota.running),
+            count(reserved.vcpus, quota.vcpus),
+            size(reserved.mem_mib, quota.mem_mib),
+            size(reserved.disk_mib, quota.disk_mib),
+            count(reserved.pools, quota.pools),
+            reserved.instances.to_string(),
+        ]
+    };
+    table(header, views.iter().map(row))
+}
+
+fn removing(is_removing: bool) -> &'static str {
+    if is_removing { " (being removed)" } else { "" }
+}
+
+fn count(used: u64, allowed: Option<u64>) -> String {
+    allowed.map_or_else(|| used.to_string(), |allowed| format!("{used}/{allowed}"))
+}
+
+fn size(used: u64, allowed: Option<u64>) -> String {
+    let used = mib_text(used);
+    allowed.map_or_else(|| used.clone(), |allowed| format!("{used} / {}", mib_text(allowed)))
+}
+
+/// One tenant in full.
+pub(crate) fn tenant_info(view: &TenantView) -> String {
+    let TenantView { quota, reserved, .. } = view;
+    let mut rows = vec![
+        ("tenant", format!("{}{}", view.name, removing(view.removing))),
+        ("subnet", view.subnet.clone()),
+        ("gateway", view.gateway.to_string()),
+        ("bridge", view.bridge.clone()),
+    ];
+    rows.extend(reservations(reserved, quota));
+    rows.push(("created", utc_text(view.created_unix_ms)));
+    fields(rows)
+}
+
+fn reservations(used: &Usage, quota: &Quota) -> Vec<(&'static str, String)> {
+    vec![
+        ("running", count(used.running, quota.running)),
+        ("vcpus", count(used.vcpus, quota.vcpus)),
+        ("memory", size(used.mem_mib, quota.mem_mib)),
+        ("disk", size(used.disk_mib, quota.disk_mib)),
+        ("pools", count(used.pools, quota.pools)),
+        ("instances", used.instances.to_string()),
+        ("instances per pool", or_dash(quota.instances_per_pool.map(|n| format!("at most {n}")))),
+    ]
+}
+
+/// A list of pools.
+pub(crate) fn pool_list(views: &[PoolView]) -> String {
+    let header = ["POOL", "IMAGE", "RUNNING", "INSTANCES", "VCPUS", "MEM", "REVISION", "BUILD"];
+    let row = |view: &PoolView| {
+        [
+            format!("{}{}", view.path, removing(view.removing)),
+            view.spec.image.to_string(),
+            format!("{}/{}", view.running, view.desired_running),
+            view.instances.to_string(),
+            view.spec.vcpus.to_string(),
+            mib_text(view.spec.mem_mib.into()),
+            or_dash(view.revision.as_ref()),
+            build(&view.build).to_owned(),
+        ]
+    };
+    table(header, views.iter().map(row))
+}
+
+fn build(state: &BuildState) -> &'static str {
+    match state {
+        BuildState::Idle => "-",
+        BuildState::Building { .. } => "building",
+        BuildState::Built { .. } => "built",
+        BuildState::Failed { .. } => "failed",
+    }
+}
+
+/// One pool in full.
+pub(crate) fn pool_info(view: &PoolView) -> String {
+    let PoolView { spec, .. } = view;
+    let build = match &view.build {
+        BuildState::Building { step } => format!("building: {step}"),
+        BuildState::Failed { error, at_unix_ms, .. } => {
+            format!("failed at {}: {error}", utc_text(*at_unix_ms))
+        }
+        state @ (BuildState::Idle | BuildState::Built { .. }) => build(state).to_owned(),
+    };
+    fields([
+        ("pool", format!("{}{}", view.path, removing(view.removing))),
+        ("image", spec.image.to_string()),
+        ("revision", or_dash(view.revision.as_ref())),
+        ("build", build),
+        ("running", format!("{} of {} wished", view.running, view.desired_running)),
+        ("instances", view.instances.to_string()),
+        ("vcpus", spec.vcpus.to_string()),
+        ("memory", mib_text(spec.mem_mib.into())),
+        ("disk", mib_text(spec.disk_mib.into())),
+        ("network", spec.net.to_string()),
+        ("restart", spec.restart.to_string()),
+        ("boot timeout", format!("{}s", spec.boot_timeout_s)),
+        ("created", utc_text(view.created_unix_ms)),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    #[test]
+    fn a_quota_is_shown_beside_what_is_reserved() {
+        let view = TenantView {
+            name: "demo".parse().unwrap(),
+            subnet: "10.240.0.0/24".into(),
+            gateway: [10, 240, 0, 1].into(),
+            bridge: "br-tenant-0".into(),
+            quota: Quota { vcpus: Some(8), mem_mib: Some(4096), ..Quota::default() },
+            reserved: Usage { vcpus: 2, mem_mib: 512, running: 2, ..Usage::default() },
+            created_unix_ms: 0,
+            removing: true,
+        };
+        let text = tenant_list(std::slice::from_ref(&view));
+        let row = text.lines().nth(1).unwrap();
+        assert!(row.starts_with("demo (being removed)   10.240.0.0/24   2 "), "{row}");
+        assert!(row.contains("2/8") && row.contains("512 MiB / 4 GiB"), "{row}");
+        assert!(tenant_info(&view).contains("gateway:              10.240.0.1"));
+    }
+
+    #[test]
+    fn a_failed_build_tells_why() {
+        let state = BuildState::Failed { error: "no network".into(), at_unix_ms: 0, failures: 1 };
+        let view = PoolView { build: state, ..samples::pool("demo/hello") };
+        assert!(pool_info(&view).contains("failed at 1970-01-01 00:00:00 UTC: no network"));
+        let text = pool_list(&[view]);
+        assert!(text.lines().nth(1).unwrap().ends_with("-          failed"), "{text}");
+    }
+}

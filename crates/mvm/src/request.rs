@@ -1,0 +1,152 @@
+//! The common path of every verb that changes something: submit, wait, and print what came of it.
+
+use clap::Args;
+use mvm_core::admit::Request;
+use mvm_wire::view::{InstanceView, PoolView};
+use mvm_wire::{Accepted, Reply};
+use serde::Serialize;
+
+use crate::cli::Context;
+use crate::client::unexpected;
+use crate::error::Result;
+use crate::units::Seconds;
+use crate::wait::{self, Goal, Snapshot};
+
+/// How long is waited unless told otherwise.
+const DEFAULT_TIMEOUT: Seconds = Seconds(900);
+
+/// Whether a verb waits until what it asks for is there.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WaitArgs {
+    /// Wait until it is done (the default).
+    #[arg(long, overrides_with = "no_wait")]
+    wait: bool,
+    /// Return as soon as the request is recorded.
+    #[arg(long, overrides_with = "wait")]
+    no_wait: bool,
+    /// How long to wait; the request goes on after that.
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT)]
+    timeout: Seconds,
+}
+
+impl WaitArgs {
+    fn waits(&self) -> bool {
+        self.wait || !self.no_wait
+    }
+}
+
+/// A request that the agent has accepted.
+pub(crate) struct Submitted {
+    accepted: Accepted,
+    at_unix_ms: u64,
+}
+
+/// What came of a request: what `-o json|yaml` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    /// The store's revision with the wish in it.
+    pub(crate) revision: u64,
+    /// Whether it was waited for.
+    pub(crate) waited: bool,
+    /// What the agent had to say.
+    pub(crate) notes: Vec<String>,
+    /// The instances that the request concerns.
+    pub(crate) concerns: Concerns,
+    /// Those of them that exist now.
+    pub(crate) instances: Vec<InstanceView>,
+    /// The pools that the request concerns, as far as they exist now.
+    pub(crate) pools: Vec<PoolView>,
+}
+
+/// The paths of what a request concerns.
+#[derive(Debug, Serialize)]
+pub(crate) struct Concerns {
+    /// Instances.
+    pub(crate) instances: Vec<String>,
+    /// Pools.
+    pub(crate) pools: Vec<String>,
+}
+
+/// Submits a request and says what the agent has to say.
+pub(crate) async fn submit(context: &Context, request: Request) -> Result<Submitted> {
+    let at_unix_ms = wait::now_unix_ms();
+    let accepted = context.client.submit(request).await?;
+    for note in &accepted.notes {
+        context.ui.remark(note);
+    }
+    Ok(Submitted { accepted, at_unix_ms })
+}
+
+/// Waits for a request's goal, if asked to.
+pub(crate) async fn finish(
+    context: &Context,
+    submitted: Submitted,
+    goal: &Goal,
+    args: &WaitArgs,
+) -> Result<Outcome> {
+    let Submitted { accepted, at_unix_ms } = submitted;
+    let has_targets = !accepted.instances.is_empty() || !accepted.pools.is_empty();
+    let snapshot = if !has_targets && goal.tenant().is_none() {
+        Snapshot::default()
+    } else if args.waits() {
+        let request = wait::Request { accepted: &accepted, goal, submitted_unix_ms: at_unix_ms };
+        let interrupt = async {
+            // Without a handler, Ctrl-C ends the process as usual.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let mut spinner = context.ui.spinner();
+        wait::wait(&context.client, &request, args.timeout, interrupt, |line| spinner.show(line))
+            .await?
+    } else {
+        look(context, &accepted).await?
+    };
+    let paths = |path: &dyn ToString| path.to_string();
+    Ok(Outcome {
+        revision: accepted.revision,
+        waited: args.waits(),
+        concerns: Concerns {
+            instances: accepted.instances.iter().map(|target| paths(&target.path)).collect(),
+            pools: accepted.pools.iter().map(|target| paths(&target.path)).collect(),
+        },
+        notes: accepted.notes,
+        instances: snapshot.instances.into_values().collect(),
+        pools: snapshot.pools.into_values().collect(),
+    })
+}
+
+/// Submits a request and waits for it.
+pub(crate) async fn carry_out(
+    context: &Context,
+    request: Request,
+    goal: Goal,
+    args: &WaitArgs,
+) -> Result<Outcome> {
+    let submitted = submit(context, request).await?;
+    finish(context, submitted, &goal, args).await
+}
+
+/// What is there right now.
+async fn look(context: &Context, accepted: &Accepted) -> Result<Snapshot> {
+    let mut connection = context.client.start(&wait::watch_call(accepted, None)).await?;
+    match connection.read.message().await? {
+        Reply::Snapshot { instances, pools, tenant_exists } => {
+            Ok(Snapshot::new(instances, pools, tenant_exists))
+        }
+        Reply::Error(error) => Err(error.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+impl Outcome {
+    /// Prints the paths of the instances that the request concerns.
+    pub(crate) fn print_instances(&self, context: &Context) -> Result<()> {
+        context.ui.data(self, || self.concerns.instances.join("\n"))
+    }
+
+    /// Prints the name of what the request concerns.
+    pub(crate) fn print_name(&self, context: &Context, name: impl ToString) -> Result<()> {
+        context.ui.data(self, || name.to_string())
+    }
+}

@@ -1,0 +1,49 @@
+//! Views for this crate's tests.
+
+use mvm_core::lifecycle::State;
+use mvm_core::record::{BuildState, DesiredState};
+use mvm_core::spec::PoolSpec;
+use mvm_wire::view::{InstanceView, PoolView};
+
+/// A running instance.
+pub(crate) fn instance(path: &str) -> InstanceView {
+    InstanceView {
+        path: path.parse().unwrap(),
+        state: State::Running,
+        activity: None,
+        desired: DesiredState::Running,
+        generation: 1,
+        waiting: None,
+        address: Some([10, 240, 0, 3].into()),
+        mac: None,
+        tap: None,
+        vcpus: 1,
+        mem_mib: 256,
+        disk_mib: 2048,
+        revision: None,
+        vmm: None,
+        pid: None,
+        accel: None,
+        running_since_unix_ms: None,
+        created_unix_ms: 0,
+        boots: 1,
+        failures: 0,
+        last_death: None,
+    }
+}
+
+/// A pool that was never built.
+pub(crate) fn pool(path: &str) -> PoolView {
+    PoolView {
+        path: path.parse().unwrap(),
+        spec: PoolSpec::default(),
+        desired_running: 1,
+        running: 1,
+        instances: 1,
+        revision: None,
+        build: BuildState::Idle,
+        build_generation: 0,
+        created_unix_ms: 0,
+        removing: false,
+    }
+}

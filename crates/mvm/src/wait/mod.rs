@@ -1,0 +1,85 @@
+//! Waits until what was asked for is there: follows the agent's watch and judges each snapshot.
+//!
+//! The judgement is [`progress::progress`], a pure function of levels. Waiting changes nothing: who
+//! stops waiting leaves the request to go on.
+
+pub(crate) mod progress;
+
+use std::future::Future;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mvm_core::name::{PoolPath, TenantName};
+use mvm_wire::{Accepted, Call, ConnectionError, Reply};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::client::{Client, unexpected};
+use crate::error::{Error, Result};
+use crate::units::Seconds;
+pub(crate) use progress::{Failure, Goal, Progress, Request, Snapshot, progress};
+
+/// How often the line about what is waited for is brought up to date without news.
+const REFRESH: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The host's clock in milliseconds since the Unix epoch: the agent's, as it runs on this machine.
+pub(crate) fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The objects to watch for a request: its targets, and the pools that its instances need.
+pub(crate) fn watch_call(accepted: &Accepted, tenant: Option<TenantName>) -> Call {
+    let mut pools: Vec<PoolPath> = accepted.pools.iter().map(|pool| pool.path.clone()).collect();
+    pools.extend(accepted.instances.iter().map(|instance| instance.path.pool.clone()));
+    pools.sort_unstable();
+    pools.dedup();
+    let instances = accepted.instances.iter().map(|instance| instance.path.clone()).collect();
+    Call::Watch { instances, pools, tenant }
+}
+
+/// Waits until the goal is reached and returns what is there then. `tell` is called with a line
+/// about what is waited for.
+///
+/// # Errors
+/// Something failed, `timeout` passed, `interrupt` ended first, or the agent went away.
+pub(crate) async fn wait(
+    client: &Client,
+    request: &Request<'_>,
+    timeout: Seconds,
+    interrupt: impl Future<Output = ()>,
+    mut tell: impl FnMut(&str),
+) -> Result<Snapshot> {
+    let deadline = Instant::now() + timeout.as_duration();
+    let call = watch_call(request.accepted, request.goal.tenant().cloned());
+    let mut connection = client.start(&call).await?;
+    let mut refresh = tokio::time::interval(REFRESH);
+    refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(interrupt);
+    let mut latest: Option<Snapshot> = None;
+    let mut waiting = vec!["the agent's first report".to_owned()];
+    loop {
+        tokio::select! {
+            reply = connection.read.message::<Reply>() => match reply? {
+                Reply::Snapshot { instances, pools, tenant_exists } => {
+                    latest = Some(Snapshot::new(instances, pools, tenant_exists));
+                }
+                Reply::Error(error) => return Err(error.into()),
+                Reply::Done => return Err(ConnectionError::HungUp.into()),
+                other => return Err(unexpected(&other)),
+            },
+            _ = refresh.tick() => {}
+            () = tokio::time::sleep_until(deadline) => {
+                return Err(Error::WaitTimeout { after: timeout, waiting });
+            }
+            () = &mut interrupt => return Err(Error::StoppedWaiting),
+        }
+        let Some(snapshot) = &latest else { continue };
+        match progress(request, snapshot, now_unix_ms()) {
+            Progress::Done => return Ok(latest.unwrap_or_default()),
+            Progress::Failed(failure) => return Err(Error::Failed(failure)),
+            Progress::Waiting { line, items } => {
+                tell(&line);
+                waiting = items;
+            }
+        }
+    }
+}

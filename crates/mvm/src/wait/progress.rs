@@ -1,0 +1,362 @@
+//! Judges whether a request's targets are where they are wished to be: levels, never edges.
+//!
+//! A snapshot that was missed does not matter: each one is judged by itself against the goal.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use mvm_core::lifecycle::State;
+use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::plan::Waiting;
+use mvm_core::record::{BuildState, DesiredState};
+use mvm_wire::view::{InstanceView, PoolView};
+use mvm_wire::{Accepted, InstanceTarget, PoolTarget};
+
+use crate::error::build_hint;
+use crate::units::duration_text;
+
+/// Items that are named when there are many.
+const NAMED: usize = 5;
+
+/// What is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// Each instance is where it is wished to be now.
+    Settled,
+    /// Every instance runs.
+    Running,
+    /// No instance runs.
+    Stopped,
+    /// Every pool's image is built.
+    Built,
+    /// The instances and pools, and the tenant if named, are gone.
+    Gone {
+        /// The tenant that is to go.
+        tenant: Option<TenantName>,
+    },
+}
+
+impl Goal {
+    /// The tenant whose end is waited for.
+    pub(crate) fn tenant(&self) -> Option<&TenantName> {
+        match self {
+            Self::Gone { tenant } => tenant.as_ref(),
+            Self::Settled | Self::Running | Self::Stopped | Self::Built => None,
+        }
+    }
+}
+
+/// A request that was accepted, and what is waited for.
+#[derive(Debug, Clone)]
+pub(crate) struct Request<'a> {
+    /// The targets.
+    pub(crate) accepted: &'a Accepted,
+    /// What is waited for.
+    pub(crate) goal: &'a Goal,
+    /// When it was submitted, in milliseconds since the Unix epoch: an image that failed to build
+    /// before is no failure of this request.
+    pub(crate) submitted_unix_ms: u64,
+}
+
+/// What a watch saw last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    /// The watched instances that exist.
+    pub(crate) instances: BTreeMap<InstancePath, InstanceView>,
+    /// The watched pools that exist.
+    pub(crate) pools: BTreeMap<PoolPath, PoolView>,
+    /// Whether the watched tenant exists.
+    pub(crate) tenant_exists: bool,
+}
+
+impl Snapshot {
+    /// A snapshot as it arrives.
+    pub(crate) fn new(
+        instances: Vec<InstanceView>,
+        pools: Vec<PoolView>,
+        tenant_exists: bool,
+    ) -> Self {
+        Self {
+            instances: instances.into_iter().map(|view| (view.path.clone(), view)).collect(),
+            pools: pools.into_iter().map(|view| (view.path.clone(), view)).collect(),
+            tenant_exists,
+        }
+    }
+}
+
+/// How far a request is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Not there yet.
+    Waiting {
+        /// All of it in one line.
+        line: String,
+        /// What is not there yet and why, each in a line.
+        items: Vec<String>,
+    },
+    /// The goal is reached.
+    Done,
+    /// It will not be reached by waiting.
+    Failed(Failure),
+}
+
+/// Why waiting is of no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// What failed, and why.
+    pub(crate) message: String,
+    /// The console's last lines.
+    pub(crate) console: Vec<String>,
+    /// What to type next.
+    pub(crate) hint: String,
+    /// Whether another request took over.
+    pub(crate) superseded: bool,
+    /// How many more failed.
+    pub(crate) others: usize,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match self.others {
+            0 => Ok(()),
+            others => write!(f, " (and {others} more failed)"),
+        }
+    }
+}
+
+/// One target's level.
+enum Level {
+    Reached,
+    NotYet(String),
+    Failed(Failure),
+}
+
+/// Judges a snapshot.
+pub(crate) fn progress(request: &Request<'_>, snapshot: &Snapshot, now_unix_ms: u64) -> Progress {
+    let Accepted { instances, pools, .. } = request.accepted;
+    let mut levels: Vec<Level> = Vec::new();
+    match request.goal {
+        Goal::Built => levels.extend(pools.iter().map(|pool| built(pool, snapshot))),
+        Goal::Gone { tenant } => {
+            let instances = instances.iter().filter_map(|i| snapshot.instances.get(&i.path));
+            levels.extend(instances.map(|view| Level::NotYet(describe(view, now_unix_ms))));
+            let pools = pools.iter().filter(|pool| snapshot.pools.contains_key(&pool.path));
+            levels.extend(
+                pools.map(|pool| Level::NotYet(format!("pool {} still exists", pool.path))),
+            );
+            if let Some(tenant) = tenant.as_ref().filter(|_| snapshot.tenant_exists) {
+                levels.push(Level::NotYet(format!("tenant {tenant} still exists")));
+            }
+        }
+        goal @ (Goal::Settled | Goal::Running | Goal::Stopped) => {
+            let judge = |target| instance_level(goal, request, target, snapshot, now_unix_ms);
+            levels.extend(instances.iter().map(judge));
+        }
+    }
+    summarize(request.goal, levels)
+}
+
+fn summarize(goal: &Goal, levels: Vec<Level>) -> Progress {
+    let total = levels.len();
+    let mut items = Vec::new();
+    let mut failures = Vec::new();
+    for level in levels {
+        match level {
+            Level::Reached => {}
+            Level::NotYet(item) => items.push(item),
+            Level::Failed(failure) => failures.push(failure),
+        }
+    }
+    let others = failures.len().saturating_sub(1);
+    if let Some(first) = failures.into_iter().next() {
+        return Progress::Failed(Failure { others, ..first });
+    }
+    let Some(first) = items.first() else { return Progress::Done };
+    let done = total - items.len();
+    let line = match (goal, total) {
+        (_, 1) => first.clone(),
+        (Goal::Settled, _) => format!("{done} of {total} as wished; {first}"),
+        (Goal::Running, _) => format!("{done} of {total} running; {first}"),
+        (Goal::Stopped, _) => format!("{done} of {total} stopped; {first}"),
+        (Goal::Built, _) => format!("{done} of {total} built; {first}"),
+        (Goal::Gone { .. }, _) => format!("{total} to go; {first}"),
+    };
+    if items.len() > NAMED {
+        let more = items.len() - NAMED;
+        items.truncate(NAMED);
+        items.push(format!("and {more} more"));
+    }
+    Progress::Waiting { line, items }
+}
+
+fn instance_level(
+    goal: &Goal,
+    request: &Request<'_>,
+    target: &InstanceTarget,
+    snapshot: &Snapshot,
+    now: u64,
+) -> Level {
+    let path = &target.path;
+    let Some(view) = snapshot.instances.get(path) else {
+        return match goal {
+            Goal::Settled => Level::Reached,
+            _ => superseded(format!("{path} was destroyed by another request")),
+        };
+    };
+    match (goal, view.desired) {
+        (Goal::Settled | Goal::Running, DesiredState::Running) => {
+            running(request, target, view, snapshot, now)
+        }
+        (Goal::Settled | Goal::Stopped, DesiredState::Stopped) => stopped(view, now),
+        (Goal::Settled, DesiredState::Destroyed) => Level::NotYet(describe(view, now)),
+        (_, DesiredState::Running) => superseded(format!("{path} was started by another request")),
+        (_, DesiredState::Stopped) => superseded(format!("{path} was stopped by another request")),
+        (_, DesiredState::Destroyed) => {
+            superseded(format!("{path} is being destroyed by another request"))
+        }
+    }
+}
+
+fn running(
+    request: &Request<'_>,
+    target: &InstanceTarget,
+    view: &InstanceView,
+    snapshot: &Snapshot,
+    now: u64,
+) -> Level {
+    let settled = view.activity.is_none() && view.generation >= target.generation;
+    match view.state {
+        State::Running if settled => Level::Reached,
+        // Ended, after the wish was acted upon.
+        State::Failed | State::Stopped if settled => Level::Failed(instance_failure(view)),
+        _ => match (&view.waiting, snapshot.pools.get(&view.path.pool)) {
+            (Some(Waiting::Image { .. }), Some(pool)) => image(request, pool, now),
+            _ => Level::NotYet(describe(view, now)),
+        },
+    }
+}
+
+fn stopped(view: &InstanceView, now: u64) -> Level {
+    match (view.state, &view.activity) {
+        (State::Created | State::Stopped | State::Failed | State::Destroyed, None) => {
+            Level::Reached
+        }
+        _ => Level::NotYet(describe(view, now)),
+    }
+}
+
+/// The image that an instance waits for.
+fn image(request: &Request<'_>, pool: &PoolView, now: u64) -> Level {
+    let path = &pool.path;
+    match &pool.build {
+        BuildState::Failed { error, at_unix_ms, .. }
+            if *at_unix_ms >= request.submitted_unix_ms =>
+        {
+            Level::Failed(build_failure(path, error))
+        }
+        BuildState::Failed { error, at_unix_ms, .. } => {
+            let ago = duration_text(now.saturating_sub(*at_unix_ms));
+            Level::NotYet(format!(
+                "{path}: building the image failed {ago} ago, it is tried again: {error}"
+            ))
+        }
+        BuildState::Building { step } => Level::NotYet(building(path, step)),
+        BuildState::Idle | BuildState::Built { .. } => {
+            Level::NotYet(format!("{path}: waiting for the image"))
+        }
+    }
+}
+
+fn built(target: &PoolTarget, snapshot: &Snapshot) -> Level {
+    let path = &target.path;
+    let Some(pool) = snapshot.pools.get(path) else {
+        return superseded(format!("pool {path} was destroyed by another request"));
+    };
+    match &pool.build {
+        BuildState::Building { step } => Level::NotYet(building(path, step)),
+        BuildState::Built { .. } if pool.build_generation >= target.build_generation => {
+            Level::Reached
+        }
+        BuildState::Failed { error, .. } if pool.build_generation >= target.build_generation => {
+            Level::Failed(build_failure(path, error))
+        }
+        _ => Level::NotYet(format!("{path}: waiting for the image")),
+    }
+}
+
+fn building(path: &PoolPath, step: &str) -> String {
+    format!("{path}: building the image: {step}")
+}
+
+fn build_failure(path: &PoolPath, error: &str) -> Failure {
+    Failure {
+        message: format!("the image of {path} cannot be built: {error}"),
+        console: Vec::new(),
+        hint: build_hint(path),
+        superseded: false,
+        others: 0,
+    }
+}
+
+fn instance_failure(view: &InstanceView) -> Failure {
+    let path = &view.path;
+    let (cause, console) = match &view.last_death {
+        Some(death) => (format!(": {}", death.cause), death.console_tail.clone()),
+        None => (String::new(), Vec::new()),
+    };
+    let state = view.state;
+    let hint = match view.waiting {
+        Some(Waiting::RestartPolicy { .. }) => {
+            format!("see `mvm why {path}` and `mvm logs {path}`")
+        }
+        _ => format!(
+            "it is tried again in the background; see `mvm why {path}` and `mvm logs {path}`"
+        ),
+    };
+    Failure {
+        message: format!("{path} {state}{cause}"),
+        console,
+        hint,
+        superseded: false,
+        others: 0,
+    }
+}
+
+fn superseded(message: String) -> Level {
+    let hint = "see `mvm ps -a`".to_owned();
+    Level::Failed(Failure { message, console: Vec::new(), hint, superseded: true, others: 0 })
+}
+
+/// An instance that is not there yet, and why.
+fn describe(view: &InstanceView, now: u64) -> String {
+    let doing = view.activity.as_deref().map_or_else(|| view.state.to_string(), str::to_owned);
+    match view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
+        Some(reason) => format!("{}: {doing}, {reason}", view.path),
+        None => format!("{}: {doing}", view.path),
+    }
+}
+
+/// Why an instance waits, in words; `None` if what it is in the middle of says it all.
+pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
+    match waiting {
+        Waiting::Image { error: None } => Some("waiting for its pool's image".to_owned()),
+        Waiting::Image { error: Some(error) } => {
+            Some(format!("its pool's image could not be built and is tried again: {error}"))
+        }
+        Waiting::StartSlot => Some("waiting until others have started".to_owned()),
+        Waiting::Backoff { failures, until_unix_ms } => {
+            let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
+            let times = if *failures == 1 { "once" } else { "times in a row" };
+            let count = if *failures == 1 { String::new() } else { format!("{failures} ") };
+            Some(format!("failed {count}{times}, tried again in {left}"))
+        }
+        Waiting::RestartPolicy { policy } => {
+            Some(format!("left so by its restart policy `{policy}`"))
+        }
+        Waiting::Step => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
