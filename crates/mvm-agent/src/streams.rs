@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mvm_core::frame;
 use mvm_core::guest::{ErrorKind, ExecRequest};
-use mvm_core::lifecycle::State;
+use mvm_core::lifecycle::{Phase, State};
 use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::DesiredState;
 use mvm_host::guest::{ExecEvent, ExecInput, Session, SessionError};
@@ -17,6 +17,7 @@ use mvm_wire::{
     ApiError, Call, Connection, ConnectionError, ErrorCode, Item, LogKind, ReadHalf, Reply,
     WriteHalf,
 };
+use tokio::time::Instant;
 
 use crate::node::{Node, chain};
 use crate::server::{finish, one};
@@ -25,6 +26,10 @@ use crate::views;
 
 /// How long a guest has to answer a question.
 pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a guest whose session is over has to open another one.
+const REJOIN_LIMIT: Duration = Duration::from_secs(10);
+/// How often sessions are looked for while one is waited for.
+const SESSION_POLL: Duration = Duration::from_millis(20);
 /// How often a log file that is followed is looked at.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a log that are sent at once.
@@ -63,9 +68,11 @@ pub(crate) async fn watch(
     }
 }
 
-/// A session with an instance that a selector means: any running one will do.
+/// A session with an instance that a selector means: any running one will do. One that is starting
+/// is waited for, and so, for a while, is a guest that an agent has just adopted.
 async fn session(node: &Node, selector: &Selector) -> Result<(InstancePath, Session), ApiError> {
     let mut state = node.state.follow();
+    let rejoined_by = Instant::now() + REJOIN_LIMIT;
     loop {
         let mirror = state.borrow_and_update().clone();
         let candidates: Vec<&InstancePath> =
@@ -78,16 +85,24 @@ async fn session(node: &Node, selector: &Selector) -> Result<(InstancePath, Sess
                 return Ok(((*path).clone(), session));
             }
         }
-        let starting = candidates.iter().any(|path| {
+        let is_near = |path: &&InstancePath| {
             let wanted = mirror.desired.instances.get(*path);
-            mirror.status(path).activity() == Some("starting")
-                && wanted.is_some_and(|record| record.desired == DesiredState::Running)
-        });
-        if !starting {
+            wanted.is_some_and(|record| record.desired == DesiredState::Running)
+                && match mirror.status(path).phase {
+                    Phase::Starting { .. } => true,
+                    Phase::Running { .. } => Instant::now() < rejoined_by,
+                    _ => false,
+                }
+        };
+        if !candidates.iter().copied().any(|path| is_near(&path)) {
             return Err(unavailable(&mirror, selector, &candidates));
         }
-        if state.changed().await.is_err() {
-            return Err(ApiError::new(ErrorCode::Internal, "the agent is ending"));
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return Err(ApiError::new(ErrorCode::Internal, "the agent is ending"));
+            },
+            // Sessions are not part of the state that is followed.
+            () = tokio::time::sleep(SESSION_POLL) => {}
         }
     }
 }

@@ -11,7 +11,9 @@ use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
 use mvm_host::process::run;
 use mvm_host::vmm::{CONSOLE_LOG, Nic, VmSpec, Vmm, VmmError};
-use vmm_support::{Backend, Guest, Host, PATIENCE, eventually, qemu::Qemu, sim::Sim, text_of};
+use vmm_support::{
+    Backend, Guest, Host, PATIENCE, eventually, processes_of, qemu::Qemu, sim::Sim, text_of,
+};
 
 /// Runs each promise as a test on each backend: on the simulated one in modelled time.
 macro_rules! contract {
@@ -356,21 +358,14 @@ async fn a_launch_that_is_given_up_leaves_no_process() {
     let (vmm, spec) = (host.backend.vmm(), host.spec(1));
     {
         let launch = vmm.launch(&spec);
-        let started = eventually("QEMU runs", || processes_of(spec.uid) > 0);
+        let started = eventually("QEMU runs", || !processes_of(spec.uid).is_empty());
         tokio::select! {
             biased;
             () = started => {}
             _ = launch => panic!("it was quicker than the process list"),
         }
     }
-    assert_eq!(processes_of(spec.uid), 0);
+    assert_eq!(processes_of(spec.uid), []);
     assert!(!spec.dir.join("qmp.sock").exists());
     vmm.launch(&spec).await.unwrap().kill().await.unwrap();
-}
-
-/// How many processes a user has.
-fn processes_of(uid: u32) -> usize {
-    use std::os::unix::fs::MetadataExt;
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    processes.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == uid)).count()
 }

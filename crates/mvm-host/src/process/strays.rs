@@ -10,8 +10,12 @@ use super::{Process, ProcessIdentity};
 /// The user must be one that mvm alone gives to processes: each instance has its own.
 ///
 /// # Errors
-/// `/proc` cannot be read, or a process cannot be ended.
+/// `/proc` cannot be read, a process cannot be ended, or the user is root or the caller's own.
 pub async fn end_all_of(uid: u32) -> io::Result<usize> {
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        let message = format!("user {uid} also runs what is not a microVM");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
     let mut ended = 0;
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
@@ -37,6 +41,13 @@ mod tests {
     use super::*;
     use std::os::unix::process::CommandExt;
     use std::process::Command;
+
+    #[tokio::test]
+    async fn root_s_processes_and_one_s_own_are_never_ended() {
+        for uid in [0, rustix::process::geteuid().as_raw()] {
+            assert_eq!(end_all_of(uid).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+    }
 
     #[tokio::test]
     #[allow(clippy::print_stderr)] // a skipped test says why

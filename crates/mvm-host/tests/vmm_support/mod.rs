@@ -3,7 +3,7 @@
 pub(crate) mod qemu;
 pub(crate) mod sim;
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use mvm_core::name::InstanceId;
 use mvm_host::vmm::{Disk, DiskAccess, GuestStream, Vm, VmSpec, Vmm};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long anything may take: an emulated guest on a busy machine boots in seconds.
@@ -78,6 +80,26 @@ impl<B: Backend> Host<B> {
             id,
         }
     }
+}
+
+/// A test that fails leaves no VMM behind either.
+impl<B> Drop for Host<B> {
+    fn drop(&mut self) {
+        for pid in self.uids.iter().flat_map(|uid| processes_of(*uid)) {
+            let killed = pidfd_open(pid, PidfdFlags::empty())
+                .and_then(|pidfd| pidfd_send_signal(pidfd, Signal::KILL));
+            assert!(matches!(killed, Ok(()) | Err(Errno::SRCH)), "{killed:?}");
+        }
+    }
+}
+
+/// The processes of a user.
+pub(crate) fn processes_of(uid: u32) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    entries
+        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == uid))
+        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+        .collect()
 }
 
 /// A user id that no other test, in this process or another, uses at the same time.

@@ -1,7 +1,8 @@
 //! Real QEMU in software, with a guest made of a distribution's kernel and busybox.
 //!
 //! `MVM_TEST_KERNEL_DIR` names a directory with an unpacked kernel package: `boot/vmlinuz-*` and
-//! `lib/modules/*`. Also needed: root, `qemu-system-x86_64`, and a static `/bin/busybox`.
+//! `lib/modules/*`. Also needed: root, `qemu-system-x86_64` (or another one that `MVM_TEST_QEMU` names),
+//! and a static `/bin/busybox`.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -93,7 +94,11 @@ impl Qemu {
 
 impl Backend for Qemu {
     fn vmm(&self) -> Arc<dyn Vmm> {
-        Arc::new(QemuVmm::new(QemuConfig::new(Accel::Tcg)))
+        let mut config = QemuConfig::new(Accel::Tcg);
+        if let Some(program) = std::env::var_os("MVM_TEST_QEMU") {
+            config.program = program.into();
+        }
+        Arc::new(QemuVmm::new(config))
     }
 
     fn vmm_without_program(&self) -> Option<Arc<dyn Vmm>> {

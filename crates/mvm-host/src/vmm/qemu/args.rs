@@ -50,10 +50,11 @@ pub(super) fn arguments(
     let mut args = Arguments::default();
     args.option("-name", spec.id.as_str());
     // No legacy timers and interrupt controllers: the guest is told the frequency of its counter.
-    // The clock chip stays, so that the guest knows the time from its first line on.
+    // The clock chip stays, so that the guest knows the time from its first line on, and so do
+    // option ROMs: without them the firmware of newer QEMUs loads no kernel.
     args.option(
         "-machine",
-        "microvm,acpi=on,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram",
+        "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram",
     );
     match accel {
         Accel::Kvm => args.option("-accel", "kvm").option("-cpu", "host"),

@@ -1,0 +1,156 @@
+//! Which VMM and accelerator run this machine's microVMs, and why: a pure choice.
+
+use mvm_core::vmm::{Accel, VmmKind};
+
+use super::facts::Facts;
+use super::kvm::KvmVerdict;
+
+/// Why a VMM or accelerator that was asked for cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlatformError {
+    /// Firecracker was asked for, which this build cannot drive.
+    #[error("this build of mvm has no Firecracker driver yet; use `--vmm qemu`")]
+    NoFirecrackerDriver,
+    /// KVM was asked for on a machine where it cannot be opened.
+    #[error("KVM cannot be used: {verdict}; use `--accel tcg`, or none for the best that works")]
+    NoKvm {
+        /// What is in the way.
+        verdict: String,
+    },
+}
+
+/// What runs the microVMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The VMM.
+    pub vmm: VmmKind,
+    /// What executes the guests' instructions.
+    pub accel: Accel,
+    /// Why, as a sentence fragment for people.
+    pub why: String,
+}
+
+/// Chooses the VMM and accelerator; what was asked for wins over what seems best.
+///
+/// # Errors
+/// What was asked for cannot work on this machine or in this build.
+pub fn choose(
+    vmm: Option<VmmKind>,
+    accel: Option<Accel>,
+    facts: &Facts,
+) -> Result<Choice, PlatformError> {
+    match vmm {
+        Some(VmmKind::Firecracker) => Err(PlatformError::NoFirecrackerDriver),
+        Some(VmmKind::Sim) => Ok(Choice {
+            vmm: VmmKind::Sim,
+            accel: accel.unwrap_or(Accel::Tcg),
+            why: "asked for; nothing real runs".to_owned(),
+        }),
+        Some(VmmKind::Qemu) | None => {
+            let (accel, why) = choose_accel(accel, facts.kvm.verdict())?;
+            Ok(Choice { vmm: VmmKind::Qemu, accel, why })
+        }
+    }
+}
+
+fn choose_accel(asked: Option<Accel>, kvm: KvmVerdict) -> Result<(Accel, String), PlatformError> {
+    let best = if kvm == KvmVerdict::Usable { Accel::Kvm } else { Accel::Tcg };
+    match (asked, &kvm) {
+        (Some(Accel::Kvm), KvmVerdict::Absent | KvmVerdict::NotOpenable { .. }) => {
+            Err(PlatformError::NoKvm { verdict: kvm.to_string() })
+        }
+        (Some(Accel::Kvm), KvmVerdict::Unusable { .. }) => {
+            Ok((Accel::Kvm, format!("asked for, although guests are likely to fail: {kvm}")))
+        }
+        (Some(Accel::Kvm), KvmVerdict::Usable) => Ok((Accel::Kvm, format!("asked for; {kvm}"))),
+        (Some(Accel::Tcg), _) => Ok((Accel::Tcg, "asked for; guests run in software".to_owned())),
+        (None, KvmVerdict::Usable) => Ok((best, kvm.to_string())),
+        (None, _) => Ok((best, format!("guests run in software, because {kvm}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::facts::tests::facts;
+    use crate::platform::kvm::{Device, Probe};
+
+    fn on(device: Device, guest_us: u64) -> Facts {
+        let mut facts = facts();
+        facts.kvm.device = device;
+        facts.kvm.probe = Some(Probe::Finished { guest_us, host_us: 55, refused_msr: None });
+        facts
+    }
+
+    fn usable() -> Facts {
+        on(Device::Opens, 60)
+    }
+
+    fn emulated() -> Facts {
+        on(Device::Opens, 200_000)
+    }
+
+    #[track_caller]
+    fn chosen(vmm: Option<VmmKind>, accel: Option<Accel>, facts: &Facts) -> (VmmKind, Accel) {
+        let choice = choose(vmm, accel, facts).unwrap();
+        assert!(!choice.why.is_empty());
+        (choice.vmm, choice.accel)
+    }
+
+    #[test]
+    fn the_best_that_works_is_the_default() {
+        for vmm in [None, Some(VmmKind::Qemu)] {
+            assert_eq!(chosen(vmm, None, &usable()), (VmmKind::Qemu, Accel::Kvm));
+            assert_eq!(chosen(vmm, None, &emulated()), (VmmKind::Qemu, Accel::Tcg));
+            assert_eq!(chosen(vmm, None, &on(Device::Absent, 60)), (VmmKind::Qemu, Accel::Tcg));
+        }
+    }
+
+    #[test]
+    fn a_fallback_says_what_was_in_the_way() {
+        let why = choose(None, None, &on(Device::Absent, 60)).unwrap().why;
+        assert_eq!(why, "guests run in software, because there is no /dev/kvm");
+    }
+
+    #[test]
+    fn software_may_be_asked_for_where_kvm_works() {
+        assert_eq!(chosen(None, Some(Accel::Tcg), &usable()), (VmmKind::Qemu, Accel::Tcg));
+    }
+
+    #[test]
+    fn kvm_that_opens_may_be_forced_with_a_warning() {
+        let choice = choose(None, Some(Accel::Kvm), &emulated()).unwrap();
+        assert_eq!(choice.accel, Accel::Kvm);
+        assert!(choice.why.contains("likely to fail"), "{}", choice.why);
+        assert!(choice.why.contains("times slower"), "{}", choice.why);
+    }
+
+    #[test]
+    fn kvm_that_does_not_open_cannot_be_forced() {
+        let denied = Device::NotOpenable { problem: "permission denied".into() };
+        for (device, expected) in [(Device::Absent, "no /dev/kvm"), (denied, "permission denied")] {
+            let error = choose(None, Some(Accel::Kvm), &on(device, 60)).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("--accel tcg"), "{error}");
+        }
+    }
+
+    #[test]
+    fn firecracker_is_refused_with_what_to_use_instead() {
+        let error = choose(Some(VmmKind::Firecracker), Some(Accel::Kvm), &usable()).unwrap_err();
+        assert_eq!(error, PlatformError::NoFirecrackerDriver);
+        assert!(error.to_string().contains("--vmm qemu"));
+    }
+
+    #[test]
+    fn the_simulator_runs_only_when_asked_for_and_needs_no_kvm() {
+        let absent = on(Device::Absent, 60);
+        for accel in [Accel::Kvm, Accel::Tcg] {
+            let choice = chosen(Some(VmmKind::Sim), Some(accel), &absent);
+            assert_eq!(choice, (VmmKind::Sim, accel));
+        }
+        assert_eq!(chosen(Some(VmmKind::Sim), None, &absent).0, VmmKind::Sim);
+        for facts in [usable(), emulated(), absent] {
+            assert_ne!(chosen(None, None, &facts).0, VmmKind::Sim);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Checks of the programs that mvm runs, and of the kernel that it boots.
+
+use super::Check;
+use crate::bootstrap::packages::{PackageManager, Program, Step};
+use crate::platform::facts::{Facts, GuestKernel, Qemu};
+
+/// The oldest QEMU whose snapshots and `microvm` machine are known to work.
+const MIN_QEMU: (u32, u32) = (7, 2);
+const BOOTSTRAP: &str = "sudo mvm bootstrap";
+const IMPORT: &str = "sudo mvm bootstrap --kernel VMLINUZ --modules /lib/modules/RELEASE";
+
+pub(super) fn checks(facts: &Facts) -> Vec<Check> {
+    vec![
+        qemu(facts),
+        program("mkfs.erofs", Program::MkfsErofs, facts),
+        program("mke2fs", Program::Mke2fs, facts),
+        program("nft", Program::Nft, facts),
+        apt(facts),
+        guest_kernel(facts),
+    ]
+}
+
+fn qemu(facts: &Facts) -> Check {
+    match &facts.qemu {
+        Qemu::Installed { version: (major, minor) } if (*major, *minor) >= MIN_QEMU => {
+            Check::ok("qemu", format!("{} {major}.{minor}", Program::Qemu.executable()))
+        }
+        Qemu::Installed { version: (major, minor) } => Check::fail(
+            "qemu",
+            format!("version {major}.{minor} is too old: {}.{} is needed", MIN_QEMU.0, MIN_QEMU.1),
+            upgrade(facts),
+        ),
+        Qemu::Broken { problem } => Check::fail("qemu", problem, upgrade(facts)),
+        Qemu::Missing => program("qemu", Program::Qemu, facts),
+    }
+}
+
+/// Installing is what `mvm bootstrap` does where it can; elsewhere the user types it.
+fn install(program: Program, facts: &Facts) -> String {
+    match facts.package_manager {
+        Some(PackageManager::Apt) => BOOTSTRAP.to_owned(),
+        Some(manager) => {
+            let step = Step::Install(vec![program.package(manager)]);
+            format!("sudo {}", step.command(manager).join(" "))
+        }
+        None => format!("install the package that has {}", program.executable()),
+    }
+}
+
+fn upgrade(facts: &Facts) -> String {
+    match facts.package_manager {
+        // It is installed, so bootstrap would leave it alone.
+        Some(PackageManager::Apt) => format!(
+            "sudo apt-get update && sudo apt-get install --no-install-recommends {}",
+            Program::Qemu.package(PackageManager::Apt)
+        ),
+        Some(PackageManager::Dnf) => {
+            format!("sudo dnf upgrade -y {}", Program::Qemu.package(PackageManager::Dnf))
+        }
+        Some(PackageManager::Pacman) => {
+            format!("sudo pacman -Syu {}", Program::Qemu.package(PackageManager::Pacman))
+        }
+        None => format!("install QEMU {}.{} or later", MIN_QEMU.0, MIN_QEMU.1),
+    }
+}
+
+fn program(name: &'static str, program: Program, facts: &Facts) -> Check {
+    match facts.missing.contains(&program) {
+        false => Check::ok(name, "installed"),
+        true => Check::fail(name, "not installed", install(program, facts)),
+    }
+}
+
+fn apt(facts: &Facts) -> Check {
+    match facts.package_manager {
+        Some(PackageManager::Apt) => Check::ok("apt", "packages and guest kernels can be fetched"),
+        Some(PackageManager::Dnf | PackageManager::Pacman) | None => Check::warn(
+            "apt",
+            "no `apt-get`: guest kernels cannot be fetched, only imported",
+            IMPORT,
+        ),
+    }
+}
+
+fn guest_kernel(facts: &Facts) -> Check {
+    let fix = match facts.package_manager {
+        Some(PackageManager::Apt) => BOOTSTRAP,
+        Some(PackageManager::Dnf | PackageManager::Pacman) | None => IMPORT,
+    };
+    match &facts.guest_kernel {
+        GuestKernel::Installed { id } => Check::ok("guest-kernel", id),
+        GuestKernel::Missing => Check::fail("guest-kernel", "none fetched yet", fix),
+        GuestKernel::Damaged { problem } => Check::fail("guest-kernel", problem, fix),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::doctor::Verdict;
+    use crate::platform::facts::tests::facts;
+
+    #[track_caller]
+    fn assert_fails(check: Check, fix: &str) {
+        assert_eq!((check.verdict, check.fix.as_deref()), (Verdict::Fail, Some(fix)), "{check:?}");
+    }
+
+    #[test]
+    fn each_missing_program_is_a_check_that_bootstrap_mends() {
+        let facts = Facts { missing: Program::ALL.to_vec(), qemu: Qemu::Missing, ..facts() };
+        for check in &checks(&facts)[..4] {
+            assert_fails(check.clone(), "sudo mvm bootstrap");
+        }
+    }
+
+    #[test]
+    fn other_distributions_get_their_own_command() {
+        let missing = vec![Program::Nft];
+        let package_manager = Some(PackageManager::Pacman);
+        let facts = Facts { missing, package_manager, ..facts() };
+        let fix = "sudo pacman -S --needed --noconfirm nftables";
+        assert_fails(program("nft", Program::Nft, &facts), fix);
+    }
+
+    #[test]
+    fn an_old_qemu_is_upgraded_and_a_newer_one_is_fine() {
+        let with = |version| qemu(&Facts { qemu: Qemu::Installed { version }, ..facts() });
+        for version in [(7, 2), (7, 10), (10, 0)] {
+            assert_eq!(with(version).verdict, Verdict::Ok, "{version:?}");
+        }
+        for version in [(7, 1), (6, 9)] {
+            let check = with(version);
+            assert_eq!(check.verdict, Verdict::Fail, "{version:?}");
+            assert!(check.fix.unwrap().contains("apt-get install"), "{version:?}");
+        }
+    }
+
+    #[test]
+    fn a_broken_qemu_says_what_it_said() {
+        let problem = "error while loading shared libraries".to_owned();
+        let check = qemu(&Facts { qemu: Qemu::Broken { problem: problem.clone() }, ..facts() });
+        assert_eq!((check.verdict, check.detail), (Verdict::Fail, problem));
+    }
+
+    #[test]
+    fn a_guest_kernel_is_fetched_with_apt_and_imported_without() {
+        let facts = Facts { guest_kernel: GuestKernel::Missing, ..facts() };
+        assert_fails(guest_kernel(&facts), BOOTSTRAP);
+        let facts = Facts { package_manager: None, ..facts };
+        assert_fails(guest_kernel(&facts), IMPORT);
+        assert_eq!(apt(&facts).verdict, Verdict::Warn);
+    }
+}
