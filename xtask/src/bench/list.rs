@@ -1,11 +1,14 @@
 //! `list`: the command that lists a thousand instances, against the same program doing nothing.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use mvm_core::admit::Request;
+use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
 use tokio::process::Command;
+use tokio::time::{sleep, timeout};
 
 use super::lab::Lab;
 use super::report::Report;
@@ -15,12 +18,16 @@ use super::statistics::{Summary, median};
 const COUNT: u32 = 1000;
 /// The ratio to `mvm --version` that the list may reach.
 const RATIO: f64 = 3.0;
+/// How long the simulated instances have to run, and how often they are looked at.
+const START_LIMIT: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(500);
 
 /// Measures this many lists of each kind.
 pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let pool = lab.pool().await?;
-    let created = lab.client().create(&pool, COUNT).await?;
-    ensure!(created.len() == COUNT as usize, "only {} instances were created", created.len());
+    let request = Request::InstanceCreate { pool, count: COUNT, start: true };
+    lab.client().submit(request).await?;
+    timeout(START_LIMIT, all_run(lab)).await.context("not all simulated instances run")??;
     let state_dir = lab.state_dir().to_str().context("the repository's path is not UTF-8")?;
     let table = ["--state-dir", state_dir, "ps", "-a"];
     let json = ["--state-dir", state_dir, "ps", "-a", "-o", "json"];
@@ -45,6 +52,17 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     report.part("the agent's answer, read by this (unoptimised) program", median(&call), "ms");
     report.target_ratio(RATIO);
     Ok(report)
+}
+
+/// Waits until all instances run. A watch would send all of them at each of their changes.
+async fn all_run(lab: &Lab) -> anyhow::Result<()> {
+    loop {
+        let instances = lab.client().instances(Selector::All).await?;
+        if instances.iter().filter(|view| view.state == State::Running).count() == COUNT as usize {
+            return Ok(());
+        }
+        sleep(POLL).await;
+    }
 }
 
 /// Runs a command; its time in milliseconds and how many lines it wrote.

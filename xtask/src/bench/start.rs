@@ -20,15 +20,11 @@ use super::statistics::{Summary, median};
 
 /// The ratio that a start may reach.
 const RATIO: f64 = 1.10;
-/// The instance's writable layer, made at its first start.
-const LAYER: &str = "layer.ext4";
 
 /// When a start had got where, since its request.
 #[derive(Debug, Clone, Copy)]
 struct Steps {
     accepted: Duration,
-    /// Strays are ended, and the writable layer is about to be made.
-    began_disk: Duration,
     /// Layer, tap and rules are there, and QEMU is about to be started.
     prepared: Duration,
     /// QEMU has answered, and its process is on record.
@@ -89,10 +85,9 @@ async fn one_start(lab: &Lab, pool: &PoolPath) -> anyhow::Result<(Steps, Instanc
     client.exec(&path).await?;
     let exec = began.elapsed();
     let dir = lab.instance_dir(&path);
-    let born = |file: &str| born(&dir.join(file), began_wall);
-    let (began_disk, prepared) = (born(LAYER)?, born(CONSOLE_LOG)?);
+    let prepared = born(&dir.join(CONSOLE_LOG), began_wall)?;
     let launched = launched.unwrap_or(ready);
-    Ok((Steps { accepted, began_disk, prepared, launched, ready, exec }, view))
+    Ok((Steps { accepted, prepared, launched, ready, exec }, view))
 }
 
 /// When a file was made.
@@ -119,10 +114,9 @@ fn report(ours: &[Steps], raw: &[Milestones]) -> Option<Report> {
     let (ours_ms, raw_ms) = (Summary::of(&totals)?, Summary::of(&raw_totals)?);
     let mut report = Report::new("start", sample, ours_ms, Some(raw_ms));
     type Step<T> = (&'static str, fn(&T) -> (Duration, Duration));
-    let our_parts: [Step<Steps>; 6] = [
+    let our_parts: [Step<Steps>; 5] = [
         ("ours: request admitted and stored", |s| (Duration::ZERO, s.accepted)),
-        ("ours: planned, strays looked for", |s| (s.accepted, s.began_disk)),
-        ("ours: layer, tap and rules made", |s| (s.began_disk, s.prepared)),
+        ("ours: planned, layer, tap and rules made", |s| (s.accepted, s.prepared)),
         ("ours: QEMU started, answers on QMP, on record", |s| (s.prepared, s.launched)),
         ("ours: kernel and guest agent to hello, configured", |s| (s.launched, s.ready)),
         ("ours: first program", |s| (s.ready, s.exec)),
@@ -160,7 +154,6 @@ mod tests {
         let at = Duration::from_millis;
         let steps = Steps {
             accepted: at(5),
-            began_disk: at(12),
             prepared: at(30),
             launched: at(90),
             ready: at(1900),
