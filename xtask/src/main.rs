@@ -1,5 +1,7 @@
 //! The project's own tasks: the gate that CI, the README and contributors call, and the benchmarks.
 
+#![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
+
 mod bench;
 mod gate;
 

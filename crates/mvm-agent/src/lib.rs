@@ -76,10 +76,8 @@ pub enum AgentError {
 /// The state directory is in use, the machine cannot run a node as asked, or the state or socket
 /// cannot be opened.
 pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
-    lock::private_dir(&options.state_dir).map_err(|source| SetupError::StateDir {
-        path: options.state_dir.clone(),
-        source,
-    })?;
+    lock::private_dir(&options.state_dir)
+        .map_err(|source| SetupError::StateDir { path: options.state_dir.clone(), source })?;
     let _lock = lock::acquire(&options.state_dir)?;
     let (config, host) = setup::set_up(&options).await?;
     let dir = config.state_dir.clone();
@@ -90,7 +88,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     tracing::info!(state_dir = %dir.display(), "serving");
     tokio::select! {
-        () = server::run(node.node.clone(), listener) => {}
+        never = server::run(node.node.clone(), listener) => match never {},
         () = node.stopped() => {}
         () = ended_by_signal() => {}
     }

@@ -1,5 +1,6 @@
 //! The API server: one connection, one call.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use mvm_core::name::{InstancePath, Selector};
@@ -19,14 +20,13 @@ use crate::{streams, submit, views};
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
 
-/// Serves a socket until the agent is told to end.
-pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) {
+/// Serves a socket for as long as the agent runs.
+pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
             Some(_) = connections.join_next() => continue,
-            () = std::future::pending::<()>() => return,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -73,8 +73,9 @@ async fn answer(
             return streams::logs(node, &selector, kind, follow, tail, connection).await;
         }
         Call::AgentStop => {
+            finish(&mut connection.write, Ok(Reply::Done)).await?;
             node.stop.notify_waiters();
-            Ok(Reply::Done)
+            return Ok(());
         }
         call => unary(node, call).await,
     };
@@ -178,8 +179,9 @@ pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, 
         }
         (Some(first), Some(second)) => {
             let more = matches.count();
+            let count = more + 2;
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message = format!("{selector} means several instances: {first}, {second}{more}");
+            let message = format!("{selector} matches {count} instances: {first}, {second}{more}");
             Err(ApiError::new(ErrorCode::Invalid, message).hint("name one of them"))
         }
     }

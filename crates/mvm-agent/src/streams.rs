@@ -30,6 +30,9 @@ pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REJOIN_LIMIT: Duration = Duration::from_secs(10);
 /// How often sessions are looked for while one is waited for.
 const SESSION_POLL: Duration = Duration::from_millis(20);
+/// Pieces of standard input, of at most 64 KiB, and signals that are kept for a program whose guest
+/// still starts.
+const EARLY_MAX: usize = 16;
 /// How often a log file that is followed is looked at.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a log that are sent at once.
@@ -140,10 +143,15 @@ pub(crate) async fn exec(
     request: ExecRequest,
     connection: Connection,
 ) -> Result<(), ConnectionError> {
-    let Connection { read, mut write } = connection;
-    let (instance, session) = match session(node, selector).await {
-        Ok(found) => found,
-        Err(error) => return finish(&mut write, Err(error)).await,
+    let Connection { mut read, mut write } = connection;
+    let mut early = Vec::new();
+    let (instance, session) = tokio::select! {
+        found = session(node, selector) => match found {
+            Ok(found) => found,
+            Err(error) => return finish(&mut write, Err(error)).await,
+        },
+        // Whoever hangs up while a guest starts wants the program no more.
+        () = hung_up(&mut read, &mut early) => return Ok(()),
     };
     let exec = match session.exec(request, GUEST_TIMEOUT).await {
         Ok(exec) => exec,
@@ -180,16 +188,33 @@ pub(crate) async fn exec(
     };
     tokio::select! {
         carried = carry_out => carried,
-        () = carry_in(read, input) => Ok(()),
+        () = carry_in(read, early, input) => Ok(()),
     }
 }
 
-/// Carries standard input and signals to the guest; returns when the caller hangs up.
-async fn carry_in(mut read: ReadHalf, mut input: ExecInput) {
-    loop {
-        let item = match read.next().await {
-            Ok(Some(item)) => item,
+/// Waits until the caller hangs up, and keeps what it says until then. A caller that says more than
+/// is kept has to wait.
+async fn hung_up(read: &mut ReadHalf, kept: &mut Vec<Item>) {
+    while kept.len() < EARLY_MAX {
+        match read.next().await {
+            Ok(Some(item)) => kept.push(item),
             Ok(None) | Err(_) => return,
+        }
+    }
+    std::future::pending().await
+}
+
+/// Carries standard input and signals to the guest, first the early ones; returns when the caller
+/// hangs up.
+async fn carry_in(mut read: ReadHalf, early: Vec<Item>, mut input: ExecInput) {
+    let mut early = early.into_iter();
+    loop {
+        let item = match early.next() {
+            Some(item) => item,
+            None => match read.next().await {
+                Ok(Some(item)) => item,
+                Ok(None) | Err(_) => return,
+            },
         };
         // A failure means that the program has ended, which the other direction reports.
         let _ = match item {
@@ -208,16 +233,17 @@ async fn carry_in(mut read: ReadHalf, mut input: ExecInput) {
 }
 
 fn guest_error(instance: &InstancePath, error: &SessionError) -> ApiError {
-    let code = match error {
-        SessionError::Guest { error: guest, .. } => match guest.kind {
-            ErrorKind::NotFound => ErrorCode::GuestNotFound,
-            ErrorKind::Denied => ErrorCode::GuestDenied,
-            ErrorKind::Invalid => ErrorCode::Invalid,
-            _ => ErrorCode::Guest,
-        },
+    let SessionError::Guest { error: guest, .. } = error else {
+        return ApiError::new(ErrorCode::Guest, format!("{instance}: {}", chain(error)));
+    };
+    let code = match guest.kind {
+        ErrorKind::NotFound => ErrorCode::GuestNotFound,
+        ErrorKind::Denied => ErrorCode::GuestDenied,
+        ErrorKind::Invalid => ErrorCode::Invalid,
         _ => ErrorCode::Guest,
     };
-    ApiError::new(code, format!("{instance}: {}", chain(error)))
+    // What was asked for is what the person typed: the guest's own words say what is wrong with it.
+    ApiError::new(code, format!("{instance}: {}", chain(guest)))
 }
 
 /// Sends a log.

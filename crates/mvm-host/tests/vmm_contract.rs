@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
-use mvm_host::process::run;
 use mvm_host::vmm::{CONSOLE_LOG, Nic, VmSpec, Vmm, VmmError};
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, processes_of, qemu::Qemu, sim::Sim, text_of,
@@ -331,7 +330,10 @@ async fn a_tap_serves_one_microvm_at_a_time_which_has_its_address() {
     let Some(backend) = real_qemu() else { return };
     // SAFETY: only the network namespace of this thread changes.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
-    run("ip", ["tuntap", "add", "dev", "mvmtap0", "mode", "tap"], b"").await.unwrap();
+    let added = std::process::Command::new("ip")
+        .args(["tuntap", "add", "dev", "mvmtap0", "mode", "tap"])
+        .status();
+    assert!(added.unwrap().success());
     let host = Host::new(backend);
     let mac = MacAddr([0x02, 0x6d, 10, 240, 0, 3]);
     let with_nic = |number, tap: &str| VmSpec {

@@ -1,10 +1,11 @@
 //! The command line as a whole: global options, verbs, and the way from arguments to an exit code.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use mvm_core::vmm::{Accel, VmmKind};
 use tracing_subscriber::EnvFilter;
 
@@ -121,7 +122,10 @@ pub(crate) fn main() -> i32 {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way too, and whoever reads them may have gone.
-            let _ = error.print();
+            let _ = match help_for_missing_verb(&error) {
+                Some(help) => write!(std::io::stderr(), "{}", help.ansi()),
+                None => error.print(),
+            };
             return error.exit_code();
         }
     };
@@ -136,6 +140,24 @@ pub(crate) fn main() -> i32 {
         }
     };
     code.into()
+}
+
+/// The help of `mvm`, or of a noun, that was typed without a verb: what can be typed next says more
+/// than that something is missing.
+fn help_for_missing_verb(error: &clap::Error) -> Option<clap::builder::StyledStr> {
+    if error.kind() != ErrorKind::MissingSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let mut command = Cli::command();
+    command.build();
+    let mut noun = &mut command;
+    for word in typed.split(' ').skip(1) {
+        noun = noun.find_subcommand_mut(word)?;
+    }
+    Some(noun.render_help())
 }
 
 /// Runs a verb and returns its exit code.

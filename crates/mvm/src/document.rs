@@ -7,6 +7,8 @@ use std::path::Path;
 
 use mvm_core::spec::Document;
 
+use crate::units::SUBNET_EXPECTED;
+
 /// The language of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Language {
@@ -105,7 +107,19 @@ fn parse(name: &str, text: &str, language: Language) -> Result<Document, Documen
         None => (String::new(), String::new()),
         Some((line, column)) => (format!(":{line}:{column}"), marked(text, line, column)),
     };
-    Err(DocumentError::Parse { name: name.to_owned(), place, message, line })
+    Err(DocumentError::Parse { name: name.to_owned(), place, message: plain(message), line })
+}
+
+/// The message for someone who does not write programs: parsers name types of their own language.
+fn plain(message: String) -> String {
+    if message == "invalid IP address syntax" {
+        return format!("expected {SUBNET_EXPECTED}");
+    }
+    let Some((rest, "u32" | "u64")) = message.rsplit_once(' ') else { return message };
+    match rest.strip_suffix(", expected") {
+        Some(found) => format!("{found}, expected a whole number"),
+        None => "expected a whole number".to_owned(),
+    }
 }
 
 /// The message without the place, which is shown in the same way for both languages.
@@ -176,7 +190,14 @@ mod tests {
         assert!(error.starts_with("f:1:10: "), "{error}");
         assert!(error.contains("tenant name `De mo`"), "{error}");
         let error = failure("f", "tenant: demo\npools:\n  a:\n    vcpus: many\n", Language::Yaml);
-        assert!(error.starts_with("f:4:12: "), "{error}");
+        assert!(error.starts_with("f:4:12: expected a whole number"), "{error}");
+        let error = failure("f", "tenant = \"a\"\n[quota]\nvcpus = \"2\"\n", Language::Toml);
+        let expected = "f:3:9: invalid type: string \"2\", expected a whole number\n";
+        assert!(error.starts_with(expected), "{error}");
+        for text in ["tenant = \"a\"\nsubnet = \"10.1.0.0\"\n", "subnet = \"x\"\n"] {
+            let error = failure("f", text, Language::Toml);
+            assert!(error.contains("expected a subnet such as 10.240.7.0/24"), "{error}");
+        }
     }
 
     #[test]

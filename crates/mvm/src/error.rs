@@ -154,10 +154,10 @@ pub(crate) enum Error {
     #[error(transparent)]
     Host(Box<dyn StdError + Send + Sync>),
     /// The network is not as it should be; the differences are printed already.
-    #[error("{0} differences between the kernel's network state and the expected one")]
+    #[error("the kernel's network state differs from the expected one in {}", count(*.0, "point"))]
     NetworkDiffers(usize),
     /// A check of the machine failed; the findings are printed already.
-    #[error("{0} of the checks failed")]
+    #[error("{} failed", count(*.0, "check"))]
     ChecksFailed(usize),
     /// A file or the terminal cannot be read.
     #[error("cannot read {what}")]
@@ -175,6 +175,10 @@ pub(crate) enum Error {
 
 /// The result of a command.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
 
 fn list(lines: &[String]) -> String {
     lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
@@ -200,7 +204,7 @@ impl Error {
         let matches: Vec<String> = matches.map(ToString::to_string).collect();
         let message =
             format!("{selector} matches {} instances: {}", matches.len(), matches.join(", "));
-        Self::Api(ApiError::new(ErrorCode::Conflict, message).hint("name one of them"))
+        Self::Api(ApiError::new(ErrorCode::Invalid, message).hint("name one of them"))
     }
 
     /// The exit code.
@@ -398,6 +402,13 @@ mod tests {
             report.starts_with("error: the connection to the agent broke: reset by peer\nhint:"),
             "{report}"
         );
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(Error::ChecksFailed(1).to_string(), "1 check failed");
+        assert!(Error::NetworkDiffers(1).to_string().ends_with("in 1 point"));
+        assert!(Error::NetworkDiffers(2).to_string().ends_with("in 2 points"));
     }
 
     #[test]

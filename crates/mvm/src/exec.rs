@@ -3,6 +3,7 @@
 //! The terminal is not touched here: the caller brings the streams, so that tests bring their own.
 
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN, KIND_STDOUT};
@@ -50,14 +51,20 @@ where
     let Connection { read, write } = connection;
     let Streams { stdin, signals, stdout, stderr } = streams;
     let (forward, forwarded) = mpsc::channel(8);
+    let has_started = AtomicBool::new(false);
     tokio::select! {
-        status = receive(read, stdout, stderr) => status,
+        status = receive(read, stdout, stderr, &has_started) => status,
         () = send(write, stdin, forwarded) => Err(ConnectionError::HungUp.into()),
-        () = hang_up(signals, forward) => Err(Error::HungUp),
+        () = hang_up(signals, forward, &has_started) => Err(Error::HungUp),
     }
 }
 
-async fn receive<O, E>(mut read: ReadHalf, mut stdout: O, mut stderr: E) -> Result<ExitStatus>
+async fn receive<O, E>(
+    mut read: ReadHalf,
+    mut stdout: O,
+    mut stderr: E,
+    has_started: &AtomicBool,
+) -> Result<ExitStatus>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
@@ -71,7 +78,7 @@ where
             Item::Data { kind: KIND_STDERR, bytes } => drop(put(&mut stderr, &bytes).await),
             Item::Data { .. } => {}
             message @ Item::Message(_) => match message.parse()? {
-                Reply::ExecStarted { .. } => {}
+                Reply::ExecStarted { .. } => has_started.store(true, Ordering::Relaxed),
                 Reply::ExecExit(status) => return Ok(status),
                 Reply::Error(error) => return Err(error.into()),
                 other => return Err(unexpected(&other)),
@@ -116,10 +123,18 @@ async fn next_piece(stdin: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u
     }
 }
 
-/// Forwards signals, and ends when the person has had enough.
-async fn hang_up(mut signals: mpsc::Receiver<i32>, forward: mpsc::Sender<i32>) {
+/// Forwards signals, and ends when the person has had enough: at the second Ctrl-C, or at once as
+/// long as there is no program that a signal could reach.
+async fn hang_up(
+    mut signals: mpsc::Receiver<i32>,
+    forward: mpsc::Sender<i32>,
+    has_started: &AtomicBool,
+) {
     let mut interrupted: Option<Instant> = None;
     while let Some(signal) = signals.recv().await {
+        if !has_started.load(Ordering::Relaxed) {
+            return;
+        }
         if signal == SIGINT {
             if interrupted.is_some_and(|at| at.elapsed() < HANG_UP_WITHIN) {
                 return;

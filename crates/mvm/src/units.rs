@@ -7,6 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
 /// A size in MiB, typed as `256`, `256M` or `2G`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mib(pub(crate) u64);
@@ -15,11 +17,19 @@ pub(crate) struct Mib(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seconds(pub(crate) u64);
 
-/// Why a size or a time was not understood.
+/// Why a size, a time or a subnet was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}")]
 pub(crate) struct UnitError {
     expected: &'static str,
+}
+
+/// How a subnet is typed.
+pub(crate) const SUBNET_EXPECTED: &str = "a subnet such as 10.240.7.0/24";
+
+/// A subnet, typed as `10.240.7.0/24`.
+pub(crate) fn subnet(text: &str) -> Result<Ipv4Net, UnitError> {
+    text.parse().map_err(|_| UnitError { expected: SUBNET_EXPECTED })
 }
 
 impl FromStr for Mib {
@@ -100,6 +110,9 @@ impl fmt::Display for Seconds {
 
 /// A size in MiB for people.
 pub(crate) fn mib_text(mib: u64) -> String {
+    if mib == 0 {
+        return "0 MiB".to_owned();
+    }
     kib_text(mib.saturating_mul(1024))
 }
 
@@ -184,6 +197,14 @@ mod tests {
         }
         for bad in ["", "s", "1d", "1.5", "-3", "18446744073709551615"] {
             assert!(bad.parse::<Seconds>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_subnet_has_a_prefix_length() {
+        assert_eq!(subnet("10.1.0.0/24").unwrap().to_string(), "10.1.0.0/24");
+        for bad in ["", "10.1.0.0", "10.1.0.0/33", "10.1.0/24", "fd00::/64"] {
+            assert!(subnet(bad).is_err(), "{bad:?} was accepted");
         }
     }
 

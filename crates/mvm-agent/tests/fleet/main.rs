@@ -1,5 +1,7 @@
 //! The agent as a whole on the simulated host: the loop, the actors and the API, in virtual time.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod faults;
 mod life;
 mod node;

@@ -13,7 +13,7 @@ use super::BootstrapError;
 use crate::image::digest::Digest;
 use crate::image::durable::{NameLock, Named};
 use crate::image::progress::{OnProgress, Progress, human_size, step};
-use crate::image::tool::{Tool, ToolError};
+use crate::process::{Tool, ToolError};
 
 /// How long to wait for another process that refreshes the package lists.
 const LISTS_LOCK_TIMEOUT: Duration = Duration::from_secs(120);

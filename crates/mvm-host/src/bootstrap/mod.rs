@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::image::durable::FileError;
 use crate::image::progress::OnProgress;
-use crate::image::tool::ToolError;
+use crate::process::ToolError;
 
 pub(crate) mod apt;
 pub(crate) mod deb;

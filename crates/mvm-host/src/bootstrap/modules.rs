@@ -31,6 +31,8 @@ const ROOTS: &[(&[&str], Need)] = &[
     (&["overlay"], Need::Required),
     // The guest channel of VMMs that offer vsock instead of a virtio-serial port.
     (&["vmw_vsock_virtio_transport"], Need::Optional),
+    // Tells the VMM of a kernel panic, which would look like a reset otherwise.
+    (&["pvpanic_mmio"], Need::Optional),
 ];
 
 /// What a kernel has under one name.

@@ -22,9 +22,9 @@ use super::revision::{
     VMLINUZ,
 };
 use super::source::{ImageSource, Ownership};
-use super::tool::Tool;
 use crate::bootstrap::Outcome;
 use crate::bootstrap::kernel::{Kernel, StoredFile};
+use crate::process::Tool;
 
 /// The filesystem's UUID; a random one would make each build differ.
 const ROOT_UUID: &str = "6d766d00-0000-4000-8000-726f6f740001";

@@ -14,10 +14,10 @@ use super::digest::{Digest, InputDigest};
 use super::durable::{FileError, Named, ensure_dir, write_new};
 use super::progress::{OnProgress, step};
 use super::source::{ImageSource, Ownership};
-use super::tool::Tool;
 use crate::bootstrap::apt::{self, Candidate};
 use crate::bootstrap::packages::find_program;
 use crate::bootstrap::{BootstrapError, deb};
+use crate::process::Tool;
 
 /// The package with a statically linked busybox.
 const PACKAGE: &str = "busybox-static";

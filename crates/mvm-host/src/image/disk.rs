@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, SeekFrom, linkat};
 
 use super::ImageError;
 use super::durable::{FileError, NameLock, Named, TempTree, remove_abandoned};
-use super::tool::Tool;
+use crate::process::Tool;
 
 /// The smallest layer in MiB: a journal and some room.
 pub const MIN_MIB: u64 = 16;

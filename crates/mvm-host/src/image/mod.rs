@@ -18,15 +18,14 @@ pub mod initrd;
 pub mod progress;
 pub mod revision;
 pub mod source;
-pub mod tool;
 
 pub use builtin::BuiltinSource;
 pub use revision::Revision;
 pub use source::ImageSource;
 
 use crate::bootstrap::BootstrapError;
+use crate::process::ToolError;
 use durable::FileError;
-use tool::ToolError;
 
 /// Why an image could not be built or used.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use super::probe_cache;
 use super::system::{self, Cgroup, Environment, EnvironmentSigns, KernelFeature, KernelFiles};
 use crate::bootstrap::KernelStore;
 use crate::bootstrap::packages::{PackageManager, Program, find_program, missing_programs};
-use crate::process::run_within;
+use crate::process::Tool;
 
 /// How long `qemu --version` may take.
 const QEMU_LIMIT: Duration = Duration::from_secs(20);
@@ -197,16 +197,13 @@ async fn gather_qemu() -> Qemu {
     let Some(program) = find_program(Program::Qemu.executable()) else {
         return Qemu::Missing;
     };
-    match run_within(QEMU_LIMIT, &program, ["--version"], b"").await {
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            match qemu_version(&text) {
-                Some(version) => Qemu::Installed { version },
-                None => Qemu::Broken {
-                    problem: format!("it answers `{}`", text.lines().next().unwrap_or_default()),
-                },
-            }
-        }
+    match Tool::new(&program).arg("--version").within(QEMU_LIMIT).run().await {
+        Ok(text) => match qemu_version(&text) {
+            Some(version) => Qemu::Installed { version },
+            None => Qemu::Broken {
+                problem: format!("it answers `{}`", text.lines().next().unwrap_or_default()),
+            },
+        },
         Err(error) => Qemu::Broken { problem: error.to_string() },
     }
 }

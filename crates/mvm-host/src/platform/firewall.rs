@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use crate::bootstrap::packages::find_program;
-use crate::process::{CommandError, run_within};
+use crate::process::Tool;
 
 /// How the firewall's rules name the bridges of all tenants.
 const BRIDGES: &str = "br-tenant-";
@@ -69,8 +69,8 @@ async fn list() -> Result<Vec<ForwardDrop>, String> {
         let program = names.into_iter().find_map(find_program);
         let program =
             program.ok_or("`iptables-legacy` is not installed, but its rules are in use")?;
-        let output = run_within(LIMIT, &program, ["-S"], b"").await.map_err(|e| e.to_string())?;
-        drops.extend(legacy_drop(&String::from_utf8_lossy(&output.stdout)));
+        let rules = Tool::new(&program).arg("-S").within(LIMIT).run().await;
+        drops.extend(legacy_drop(&rules.map_err(|error| error.to_string())?));
     }
     Ok(drops)
 }
@@ -111,14 +111,13 @@ async fn list_nftables() -> Result<Vec<ForwardDrop>, String> {
     Ok(drops)
 }
 
-async fn nft(args: &[&str]) -> Result<Vec<u8>, String> {
-    let args = ["-j"].iter().chain(args);
-    let output = run_within(LIMIT, "nft", args, b"").await;
-    output.map(|output| output.stdout).map_err(|error: CommandError| error.to_string())
+async fn nft(args: &[&str]) -> Result<String, String> {
+    let listing = Tool::new("nft").arg("-j").args(args).within(LIMIT).run().await;
+    listing.map_err(|error| error.to_string())
 }
 
-fn objects(listing: &[u8]) -> Result<Vec<Value>, String> {
-    let document: Value = serde_json::from_slice(listing)
+fn objects(listing: &str) -> Result<Vec<Value>, String> {
+    let document: Value = serde_json::from_str(listing)
         .map_err(|error| format!("`nft` printed something else than JSON: {error}"))?;
     match &document["nftables"] {
         Value::Array(objects) => Ok(objects.clone()),
@@ -297,10 +296,10 @@ mod tests {
             assert_eq!(gather().await, Forwarding::Open);
             let table = "table inet fw {\n chain forwarding {\n \
                          type filter hook forward priority 0; policy drop;\n }\n}\n";
-            run_within(LIMIT, "nft", ["-f", "-"], table.as_bytes()).await.unwrap();
+            Tool::new("nft").arg(table).within(LIMIT).run().await.unwrap();
             let Forwarding::Dropped(drops) = gather().await else { panic!("nothing was found") };
             let typed = drops[0].fix().replace("sudo ", "");
-            run_within(LIMIT, "sh", ["-c", &typed], b"").await.unwrap();
+            Tool::new("sh").args(["-c", &typed]).within(LIMIT).run().await.unwrap();
             assert_eq!(gather().await, Forwarding::Open);
         });
     }

@@ -17,12 +17,7 @@ use std::process::{Command, Stdio};
 pub fn spawn_daemon(program: &Path, args: &[OsString], log: &Path) -> io::Result<u32> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.args(args).current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     detach_before_exec(&mut command);
     // It outlives this process, so nobody here waits for it.
     Ok(command.spawn()?.id())

@@ -1,7 +1,7 @@
 //! Processes of the host, held by pidfd and known by pid, start time and boot id.
 //!
 //! The VMM drivers start and adopt their VMMs with it, and every other module runs tools through
-//! [`run`]. It never signals a bare pid: a number that the kernel has given to somebody else is
+//! [`ToolError`]. It never signals a bare pid: a number that the kernel has given to somebody else is
 //! recognised and left alone.
 
 mod daemon;
@@ -29,7 +29,8 @@ pub use daemon::spawn_daemon;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
 pub use spawn::{Spawn, spawn};
 pub use strays::end_all_of;
-pub use tool::{CommandError, Output, run, run_within};
+pub(crate) use tool::Tool;
+pub use tool::ToolError;
 
 /// How often, and how many times, an exit status that the process's parent has yet to collect is
 /// asked for again.
@@ -222,7 +223,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let script = format!("sleep 600 >/dev/null 2>&1 & echo $! > {}", pid_file.display());
-        run("sh", ["-c", &script], b"").await.unwrap();
+        Tool::new("sh").args(["-c", &script]).run().await.unwrap();
         let pid: u32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
         let process = Process::adopt(ProcessIdentity::of(pid).unwrap()).unwrap().unwrap();
         process.kill().await.unwrap();

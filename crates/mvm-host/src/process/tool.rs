@@ -1,37 +1,27 @@
 //! Runs the host's tools to their end: argument lists, never a shell, every exit code checked.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-/// How long a tool may run under [`run`].
-const DEFAULT_LIMIT: Duration = Duration::from_secs(300);
-/// Lines of a failed tool's messages that its error keeps.
+/// Lines of a failed tool's output that its error keeps.
 const KEPT_LINES: usize = 8;
-
-/// What a tool that succeeded wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// Its standard output.
-    pub stdout: Vec<u8>,
-    /// Its standard error.
-    pub stderr: Vec<u8>,
-}
 
 /// Why a tool did not do its work.
 #[derive(Debug, thiserror::Error)]
-pub enum CommandError {
+pub enum ToolError {
     /// The program is not installed.
     #[error("`{program}` is not installed")]
     Missing {
         /// The program's name.
         program: String,
     },
-    /// The program could not be started, fed or waited for.
+    /// The program could not be started or waited for.
     #[error("cannot run `{program}`")]
-    Run {
+    Spawn {
         /// The program's name.
         program: String,
         /// Why.
@@ -39,16 +29,16 @@ pub enum CommandError {
         source: std::io::Error,
     },
     /// The program reported failure.
-    #[error("`{program}` failed ({status}): {stderr}")]
+    #[error("`{program}` failed ({status}): {output}")]
     Failed {
         /// The program's name.
         program: String,
         /// How it ended.
         status: ExitStatus,
-        /// The last lines of its standard error.
-        stderr: String,
+        /// The last lines that it wrote to its standard error, or else to its standard output.
+        output: String,
     },
-    /// The program did not end in time and was killed.
+    /// The program did not end in time and was ended.
     #[error("`{program}` did not end within {} s", limit.as_secs())]
     TimedOut {
         /// The program's name.
@@ -58,65 +48,127 @@ pub enum CommandError {
     },
 }
 
-/// Runs a program with this standard input; success is exit code 0 within five minutes.
-///
-/// # Errors
-/// The program is missing, failed or did not end in time; it does not run any more.
-pub async fn run<A: AsRef<OsStr>>(
-    program: impl AsRef<OsStr>,
-    args: impl IntoIterator<Item = A>,
-    stdin: &[u8],
-) -> Result<Output, CommandError> {
-    run_within(DEFAULT_LIMIT, program, args, stdin).await
+impl ToolError {
+    /// Whether the tool failed because a filesystem was full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        match self {
+            Self::Failed { output, .. } => output.contains("No space left on device"),
+            Self::Spawn { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::Missing { .. } | Self::TimedOut { .. } => false,
+        }
+    }
 }
 
-/// Like [`run`], with a time limit of the caller's.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_within<A: AsRef<OsStr>>(
-    limit: Duration,
-    program: impl AsRef<OsStr>,
-    args: impl IntoIterator<Item = A>,
-    stdin: &[u8],
-) -> Result<Output, CommandError> {
-    let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-    let program = program.as_ref();
-    let name = || program.to_string_lossy().into_owned();
-    let run_error = |source| CommandError::Run { program: name(), source };
-    let mut child = tokio::process::Command::new(program)
-        .args(&args)
-        .env("LC_ALL", "C") // messages end up in errors, which are in English
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => CommandError::Missing { program: name() },
-            _ => run_error(source),
-        })?;
-    let pipe = child.stdin.take();
-    let feed = async {
-        if let Some(mut pipe) = pipe {
-            // A program that ends without reading everything tells why by its exit code.
-            match pipe.write_all(stdin).await {
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    };
-    let work = async { tokio::try_join!(child.wait_with_output(), feed) };
-    let Ok(ended) = tokio::time::timeout(limit, work).await else {
-        return Err(CommandError::TimedOut { program: name(), limit });
-    };
-    let (output, ()) = ended.map_err(run_error)?;
-    if !output.status.success() {
-        let stderr = last_lines(&String::from_utf8_lossy(&output.stderr));
-        return Err(CommandError::Failed { program: name(), status: output.status, stderr });
+/// One invocation of a program.
+pub(crate) struct Tool {
+    program: OsString,
+    command: tokio::process::Command,
+    limit: Option<Duration>,
+}
+
+impl Tool {
+    /// A program found in `PATH` or given by its path. Its messages are in English and it reads
+    /// no input; it is ended if its caller goes away.
+    #[allow(clippy::disallowed_methods)] // this is the place that starts tools
+    pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
+        let program = program.as_ref().to_owned();
+        let mut command = tokio::process::Command::new(&program);
+        command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+        Self { program, command, limit: None }
     }
-    Ok(Output { stdout: output.stdout, stderr: output.stderr })
+
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub(crate) fn dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    /// Ends the program if it runs longer.
+    pub(crate) fn within(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Runs to the end and returns the standard output.
+    pub(crate) async fn run(self) -> Result<String, ToolError> {
+        self.run_with(|_| ()).await
+    }
+
+    /// Like [`Self::run`], with each line of the standard output passed on as it comes.
+    pub(crate) async fn run_with(self, on_line: impl FnMut(&str)) -> Result<String, ToolError> {
+        let program = self.program.to_string_lossy().into_owned();
+        let (status, stdout, stderr) = self.finish(on_line).await?;
+        if status.success() {
+            return Ok(stdout);
+        }
+        let told = if stderr.trim().is_empty() { &stdout } else { &stderr };
+        Err(ToolError::Failed { program, status, output: last_lines(told) })
+    }
+
+    /// The first line that the program prints. Some programs print their version and then fail,
+    /// so here alone the exit code does not count.
+    pub(crate) async fn first_line(self) -> Result<String, ToolError> {
+        let (_, stdout, _) = self.finish(|_| ()).await?;
+        Ok(stdout.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    async fn finish(
+        mut self,
+        on_line: impl FnMut(&str),
+    ) -> Result<(ExitStatus, String, String), ToolError> {
+        let program = self.program.to_string_lossy().into_owned();
+        let spawn_error = |source| ToolError::Spawn { program: program.clone(), source };
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ToolError::Missing { program: program.clone() },
+            _ => spawn_error(source),
+        })?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let work =
+            async { tokio::join!(lines(stdout, on_line), lines(stderr, |_| ()), child.wait()) };
+        let ended = match self.limit {
+            None => Some(work.await),
+            Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+        };
+        // A child that is dropped before its end is killed and reaped.
+        let Some((stdout, stderr, status)) = ended else {
+            let limit = self.limit.unwrap_or_default();
+            return Err(ToolError::TimedOut { program: program.clone(), limit });
+        };
+        let status = status.map_err(spawn_error)?;
+        Ok((status, stdout.map_err(spawn_error)?, stderr.map_err(spawn_error)?))
+    }
+}
+
+async fn lines(
+    pipe: Option<impl AsyncRead + Unpin>,
+    mut on_line: impl FnMut(&str),
+) -> std::io::Result<String> {
+    let mut text = String::new();
+    let Some(pipe) = pipe else { return Ok(text) };
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).await? > 0 {
+        let decoded = String::from_utf8_lossy(&line);
+        on_line(decoded.trim_end());
+        text.push_str(&decoded);
+        line.clear();
+    }
+    Ok(text)
 }
 
 fn last_lines(text: &str) -> String {
@@ -129,29 +181,30 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn input_larger_than_a_pipe_comes_back() {
-        let input = vec![b'x'; 1 << 20];
-        assert_eq!(run("cat", [""; 0], &input).await.unwrap().stdout, input);
-    }
-
-    #[tokio::test]
     async fn a_missing_program_is_named() {
-        let error = run("no-such-program-at-all", [""; 0], b"").await.unwrap_err();
+        let error = Tool::new("no-such-program-at-all").run().await.unwrap_err();
         assert_eq!(error.to_string(), "`no-such-program-at-all` is not installed");
     }
 
     #[tokio::test]
-    async fn a_failure_tells_the_code_and_the_last_words_even_if_input_is_left() {
-        let args = ["-c", "seq 20 >&2; exit 3"];
-        let error = run("sh", args, &[b'x'; 1 << 20]).await.unwrap_err().to_string();
-        assert!(error.contains("exit status: 3"), "{error}");
-        assert!(error.ends_with("13; 14; 15; 16; 17; 18; 19; 20"), "{error}");
+    async fn a_failure_keeps_the_last_words() {
+        let error = Tool::new("ls").arg("/no/such/directory").run().await.unwrap_err();
+        assert!(error.to_string().contains("/no/such/directory"), "{error}");
+        assert!(error.to_string().contains("exit status: 2"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_program_that_does_not_end_is_killed() {
-        let limit = Duration::from_millis(50);
-        let error = run_within(limit, "sleep", ["600"], b"").await.unwrap_err();
-        assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+    async fn a_program_that_takes_too_long_is_ended() {
+        let tool = Tool::new("sleep").arg("600").within(Duration::from_millis(50));
+        let error = tool.run().await.unwrap_err();
+        assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn lines_are_passed_on_in_order() {
+        let mut seen = Vec::new();
+        let all = Tool::new("printf").arg("a\nb\nc").run_with(|l| seen.push(l.to_owned())).await;
+        assert_eq!(all.unwrap(), "a\nb\nc");
+        assert_eq!(seen, ["a", "b", "c"]);
     }
 }

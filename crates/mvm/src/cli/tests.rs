@@ -93,8 +93,9 @@ fn options_are_parsed_into_typed_values() {
         assert!(Cli::try_parse_from(split(good)).is_ok(), "{good}");
     }
     for bad in [
-        "mvm exec demo/hello uname",
+        "mvm exec demo/hello",
         "mvm exec demo/hello --",
+        "mvm exec demo/hello -z uname",
         "mvm exec demo/hello -e A -- true",
         "mvm start",
         "mvm rm --all",
@@ -114,6 +115,32 @@ fn options_are_parsed_into_typed_values() {
     ] {
         let error = Cli::try_parse_from(split(bad)).expect_err(bad);
         assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{bad}");
+    }
+}
+
+#[test]
+fn what_follows_the_program_of_an_exec_is_the_programs() {
+    for line in ["mvm exec a/b -u me ls -o json -i", "mvm exec a/b -u me -- ls -o json -i"] {
+        let cli = Cli::try_parse_from(split(line)).unwrap();
+        assert_eq!(cli.global.output, Format::Table, "{line}");
+        assert!(format!("{:?}", cli.verb).contains(r#"["ls", "-o", "json", "-i"]"#), "{line}");
+    }
+}
+
+#[test]
+fn without_a_verb_the_help_of_what_was_typed_is_shown() {
+    for (line, verb) in
+        [("mvm", "  up "), ("mvm tenant", "  create "), ("mvm node record", "  set ")]
+    {
+        // An option, which may come from the environment, is what keeps clap from showing it.
+        let error = Cli::try_parse_from(split(&format!("{line} --no-color"))).expect_err(line);
+        assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{line}");
+        let help = help_for_missing_verb(&error).expect(line).to_string();
+        assert!(help.contains(&format!("Usage: {line} ")) && help.contains(verb), "{help}");
+    }
+    for line in ["mvm ps -o xml", "mvm sp", "mvm up", "mvm --help"] {
+        let error = Cli::try_parse_from(split(line)).expect_err(line);
+        assert!(help_for_missing_verb(&error).is_none(), "{line}");
     }
 }
 

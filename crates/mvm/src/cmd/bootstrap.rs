@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::Args;
-use mvm_host::bootstrap::kernel::{Kernel, KernelStore};
 use mvm_host::bootstrap::packages::{ensure_installed, missing_programs};
-use mvm_host::bootstrap::{BootstrapError, Outcome};
+use mvm_host::bootstrap::{BootstrapError, Kernel, KernelStore, Outcome};
 use mvm_host::image::progress::Progress;
 
 use crate::cli::Context;
@@ -109,6 +108,7 @@ async fn fetch(context: &Context, own: Option<(PathBuf, Option<PathBuf>)>) -> Re
     let failed = |error: BootstrapError| Error::Host(Box::new(error));
     let steps = Steps::default();
     let spinner = RefCell::new(context.ui.spinner());
+    spinner.borrow_mut().show("looking for packages");
     let progress = |news| steps.add(news);
     let state_dir = context.state_dir();
     let work = async {

@@ -21,6 +21,7 @@ use crate::units::Seconds;
 /// -i is given. Ctrl-C goes to the program; a second one within two seconds hangs up, which ends
 /// the program.
 #[derive(Debug, Args)]
+#[command(override_usage = "mvm exec [OPTIONS] <SELECTOR> [--] <COMMAND>...")]
 #[command(after_help = "\
 Examples:
   mvm exec demo/hello -- uname -sr
@@ -48,8 +49,8 @@ pub(crate) struct Exec {
     /// Pass standard input on to the program.
     #[arg(short, long)]
     interactive: bool,
-    /// The program and its arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// The program and its arguments; `--` before it may be left out.
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 

@@ -55,6 +55,9 @@ impl Ps {
         }
         context.ui.data(&views, || instances::list(&views, now_unix_ms()))?;
         match existing - views.len() {
+            0 if existing == 0 => context.ui.remark(
+                "there are no instances: `mvm instance create TENANT/POOL --start` makes one, `mvm up FILE` a whole tenant",
+            ),
             0 => {}
             1 => context.ui.remark("1 stopped instance is not shown: see `mvm ps -a`"),
             hidden => {

@@ -170,7 +170,13 @@ impl Pool {
         let (request, goal, path, wait) = match self.verb {
             Verb::List(List { tenant }) => {
                 let views = context.client.pools(tenant, None).await?;
-                return context.ui.data(&views, || tenants::pool_list(&views));
+                context.ui.data(&views, || tenants::pool_list(&views))?;
+                if views.is_empty() {
+                    context
+                        .ui
+                        .remark("there are no pools: `mvm pool create TENANT/POOL` makes one");
+                }
+                return Ok(());
             }
             Verb::Info(Info { path }) => {
                 let view = only(context.client.pools(None, Some(path)).await?)?;

@@ -26,6 +26,9 @@ impl Stats {
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         let stats = context.client.stats(self.selector.unwrap_or(Selector::All)).await?;
         context.ui.data(&stats, || instances::stats(&stats))?;
+        if stats.is_empty() {
+            context.ui.remark("no instance runs: see `mvm ps -a`");
+        }
         for view in &stats {
             if let Some(error) = &view.guest_error {
                 context.ui.remark(&format!("{}: the guest did not answer: {error}", view.path));

@@ -11,7 +11,7 @@ use crate::client::only;
 use crate::error::Result;
 use crate::output::tenants;
 use crate::request::{WaitArgs, carry_out};
-use crate::units::Mib;
+use crate::units::{self, Mib};
 use crate::wait::Goal;
 
 /// Work with tenants: each has its own network and limits.
@@ -86,7 +86,7 @@ struct Create {
     #[command(flatten)]
     quota: QuotaArgs,
     /// The tenant's subnet; chosen if absent.
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = units::subnet)]
     subnet: Option<Ipv4Net>,
     #[command(flatten)]
     wait: WaitArgs,
@@ -174,7 +174,11 @@ impl Tenant {
             }
             Verb::List(List {}) => {
                 let views = context.client.tenants(None).await?;
-                context.ui.data(&views, || tenants::tenant_list(&views))
+                context.ui.data(&views, || tenants::tenant_list(&views))?;
+                if views.is_empty() {
+                    context.ui.remark("there are no tenants: `mvm tenant create NAME` makes one");
+                }
+                Ok(())
             }
             Verb::Info(Info { name }) => {
                 let view = only(context.client.tenants(Some(name)).await?)?;

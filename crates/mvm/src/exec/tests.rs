@@ -29,6 +29,15 @@ fn bench() -> Bench {
     Bench { agent: Connection::new(theirs), stdin: Some(stdin), signals, command }
 }
 
+/// Says that the program runs, and sees to it that the command knows.
+async fn started(bench: &mut Bench) {
+    let instance = "demo/hello/i-00000001".parse().unwrap();
+    bench.agent.write.message(&Reply::ExecStarted { instance, pid: 3 }).await.unwrap();
+    // What the command sends after that, it sends in the same turn in which it reads.
+    bench.stdin.as_ref().unwrap().send(b"x".to_vec()).await.unwrap();
+    bench.agent.read.next().await.unwrap();
+}
+
 async fn exit(bench: &mut Bench, code: i32) {
     bench.agent.write.message(&Reply::ExecExit(ExitStatus::Exited { code })).await.unwrap();
 }
@@ -66,11 +75,21 @@ async fn input_is_streamed_and_ends_with_an_empty_piece() {
 #[tokio::test]
 async fn signals_are_forwarded_and_a_second_interrupt_hangs_up() {
     let mut bench = bench();
+    started(&mut bench).await;
     for signal in [SIGTERM, SIGINT] {
         bench.signals.send(signal).await.unwrap();
         let call: Call = bench.agent.read.message().await.unwrap();
         assert_eq!(call, Call::Signal { signal });
     }
+    bench.signals.send(SIGINT).await.unwrap();
+    let error = bench.command.await.unwrap().0.unwrap_err();
+    assert_eq!(error.exit_code(), 130);
+    assert_eq!(bench.agent.read.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_interrupt_before_the_program_runs_hangs_up_at_once() {
+    let mut bench = bench();
     bench.signals.send(SIGINT).await.unwrap();
     let error = bench.command.await.unwrap().0.unwrap_err();
     assert_eq!(error.exit_code(), 130);

@@ -315,6 +315,30 @@ fn ps_says_how_many_it_does_not_show() {
 }
 
 #[test]
+fn an_empty_list_is_said_to_be_empty_to_people_alone() {
+    let agent = FakeAgent::new(|call| {
+        vec![Act::Reply(match call {
+            Call::Instances { .. } => Reply::Instances(vec![]),
+            Call::Tenants { .. } => Reply::Tenants(vec![]),
+            Call::Pools { .. } => Reply::Pools(vec![]),
+            _ => Reply::Stats(vec![]),
+        })]
+    });
+    for (line, says) in [
+        ("ps", "there are no instances: `mvm instance create"),
+        ("tenant list", "there are no tenants: `mvm tenant create"),
+        ("pool list", "there are no pools: `mvm pool create"),
+        ("stats", "no instance runs"),
+    ] {
+        let ran = run(&agent, line);
+        assert!(ran.code == 0 && ran.talk.starts_with(says), "{line}: {}", ran.talk);
+        assert_eq!(ran.data.lines().count(), 1, "{line}: {}", ran.data);
+        let ran = run_with(&agent, Format::Json, line);
+        assert_eq!((ran.data.as_str(), ran.talk.as_str()), ("[]\n", ""), "{line}");
+    }
+}
+
+#[test]
 fn a_socket_that_is_no_socket_is_reported_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("agent.sock")).unwrap();

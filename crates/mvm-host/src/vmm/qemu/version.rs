@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::VmmError;
 use super::super::qmp::Version;
-use crate::process::{CommandError, run_within};
+use crate::process::{Tool, ToolError};
 
 /// The oldest QEMU that the driver is made for: Debian 12's.
 pub const MINIMUM_VERSION: Version = Version { major: 7, minor: 2, micro: 0 };
@@ -19,13 +19,12 @@ pub(super) async fn query(program: &Path) -> Result<Version, VmmError> {
         operation: format!("ask `{name}` for its version"),
         message,
     };
-    let output =
-        run_within(LIMIT, program, ["--version"], b"").await.map_err(|error| match error {
-            CommandError::Missing { program } => VmmError::MissingProgram { program },
-            CommandError::Run { program, source } => VmmError::Spawn { program, source },
-            other => unknown(other.to_string()),
-        })?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let asked = Tool::new(program).arg("--version").within(LIMIT).run().await;
+    let text = asked.map_err(|error| match error {
+        ToolError::Missing { program } => VmmError::MissingProgram { program },
+        ToolError::Spawn { program, source } => VmmError::Spawn { program, source },
+        other => unknown(other.to_string()),
+    })?;
     let version = parse_version(&text)
         .ok_or_else(|| unknown(format!("got `{}`", text.lines().next().unwrap_or_default())))?;
     if version < MINIMUM_VERSION {

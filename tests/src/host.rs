@@ -1,0 +1,82 @@
+//! What of this machine belongs to one state directory, seen from outside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mvm_host::net::{CLAIMS_DIR, Owner};
+use serde_json::Value;
+
+use crate::run::tool;
+
+/// A process of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its arguments, joined by blanks.
+    pub command: String,
+    /// Files that it holds open.
+    pub files: Vec<PathBuf>,
+}
+
+/// Processes that hold files of this directory open, work in it or name it; never this one.
+pub fn processes(dir: &Path) -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let others = pids.filter(|pid| *pid != std::process::id());
+    others.filter_map(|pid| process(pid).filter(|process| concerns(process, dir))).collect()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let command = fs::read(proc.join("cmdline")).ok()?;
+    let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
+    let links = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
+    let links = links.map(|entry| entry.path()).chain([proc.join("cwd")]);
+    let files = links.filter_map(|link| fs::read_link(link).ok()).collect();
+    Some(Process { pid, command, files })
+}
+
+fn concerns(process: &Process, dir: &Path) -> bool {
+    let is_named = dir.to_str().is_some_and(|dir| process.command.contains(dir));
+    is_named || process.files.iter().any(|file| file.starts_with(dir))
+}
+
+/// Names of links that carry the state directory's mark.
+pub fn links(owner: &Owner) -> Vec<String> {
+    let links = tool("ip", &["-j", "-d", "link", "show"]).ok().json();
+    let ours = |link: &&Value| link["ifalias"].as_str() == Some(owner.link_alias().as_str());
+    let links = links.as_array().into_iter().flatten().filter(ours);
+    links.filter_map(|link| Some(link["ifname"].as_str()?.to_owned())).collect()
+}
+
+/// Firewall tables of the state directory, as `FAMILY NAME`.
+pub fn tables(owner: &Owner) -> Vec<(String, String)> {
+    let tables = tool("nft", &["-j", "list", "tables"]).ok().json();
+    let tables = tables["nftables"].as_array().into_iter().flatten();
+    let named = tables.filter_map(|entry| {
+        let table = entry.get("table")?;
+        Some((table["family"].as_str()?.to_owned(), table["name"].as_str()?.to_owned()))
+    });
+    named.filter(|(_, name)| *name == owner.table().to_string()).collect()
+}
+
+/// Claims on net ids that point to the state directory.
+pub fn claims(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(CLAIMS_DIR).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.filter(|path| fs::read_link(path).is_ok_and(|target| target == dir)).collect()
+}
+
+/// Mount points below the state directory.
+pub fn mounts(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
+    points.filter(|point| point.starts_with(dir) && point != dir).collect()
+}
+
+/// The directories of instances.
+pub fn instance_dirs(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("instances")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
