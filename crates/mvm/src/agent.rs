@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mvm_core::vmm::VmmKind;
 use rustix::process::{Pid, WaitOptions, waitpid};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::client::Client;
 use crate::error::{Error, Result, exit};
@@ -22,6 +22,8 @@ use crate::output::Ui;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How often a new agent is asked whether it answers.
 const POLL: Duration = Duration::from_millis(20);
+/// How long after an agent found another one a new one is tried.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Lines of the agent's log that are kept of a start that failed.
 const LOG_TAIL_LINES: usize = 10;
 
@@ -37,13 +39,37 @@ pub(crate) async fn start(client: &Client, ui: &Ui) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
     let log = state_dir.join("agent.log");
     let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
-    let pid = spawn_agent(client, &log).map_err(failed)?;
-    wait_until_it_answers(client, pid, &log, log_start).await?;
-    ui.say(&format!(
-        "started the agent for {} (pid {pid}); stop it with `mvm agent stop`",
-        state_dir.display()
-    ));
-    Ok(())
+    let deadline = Instant::now() + START_LIMIT;
+    let mut pid = spawn_agent(client, &log).map_err(failed)?;
+    loop {
+        // Asked before the process is looked at: another command may have started an agent at the
+        // same moment, and then the one that comes second ends.
+        if let Ok(Ok(Some(node))) = timeout_at(deadline, client.running_agent()).await {
+            if node.pid == pid {
+                ui.say(&format!(
+                    "started the agent for {} (pid {pid}); stop it with `mvm agent stop`",
+                    state_dir.display()
+                ));
+            }
+            return Ok(());
+        }
+        let how = match (process_state(pid), Instant::now() < deadline) {
+            (ProcessState::Runs, true) => {
+                sleep(POLL).await;
+                continue;
+            }
+            // The other agent may be one that is about to end, whose socket has gone already.
+            (ProcessState::MetAnother, true) => {
+                sleep(AGAIN).await;
+                pid = spawn_agent(client, &log).map_err(failed)?;
+                continue;
+            }
+            (ProcessState::Runs, false) => "does not answer",
+            (ProcessState::MetAnother | ProcessState::Ended, _) => "ended at once",
+        };
+        let tail = log_tail(&log, log_start);
+        return Err(Error::AgentDied { pid, how, log, tail });
+    }
 }
 
 /// Starts the agent's process, which is this program.
@@ -74,44 +100,26 @@ fn serve_arguments(client: &Client) -> Vec<OsString> {
     args
 }
 
-async fn wait_until_it_answers(
-    client: &Client,
-    pid: u32,
-    log: &Path,
-    log_start: u64,
-) -> Result<()> {
-    let deadline = Instant::now() + START_LIMIT;
-    let mut end = None;
-    loop {
-        // Asked before the process is looked at: another command may have started an agent at the
-        // same moment, and then the one that comes second ends.
-        let answer = tokio::time::timeout_at(deadline, client.running_agent()).await;
-        if let Ok(Ok(Some(_))) = answer {
-            return Ok(());
-        }
-        end = end.or_else(|| end_of(pid));
-        let how = match end {
-            // Another agent has the state directory, and will answer soon.
-            Some(code) if code != i32::from(exit::CONFLICT) => "ended at once",
-            _ if Instant::now() >= deadline => "does not answer",
-            _ => {
-                tokio::time::sleep(POLL).await;
-                continue;
-            }
-        };
-        let tail = log_tail(log, log_start);
-        return Err(Error::AgentDied { pid, how, log: log.to_owned(), tail });
-    }
+/// What became of an agent that was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProcessState {
+    Runs,
+    /// It ended because another agent has the state directory.
+    MetAnother,
+    Ended,
 }
 
-/// The exit code of the process, a child of this one, if it has ended.
-fn end_of(pid: u32) -> Option<i32> {
-    const UNKNOWN: i32 = -1;
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Some(UNKNOWN) };
+/// Looks at a process, which is a child of this one.
+fn process_state(pid: u32) -> ProcessState {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return ProcessState::Ended;
+    };
     match waitpid(Some(pid), WaitOptions::NOHANG) {
-        Ok(None) => None,
-        Ok(Some((_, status))) => Some(status.exit_status().unwrap_or(UNKNOWN)),
-        Err(_) => Some(UNKNOWN),
+        Ok(None) => ProcessState::Runs,
+        Ok(Some((_, status))) if status.exit_status() == Some(exit::CONFLICT.into()) => {
+            ProcessState::MetAnother
+        }
+        Ok(Some(_)) | Err(_) => ProcessState::Ended,
     }
 }
 

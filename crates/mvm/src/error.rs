@@ -7,11 +7,13 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+use mvm_agent::LockError;
 use mvm_core::death::last_words;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
 use crate::document::DocumentError;
+use crate::output::printable;
 use crate::units::Seconds;
 use crate::wait::Failure;
 
@@ -100,6 +102,9 @@ pub(crate) enum Error {
         /// The log's last lines.
         tail: Vec<String>,
     },
+    /// Another agent has the state directory.
+    #[error(transparent)]
+    AgentRuns(LockError),
     /// The running agent uses something else than was asked for.
     #[error("the running agent uses {runs}, not {wanted}")]
     OtherVmm {
@@ -117,9 +122,6 @@ pub(crate) enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// Another agent has the state directory.
-    #[error(transparent)]
-    OtherAgent(mvm_agent::LockError),
     /// What was waited for failed.
     #[error("{0}")]
     Failed(Failure),
@@ -219,7 +221,7 @@ impl Error {
                 exit::UNREACHABLE
             }
             Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
-            Self::OtherVmm { .. } | Self::OtherAgent(_) => exit::CONFLICT,
+            Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
             Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
@@ -267,8 +269,10 @@ impl Error {
                 "run the command with `sudo`, or pass another --state-dir".to_owned()
             }
             Self::AgentDied { log, .. } => format!("the whole log is in {}", log.display()),
+            Self::AgentRuns(_) => {
+                "see it with `mvm agent status`, or stop it with `mvm agent stop`".to_owned()
+            }
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
-            Self::OtherAgent(_) => "stop it first with `mvm agent stop`: microVMs keep running".to_owned(),
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
@@ -313,7 +317,7 @@ impl Error {
             source = cause.source();
         }
         for line in self.quoted() {
-            let _ = write!(text, "\n  | {line}");
+            let _ = write!(text, "\n  | {}", printable(line));
         }
         if let Some(hint) = self.hint() {
             let _ = write!(text, "\n{} {hint}", color.bold("hint:"));

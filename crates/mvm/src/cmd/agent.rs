@@ -127,9 +127,10 @@ pub(crate) fn serve(state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
     let runtime = runtime.map_err(|error| failed(Box::new(error)))?;
     let options =
         ServeOptions { state_dir: state_dir.clone(), vmm: wanted.vmm, accel: wanted.accel };
-    runtime.block_on(mvm_agent::serve(options)).map_err(|error| match error {
-        AgentError::Lock(held @ LockError::Held { .. }) => Error::OtherAgent(held),
-        error => failed(Box::new(error)),
-    })?;
-    Ok(exit::OK)
+    match runtime.block_on(mvm_agent::serve(options)) {
+        Ok(()) => Ok(exit::OK),
+        // Told apart for the command that started this agent in the background.
+        Err(AgentError::Lock(error @ LockError::Held { .. })) => Err(Error::AgentRuns(error)),
+        Err(error) => Err(failed(Box::new(error))),
+    }
 }

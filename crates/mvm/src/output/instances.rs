@@ -8,6 +8,7 @@ use mvm_core::record::DesiredState;
 use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_wire::view::{InstanceView, StatsView, WhyView};
 
+use super::printable;
 use super::table::{fields, or_dash, table};
 use crate::units::{duration_text, kib_text, mib_text, utc_text};
 use crate::wait::progress::reason;
@@ -95,7 +96,7 @@ fn moment(unix_ms: u64, now: u64) -> String {
 /// Why an instance is in its state.
 pub(crate) fn why(why: &WhyView, now: u64) -> String {
     let view = &why.instance;
-    let mut text = format!("{} is {}.\n{}\n", view.path, state(view, now), why.summary);
+    let mut text = format!("{} is {}: {}.\n", view.path, state(view, now), why.summary);
     let _ = writeln!(text, "\nIt is wished to be {}.", wish(view.desired));
     if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
         let _ = writeln!(text, "It is not there yet: {reason}.");
@@ -110,7 +111,7 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
     if !console.is_empty() {
         let _ = writeln!(text, "\nThe last lines of its console:");
         for line in console {
-            let _ = writeln!(text, "  | {line}");
+            let _ = writeln!(text, "  | {}", printable(line));
         }
     }
     text
@@ -210,12 +211,11 @@ a/b/i-00000003          running (stopping)     10.240.0.3   1       256 MiB   - 
     fn why_explains_wish_wait_end_and_console() {
         let view = WhyView {
             instance: failing(),
-            summary: "Its guest keeps panicking.".into(),
+            summary: "its guest keeps panicking".into(),
             console_tail: vec![],
         };
         let expected = "\
-demo/hello/i-00000002 is failed (retry in 2s).
-Its guest keeps panicking.
+demo/hello/i-00000002 is failed (retry in 2s): its guest keeps panicking.
 
 It is wished to be running.
 It is not there yet: failed 2 times in a row, tried again in 2s.

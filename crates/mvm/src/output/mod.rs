@@ -39,6 +39,19 @@ pub(crate) enum Audience {
     Program,
 }
 
+/// A line that a guest wrote, without what would steer the terminal.
+pub(crate) fn printable(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    for c in line.trim_end().chars() {
+        match c {
+            '\t' => text.push(c),
+            c if c.is_control() => text.extend(c.escape_default()),
+            c => text.push(c),
+        }
+    }
+    text
+}
+
 /// Where a command's output goes.
 pub(crate) struct Ui {
     format: Format,
@@ -220,6 +233,11 @@ mod tests {
         assert_eq!(json[0]["path"], "demo/hello/i-00000001");
         assert_eq!(json[0]["state"], "running");
         assert_eq!(print(Format::Table), "a table\n");
+    }
+
+    #[test]
+    fn a_guests_line_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\tb \u{1b}[2Jc\u{9b}1m\r"), "a\tb \\u{1b}[2Jc\\u{9b}1m");
     }
 
     #[test]

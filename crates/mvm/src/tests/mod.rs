@@ -14,9 +14,12 @@ use mvm_wire::view::{InstanceView, NodeView, PoolView, TenantView, VerifyView};
 use mvm_wire::{Accepted, ApiError, Call, ErrorCode, InstanceTarget, Reply};
 
 use crate::cli::{self, Cli};
+use crate::client::{Client, Wanted};
 use crate::error::Color;
 use crate::output::{Format, capture};
 use crate::samples;
+use crate::units::Seconds;
+use crate::wait;
 use fake_agent::{Act, FakeAgent};
 
 const INSTANCE: &str = "demo/hello/i-00000001";
@@ -173,6 +176,23 @@ fn a_wait_that_takes_too_long_names_what_is_waited_for() {
         ran.talk
     );
     assert!(ran.talk.contains("in the background"), "{}", ran.talk);
+}
+
+#[test]
+fn who_stops_waiting_leaves_the_request_to_go_on() {
+    let agent = FakeAgent::new(|_| vec![Act::Stay]);
+    let (ui, _) = capture::ui();
+    let wanted = Wanted::default();
+    let client = Client::new(agent.state_dir().to_owned(), wanted, None, Rc::new(ui));
+    let request =
+        wait::Request { accepted: &accepted(), goal: &wait::Goal::Running, submitted_unix_ms: 0 };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let waiting = wait::wait(&client, &request, Seconds(60), async {}, |_| {});
+    let error = runtime.block_on(waiting).unwrap_err();
+    assert_eq!(error.exit_code(), 130);
+    let report = error.report(Color::Plain);
+    assert!(report.contains("goes on in the background"), "{report}");
+    assert!(report.contains("mvm ps"), "{report}");
 }
 
 #[test]
