@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
 
+mod bench;
 mod gate;
 
 use clap::{Parser, Subcommand};
@@ -18,10 +19,13 @@ struct Args {
 enum Task {
     /// Run the gate: format, lints, documents and every test, real microVMs included.
     Test(gate::TestArgs),
+    /// Measure a promise of the README, against a peer in the same run.
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Test(args) => gate::run(&args),
+        Task::Bench(args) => bench::run(&args),
     }
 }

@@ -32,7 +32,7 @@ use mvm_store::{CommitError, OpenError, SqliteStore, Store};
 use mvm_wire::Connection;
 use tokio::task::JoinSet;
 
-pub use lock::LockError;
+pub use lock::{LockError, is_held};
 pub use node::{Host, NodeConfig};
 pub use setup::{ServeOptions, SetupError};
 

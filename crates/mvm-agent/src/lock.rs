@@ -70,6 +70,24 @@ pub(crate) fn acquire(dir: &Path) -> Result<Lock, LockError> {
     Ok(Lock(file))
 }
 
+/// Whether an agent has the state directory, also one that does not answer (any more).
+///
+/// # Errors
+/// The lock file cannot be read.
+pub fn is_held(dir: &Path) -> Result<bool, LockError> {
+    let path = dir.join(LOCK);
+    let failed = |source| LockError::File { path: path.clone(), source };
+    match File::open(&path) {
+        Ok(file) => match file.try_lock() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,10 +95,13 @@ mod tests {
     #[test]
     fn a_second_agent_is_refused_with_the_first_ones_pid() {
         let dir = tempfile::tempdir().unwrap();
+        assert!(!is_held(dir.path()).unwrap());
         let lock = acquire(dir.path()).unwrap();
+        assert!(is_held(dir.path()).unwrap());
         let error = acquire(dir.path()).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(lock);
+        assert!(!is_held(dir.path()).unwrap());
         acquire(dir.path()).unwrap();
     }
 }

@@ -160,11 +160,13 @@ impl Reconciler {
     }
 
     /// Mends the machine's network, once after the agent's start and before any instance starts.
-    /// What belongs to a desired record that does not parse is not known and would be removed, so
-    /// that waits until the record is mended.
+    /// What belongs to a tenant or instance whose desired record does not parse is not known and
+    /// would be removed, so that waits until the record is mended.
     async fn ensure_network(&mut self, mirror: &Mirror) {
         let what = "network";
-        if let Some(key) = mirror.bad.keys().find(|key| key.starts_with(record::DESIRED)) {
+        let has_network =
+            |key: &&String| key.starts_with(record::DESIRED) && !record::is_pool_key(key);
+        if let Some(key) = mirror.bad.keys().find(has_network) {
             let problem = format!("left as it is, and no instance starts, until `{key}` is mended");
             return self.node.set_problem(what, Some(problem));
         }

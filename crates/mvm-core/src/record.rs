@@ -195,6 +195,11 @@ pub fn pool_key(path: &PoolPath) -> String {
     format!("{DESIRED}pool/{path}")
 }
 
+/// Whether a key is that of a pool's desired record.
+pub fn is_pool_key(key: &str) -> bool {
+    key.strip_prefix(DESIRED).is_some_and(|rest| rest.starts_with("pool/"))
+}
+
 /// The key of an instance's desired record.
 pub fn instance_key(path: &InstancePath) -> String {
     format!("{DESIRED}instance/{path}")
@@ -221,6 +226,8 @@ mod tests {
 
     #[test]
     fn the_tenant_of_a_record_is_told_by_its_key_alone() {
+        let pool: PoolPath = "demo/web".parse().unwrap();
+        assert!(is_pool_key(&pool_key(&pool)) && !is_pool_key(&pool_status_key(&pool)));
         let tenant: TenantName = "demo".parse().unwrap();
         let instance: InstancePath = "demo/web/i-00000001".parse().unwrap();
         for key in [

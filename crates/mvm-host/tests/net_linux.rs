@@ -56,6 +56,24 @@ fn an_agent_that_starts_again_finds_everything_as_it_left_it() {
 }
 
 #[test]
+fn the_machine_may_be_looked_at_by_many_at_once() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (network, expected) = (machine.agent("a"), node(&[(1, 3), (1, 4), (2, 3)]));
+        network.ensure(&expected).await.unwrap();
+        for links in 0..100 {
+            ip(&format!("link add dummy{links} type dummy"));
+        }
+        let looks = (0..8).map(|_| async {
+            for _ in 0..20 {
+                network.occupied().await.unwrap();
+            }
+        });
+        futures_util::future::join_all(looks).await;
+    });
+}
+
+#[test]
 fn what_is_not_expected_any_more_goes_away() {
     in_namespace(|| async {
         let machine = Machine::new();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod image_support;
 mod vmm_support;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ macro_rules! contract {
         mod qemu {
             $(#[tokio::test]
             async fn $promise() {
-                if let Some(backend) = super::real_qemu() {
+                if let Some(backend) = super::real_qemu().await {
                     super::$promise(super::Host::new(backend)).await;
                 }
             })+
@@ -34,8 +35,8 @@ macro_rules! contract {
     };
 }
 
-fn real_qemu() -> Option<Qemu> {
-    Qemu::new().inspect_err(|why| eprintln!("skipped: {why}")).ok()
+async fn real_qemu() -> Option<Qemu> {
+    Qemu::new().await.inspect_err(|why| eprintln!("skipped: {why}")).ok()
 }
 
 contract! {
@@ -227,7 +228,7 @@ async fn strays_of_one_instance_are_ended<B: Backend>(host: Host<B>) {
 
 #[tokio::test]
 async fn qemu_runs_confined_as_its_own_user() {
-    let Some(backend) = real_qemu() else { return };
+    let Some(backend) = real_qemu().await else { return };
     let host = Host::new(backend);
     let spec = host.spec(1);
     let vm = host.backend.vmm().launch(&spec).await.unwrap();
@@ -268,7 +269,7 @@ async fn qemu_runs_confined_as_its_own_user() {
 
 #[tokio::test]
 async fn a_file_that_is_no_kernel_ends_the_launch_with_qemu_s_own_words() {
-    let Some(backend) = real_qemu() else { return };
+    let Some(backend) = real_qemu().await else { return };
     let host = Host::new(backend);
     let mut spec = host.spec(1);
     spec.kernel = host.root.path().join("base");
@@ -290,7 +291,7 @@ async fn a_file_that_is_no_kernel_ends_the_launch_with_qemu_s_own_words() {
 /// An emulated guest that has to measure its own clock on a busy host hangs without one.
 #[tokio::test]
 async fn a_guest_boots_on_a_busy_host() {
-    let Some(backend) = real_qemu() else { return };
+    let Some(backend) = real_qemu().await else { return };
     let host = Host::new(backend);
     let spec = host.spec(1);
     let _busy = Busy::with_loops(4);
@@ -327,7 +328,7 @@ impl Drop for Busy {
 #[tokio::test]
 #[allow(unsafe_code)]
 async fn a_tap_serves_one_microvm_at_a_time_which_has_its_address() {
-    let Some(backend) = real_qemu() else { return };
+    let Some(backend) = real_qemu().await else { return };
     // SAFETY: only the network namespace of this thread changes.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
     let added = std::process::Command::new("ip")
@@ -355,7 +356,7 @@ async fn a_tap_serves_one_microvm_at_a_time_which_has_its_address() {
 
 #[tokio::test]
 async fn a_launch_that_is_given_up_leaves_no_process() {
-    let Some(backend) = real_qemu() else { return };
+    let Some(backend) = real_qemu().await else { return };
     let host = Host::new(backend);
     let (vmm, spec) = (host.backend.vmm(), host.spec(1));
     {

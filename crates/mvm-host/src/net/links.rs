@@ -15,6 +15,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::NetworkError;
@@ -31,6 +32,8 @@ const GROUP_FWD_MASK: u16 = 0xfff8;
 pub(super) struct Links {
     handle: rtnetlink::Handle,
     connection: JoinHandle<()>,
+    /// The kernel refuses a second list on a socket that has not taken all of the first.
+    listing: Mutex<()>,
 }
 
 /// What a link is, as far as we care.
@@ -73,10 +76,11 @@ impl Links {
     pub(super) fn open() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(NetworkError::system("open a routing netlink socket"))?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        Ok(Self { handle, connection: tokio::spawn(connection), listing: Mutex::new(()) })
     }
 
     pub(super) async fn all(&self) -> Result<Vec<Link>, NetworkError> {
+        let _listing = self.listing.lock().await;
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
         Ok(links.into_iter().filter_map(link_of).collect())
@@ -147,6 +151,7 @@ impl Links {
 
     /// The IPv4 addresses of all links, with the link's index.
     pub(super) async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetworkError> {
+        let _listing = self.listing.lock().await;
         let addresses: Vec<AddressMessage> = self
             .handle
             .address()
@@ -169,9 +174,11 @@ impl Links {
         link: &Link,
         net: Ipv4Net,
     ) -> Result<(), NetworkError> {
+        let listing = self.listing.lock().await;
         let request = self.handle.address().get().set_link_index_filter(link.index).execute();
         let addresses: Vec<AddressMessage> =
             request.try_collect().await.map_err(failed("list addresses"))?;
+        drop(listing);
         for message in addresses {
             if address_of(&message) == Some((link.index, net)) {
                 let request = self.handle.address().del(message);
@@ -186,6 +193,7 @@ impl Links {
 
     /// The machine's IPv4 routes other than default routes.
     pub(super) async fn routes(&self) -> Result<Vec<Route>, NetworkError> {
+        let _listing = self.listing.lock().await;
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
         let routes: Vec<RouteMessage> = self

@@ -1,21 +1,24 @@
 //! Real QEMU in software, with a guest made of a distribution's kernel and busybox.
 //!
-//! `MVM_TEST_KERNEL_DIR` names a directory with an unpacked kernel package: `boot/vmlinuz-*` and
-//! `lib/modules/*`. Also needed: root, `qemu-system-x86_64` (or another one that `MVM_TEST_QEMU` names),
-//! and a static `/bin/busybox`.
+//! The kernel is the one that mvm itself fetches; `MVM_TEST_KERNEL_DIR` names a directory with an
+//! unpacked kernel package (`boot/vmlinuz-*` and `lib/modules/*`) to be used instead. Also needed:
+//! root, `qemu-system-x86_64` (or another one that `MVM_TEST_QEMU` names), and a static
+//! `/bin/busybox`.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mvm_core::vmm::Accel;
+use mvm_host::bootstrap::packages::find_program;
 use mvm_host::vmm::Vmm;
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 
 use super::Backend;
 
-/// Modules in the order in which they can be loaded.
+/// Modules of an unpacked kernel package in the order in which they can be loaded.
 const MODULES: [&str; 10] = [
     "virtio_ring",
     "virtio",
@@ -59,29 +62,30 @@ pub(crate) struct Qemu {
 
 impl Qemu {
     /// The backend, or why it cannot be used here.
-    pub(crate) fn new() -> Result<Self, String> {
+    pub(crate) async fn new() -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("only root may start QEMU as another user".into());
         }
-        let dir = std::env::var_os("MVM_TEST_KERNEL_DIR")
-            .map(PathBuf::from)
-            .ok_or("MVM_TEST_KERNEL_DIR does not name an unpacked kernel package")?;
-        let kernel = find(&dir.join("boot"), &|name| name.starts_with("vmlinuz-"))
-            .ok_or_else(|| format!("there is no boot/vmlinuz-* in {}", dir.display()))?;
+        let program = program();
+        if find_program(&program.to_string_lossy()).is_none() && !program.exists() {
+            return Err(format!("`{}` is not installed", program.display()));
+        }
         let busybox = std::fs::read("/bin/busybox").map_err(|_| "there is no /bin/busybox")?;
+        let (kernel, modules) = match std::env::var_os("MVM_TEST_KERNEL_DIR") {
+            Some(dir) => unpacked(Path::new(&dir))?,
+            None => fetched().await,
+        };
         let mut archive = Archive::default();
         for name in ["bin", "modules"] {
             archive.add(name, 0o040_755, b"");
         }
         archive.add("bin/busybox", 0o100_755, &busybox);
         archive.add("init", 0o100_755, INIT.as_bytes());
-        archive.add("modules.list", 0o100_644, MODULES.join(" ").as_bytes());
-        for module in MODULES {
-            let file = format!("{module}.ko");
-            let path = find(&dir.join("lib/modules"), &|name| name == file)
-                .ok_or_else(|| format!("there is no {file} in {}", dir.display()))?;
-            let content = std::fs::read(&path).map_err(|error| error.to_string())?;
-            archive.add(&format!("modules/{file}"), 0o100_644, &content);
+        let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
+        archive.add("modules.list", 0o100_644, names.join(" ").as_bytes());
+        for (name, path) in &modules {
+            let content = std::fs::read(path).map_err(|error| error.to_string())?;
+            archive.add(&format!("modules/{name}.ko"), 0o100_644, &content);
         }
         let files = tempfile::tempdir().map_err(|error| error.to_string())?;
         let initrd = files.path().join("initrd");
@@ -92,13 +96,38 @@ impl Qemu {
     }
 }
 
+fn program() -> PathBuf {
+    let named = std::env::var_os("MVM_TEST_QEMU");
+    named.map_or_else(|| QemuConfig::new(Accel::Tcg).program.into(), PathBuf::from)
+}
+
+/// A kernel and its modules, in the order in which they can be loaded.
+type KernelFiles = (PathBuf, Vec<(String, PathBuf)>);
+
+async fn fetched() -> KernelFiles {
+    let kernel = crate::image_support::kernel().await;
+    let mut modules: BTreeMap<String, PathBuf> = kernel.modules().into_iter().collect();
+    let load = kernel.manifest().load.iter();
+    let load = load.filter_map(|name| modules.remove_entry(name)).collect();
+    (kernel.vmlinuz(), load)
+}
+
+fn unpacked(dir: &Path) -> Result<KernelFiles, String> {
+    let kernel = find(&dir.join("boot"), &|name| name.starts_with("vmlinuz-"))
+        .ok_or_else(|| format!("there is no boot/vmlinuz-* in {}", dir.display()))?;
+    let module = |name: &str| {
+        let file = format!("{name}.ko");
+        let path = find(&dir.join("lib/modules"), &|name| name == file);
+        let path = path.ok_or_else(|| format!("there is no {file} in {}", dir.display()))?;
+        Ok((name.to_owned(), path))
+    };
+    Ok((kernel, MODULES.into_iter().map(module).collect::<Result<_, String>>()?))
+}
+
 impl Backend for Qemu {
     fn vmm(&self) -> Arc<dyn Vmm> {
-        let mut config = QemuConfig::new(Accel::Tcg);
-        if let Some(program) = std::env::var_os("MVM_TEST_QEMU") {
-            config.program = program.into();
-        }
-        Arc::new(QemuVmm::new(config))
+        let program = program().into();
+        Arc::new(QemuVmm::new(QemuConfig { program, ..QemuConfig::new(Accel::Tcg) }))
     }
 
     fn vmm_without_program(&self) -> Option<Arc<dyn Vmm>> {

@@ -99,7 +99,13 @@ async fn stop(context: &Context) -> Result<()> {
         Err(error) => return Err(error),
     }
     let deadline = Instant::now() + STOP_LIMIT.as_duration();
-    while !context.client.is_absent().await? {
+    // It hangs up first, and holds the directory until everything is written.
+    let is_there = async || -> Result<bool> {
+        // What cannot be told is not waited for.
+        let is_held = || mvm_agent::is_held(context.state_dir()).unwrap_or(false);
+        Ok(!context.client.is_absent().await? || is_held())
+    };
+    while is_there().await? {
         if Instant::now() >= deadline {
             let waiting = vec![format!("the agent for {state_dir} to end")];
             return Err(Error::WaitTimeout { after: STOP_LIMIT, waiting });

@@ -1,0 +1,148 @@
+//! The benchmarks: what mvm promises in numbers, measured on the release binary.
+//!
+//! Speed is a ratio to a peer that is measured in the same run: the bare VMM, or the program doing
+//! nothing. A benchmark fails if a target is missed. It cleans up after itself however it ends.
+
+mod client;
+mod create;
+mod idle;
+mod lab;
+mod list;
+mod parallel;
+mod process;
+mod raw;
+mod report;
+mod start;
+mod statistics;
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use lab::{Lab, Machines};
+use report::Report;
+
+/// Measures one promise.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// What to measure.
+    #[arg(value_enum)]
+    name: Name,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    json: bool,
+    /// How many samples to take.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
+}
+
+/// The benchmarks.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// One start to the first program, against a bare VMM.
+    Start,
+    /// What an instance costs before it runs.
+    Create,
+    /// 20 starts at once, against 20 bare VMMs.
+    Parallel,
+    /// `mvm ps -a` of 1,000 instances, against `mvm --version`.
+    List,
+    /// CPU and memory of an agent with 20 idle instances.
+    Idle,
+}
+
+impl Name {
+    fn machines(self) -> Machines {
+        match self {
+            Self::Start | Self::Create | Self::Parallel | Self::Idle => Machines::Real,
+            Self::List => Machines::Simulated,
+        }
+    }
+
+    fn default_runs(self) -> u32 {
+        match self {
+            Self::Start => 10,
+            Self::Create | Self::Parallel => 3,
+            Self::List => 30,
+            Self::Idle => 1,
+        }
+    }
+}
+
+/// Runs one benchmark and prints what it found.
+///
+/// # Errors
+/// It could not be carried out, or a target was missed.
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(measure(args))?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    let missed = report.missed();
+    if !missed.is_empty() {
+        bail!("missed: {}", missed.join(", "));
+    }
+    Ok(())
+}
+
+/// Measures, and cleans up whether that succeeded or not.
+async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
+    // Caught from here on, so that nothing is left by a Ctrl-C at any point.
+    let mut interrupts = Interrupts::new()?;
+    let lab = tokio::select! {
+        lab = Lab::open(args.name.machines()) => lab?,
+        () = interrupts.next() => bail!("interrupted"),
+    };
+    let runs = args.runs.unwrap_or(args.name.default_runs());
+    let measuring = async {
+        match args.name {
+            Name::Start => start::run(&lab, runs).await,
+            Name::Create => create::run(&lab, runs).await,
+            Name::Parallel => parallel::run(&lab, runs).await,
+            Name::List => list::run(&lab, runs).await,
+            Name::Idle => idle::run(&lab, runs).await,
+        }
+    };
+    let measured = tokio::select! {
+        measured = measuring => measured,
+        () = interrupts.next() => Err(anyhow::anyhow!("interrupted")),
+    };
+    match (measured, lab.close().await) {
+        (Ok(report), Ok(())) => Ok(report),
+        (Err(error), Ok(())) => Err(error),
+        (Ok(_), Err(error)) => Err(error.context("cannot clean up")),
+        (Err(error), Err(left)) => Err(error.context(format!("cannot clean up: {left:#}"))),
+    }
+}
+
+/// What a person or a supervisor ends a program with.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Interrupts {
+    fn new() -> anyhow::Result<Self> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}

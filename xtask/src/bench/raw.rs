@@ -1,0 +1,163 @@
+//! The peer: the same microVM on a bare QEMU, started without mvm.
+//!
+//! Its arguments are those of a QEMU that mvm has started, with a file or socket in the place of
+//! each descriptor that mvm hands over. So both boot the same machine, whatever the driver comes to
+//! pass. It has none of what mvm adds: no user of its own, no sandbox, no journal, no bridge.
+
+mod arguments;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use mvm_core::guest::{Configuration, ExitStatus, NetworkConfiguration};
+use mvm_host::guest::{ExecEvent, Session, SessionMode};
+use mvm_host::image::build::ImageStore;
+use mvm_host::image::disk::{LayerTemplates, create_layer};
+use mvm_host::unix_socket;
+use mvm_wire::view::InstanceView;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::client::first_program;
+use super::lab::Lab;
+use super::process;
+
+/// How long a guest has to answer.
+const GUEST_LIMIT: Duration = Duration::from_secs(600);
+/// How often a QEMU that starts is asked for its socket.
+const POLL: Duration = Duration::from_millis(1);
+const PROGRAM: &str = "qemu-system-x86_64";
+const AGENT_SOCKET: &str = "agent.sock";
+
+/// The files that a machine boots from.
+#[derive(Debug, Clone)]
+struct Files {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    root: PathBuf,
+}
+
+/// When a machine had got where, since it was started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Milestones {
+    /// QEMU's sockets were there.
+    pub(super) process: Duration,
+    /// The guest agent said hello.
+    pub(super) hello: Duration,
+    /// The guest had its identity.
+    pub(super) configured: Duration,
+    /// The first program had ended.
+    pub(super) exec: Duration,
+}
+
+/// What it takes to make machines like one of mvm's.
+#[derive(Debug)]
+pub(super) struct Peer {
+    arguments: Vec<String>,
+    files: Files,
+    network: NetworkConfiguration,
+    template: PathBuf,
+    parent: PathBuf,
+}
+
+impl Peer {
+    /// The peer of an instance that runs.
+    pub(super) async fn of(lab: &Lab, view: &InstanceView) -> anyhow::Result<Self> {
+        let state_dir = lab.state_dir();
+        let revision = view.revision.as_ref().context("the instance has no revision")?;
+        let revision = ImageStore::new(state_dir).open(revision)?;
+        let address = view.address.context("the instance has no address")?;
+        let [a, b, c, _] = address.octets();
+        Ok(Self {
+            arguments: process::arguments(view.pid.context("the instance has no process")?)?,
+            files: Files {
+                kernel: revision.vmlinuz(),
+                initrd: revision.initrd(),
+                root: revision.root(),
+            },
+            network: NetworkConfiguration {
+                address,
+                prefix_len: 24,
+                gateway: [a, b, c, 1].into(),
+                nameservers: Vec::new(),
+            },
+            template: LayerTemplates::new(state_dir).ensure(view.disk_mib.into()).await?,
+            parent: state_dir.to_owned(),
+        })
+    }
+
+    /// Prepares one machine, its writable disk included.
+    pub(super) fn machine(&self) -> anyhow::Result<RawMachine> {
+        let dir = tempfile::Builder::new().prefix("raw-").tempdir_in(&self.parent)?;
+        let layer = dir.path().join("layer.ext4");
+        create_layer(&self.template, &layer, rustix::process::geteuid().as_raw())?;
+        let arguments = arguments::arguments(&self.arguments, &self.files, &layer, dir.path())?;
+        Ok(RawMachine { arguments, network: self.network.clone(), dir, child: None })
+    }
+}
+
+/// A QEMU that is ready to be started. Dropping it ends it and removes its files.
+pub(super) struct RawMachine {
+    arguments: Vec<String>,
+    network: NetworkConfiguration,
+    dir: TempDir,
+    child: Option<Child>,
+}
+
+impl RawMachine {
+    /// Starts it and waits until its guest has run the first program.
+    pub(super) async fn boot(&mut self) -> anyhow::Result<Milestones> {
+        let began = Instant::now();
+        let child = Command::new(PROGRAM)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {PROGRAM}"))?;
+        let child = self.child.insert(child);
+        let socket = self.dir.path().join(AGENT_SOCKET);
+        let stream = loop {
+            match unix_socket::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(error) => {
+                    if let Some(status) = child.try_wait()? {
+                        bail!("{PROGRAM} ended with {status}: {error}");
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        };
+        let process = began.elapsed();
+        let session = Session::open(Box::new(stream), SessionMode::Fresh, GUEST_LIMIT).await?;
+        let hello = began.elapsed();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let configuration = Configuration {
+            hostname: "raw".to_owned(),
+            network: Some(self.network.clone()),
+            wall_clock_unix_ns: Some(u64::try_from(now.as_nanos())?),
+        };
+        session.configure(configuration, GUEST_LIMIT).await?;
+        let configured = began.elapsed();
+        let mut exec = session.exec(first_program(), GUEST_LIMIT).await?.split().0;
+        loop {
+            match exec.next().await.context("the guest's session ended")?? {
+                ExecEvent::Exit(ExitStatus::Exited { code: 0 }) => break,
+                ExecEvent::Exit(status) => bail!("the first program ended with {status:?}"),
+                _ => {}
+            }
+        }
+        Ok(Milestones { process, hello, configured, exec: began.elapsed() })
+    }
+
+    /// Ends it and waits for its end.
+    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+        if let Some(child) = &mut self.child {
+            child.kill().await?;
+        }
+        Ok(self.dir.close()?)
+    }
+}
