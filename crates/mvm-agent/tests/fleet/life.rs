@@ -1,9 +1,12 @@
 //! The ordinary life of tenants, pools and instances.
 
 use mvm_core::admit::Request;
+use mvm_core::frame::KIND_STDIN;
+use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
 use mvm_core::spec::{Document, Quota};
-use mvm_wire::{Call, ErrorCode, Reply};
+use mvm_wire::view::InstanceView;
+use mvm_wire::{Call, ErrorCode, Item, Reply};
 
 use crate::node::{Machine, is_running};
 
@@ -76,6 +79,58 @@ async fn an_instance_keeps_its_address_and_disk_over_stop_and_start() {
     let after = agent.until_running(1).await.remove(0);
     assert_eq!((before.address, before.mac, before.path), (after.address, after.mac, after.path));
     assert_eq!(after.boots, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_hangs_up_while_a_guest_starts_has_nothing_run() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    let is_starting = |all: &[InstanceView]| all[0].activity.as_deref() == Some("starting");
+    agent.until("starting", |all| all.len() == 1 && is_starting(all)).await;
+    // Time stands still as long as somebody yields, so that the guest goes on starting.
+    let served = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = served();
+    let mut connection = agent.node.connect();
+    let request = ExecRequest { argv: vec!["true".into()], ..ExecRequest::default() };
+    let selector = "demo/hello".parse().unwrap();
+    connection.write.message(&Call::Exec { selector, request }).await.unwrap();
+    connection.write.data(KIND_STDIN, b"early").await.unwrap();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(served(), before + 1, "the call is not waited for");
+    drop(connection);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(served(), before, "the call is still waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn input_that_comes_before_the_guest_runs_is_kept_for_the_program() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    let mut connection = agent.node.connect();
+    let request = ExecRequest { argv: vec!["cat".into()], stdin: true, ..ExecRequest::default() };
+    let selector = "demo/hello".parse().unwrap();
+    connection.write.message(&Call::Exec { selector, request }).await.unwrap();
+    for piece in [&b"one "[..], b"two", b""] {
+        connection.write.data(KIND_STDIN, piece).await.unwrap();
+    }
+    let mut output = Vec::new();
+    loop {
+        match connection.read.next().await.unwrap().unwrap() {
+            Item::Data { bytes, .. } => output.extend(bytes),
+            message => match message.parse::<Reply>().unwrap() {
+                Reply::ExecStarted { .. } => {}
+                Reply::ExecExit(status) => break assert_eq!(status.shell_code(), 0),
+                other => panic!("{other:?}"),
+            },
+        }
+    }
+    assert_eq!(output, b"one two");
 }
 
 #[tokio::test(start_paused = true)]
