@@ -1,5 +1,7 @@
 //! The agent is killed with SIGKILL at every moment; microVMs go on and nothing is lost or doubled.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

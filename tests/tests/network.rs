@@ -4,6 +4,8 @@
 //! The node's agent runs in a network namespace that plays the host, with another one beyond it
 //! that plays the world.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::net::Ipv4Addr;
 
 use mvm_tests::netns::Namespace;

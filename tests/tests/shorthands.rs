@@ -1,5 +1,7 @@
 //! Short ways to say things, and data for programs. It runs on the simulated VMM.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::collections::BTreeSet;
 
 use mvm_tests::run::tool;

@@ -1,5 +1,7 @@
 //! An instance from the first command to the last, and nothing left of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use mvm_tests::{Node, binary, host};
 use serde_json::Value;
 
