@@ -1,5 +1,6 @@
 //! An instance from the first command to the last, and nothing left of it.
 
+#![allow(clippy::print_stdout, reason = "it shows what a newcomer sees")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use mvm_tests::{Node, binary, host};
