@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mvm_host::bootstrap::packages::find_program;
 use mvm_host::bootstrap::{Kernel, KernelStore};
 use mvm_host::image::build::BuildInputs;
 use mvm_host::image::progress::Progress;
 use mvm_host::image::source::ImageSource;
+use mvm_host::process::find_program;
 use tokio::sync::OnceCell;
 
 /// Ignores progress.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mvm_core::vmm::Accel;
-use mvm_host::bootstrap::packages::find_program;
+use mvm_host::process::find_program;
 use mvm_host::vmm::Vmm;
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 
@@ -67,7 +67,7 @@ impl Qemu {
             return Err("only root may start QEMU as another user".into());
         }
         let program = program();
-        if find_program(&program.to_string_lossy()).is_none() && !program.exists() {
+        if find_program(&program).is_none() && !program.exists() {
             return Err(format!("`{}` is not installed", program.display()));
         }
         let busybox = std::fs::read("/bin/busybox").map_err(|_| "there is no /bin/busybox")?;
