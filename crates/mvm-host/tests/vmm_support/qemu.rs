@@ -98,7 +98,7 @@ impl Qemu {
 
 fn program() -> PathBuf {
     let named = std::env::var_os("MVM_TEST_QEMU");
-    named.map_or_else(|| QemuConfig::new(Accel::Tcg).program.into(), PathBuf::from)
+    named.map_or_else(|| QemuConfig::new(Accel::Tcg).program, PathBuf::from)
 }
 
 /// A kernel and its modules, in the order in which they can be loaded.
@@ -126,7 +126,7 @@ fn unpacked(dir: &Path) -> Result<KernelFiles, String> {
 
 impl Backend for Qemu {
     fn vmm(&self) -> Arc<dyn Vmm> {
-        let program = program().into();
+        let program = program();
         Arc::new(QemuVmm::new(QemuConfig { program, ..QemuConfig::new(Accel::Tcg) }))
     }
 
