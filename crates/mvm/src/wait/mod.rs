@@ -19,6 +19,8 @@ pub(crate) use progress::{Failure, Goal, Progress, Request, Snapshot, progress};
 
 /// How often the line about what is waited for is brought up to date without news.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(1);
+/// How many of these pass until the node is asked for problems of its own, such as a full disk.
+const REFRESHES_PER_LOOK: u32 = 3;
 
 /// The host's clock in milliseconds since the Unix epoch: the agent's, as it runs on this machine.
 pub(crate) fn now_unix_ms() -> u64 {
@@ -56,6 +58,7 @@ pub(crate) async fn wait(
     tokio::pin!(interrupt);
     let mut latest: Option<Snapshot> = None;
     let mut waiting = vec!["the agent's first report".to_owned()];
+    let (mut refreshes, mut problems) = (0, Vec::new());
     loop {
         tokio::select! {
             reply = connection.read.message::<Reply>() => match reply? {
@@ -66,8 +69,14 @@ pub(crate) async fn wait(
                 Reply::Done => return Err(ConnectionError::HungUp.into()),
                 other => return Err(unexpected(&other)),
             },
-            _ = refresh.tick() => {}
+            _ = refresh.tick() => {
+                refreshes += 1;
+                if refreshes % REFRESHES_PER_LOOK == 0 {
+                    problems = tell_problems(client, problems, &mut tell).await;
+                }
+            }
             () = tokio::time::sleep_until(deadline) => {
+                waiting.extend(problems);
                 return Err(Error::WaitTimeout { after: timeout, waiting });
             }
             () = &mut interrupt => return Err(Error::StoppedWaiting),
@@ -82,4 +91,20 @@ pub(crate) async fn wait(
             }
         }
     }
+}
+
+/// Tells the node's problems that were not told before, and returns all there are.
+async fn tell_problems(
+    client: &Client,
+    told: Vec<String>,
+    tell: &mut impl FnMut(&str),
+) -> Vec<String> {
+    // Who cannot be asked now is asked again.
+    let Ok(node) = client.node().await else { return told };
+    let lines = node.problems.iter().map(|problem| format!("the node has a problem: {problem}"));
+    let lines: Vec<String> = lines.collect();
+    for line in lines.iter().filter(|line| !told.contains(line)) {
+        tell(line);
+    }
+    lines
 }
