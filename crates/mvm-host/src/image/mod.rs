@@ -53,7 +53,7 @@ pub enum ImageError {
     },
     /// A stored image is incomplete or was changed.
     #[error(
-        "revision {revision} is damaged: {path} {problem}; `mvm pool build` of its pool builds it again"
+        "revision {revision} is damaged: {path} {problem}; `mvm pool build` mends it"
     )]
     Damaged {
         /// The revision's id.
