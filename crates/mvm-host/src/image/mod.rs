@@ -52,9 +52,7 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// A stored image is incomplete or was changed.
-    #[error(
-        "revision {revision} is damaged: {path} {problem}; `mvm pool build` mends it"
-    )]
+    #[error("revision {revision} is damaged: {path} {problem}; `mvm pool build` mends it")]
     Damaged {
         /// The revision's id.
         revision: String,
