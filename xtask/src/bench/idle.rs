@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use mvm_wire::view::InstanceView;
 use tokio::time::sleep;
 
@@ -43,9 +43,13 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let in_mib = |field: fn(&Memory) -> u64| {
         median(&of_vmms.iter().map(|memory| field(memory) as f64 / 1024.0).collect::<Vec<_>>())
     };
+    // A process that has started microVMs has used some: else the wrong one was measured.
+    let since_start = cpu_ms(agent)?;
+    ensure!(since_start > 0.0, "process {agent} has used no CPU time at all");
     let ours = Summary::of(&agent_ms).context("nothing was measured")?;
     let sample = format!("the agent's CPU time in {} s with {COUNT} instances", WINDOW.as_secs());
     let mut report = Report::new("idle", sample, ours, None);
+    report.part("agent: CPU time since its start", since_start, "ms");
     report.part("agent: resident memory", memory(agent)?.own_rss_kib as f64 / 1024.0, "MiB");
     report.part("per VMM: guest memory, resident", in_mib(|m| m.guest_rss_kib), "MiB");
     report.part("per VMM: its own memory, shared in part (PSS)", in_mib(|m| m.own_pss_kib), "MiB");

@@ -6,8 +6,8 @@
 
 mod arguments;
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -15,14 +15,14 @@ use mvm_core::guest::{Configuration, ExitStatus, NetworkConfiguration};
 use mvm_host::guest::{ExecEvent, Session, SessionMode};
 use mvm_host::image::build::ImageStore;
 use mvm_host::image::disk::{LayerTemplates, create_layer};
+use mvm_host::process::{Process, Spawn, spawn};
 use mvm_host::unix_socket;
 use mvm_wire::view::InstanceView;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
 
 use super::client::first_program;
 use super::lab::Lab;
-use super::process;
+use super::process::{self, cpu_ms};
 
 /// How long a guest has to answer.
 const GUEST_LIMIT: Duration = Duration::from_secs(600);
@@ -50,6 +50,8 @@ pub(super) struct Milestones {
     pub(super) configured: Duration,
     /// The first program had ended.
     pub(super) exec: Duration,
+    /// Not a moment, but the CPU time that QEMU had used by then.
+    pub(super) cpu: Duration,
 }
 
 /// What it takes to make machines like one of mvm's.
@@ -94,38 +96,35 @@ impl Peer {
         let layer = dir.path().join("layer.ext4");
         create_layer(&self.template, &layer, rustix::process::geteuid().as_raw())?;
         let arguments = arguments::arguments(&self.arguments, &self.files, &layer, dir.path())?;
-        Ok(RawMachine { arguments, network: self.network.clone(), dir, child: None })
+        let arguments = arguments.into_iter().map(OsString::from).collect();
+        Ok(RawMachine { arguments, network: self.network.clone(), dir, process: None })
     }
 }
 
 /// A QEMU that is ready to be started. Dropping it ends it and removes its files.
 pub(super) struct RawMachine {
-    arguments: Vec<String>,
+    arguments: Vec<OsString>,
     network: NetworkConfiguration,
     dir: TempDir,
-    child: Option<Child>,
+    process: Option<Process>,
 }
 
 impl RawMachine {
     /// Starts it and waits until its guest has run the first program.
     pub(super) async fn boot(&mut self) -> anyhow::Result<Milestones> {
         let began = Instant::now();
-        let child = Command::new(PROGRAM)
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
+        // A session of its own, as mvm gives to each VMM: where the scheduler shares processors
+        // out among sessions, both get the same share.
+        let qemu = spawn(&Spawn::new(Path::new(PROGRAM), &self.arguments))
             .with_context(|| format!("cannot run {PROGRAM}"))?;
-        let child = self.child.insert(child);
+        let qemu = self.process.insert(qemu);
         let socket = self.dir.path().join(AGENT_SOCKET);
         let stream = loop {
             match unix_socket::connect(&socket).await {
                 Ok(stream) => break stream,
                 Err(error) => {
-                    if let Some(status) = child.try_wait()? {
-                        bail!("{PROGRAM} ended with {status}: {error}");
+                    if !qemu.is_running()? {
+                        bail!("{PROGRAM} ended with {:?}: {error}", qemu.wait().await);
                     }
                     tokio::time::sleep(POLL).await;
                 }
@@ -150,14 +149,28 @@ impl RawMachine {
                 _ => {}
             }
         }
-        Ok(Milestones { process, hello, configured, exec: began.elapsed() })
+        let exec = began.elapsed();
+        let cpu = Duration::from_secs_f64(cpu_ms(qemu.identity().pid)? / 1000.0);
+        Ok(Milestones { process, hello, configured, exec, cpu })
     }
 
     /// Ends it and waits for its end.
     pub(super) async fn end(mut self) -> anyhow::Result<()> {
-        if let Some(child) = &mut self.child {
-            child.kill().await?;
+        if let Some(qemu) = self.process.take() {
+            qemu.kill().await?;
         }
-        Ok(self.dir.close()?)
+        Ok(())
+    }
+}
+
+impl Drop for RawMachine {
+    fn drop(&mut self) {
+        let pid = self.process.as_ref().and_then(|qemu| {
+            i32::try_from(qemu.identity().pid).ok().and_then(rustix::process::Pid::from_raw)
+        });
+        if let Some(pid) = pid {
+            // It is a child that nobody has waited for, so the pid is still its own.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 }

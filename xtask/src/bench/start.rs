@@ -14,8 +14,10 @@ use mvm_wire::view::InstanceView;
 
 use super::client::{check, only};
 use super::lab::Lab;
+use super::process::cpu_ms;
 use super::raw::{Milestones, Peer};
 use super::report::Report;
+use super::say;
 use super::statistics::{Summary, median};
 
 /// The ratio that a start may reach.
@@ -32,6 +34,8 @@ struct Steps {
     /// The guest has said hello and has its identity.
     ready: Duration,
     exec: Duration,
+    /// Not a moment, but the CPU time that QEMU had used by then.
+    cpu: Duration,
 }
 
 /// Measures this many starts of each.
@@ -49,13 +53,21 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
             if is_ours {
                 let (steps, view) = one_start(lab, &pool).await?;
                 destroy(lab, &view.path).await?;
+                progress(run, "ours", steps.exec, steps.cpu);
                 ours.push(steps);
             } else {
-                raw.push(raw_start(&peer).await?);
+                let milestones = raw_start(&peer).await?;
+                progress(run, "raw", milestones.exec, milestones.cpu);
+                raw.push(milestones);
             }
         }
     }
     report(&ours, &raw).context("nothing was measured")
+}
+
+fn progress(run: u32, who: &str, whole: Duration, cpu: Duration) {
+    let (whole, cpu) = (whole.as_millis(), cpu.as_millis());
+    say(&format!("pair {}: {who:4} {whole:5} ms, of which QEMU computed {cpu:5} ms", run + 1));
 }
 
 async fn destroy(lab: &Lab, path: &InstancePath) -> anyhow::Result<()> {
@@ -84,10 +96,12 @@ async fn one_start(lab: &Lab, pool: &PoolPath) -> anyhow::Result<(Steps, Instanc
     let ready = began.elapsed();
     client.exec(&path).await?;
     let exec = began.elapsed();
+    let pid = view.pid.context("the instance has no process")?;
+    let cpu = Duration::from_secs_f64(cpu_ms(pid)? / 1000.0);
     let dir = lab.instance_dir(&path);
     let prepared = born(&dir.join(CONSOLE_LOG), began_wall)?;
     let launched = launched.unwrap_or(ready);
-    Ok((Steps { accepted, prepared, launched, ready, exec }, view))
+    Ok((Steps { accepted, prepared, launched, ready, exec, cpu }, view))
 }
 
 /// When a file was made.
@@ -133,6 +147,11 @@ fn report(ours: &[Steps], raw: &[Milestones]) -> Option<Report> {
     for (name, part) in raw_parts {
         report.part(name, median_between(raw, part), "ms");
     }
+    // What a busy machine does not change.
+    let our_cpu = median_between(ours, |steps| (Duration::ZERO, steps.cpu));
+    let raw_cpu = median_between(raw, |milestones| (Duration::ZERO, milestones.cpu));
+    report.part("ours: CPU time of QEMU", our_cpu, "ms");
+    report.part("raw: CPU time of QEMU", raw_cpu, "ms");
     report.target_ratio(RATIO);
     Some(report)
 }
@@ -158,12 +177,15 @@ mod tests {
             launched: at(90),
             ready: at(1900),
             exec: at(1950),
+            cpu: at(1000),
         };
         let raw =
             Milestones { process: at(50), hello: at(1700), configured: at(1750), exec: at(1800) };
         let report = report(&[steps], &[raw]).unwrap();
         let sum = |prefix| {
-            let parts = report.parts.iter().filter(|part| part.name.starts_with(prefix));
+            let parts = report.parts.iter();
+            let parts =
+                parts.filter(|part| part.name.starts_with(prefix) && !part.name.contains("CPU"));
             parts.map(|part| part.value).sum::<f64>()
         };
         assert_eq!(sum("ours").round(), 1950.0);
