@@ -121,6 +121,12 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     }
 }
 
+/// Tells the person who waits; standard output is the report's.
+fn say(line: &str) {
+    // Nobody may be there to read it.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// What a person or a supervisor ends a program with.
 struct Interrupts {
     interrupt: Signal,

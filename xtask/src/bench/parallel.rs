@@ -15,6 +15,7 @@ use super::client::check;
 use super::lab::Lab;
 use super::raw::Peer;
 use super::report::Report;
+use super::say;
 use super::statistics::{Summary, median};
 
 /// How many are started at once.
@@ -26,14 +27,16 @@ const RATIO: f64 = 1.10;
 pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let pool = lab.pool().await?;
     let (mut ours, mut first, mut raw) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..runs {
+    for run in 1..=runs {
         let round = start_all(lab, &pool, COUNT).await?;
         let peer = Peer::of(lab, &round.views[0]).await?;
-        let paths: Vec<InstancePath> = round.views.into_iter().map(|view| view.path).collect();
+        let paths: Vec<InstancePath> = round.views.iter().map(|view| view.path.clone()).collect();
         lab.client().destroy(Selector::Pool(pool.clone()), &paths).await?;
         ours.push(round.all_ms);
         first.push(round.first_ms);
-        raw.push(raw_round(&peer).await?);
+        let raw_ms = raw_round(&peer).await?;
+        say(&format!("round {run}: ours {:.0} ms, raw {raw_ms:.0} ms", round.all_ms));
+        raw.push(raw_ms);
     }
     let (ours_ms, raw_ms) = (Summary::of(&ours), Summary::of(&raw));
     let ours_ms = ours_ms.context("nothing was measured")?;

@@ -17,6 +17,7 @@ use super::lab::Lab;
 use super::process::cpu_ms;
 use super::raw::{Milestones, Peer};
 use super::report::Report;
+use super::say;
 use super::statistics::{Summary, median};
 
 /// The ratio that a start may reach.
@@ -52,13 +53,21 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
             if is_ours {
                 let (steps, view) = one_start(lab, &pool).await?;
                 destroy(lab, &view.path).await?;
+                progress(run, "ours", steps.exec, steps.cpu);
                 ours.push(steps);
             } else {
-                raw.push(raw_start(&peer).await?);
+                let milestones = raw_start(&peer).await?;
+                progress(run, "raw", milestones.exec, milestones.cpu);
+                raw.push(milestones);
             }
         }
     }
     report(&ours, &raw).context("nothing was measured")
+}
+
+fn progress(run: u32, who: &str, whole: Duration, cpu: Duration) {
+    let (whole, cpu) = (whole.as_millis(), cpu.as_millis());
+    say(&format!("pair {}: {who:4} {whole:5} ms, of which QEMU computed {cpu:5} ms", run + 1));
 }
 
 async fn destroy(lab: &Lab, path: &InstancePath) -> anyhow::Result<()> {
