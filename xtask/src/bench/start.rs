@@ -179,8 +179,13 @@ mod tests {
             exec: at(1950),
             cpu: at(1000),
         };
-        let raw =
-            Milestones { process: at(50), hello: at(1700), configured: at(1750), exec: at(1800) };
+        let raw = Milestones {
+            process: at(50),
+            hello: at(1700),
+            configured: at(1750),
+            exec: at(1800),
+            cpu: at(900),
+        };
         let report = report(&[steps], &[raw]).unwrap();
         let sum = |prefix| {
             let parts = report.parts.iter();
