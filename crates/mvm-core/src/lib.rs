@@ -13,6 +13,7 @@ pub mod credit;
 pub mod death;
 pub mod frame;
 pub mod guest;
+pub mod image;
 pub mod lifecycle;
 pub mod name;
 pub mod net;

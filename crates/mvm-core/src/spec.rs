@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::image::ImageSpec;
 use crate::name::{PoolName, TenantName};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
@@ -59,33 +60,6 @@ impl Quota {
             if let (Some(mine), Some(Some(theirs))) = (self.by_name(name), change.by_name(name)) {
                 *mine = Some(*theirs);
             }
-        }
-    }
-}
-
-/// Where a pool's root filesystem comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum ImageSpec {
-    /// The small image that mvm makes from distribution packages.
-    #[default]
-    Builtin,
-}
-
-impl FromStr for ImageSpec {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "builtin" => Ok(Self::Builtin),
-            _ => Err(format!("`{text}` is not an image source: expected builtin")),
-        }
-    }
-}
-
-impl fmt::Display for ImageSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Builtin => f.pad("builtin"),
         }
     }
 }
@@ -174,7 +148,7 @@ macro_rules! string_conversions {
         }
     )+};
 }
-string_conversions!(ImageSpec, NetMode, RestartPolicy);
+string_conversions!(NetMode, RestartPolicy);
 
 /// What every instance of a pool is like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -98,6 +98,7 @@ impl ImageStore {
             schema: SCHEMA,
             revision: id.clone(),
             source: SourceRecord { description: inputs.source.describe(), fingerprint },
+            config: inputs.source.config(),
             kernel: KernelRecord {
                 id: inputs.kernel.id().clone(),
                 release: inputs.kernel.manifest().release.clone(),

@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use mvm_core::image::ImageConfig;
 use mvm_core::name::RevisionId;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ use super::digest::Digest;
 use crate::bootstrap::kernel::{KernelId, StoredFile};
 
 /// The version of the directory's layout; part of every revision's id.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 /// The guest kernel.
 pub const VMLINUZ: &str = "vmlinuz";
 /// The initial RAM filesystem.
@@ -66,6 +67,8 @@ pub struct Manifest {
     pub revision: RevisionId,
     /// What the root filesystem was made from.
     pub source: SourceRecord,
+    /// How the image wants to be run.
+    pub config: ImageConfig,
     /// The kernel.
     pub kernel: KernelRecord,
     /// The guest agent.

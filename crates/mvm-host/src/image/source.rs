@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use async_trait::async_trait;
+use mvm_core::image::ImageConfig;
 
 use super::ImageError;
 use super::digest::Digest;
@@ -22,6 +23,11 @@ pub enum Ownership {
 pub trait ImageSource: Send + Sync {
     /// A phrase for people, such as `built-in (busybox-static 1:1.35.0-4)`.
     fn describe(&self) -> String;
+
+    /// How the image wants to be run; part of the fingerprint.
+    fn config(&self) -> ImageConfig {
+        ImageConfig::default()
+    }
 
     /// Who owns the files.
     fn ownership(&self) -> Ownership;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use mvm_core::image::ImageSpec;
 use mvm_core::name::RevisionId;
-use mvm_core::spec::ImageSpec;
 
 use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
 use crate::bootstrap::{KernelStore, Outcome};
@@ -82,6 +82,7 @@ impl Images for LocalImages {
             kernel: revision.vmlinuz(),
             initrd: revision.initrd(),
             root: revision.root(),
+            config: revision.manifest().config.clone(),
         })
     }
 

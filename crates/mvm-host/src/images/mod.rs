@@ -8,13 +8,13 @@ mod sim;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use mvm_core::image::{ImageConfig, ImageSpec};
 use mvm_core::name::RevisionId;
-use mvm_core::spec::ImageSpec;
 
 pub use local::LocalImages;
 pub use sim::SimImages;
 
-/// The files that a microVM boots from.
+/// What a microVM boots from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevisionFiles {
     /// The guest kernel.
@@ -23,6 +23,8 @@ pub struct RevisionFiles {
     pub initrd: PathBuf,
     /// The read-only root filesystem.
     pub root: PathBuf,
+    /// How the image wants to be run.
+    pub config: ImageConfig,
 }
 
 /// A finished build.

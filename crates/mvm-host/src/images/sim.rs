@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use mvm_core::image::{ImageConfig, ImageSpec};
 use mvm_core::name::RevisionId;
-use mvm_core::spec::ImageSpec;
 
 use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
 
@@ -54,6 +54,7 @@ impl Images for SimImages {
             kernel: dir.join("vmlinuz"),
             initrd: dir.join("initrd"),
             root: dir.join("root.erofs"),
+            config: ImageConfig::default(),
         };
         std::fs::create_dir_all(&dir).map_err(|error| cannot_create(&dir, &error))?;
         for file in [&files.kernel, &files.initrd, &files.root] {

@@ -2,8 +2,9 @@
 
 use clap::{Args, Subcommand};
 use mvm_core::admit::Request;
+use mvm_core::image::ImageSpec;
 use mvm_core::name::{PoolPath, TenantName};
-use mvm_core::spec::{ImageSpec, NetMode, PoolSpec, RestartPolicy};
+use mvm_core::spec::{NetMode, PoolSpec, RestartPolicy};
 
 use crate::cli::Context;
 use crate::client::only;
