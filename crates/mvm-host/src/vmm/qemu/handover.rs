@@ -50,7 +50,7 @@ impl Drop for Made {
 
 impl Handover {
     /// Opens everything, or leaves nothing.
-    pub(super) fn open(spec: &VmSpec) -> Result<Self, VmmError> {
+    pub(super) async fn open(spec: &VmSpec) -> Result<Self, VmmError> {
         let kernel = open_for_user(&spec.kernel, spec.uid)?;
         let initrd = open_for_user(&spec.initrd, spec.uid)?;
         let disks = spec
@@ -63,16 +63,16 @@ impl Handover {
             })
             .collect::<Result<Vec<_>, VmmError>>()?;
         let memory = guest_memory(spec.mem_mib)?;
-        let tap = spec
-            .nic
-            .as_ref()
-            .map(|nic| {
-                tap::open(&nic.tap).map_err(|source| VmmError::System {
+        let tap = match &spec.nic {
+            None => None,
+            Some(nic) => {
+                let attached = tap::attach(&nic.tap).await;
+                Some(attached.map_err(|source| VmmError::System {
                     operation: format!("attach to tap {}", nic.tap),
                     source,
-                })
-            })
-            .transpose()?;
+                })?)
+            }
+        };
 
         let mut made = Made::default();
         // First, because it fails if a VMM still runs in this directory, whose files are in use.
