@@ -23,4 +23,5 @@ pub mod plan;
 mod property;
 pub mod record;
 pub mod spec;
+mod text;
 pub mod vmm;

@@ -65,8 +65,7 @@ fn check_name(what: &'static str, text: &str) -> Result<(), NameError> {
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
 
         impl $name {
@@ -85,18 +84,7 @@ macro_rules! text_type {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
+        $crate::serde_as_text!($name);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -178,8 +166,7 @@ impl RevisionId {
 }
 
 /// `tenant/pool`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolPath {
     /// The owning tenant.
     pub tenant: TenantName,
@@ -188,8 +175,7 @@ pub struct PoolPath {
 }
 
 /// `tenant/pool/i-xxxxxxxx`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstancePath {
     /// The pool that the instance belongs to.
     pub pool: PoolPath,
@@ -236,7 +222,10 @@ macro_rules! path_text {
     ($name:ident, $format:literal, $($field:ident).+, $($last:ident).+) => {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&format!($format, self.$($field).+, self.$($last).+))
+                if f.width().is_some() {
+                    return f.pad(&format!($format, self.$($field).+, self.$($last).+));
+                }
+                write!(f, $format, self.$($field).+, self.$($last).+)
             }
         }
         impl fmt::Debug for $name {
@@ -244,17 +233,7 @@ macro_rules! path_text {
                 write!(f, "\"{self}\"")
             }
         }
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-        impl From<$name> for String {
-            fn from(path: $name) -> String {
-                path.to_string()
-            }
-        }
+        $crate::serde_as_text!($name);
     };
 }
 path_text!(PoolPath, "{}/{}", tenant, pool);

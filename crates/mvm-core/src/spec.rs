@@ -65,8 +65,7 @@ impl Quota {
 }
 
 /// Whether instances have a network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum NetMode {
     /// An interface on the tenant's bridge.
     #[default]
@@ -96,8 +95,7 @@ impl fmt::Display for NetMode {
 }
 
 /// What happens when a running instance ends by itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RestartPolicy {
     /// It is started again, with backoff, however it ended.
     Always,
@@ -133,22 +131,7 @@ impl fmt::Display for RestartPolicy {
     }
 }
 
-macro_rules! string_conversions {
-    ($($name:ident),+) => {$(
-        impl TryFrom<String> for $name {
-            type Error = String;
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.to_string()
-            }
-        }
-    )+};
-}
-string_conversions!(NetMode, RestartPolicy);
+crate::serde_as_text!(NetMode, RestartPolicy);
 
 /// What every instance of a pool is like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
