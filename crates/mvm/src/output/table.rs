@@ -26,20 +26,26 @@ fn render<const N: usize>(rows: &[[String; N]]) -> String {
     let mut columns = [0; N];
     for row in rows {
         for (column, cell) in columns.iter_mut().zip(row) {
-            *column = cell.width().max(*column);
+            *column = width(cell).max(*column);
         }
     }
+    let blanks = " ".repeat(columns.iter().max().unwrap_or(&0) + GAP);
     let mut text = String::with_capacity(rows.len() * (columns.iter().sum::<usize>() + N * GAP));
     for row in rows {
         for (column, cell) in columns.iter().zip(row) {
             text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', column - cell.width() + GAP));
+            text.push_str(&blanks[..column - width(cell) + GAP]);
         }
         text.truncate(text.trim_end_matches(' ').len());
         text.push('\n');
     }
     text.pop();
     text
+}
+
+/// Columns that a text takes on a terminal.
+fn width(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 /// A value that may be absent.
