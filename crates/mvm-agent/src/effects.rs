@@ -179,6 +179,7 @@ async fn open_session(
         hostname: format!("{}-{}", path.pool.pool, path.id),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
+        ssh_authorized_keys: Vec::new(),
     };
     session.configure(configuration, GUEST_TIMEOUT).await?;
     Ok(session)

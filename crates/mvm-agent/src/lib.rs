@@ -15,6 +15,8 @@ mod actor;
 mod builder;
 mod clock;
 mod effects;
+mod exec;
+mod forward;
 mod lock;
 mod node;
 mod reconcile;
@@ -28,6 +30,7 @@ mod views;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mvm_host::unix_socket::HangUp;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store};
 use mvm_wire::Connection;
 use tokio::task::JoinSet;
@@ -144,7 +147,9 @@ impl RunningNode {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let node = self.node.clone();
         // It ends with the caller's hanging up.
-        tokio::spawn(async move { server::serve(&node, Connection::new(theirs)).await });
+        tokio::spawn(async move {
+            server::serve(&node, Connection::new(theirs), HangUp::never()).await;
+        });
         Connection::new(ours)
     }
 

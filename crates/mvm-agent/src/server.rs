@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use mvm_core::name::{InstancePath, Selector};
+use mvm_host::unix_socket::HangUp;
 use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
 use mvm_wire::view::{RecordView, StatsView, VerifyView, WhyView};
@@ -15,7 +16,7 @@ use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
-use crate::{streams, submit, views};
+use crate::{exec, forward, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -31,7 +32,9 @@ pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
         match accepted {
             Ok((stream, _)) => {
                 let node = node.clone();
-                connections.spawn(async move { serve(&node, Connection::new(stream)).await });
+                let hang_up = HangUp::of(&stream).unwrap_or_else(|_| HangUp::never());
+                let connection = Connection::new(stream);
+                connections.spawn(async move { serve(&node, connection, hang_up).await });
             }
             Err(error) => {
                 // Out of descriptors, usually: wait for a connection to end.
@@ -43,7 +46,7 @@ pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
 }
 
 /// Serves one connection.
-pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection) {
+pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection, hang_up: HangUp) {
     let call = match connection.read.message::<Call>().await {
         Ok(call) => call,
         Err(error) => {
@@ -52,7 +55,7 @@ pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection) {
             return;
         }
     };
-    if let Err(error) = answer(node, call, connection).await {
+    if let Err(error) = answer(node, call, connection, &hang_up).await {
         tracing::debug!(error = chain(&error), "a caller hung up");
     }
 }
@@ -61,13 +64,17 @@ async fn answer(
     node: &Arc<Node>,
     call: Call,
     mut connection: Connection,
+    hang_up: &HangUp,
 ) -> Result<(), ConnectionError> {
     let reply = match call {
         Call::Watch { instances, pools, tenant } => {
             return streams::watch(node, &instances, &pools, tenant.as_ref(), connection).await;
         }
         Call::Exec { selector, request } => {
-            return streams::exec(node, &selector, request, connection).await;
+            return exec::exec(node, &selector, request, connection, hang_up).await;
+        }
+        Call::Forward { selector, target } => {
+            return forward::forward(node, &selector, target, connection, hang_up).await;
         }
         Call::Logs { selector, kind, follow, tail } => {
             return streams::logs(node, &selector, kind, follow, tail, connection).await;
@@ -139,11 +146,15 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             Err(error) => Err(internal(&error)),
         },
         Call::RecordMend { key, text } => mend(node, &mirror, key, text).await,
-        Call::Signal { .. } | Call::Unknown => {
+        Call::Signal { .. } | Call::Resize { .. } | Call::Detach | Call::Unknown => {
             Err(ApiError::new(ErrorCode::Unsupported, "this agent does not know the call")
                 .hint("the agent may be older than the command: `mvm agent stop`, then try again"))
         }
-        Call::Watch { .. } | Call::Exec { .. } | Call::Logs { .. } | Call::AgentStop => {
+        Call::Watch { .. }
+        | Call::Exec { .. }
+        | Call::Forward { .. }
+        | Call::Logs { .. }
+        | Call::AgentStop => {
             Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))
         }
     }

@@ -1,4 +1,4 @@
-//! Calls that stream: watches, execs and logs.
+//! Calls that stream: watches and logs; and the session of the instance that a call means.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -7,16 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::frame;
-use mvm_core::guest::{ErrorKind, ExecRequest};
+use mvm_core::guest::ErrorKind;
 use mvm_core::lifecycle::{Phase, State};
 use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::DesiredState;
-use mvm_host::guest::{ExecEvent, ExecInput, Session, SessionError};
+use mvm_host::guest::{Session, SessionError};
 use mvm_host::vmm::{CONSOLE_LOG, VMM_LOG};
-use mvm_wire::{
-    ApiError, Call, Connection, ConnectionError, ErrorCode, Item, LogKind, ReadHalf, Reply,
-    WriteHalf,
-};
+use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, LogKind, Reply, WriteHalf};
 use tokio::time::Instant;
 
 use crate::node::{Node, chain};
@@ -30,9 +27,6 @@ pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REJOIN_LIMIT: Duration = Duration::from_secs(10);
 /// How often sessions are looked for while one is waited for.
 const SESSION_POLL: Duration = Duration::from_millis(20);
-/// Pieces of standard input, of at most 64 KiB, and signals that are kept for a program whose guest
-/// still starts.
-const EARLY_MAX: usize = 16;
 /// How often a log file that is followed is looked at.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a log that are sent at once.
@@ -73,7 +67,10 @@ pub(crate) async fn watch(
 
 /// A session with an instance that a selector means: any running one will do. One that is starting
 /// is waited for, and so, for a while, is a guest that an agent has just adopted.
-async fn session(node: &Node, selector: &Selector) -> Result<(InstancePath, Session), ApiError> {
+pub(crate) async fn session(
+    node: &Node,
+    selector: &Selector,
+) -> Result<(InstancePath, Session), ApiError> {
     let mut state = node.state.follow();
     let rejoined_by = Instant::now() + REJOIN_LIMIT;
     loop {
@@ -136,103 +133,11 @@ fn unavailable(mirror: &Mirror, selector: &Selector, candidates: &[&InstancePath
     }
 }
 
-/// Runs a program in a guest, with the connection as its terminal.
-pub(crate) async fn exec(
-    node: &Arc<Node>,
-    selector: &Selector,
-    request: ExecRequest,
-    connection: Connection,
-) -> Result<(), ConnectionError> {
-    let Connection { mut read, mut write } = connection;
-    let mut early = Vec::new();
-    let (instance, session) = tokio::select! {
-        found = session(node, selector) => match found {
-            Ok(found) => found,
-            Err(error) => return finish(&mut write, Err(error)).await,
-        },
-        // Whoever hangs up while a guest starts wants the program no more.
-        () = hung_up(&mut read, &mut early) => return Ok(()),
-    };
-    let exec = match session.exec(request, GUEST_TIMEOUT).await {
-        Ok(exec) => exec,
-        Err(error) => return finish(&mut write, Err(guest_error(&instance, &error))).await,
-    };
-    let (mut output, input) = exec.split();
-    // Dropping the output, however this ends, cancels the program if it still runs.
-    let carry_out = async {
-        loop {
-            match output.next().await {
-                Some(Ok(ExecEvent::Started { pid })) => {
-                    let instance = instance.clone();
-                    write.message(&Reply::ExecStarted { instance, pid }).await?;
-                }
-                Some(Ok(ExecEvent::Stdout(bytes))) => {
-                    write.data(frame::KIND_STDOUT, &bytes).await?;
-                }
-                Some(Ok(ExecEvent::Stderr(bytes))) => {
-                    write.data(frame::KIND_STDERR, &bytes).await?;
-                }
-                Some(Ok(ExecEvent::Exit(status))) => {
-                    return write.message(&Reply::ExecExit(status)).await;
-                }
-                Some(Err(error)) => {
-                    return finish(&mut write, Err(guest_error(&instance, &error))).await;
-                }
-                None => {
-                    let message = format!("the session with {instance} ended");
-                    let error = ApiError::new(ErrorCode::Guest, message);
-                    return finish(&mut write, Err(error)).await;
-                }
-            }
-        }
-    };
-    tokio::select! {
-        carried = carry_out => carried,
-        () = carry_in(read, early, input) => Ok(()),
+pub(crate) fn guest_error(instance: &InstancePath, error: &SessionError) -> ApiError {
+    if let SessionError::Missing { .. } = error {
+        return ApiError::new(ErrorCode::Unsupported, format!("{instance}: {error}"))
+            .hint(format!("`mvm restart {}` gives it this version's", instance.id));
     }
-}
-
-/// Waits until the caller hangs up, and keeps what it says until then. A caller that says more than
-/// is kept has to wait.
-async fn hung_up(read: &mut ReadHalf, kept: &mut Vec<Item>) {
-    while kept.len() < EARLY_MAX {
-        match read.next().await {
-            Ok(Some(item)) => kept.push(item),
-            Ok(None) | Err(_) => return,
-        }
-    }
-    std::future::pending().await
-}
-
-/// Carries standard input and signals to the guest, first the early ones; returns when the caller
-/// hangs up.
-async fn carry_in(mut read: ReadHalf, early: Vec<Item>, mut input: ExecInput) {
-    let mut early = early.into_iter();
-    loop {
-        let item = match early.next() {
-            Some(item) => item,
-            None => match read.next().await {
-                Ok(Some(item)) => item,
-                Ok(None) | Err(_) => return,
-            },
-        };
-        // A failure means that the program has ended, which the other direction reports.
-        let _ = match item {
-            Item::Data { kind: frame::KIND_STDIN, bytes } if bytes.is_empty() => {
-                input.close_stdin();
-                Ok(())
-            }
-            Item::Data { kind: frame::KIND_STDIN, bytes } => input.write_stdin(&bytes).await,
-            Item::Data { .. } => Ok(()),
-            message => match message.parse::<Call>() {
-                Ok(Call::Signal { signal }) => input.signal(signal).await,
-                Ok(_) | Err(_) => Ok(()),
-            },
-        };
-    }
-}
-
-fn guest_error(instance: &InstancePath, error: &SessionError) -> ApiError {
     let SessionError::Guest { error: guest, .. } = error else {
         return ApiError::new(ErrorCode::Guest, format!("{instance}: {}", chain(error)));
     };

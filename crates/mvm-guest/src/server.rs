@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use mvm_core::accept::{self, Accepted};
 use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDIN};
 use mvm_core::guest::{
-    ErrorKind, ExecRequest, GuestError, GuestMessage, Hello, HostMessage, LogSource, MAX_STREAMS,
-    Preamble,
+    ErrorKind, ExecRequest, Feature, GuestError, GuestMessage, Hello, HostMessage, LogSource,
+    MAX_STREAMS, Preamble,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::note;
 use crate::exec::{Exec, Pipe};
 use crate::failure::{failure, invalid};
+use crate::forward::{End, Forward};
 use crate::health;
 use crate::kernel_log::KernelLog;
 use crate::machine::Machine;
@@ -44,6 +45,7 @@ pub(crate) enum Ending {
 #[derive(Debug)]
 enum Stream {
     Exec(Box<Exec>),
+    Forward(Box<Forward>),
     KernelLog(KernelLog),
 }
 
@@ -53,6 +55,9 @@ enum Source {
     Waker,
     ChildEnds,
     Exec(u32, Pipe),
+    /// Of a program that runs without the host, by its process id.
+    Detached(i32, Pipe),
+    Forward(u32, End),
     KernelLog(u32),
 }
 
@@ -65,6 +70,8 @@ pub(crate) struct Server {
     waker: Arc<Waker>,
     children: ChildEnds,
     streams: BTreeMap<u32, Stream>,
+    /// Programs that run without the host, by process id.
+    detached: BTreeMap<i32, Box<Exec>>,
     /// Sessions so far.
     sessions: u64,
     /// Whether frames of the current session are served.
@@ -84,6 +91,7 @@ impl Server {
             waker,
             children: ChildEnds::watch()?,
             streams: BTreeMap::new(),
+            detached: BTreeMap::new(),
             sessions: 0,
             is_open: false,
             is_configured: false,
@@ -133,6 +141,13 @@ impl Server {
                     });
                     alarm = [alarm, exec.alarm(now)].into_iter().flatten().min();
                 }
+                Stream::Forward(forward) => {
+                    forward.wants(has_room, |end, fd, flags| {
+                        sources.push(Source::Forward(id, end));
+                        fds.push(PollFd::from_borrowed_fd(fd, flags));
+                    });
+                    alarm = [alarm, forward.alarm()].into_iter().flatten().min();
+                }
                 Stream::KernelLog(log) => {
                     if let Some(fd) = log.wants().filter(|_| has_room) {
                         sources.push(Source::KernelLog(id));
@@ -140,6 +155,13 @@ impl Server {
                     }
                 }
             }
+        }
+        for (&pid, exec) in &self.detached {
+            exec.wants(true, |pipe, fd, flags| {
+                sources.push(Source::Detached(pid, pipe));
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+            });
+            alarm = [alarm, exec.alarm(now)].into_iter().flatten().min();
         }
         let left = alarm.map(|alarm| alarm.saturating_duration_since(now));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
@@ -160,6 +182,16 @@ impl Server {
                     exec.ready(pipe, Link { outbox: &self.outbox, stream: id }, now);
                 }
             }
+            Source::Detached(pid, pipe) => {
+                if let Some(exec) = self.detached.get_mut(&pid) {
+                    exec.ready(pipe, Link { outbox: &self.outbox, stream: 0 }, now);
+                }
+            }
+            Source::Forward(id, end) => {
+                if let Some(Stream::Forward(forward)) = self.streams.get_mut(&id) {
+                    forward.ready(end, Link { outbox: &self.outbox, stream: id }, now);
+                }
+            }
             Source::KernelLog(id) => {
                 let link = Link { outbox: &self.outbox, stream: id };
                 if let Some(Stream::KernelLog(log)) = self.streams.get_mut(&id)
@@ -176,10 +208,11 @@ impl Server {
     fn reap(&mut self, now: Instant) {
         self.children.clear();
         while let Some((pid, status)) = process::reap() {
-            let exec = self.streams.values_mut().find_map(|stream| match stream {
+            let attached = self.streams.values_mut().find_map(|stream| match stream {
                 Stream::Exec(exec) if exec.runs_as(pid) => Some(exec),
                 _ => None,
             });
+            let exec = attached.or_else(|| self.detached.get_mut(&pid));
             if let Some(exec) = exec {
                 exec.ended(status, now);
             }
@@ -188,12 +221,34 @@ impl Server {
 
     fn settle(&mut self, could_read: bool, now: Instant) {
         let outbox = &self.outbox;
+        let mut detaching = Vec::new();
         self.streams.retain(|&stream, state| {
-            let Stream::Exec(exec) = state else { return true };
-            let Some(last) = exec.settle(could_read, now) else { return true };
+            let last = match state {
+                Stream::Exec(exec) if exec.is_detached() => {
+                    detaching.push(stream);
+                    None
+                }
+                Stream::Exec(exec) => exec.settle(could_read, now),
+                Stream::Forward(forward) => forward.settle(now),
+                Stream::KernelLog(_) => None,
+            };
+            let Some(last) = last else { return true };
             Link { outbox, stream }.message(&last);
             false
         });
+        for id in detaching {
+            self.detach(id);
+        }
+        self.detached.retain(|_, exec| exec.settle(true, now).is_none());
+    }
+
+    /// Lets a program run on without its stream.
+    fn detach(&mut self, id: u32) {
+        if let Some(Stream::Exec(mut exec)) = self.streams.remove(&id) {
+            exec.abandon();
+            self.detached.insert(exec.pid(), exec);
+            self.link(id).message(&GuestMessage::Done);
+        }
     }
 
     fn take_events(&mut self, now: Instant) {
@@ -241,7 +296,7 @@ impl Server {
             kernel: uname.release().to_string_lossy().into_owned(),
             session: self.sessions,
             configured: self.is_configured,
-            features: Vec::new(),
+            features: Feature::ALL.map(|feature| feature.name().into()).into(),
         }));
         note(&format!("session {} with the host", self.sessions));
     }
@@ -263,6 +318,9 @@ impl Server {
             KIND_STDIN => match self.streams.get_mut(&stream) {
                 Some(Stream::Exec(exec)) => {
                     exec.input(frame.body, Link { outbox: &self.outbox, stream })
+                }
+                Some(Stream::Forward(forward)) => {
+                    forward.input(frame.body, Link { outbox: &self.outbox, stream })
                 }
                 _ => Ok(()),
             },
@@ -294,8 +352,19 @@ impl Server {
             (HostMessage::Credit { kind, bytes }, Some(Stream::Exec(exec))) => {
                 exec.grant(kind, bytes)
             }
+            (HostMessage::Credit { kind, bytes }, Some(Stream::Forward(forward))) => {
+                forward.grant(kind, bytes)
+            }
             (HostMessage::Credit { kind, bytes }, Some(Stream::KernelLog(log))) => {
                 log.grant(kind, bytes)
+            }
+            (HostMessage::Resize(size), Some(Stream::Exec(exec))) => {
+                exec.resize(size);
+                Ok(())
+            }
+            (HostMessage::Detach, Some(Stream::Exec(exec))) => {
+                exec.detach();
+                Ok(())
             }
             (HostMessage::Signal { signal }, Some(Stream::Exec(exec))) => {
                 exec.signal(signal);
@@ -305,9 +374,17 @@ impl Server {
                 exec.end_of(kind);
                 Ok(())
             }
+            (HostMessage::Eof { kind }, Some(Stream::Forward(forward))) => {
+                forward.end_of(kind);
+                Ok(())
+            }
             // They may have crossed the stream's last message on the way.
             (
-                HostMessage::Credit { .. } | HostMessage::Signal { .. } | HostMessage::Eof { .. },
+                HostMessage::Credit { .. }
+                | HostMessage::Signal { .. }
+                | HostMessage::Eof { .. }
+                | HostMessage::Resize(_)
+                | HostMessage::Detach,
                 _,
             ) => Ok(()),
             (_, Some(_)) => Err(invalid(format!("stream {id} is in use"))),
@@ -331,10 +408,14 @@ impl Server {
             HostMessage::Health => {
                 let ready = self.is_configured && self.machine.root_failure().is_none();
                 let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
-                let health = health::measure(ready, execs);
+                let health = health::measure(ready, execs + self.detached.len());
                 self.link(id).message(&GuestMessage::Health(health));
             }
             HostMessage::Exec(request) => self.start_exec(id, &request, now)?,
+            HostMessage::Forward(target) => {
+                self.check_limit()?;
+                self.streams.insert(id, Stream::Forward(Box::new(Forward::open(&target, now)?)));
+            }
             HostMessage::Logs { source: LogSource::Kernel, follow } => {
                 self.check_limit()?;
                 self.streams.insert(id, Stream::KernelLog(KernelLog::open(follow)?));
@@ -351,6 +432,8 @@ impl Server {
             HostMessage::Signal { .. }
             | HostMessage::Eof { .. }
             | HostMessage::Credit { .. }
+            | HostMessage::Resize(_)
+            | HostMessage::Detach
             | HostMessage::Cancel
             | HostMessage::Unknown => {}
         }
@@ -372,7 +455,7 @@ impl Server {
     }
 
     fn check_limit(&self) -> Result<(), GuestError> {
-        if self.streams.len() < MAX_STREAMS {
+        if self.streams.len() + self.detached.len() < MAX_STREAMS {
             return Ok(());
         }
         Err(failure(ErrorKind::Limit, format!("{MAX_STREAMS} streams are open already")))
@@ -394,6 +477,6 @@ impl Server {
 fn stop(stream: Stream) {
     match stream {
         Stream::Exec(exec) => exec.kill(),
-        Stream::KernelLog(_) => {}
+        Stream::Forward(_) | Stream::KernelLog(_) => {}
     }
 }

@@ -1,7 +1,7 @@
 //! Calls and replies.
 
 use mvm_core::admit::Request;
-use mvm_core::guest::{ExecRequest, ExitStatus};
+use mvm_core::guest::{ExecRequest, ExitStatus, ForwardTarget, TerminalSize};
 use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,23 @@ pub enum Call {
     Signal {
         /// The Linux signal number.
         signal: i32,
+    },
+    /// Changes the size of the terminal of this connection's exec. No reply.
+    Resize {
+        /// The new size.
+        size: TerminalSize,
+    },
+    /// Lets the program of this connection's exec run on without the caller. Reply:
+    /// `exec_detached`.
+    Detach,
+    /// Connects to a socket in a guest. Replies: `connected`, data of the kind of standard output,
+    /// `done`. The caller sends data of the kind of standard input; in both directions an empty
+    /// piece means that no more will come.
+    Forward {
+        /// Which instance; any running one of a pool will do.
+        selector: Selector,
+        /// The socket.
+        target: ForwardTarget,
     },
     /// A log of one instance. Replies: data, then `done`.
     Logs {
@@ -145,6 +162,13 @@ pub enum Reply {
     },
     /// The program ended.
     ExecExit(ExitStatus),
+    /// The program runs on without the caller.
+    ExecDetached,
+    /// The connection to a socket in a guest is open.
+    Connected {
+        /// In which instance.
+        instance: InstancePath,
+    },
     /// What instances use.
     Stats(Vec<StatsView>),
     /// Why an instance is in its state.

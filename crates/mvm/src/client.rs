@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::name::{PoolPath, Selector, TenantName};
@@ -15,10 +16,14 @@ use mvm_wire::view::{
 };
 use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use crate::agent;
 use crate::error::{Error, Result};
 use crate::output::Ui;
+
+/// How long an agent has to answer a question; calls whose answers are streams have no limit.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The VMM and accelerator that were asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -112,9 +117,8 @@ impl Client {
 
     /// The agent's own account of itself, or `None` if no agent runs.
     pub(crate) async fn running_agent(&self) -> Result<Option<NodeView>> {
-        let Some(mut connection) = self.try_connect().await? else { return Ok(None) };
-        connection.write.message(&Call::Node).await?;
-        match connection.read.message().await? {
+        let Some(connection) = self.try_connect().await? else { return Ok(None) };
+        match self.answer(connection, &Call::Node).await? {
             Reply::Node(node) => Ok(Some(*node)),
             Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
@@ -160,11 +164,22 @@ impl Client {
     }
 
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
-        let mut connection = self.open(when_absent).await?;
-        connection.write.message(call).await?;
-        match connection.read.message().await? {
+        let connection = self.open(when_absent).await?;
+        match self.answer(connection, call).await? {
             Reply::Error(error) => Err(error.into()),
             reply => Ok(reply),
+        }
+    }
+
+    /// Sends a question and takes its one answer, which an agent gives at once.
+    async fn answer(&self, mut connection: Connection, call: &Call) -> Result<Reply> {
+        let answer = async {
+            connection.write.message(call).await?;
+            connection.read.message().await
+        };
+        match timeout(ANSWER_LIMIT, answer).await {
+            Ok(reply) => Ok(reply?),
+            Err(_) => Err(Error::NoAnswer { socket: self.socket(), limit: ANSWER_LIMIT }),
         }
     }
 }
@@ -180,6 +195,8 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
         Reply::ExecStarted { .. } => "exec_started",
+        Reply::ExecDetached => "exec detached",
+        Reply::Connected { .. } => "connected",
         Reply::ExecExit(_) => "exec_exit",
         Reply::Stats(_) => "stats",
         Reply::Why(_) => "why",

@@ -6,6 +6,7 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mvm_agent::LockError;
 use mvm_core::death::last_words;
@@ -74,6 +75,14 @@ pub(crate) enum Error {
         /// Why.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
+    },
+    /// Somebody accepts on the socket and says nothing.
+    #[error("the agent at {} did not answer within {} s", .socket.display(), .limit.as_secs())]
+    NoAnswer {
+        /// The socket.
+        socket: PathBuf,
+        /// How long was waited.
+        limit: Duration,
     },
     /// Only root may do it.
     #[error("{what} needs root")]
@@ -220,7 +229,9 @@ impl Error {
             Self::Connection(_) | Self::NoAgent { .. } | Self::Unreachable { .. } => {
                 exit::UNREACHABLE
             }
-            Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
+            Self::AgentStart { .. } | Self::AgentDied { .. } | Self::NoAnswer { .. } => {
+                exit::UNREACHABLE
+            }
             Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
@@ -264,6 +275,7 @@ impl Error {
                 let what = "the agent's socket belongs to root: run the command with `sudo`";
                 return denied.then(|| what.to_owned());
             }
+            Self::NoAnswer { .. } => "it may be stuck or the machine overloaded: see `agent.log` in the state directory; when it is killed its microVMs keep running, and the next command starts another".to_owned(),
             Self::NeedsRoot { .. } => "run the command with `sudo`".to_owned(),
             Self::AgentStart { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run the command with `sudo`, or pass another --state-dir".to_owned()

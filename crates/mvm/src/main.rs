@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod client;
 mod cmd;
+mod detach_keys;
 mod document;
 mod error;
 mod exec;
@@ -14,6 +15,7 @@ mod output;
 mod request;
 #[cfg(test)]
 mod samples;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod units;
