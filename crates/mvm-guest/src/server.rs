@@ -364,6 +364,7 @@ impl Server {
             }
             (HostMessage::Detach, Some(Stream::Exec(exec))) => {
                 exec.detach();
+                self.waker.wake();
                 Ok(())
             }
             (HostMessage::Signal { signal }, Some(Stream::Exec(exec))) => {
@@ -376,6 +377,7 @@ impl Server {
             }
             (HostMessage::Eof { kind }, Some(Stream::Forward(forward))) => {
                 forward.end_of(kind);
+                self.waker.wake();
                 Ok(())
             }
             // They may have crossed the stream's last message on the way.
