@@ -76,6 +76,13 @@ async fn answer(
         Call::Forward { selector, target } => {
             return forward::forward(node, &selector, target, connection, hang_up).await;
         }
+        Call::Locate { selector } => {
+            let found = tokio::select! {
+                found = streams::session(node, &selector) => found,
+                () = hang_up.wait() => return Ok(()),
+            };
+            found.map(|(instance, _)| Reply::Connected { instance })
+        }
         Call::Logs { selector, kind, follow, tail } => {
             return streams::logs(node, &selector, kind, follow, tail, connection).await;
         }
@@ -153,6 +160,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         Call::Watch { .. }
         | Call::Exec { .. }
         | Call::Forward { .. }
+        | Call::Locate { .. }
         | Call::Logs { .. }
         | Call::AgentStop => {
             Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))

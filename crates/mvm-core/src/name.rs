@@ -258,6 +258,12 @@ pub enum Selector {
     },
 }
 
+impl From<&InstancePath> for Selector {
+    fn from(path: &InstancePath) -> Self {
+        Self::Id { pool: Some(path.pool.clone()), prefix: path.id.as_str().to_owned() }
+    }
+}
+
 impl FromStr for Selector {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {

@@ -65,6 +65,11 @@ pub enum Call {
     /// Lets the program of this connection's exec run on without the caller. Reply:
     /// `exec_detached`.
     Detach,
+    /// Looks for a running instance; one that starts is waited for. Reply: `connected`.
+    Locate {
+        /// Which instance; any running one of a pool will do.
+        selector: Selector,
+    },
     /// Connects to a socket in a guest. Replies: `connected`, data of the kind of standard output,
     /// `done`. The caller sends data of the kind of standard input; in both directions an empty
     /// piece means that no more will come.
@@ -164,9 +169,9 @@ pub enum Reply {
     ExecExit(ExitStatus),
     /// The program runs on without the caller.
     ExecDetached,
-    /// The connection to a socket in a guest is open.
+    /// The instance runs and, if that was asked for, the connection to its socket is open.
     Connected {
-        /// In which instance.
+        /// Which instance.
         instance: InstancePath,
     },
     /// What instances use.

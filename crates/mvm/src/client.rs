@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::name::{PoolPath, Selector, TenantName};
+use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
     InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
@@ -161,6 +161,16 @@ impl Client {
         let mut connection = self.open(WhenAbsent::Start).await?;
         connection.write.message(call).await?;
         Ok(connection)
+    }
+
+    /// The running instance that a selector means; one that starts is waited for.
+    pub(crate) async fn locate(&self, selector: Selector) -> Result<InstancePath> {
+        let mut connection = self.start(&Call::Locate { selector }).await?;
+        match connection.read.message().await? {
+            Reply::Connected { instance } => Ok(instance),
+            Reply::Error(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {

@@ -70,7 +70,9 @@ impl DetachFilter {
             while self.held > 0 && keys.get(self.held) != Some(&byte) {
                 // Of what is held, the first key is no beginning; perhaps a later one is.
                 let held = self.held;
-                self.held = (1..held).find(|&at| keys[at..held] == keys[..held - at]).map_or(0, |at| held - at);
+                self.held = (1..held)
+                    .find(|&at| keys[at..held] == keys[..held - at])
+                    .map_or(0, |at| held - at);
                 bytes.extend_from_slice(&keys[..held - self.held]);
             }
             if keys.get(self.held) == Some(&byte) {

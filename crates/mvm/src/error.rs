@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +84,15 @@ pub(crate) enum Error {
         socket: PathBuf,
         /// How long was waited.
         limit: Duration,
+    },
+    /// A port of this machine cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// Only root may do it.
     #[error("{what} needs root")]
@@ -247,6 +257,7 @@ impl Error {
             | Self::NetworkDiffers(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }
+            | Self::Listen { .. }
             | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -275,6 +286,9 @@ impl Error {
                 let what = "the agent's socket belongs to root: run the command with `sudo`";
                 return denied.then(|| what.to_owned());
             }
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "name another port, or 0 for a free one".to_owned()
+            }
             Self::NoAnswer { .. } => "it may be stuck or the machine overloaded: see `agent.log` in the state directory; when it is killed its microVMs keep running, and the next command starts another".to_owned(),
             Self::NeedsRoot { .. } => "run the command with `sudo`".to_owned(),
             Self::AgentStart { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -295,6 +309,7 @@ impl Error {
             | Self::AgentStart { .. }
             | Self::Serve { .. }
             | Self::HungUp
+            | Self::Listen { .. }
             | Self::Host(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }

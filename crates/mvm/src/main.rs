@@ -11,6 +11,7 @@ mod detach_keys;
 mod document;
 mod error;
 mod exec;
+mod forward;
 mod output;
 mod request;
 #[cfg(test)]

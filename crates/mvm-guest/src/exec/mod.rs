@@ -19,9 +19,7 @@ use std::time::{Duration, Instant};
 
 use mvm_core::credit::CreditError;
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN, KIND_STDOUT};
-use mvm_core::guest::{
-    ErrorKind, ExecRequest, ExitStatus, GuestError, GuestMessage, TerminalSize,
-};
+use mvm_core::guest::{ErrorKind, ExecRequest, ExitStatus, GuestError, GuestMessage, TerminalSize};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 

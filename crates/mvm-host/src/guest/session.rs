@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use mvm_core::frame::{Decoder, KIND_STDIN};
 use mvm_core::guest::{
-    Configuration, ExecRequest, FLUSH_LEN, Feature, ForwardTarget, GUEST_MAGIC, GuestMessage, HOST_MAGIC, Health, Hello,
-    HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION, Preamble,
+    Configuration, ExecRequest, FLUSH_LEN, Feature, ForwardTarget, GUEST_MAGIC, GuestMessage,
+    HOST_MAGIC, Health, Hello, HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION,
+    Preamble,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::sync::watch;

@@ -144,10 +144,11 @@ pub(crate) async fn run(
         () = follow => Err(Error::HungUp),
     };
     match outcome? {
-        Outcome::Exited(status) => {
-            Ok(u8::try_from(status.shell_code() & 0xff).unwrap_or(u8::MAX))
+        Outcome::Exited(status) => Ok(u8::try_from(status.shell_code() & 0xff).unwrap_or(u8::MAX)),
+        Outcome::Detached => {
+            context.ui.remark("detached: the program runs on");
+            Ok(exit::OK)
         }
-        Outcome::Detached => Ok(exit::OK),
     }
 }
 

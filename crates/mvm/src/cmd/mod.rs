@@ -8,6 +8,7 @@ pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod exec;
+pub(crate) mod forward;
 pub(crate) mod info;
 pub(crate) mod instance;
 pub(crate) mod list;

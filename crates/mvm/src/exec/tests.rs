@@ -156,8 +156,7 @@ async fn output_that_nobody_reads_ends_the_command_silently() {
     agent.write.data(KIND_STDOUT, b"unread").await.unwrap();
     let (_keep, events) = mpsc::channel(1);
     let (stdin, detach, has_terminal) = (None, None, false);
-    let streams =
-        Streams { stdin, detach, events, has_terminal, stdout: Closed, stderr: Closed };
+    let streams = Streams { stdin, detach, events, has_terminal, stdout: Closed, stderr: Closed };
     assert!(attach(Connection::new(ours), streams).await.unwrap_err().is_silent());
 }
 
