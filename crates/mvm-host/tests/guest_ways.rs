@@ -38,7 +38,7 @@ async fn pid_of(exec: &mut Exec) -> u32 {
     pid
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_has_a_size_that_can_change_while_a_program_watches() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -52,7 +52,7 @@ async fn a_terminal_has_a_size_that_can_change_while_a_program_watches() {
     assert_eq!(status, ExitStatus::Exited { code: 3 });
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_reach_a_terminal_as_signals_and_as_an_end() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -69,7 +69,7 @@ async fn keys_reach_a_terminal_as_signals_and_as_an_end() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "line\r\nline\r\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_is_the_programs_own_and_carries_its_errors() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -82,7 +82,7 @@ async fn a_terminal_is_the_programs_own_and_carries_its_errors() {
     assert_eq!(output.stderr, b"");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_goes_away_ends_the_jobs_of_a_terminal() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -95,7 +95,7 @@ async fn a_host_that_goes_away_ends_the_jobs_of_a_terminal() {
     eventually("the job is gone", async || !runs(job)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_detached_program_outlives_its_host() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -112,7 +112,7 @@ async fn a_detached_program_outlives_its_host() {
     end(pid).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_is_detached_later_is_not_held_up_by_its_output() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -135,7 +135,7 @@ async fn a_program_that_is_detached_later_is_not_held_up_by_its_output() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_detached_program_that_does_not_exist_is_an_error_and_a_time_limit_holds() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -150,7 +150,7 @@ async fn a_detached_program_that_does_not_exist_is_an_error_and_a_time_limit_hol
     eventually("the time limit ends it", async || !runs(pid)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_is_older_than_a_request_is_not_asked() {
     let (guest, _sim) = Guest::simulated();
     let session = guest.session(SessionMode::Fresh).await;
@@ -188,7 +188,7 @@ async fn read_all(events: &mut ForwardEvents) -> Vec<u8> {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forwarded_connection_carries_both_ways_and_ends_each_by_itself() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -216,7 +216,7 @@ async fn a_forwarded_connection_carries_both_ways_and_ends_each_by_itself() {
     writer.await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_before_somebody_accepts_arrives() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -237,7 +237,7 @@ async fn what_is_sent_before_somebody_accepts_arrives() {
     assert_eq!(events.next().await.unwrap().unwrap(), ForwardEvent::Closed);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_nobody_listens_on_is_refused() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -260,7 +260,7 @@ async fn a_port_that_nobody_listens_on_is_refused() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_reset_or_dropped_leaves_nothing() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
@@ -289,7 +289,7 @@ async fn a_connection_that_is_reset_or_dropped_leaves_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_does_not_read_holds_up_its_connection_only() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
