@@ -21,7 +21,7 @@ pub mod revision;
 pub mod source;
 
 pub use builtin::BuiltinSource;
-pub use oci::{LayerCache, OciSource};
+pub use oci::{LayerCache, OciSource, RegistryConfig};
 pub use revision::Revision;
 pub use source::ImageSource;
 

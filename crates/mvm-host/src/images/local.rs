@@ -13,7 +13,7 @@ use crate::image::build::{BuildInputs, ImageStore};
 use crate::image::disk::{LayerTemplates, create_layer};
 use crate::image::oci::OciError;
 use crate::image::progress::{OnProgress, Progress};
-use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource};
+use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource, RegistryConfig};
 
 /// Where downloaded packages are kept, below the state directory.
 const PACKAGE_CACHE: &str = "cache/packages";
@@ -60,7 +60,11 @@ impl LocalImages {
                 let name = name.as_deref();
                 Box::new(OciSource::docker_archive(Path::new(path), name, layers).await?)
             }
-            ImageSpec::Registry(_) | ImageSpec::Debian { .. } | ImageSpec::RootFs { .. } => {
+            ImageSpec::Registry(reference) => {
+                let config = RegistryConfig::from_environment(&self.state_dir);
+                Box::new(OciSource::pull(reference, &config, layers, progress).await?)
+            }
+            ImageSpec::Debian { .. } | ImageSpec::RootFs { .. } => {
                 let image = spec.to_string();
                 let problem = "this version cannot build from it".to_owned();
                 return Err(OciError::Image { image, problem }.into());

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::print_stdout, clippy::unwrap_used)]
 
 pub(crate) mod layout;
+pub(crate) mod registry;
 pub(crate) mod tree;
 
 use std::path::Path;

@@ -115,4 +115,7 @@ pub enum OciError {
         /// What it has.
         found: String,
     },
+    /// A registry does not give the image.
+    #[error(transparent)]
+    Registry(#[from] super::registry::RegistryError),
 }

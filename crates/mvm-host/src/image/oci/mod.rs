@@ -18,6 +18,7 @@ mod layer;
 mod layout;
 mod limits;
 mod materialise;
+mod registry;
 mod tar;
 mod tree;
 
@@ -25,22 +26,26 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use mvm_core::image::ImageConfig;
+use mvm_core::image::{ImageConfig, Reference};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 pub use error::{LayerProblem, MergeProblem, OciError, TarProblem};
 pub use layer::{LayerCache, StoredLayer};
+pub use registry::{RegistryConfig, RegistryError};
 
 use super::ImageError;
 use super::digest::{Digest, InputDigest};
 use super::durable::Named;
-use super::progress::{OnProgress, Progress, step};
+use super::progress::{OnProgress, Progress, human_size, step};
 use super::source::{ImageSource, Ownership, Times};
 use blob::Blob;
 use layout::{Archive, Files};
+use registry::{Downloads, Remote};
 use tree::Tree;
 
 /// The version of what layers mean; part of each image's fingerprint.
@@ -54,6 +59,10 @@ const MOUNT_POINTS: [(&str, u32); 6] = [
     ("sys", 0o555),
     ("tmp", 0o1777),
 ];
+/// Most layers that are downloaded at once.
+const MAX_DOWNLOADS: usize = 4;
+/// How often the state of downloads is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Most layers that are unpacked at once.
 const MAX_UNPACKING: usize = 4;
 
@@ -62,6 +71,18 @@ const MAX_UNPACKING: usize = 4;
 pub(crate) enum LayerSource {
     /// On this machine.
     Here(Blob),
+    /// At a registry.
+    Remote { remote: Arc<Remote>, digest: Digest, size: u64 },
+}
+
+impl LayerSource {
+    /// What has to be downloaded, in bytes.
+    fn remote_size(&self) -> u64 {
+        match self {
+            Self::Here(_) => 0,
+            Self::Remote { size, .. } => *size,
+        }
+    }
 }
 
 /// An image whose documents were read, and whose layers can be had.
@@ -143,7 +164,23 @@ impl OciSource {
         Ok(Self { image, cache: cache.clone() })
     }
 
-    /// Unpacks the layers that are not there yet, several at once.
+    /// Finds out what an image of a registry is now.
+    ///
+    /// # Errors
+    /// No registry or mirror gives it, or it is for another platform.
+    pub async fn pull(
+        reference: &Reference,
+        config: &RegistryConfig,
+        cache: &LayerCache,
+        progress: OnProgress<'_>,
+    ) -> Result<Self, ImageError> {
+        let image = step(progress, format!("looking up {reference}"), async {
+            registry::resolve(reference, config).await
+        });
+        Ok(Self { image: image.await?, cache: cache.clone() })
+    }
+
+    /// Downloads and unpacks the layers that are not there yet, several at once.
     async fn ensure_layers(
         &self,
         stop: &Arc<AtomicBool>,
@@ -156,30 +193,117 @@ impl OciSource {
             .iter()
             .filter(|(diff_id, _)| wanted.insert(*diff_id) && !self.cache.has(diff_id))
             .collect();
-        let count = missing.len();
-        if count == 0 {
+        if missing.is_empty() {
             return Ok(());
         }
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-        let at_once = at_once.min(MAX_UNPACKING);
-        progress(Progress::Began(format!("unpacking {count} layers")));
-        let mut missing = missing.into_iter();
-        let mut unpacking = JoinSet::new();
+        let slots = Slots {
+            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
+            unpacking: Arc::new(Semaphore::new(at_once.min(MAX_UNPACKING))),
+        };
+        let received = Arc::new(AtomicU64::new(0));
+        let size = missing.iter().map(|(_, source)| source.remote_size()).sum();
+        let count = missing.len();
+        let mut work = JoinSet::new();
+        for (diff_id, source) in missing {
+            let layer = LayerWork {
+                diff_id: *diff_id,
+                source: source.clone(),
+                cache: self.cache.clone(),
+                stop: stop.clone(),
+                received: received.clone(),
+            };
+            work.spawn(layer.run(slots.clone()));
+        }
         let mut done = 0;
-        loop {
-            while unpacking.len() < at_once {
-                let Some((diff_id, LayerSource::Here(blob))) = missing.next() else { break };
-                let (cache, stop) = (self.cache.clone(), stop.clone());
-                let (diff_id, blob) = (*diff_id, blob.clone());
-                unpacking.spawn_blocking(move || cache.unpack(&diff_id, &blob, &stop));
+        let mut shown = String::new();
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        while !work.is_empty() {
+            let joined = tokio::select! {
+                joined = work.join_next() => joined,
+                _ = tick.tick() => None,
+            };
+            if let Some(layer) = joined {
+                layer.map_err(io::Error::other).named("unpack in", self.cache.dir())??;
+                done += 1;
+                continue;
             }
-            let Some(unpacked) = unpacking.join_next().await else { break };
-            unpacked.map_err(io::Error::other).named("unpack in", self.cache.dir())??;
-            done += 1;
-            progress(Progress::Percent((done * 100 / count) as u8));
+            let text = layers_step(done, count, received.load(Ordering::Relaxed), size);
+            if text != shown {
+                progress(Progress::Began(text.clone()));
+                shown = text;
+            }
         }
         progress(Progress::Ended);
         Ok(())
+    }
+}
+
+/// Where the work on layers stands, for people.
+fn layers_step(done: usize, count: usize, received: u64, size: u64) -> String {
+    if size == 0 {
+        return format!("unpacking layers: {done} of {count}");
+    }
+    let (received, size) = (human_size(received), human_size(size));
+    format!("pulling layers: {received} of {size}, {done} of {count} unpacked")
+}
+
+/// Bounds on what happens at once.
+#[derive(Clone)]
+struct Slots {
+    downloads: Arc<Semaphore>,
+    unpacking: Arc<Semaphore>,
+}
+
+/// One layer that is not in the cache yet.
+struct LayerWork {
+    diff_id: Digest,
+    source: LayerSource,
+    cache: LayerCache,
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+}
+
+impl LayerWork {
+    async fn run(self, slots: Slots) -> Result<(), ImageError> {
+        let (remote, digest, size) = match &self.source {
+            LayerSource::Here(blob) => return self.unpack(blob.clone(), &slots).await,
+            LayerSource::Remote { remote, digest, size } => (remote.clone(), *digest, *size),
+        };
+        let downloads = Downloads::new(self.cache.dir());
+        let mut is_first = true;
+        loop {
+            let slot = slots.downloads.acquire().await;
+            let download = downloads.fetch(&remote, digest, size, &self.received).await?;
+            drop(slot);
+            let blob = download.blob.clone();
+            match self.unpack(blob, &slots).await {
+                Ok(()) => {
+                    download.remove();
+                    return Ok(());
+                }
+                // What an earlier attempt left behind may be damaged; a new download is not.
+                Err(ImageError::Oci(OciError::Layer { .. })) if is_first => {
+                    download.remove();
+                    self.received.fetch_sub(size, Ordering::Relaxed);
+                    is_first = false;
+                }
+                Err(error @ ImageError::Oci(OciError::Layer { .. })) => {
+                    download.remove();
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn unpack(&self, blob: Blob, slots: &Slots) -> Result<(), ImageError> {
+        let slot = slots.unpacking.acquire().await;
+        let (cache, diff_id, stop) = (self.cache.clone(), self.diff_id, self.stop.clone());
+        let unpacked = tokio::task::spawn_blocking(move || cache.unpack(&diff_id, &blob, &stop));
+        let unpacked = unpacked.await;
+        drop(slot);
+        unpacked.map_err(io::Error::other).named("unpack in", self.cache.dir())?
     }
 }
 
