@@ -174,18 +174,20 @@ pub struct SpecError {
     /// The field's name.
     pub field: &'static str,
     /// What was given.
-    pub value: u32,
+    pub value: String,
     /// What is allowed, in words.
     pub expected: String,
 }
 
 impl PoolSpec {
-    /// Checks the ranges of the numbers.
+    /// Checks the ranges of the numbers, and that the image can be found from everywhere.
     ///
     /// # Errors
     /// Names the first field that is out of range.
     pub fn check(&self) -> Result<(), SpecError> {
-        let fail = |field, value, expected: String| Err(SpecError { field, value, expected });
+        let fail = |field, value: u32, expected: String| {
+            Err(SpecError { field, value: value.to_string(), expected })
+        };
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return fail("vcpus", self.vcpus, format!("1 to {VCPUS_MAX}"));
         }
@@ -197,6 +199,10 @@ impl PoolSpec {
         }
         if self.boot_timeout_s == 0 {
             return fail("boot_timeout_s", 0, "at least 1".to_owned());
+        }
+        if self.image.path().is_some_and(|path| !path.starts_with('/')) {
+            let expected = "an image with an absolute path".to_owned();
+            return Err(SpecError { field: "image", value: self.image.to_string(), expected });
         }
         Ok(())
     }
@@ -307,5 +313,12 @@ mod tests {
     fn numbers_out_of_range_are_named() {
         let spec = PoolSpec { mem_mib: 8, ..PoolSpec::default() };
         assert_eq!(spec.check().unwrap_err().to_string(), "mem_mib is 8, but must be at least 96");
+    }
+
+    #[test]
+    fn an_image_with_a_relative_path_is_refused() {
+        let image = "oci:layout:v1".parse().unwrap();
+        let error = PoolSpec { image, ..PoolSpec::default() }.check().unwrap_err().to_string();
+        assert_eq!(error, "image is oci:layout:v1, but must be an image with an absolute path");
     }
 }
