@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
-use mvm_core::guest::{Configuration, NetworkConfiguration};
+use mvm_core::guest::{Configuration, FEATURE_DISKS, NetworkConfiguration};
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::name::InstancePath;
 use mvm_core::net::{InstanceNetwork, vmm_uid};
@@ -17,12 +17,15 @@ use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
 
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
+use crate::disks;
 use crate::node::{Node, chain};
 
 /// File in an instance's directory that is its writable layer.
 const LAYER: &str = "layer.ext4";
 /// How long a guest has to answer a request of the agent's own.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guest has to replay the journals of its data disks, grow and mount them.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for a guest's hello. The boot deadline, which is the actor's, is usually shorter.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Pause between attempts to talk to a guest that runs and does not answer.
@@ -35,6 +38,10 @@ enum EffectError {
     NoRecord,
     #[error("it has no revision")]
     NoRevision,
+    #[error(
+        "the guest agent in its image is older than data disks: `mvm pool build` makes a newer image, which new instances get"
+    )]
+    NoDiskSupport,
     #[error("cannot use {path}")]
     Dir { path: String, source: std::io::Error },
     #[error(transparent)]
@@ -77,10 +84,13 @@ async fn spec(
         kernel: files.kernel,
         initrd: files.initrd,
         kernel_args: String::new(),
-        disks: vec![
+        disks: [
             Disk { path: files.root, access: DiskAccess::ReadOnly },
             Disk { path: dir.join(LAYER), access: DiskAccess::ReadWrite },
-        ],
+        ]
+        .into_iter()
+        .chain(disks::for_vmm(node, record))
+        .collect(),
         nic: network(node, record).map(|net| Nic { tap: net.tap(), mac: net.mac() }),
         uid: uid(node, record)?,
         dir,
@@ -169,6 +179,10 @@ async fn open_session(
     let stream = vm.connect_guest().await?;
     let session = Session::open(stream, mode, timeout).await?;
     let record = record(node, path)?;
+    let has_disks = !record.spec.disks.is_empty();
+    if has_disks && !session.hello().features.iter().any(|feature| feature == FEATURE_DISKS) {
+        return Err(EffectError::NoDiskSupport);
+    }
     let network = network(node, &record).map(|net| NetworkConfiguration {
         address: net.address(),
         prefix_len: net.tenant.subnet.prefix_len(),
@@ -179,8 +193,10 @@ async fn open_session(
         hostname: format!("{}-{}", path.pool.pool, path.id),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
+        disks: disks::for_guest(&record),
     };
-    session.configure(configuration, GUEST_TIMEOUT).await?;
+    let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
+    session.configure(configuration, limit).await?;
     Ok(session)
 }
 

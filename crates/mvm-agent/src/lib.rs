@@ -14,6 +14,7 @@
 mod actor;
 mod builder;
 mod clock;
+mod disks;
 mod effects;
 mod lock;
 mod node;

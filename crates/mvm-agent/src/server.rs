@@ -63,8 +63,9 @@ async fn answer(
     mut connection: Connection,
 ) -> Result<(), ConnectionError> {
     let reply = match call {
-        Call::Watch { instances, pools, tenant } => {
-            return streams::watch(node, &instances, &pools, tenant.as_ref(), connection).await;
+        Call::Watch { instances, pools, tenant, disks } => {
+            let watched = streams::Watched { instances, pools, tenant, disks };
+            return streams::watch(node, &watched, connection).await;
         }
         Call::Exec { selector, request } => {
             return streams::exec(node, &selector, request, connection).await;
@@ -114,6 +115,18 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
                     Err(missing(&format!("pool {path}"), "pool list"))
                 }
                 _ => Ok(Reply::Pools(pools)),
+            }
+        }
+        Call::Disks { tenant, path } => {
+            let disks = views::disks(node, &mirror, |disk| {
+                tenant.as_ref().is_none_or(|tenant| disk.tenant == *tenant)
+                    && path.as_ref().is_none_or(|path| disk == path)
+            });
+            match path {
+                Some(path) if disks.is_empty() => {
+                    Err(missing(&format!("disk {path}"), "disk list"))
+                }
+                _ => Ok(Reply::Disks(disks)),
             }
         }
         Call::Instances { selector } => {

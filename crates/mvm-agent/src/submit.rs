@@ -5,7 +5,7 @@ use mvm_core::name::{Selector, TenantName};
 use mvm_core::record::{self, Desired, DesiredState};
 use mvm_host::net::{NetworkError, Occupied};
 use mvm_store::{Op, StoreError, encode};
-use mvm_wire::{Accepted, ApiError, ErrorCode, InstanceTarget, PoolTarget};
+use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -109,6 +109,9 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
                 paths.find(|path| selector.matches(path)).map(|path| path.pool.tenant.clone())
             }
         },
+        Request::DiskCreate { path, .. }
+        | Request::DiskResize { path, .. }
+        | Request::DiskRemove { path } => Some(path.tenant.clone()),
         Request::Apply { document } | Request::Remove { document } => {
             mirror.desired.tenants.contains_key(&document.tenant).then(|| document.tenant.clone())
         }
@@ -150,11 +153,13 @@ fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> 
     puts(&before.tenants, &after.tenants, record::tenant_key, &mut ops)?;
     puts(&before.pools, &after.pools, record::pool_key, &mut ops)?;
     puts(&before.instances, &after.instances, record::instance_key, &mut ops)?;
+    puts(&before.disks, &after.disks, record::disk_key, &mut ops)?;
     Ok(ops)
 }
 
 fn accepted(revision: u64, edit: Edit) -> Accepted {
     let instances = edit.instances.iter().filter_map(|path| edit.desired.instances.get(path));
+    let disks = edit.disks.iter().filter_map(|path| edit.desired.disks.get(path));
     let pools = edit.pools.iter().filter_map(|path| edit.desired.pools.get(path));
     Accepted {
         revision,
@@ -169,6 +174,9 @@ fn accepted(revision: u64, edit: Edit) -> Accepted {
                 path: record.path.clone(),
                 build_generation: record.build_generation,
             })
+            .collect(),
+        disks: disks
+            .map(|record| DiskTarget { path: record.path.clone(), size_mib: record.size_mib })
             .collect(),
         notes: edit.notes,
     }
@@ -200,18 +208,25 @@ pub(crate) fn bad_record_error(key: &str, reason: &str) -> ApiError {
 
 fn denied(denial: &Denial) -> ApiError {
     let code = match denial {
-        Denial::NoSuchTenant { .. } | Denial::NoSuchPool { .. } | Denial::NoSuchInstance { .. } => {
-            ErrorCode::NotFound
-        }
+        Denial::NoSuchTenant { .. }
+        | Denial::NoSuchPool { .. }
+        | Denial::NoSuchDisk { .. }
+        | Denial::NoSuchInstance { .. } => ErrorCode::NotFound,
         Denial::Exists { .. }
         | Denial::BeingRemoved { .. }
         | Denial::StillRunning { .. }
         | Denial::StillHasPools { .. }
+        | Denial::StillHasDisks { .. }
+        | Denial::DiskAttached { .. }
+        | Denial::DiskHeld { .. }
+        | Denial::DiskConflict(_)
         | Denial::SubnetOverlaps { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
         Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
         Denial::Ambiguous { .. }
         | Denial::Spec { .. }
+        | Denial::Mounts { .. }
+        | Denial::DiskShrinks { .. }
         | Denial::Subnet(_)
         | Denial::Number { .. }
         | Denial::NoSuchLimit { .. } => ErrorCode::Invalid,

@@ -225,6 +225,27 @@ pub struct Configuration {
     pub network: Option<NetworkConfiguration>,
     /// The host's wall clock in nanoseconds since the Unix epoch, if the guest is to step its own.
     pub wall_clock_unix_ns: Option<u64>,
+    /// Data disks, in the order in which they are to be mounted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfiguration>,
+}
+
+/// Name in [`Hello::features`] of a guest that mounts [`Configuration::disks`]. An older one
+/// would let its programs write to the root instead.
+pub const FEATURE_DISKS: &str = "disks";
+
+/// A data disk that the guest is to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfiguration {
+    /// The disk's name, for messages.
+    pub name: String,
+    /// The guest's name of the device, such as `vdc`.
+    pub device: String,
+    /// The directory to mount it on; made if it is not there.
+    pub path: String,
+    /// Whether it may only be read.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A guest's only network interface besides loopback.

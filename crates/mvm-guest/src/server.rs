@@ -241,7 +241,7 @@ impl Server {
             kernel: uname.release().to_string_lossy().into_owned(),
             session: self.sessions,
             configured: self.is_configured,
-            features: Vec::new(),
+            features: vec![mvm_core::guest::FEATURE_DISKS.to_owned()],
         }));
         note(&format!("session {} with the host", self.sessions));
     }

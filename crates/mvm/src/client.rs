@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use mvm_core::admit::Request;
-use mvm_core::name::{PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, PoolPath, Selector, TenantName};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
-    InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
+    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
+    WhyView,
 };
 use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::net::UnixStream;
@@ -177,6 +178,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Node(_) => "node",
         Reply::Tenants(_) => "tenants",
         Reply::Pools(_) => "pools",
+        Reply::Disks(_) => "disks",
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
         Reply::ExecStarted { .. } => "exec_started",
@@ -216,6 +218,9 @@ calls! {
     /// Pools, all, a tenant's or one.
     pools(tenant: Option<TenantName>, path: Option<PoolPath>) -> Vec<PoolView>:
         Call::Pools { tenant, path }, Start, Reply::Pools(pools) => pools;
+    /// Data disks, all, a tenant's or one.
+    disks(tenant: Option<TenantName>, path: Option<DiskPath>) -> Vec<DiskView>:
+        Call::Disks { tenant, path }, Start, Reply::Disks(disks) => disks;
     /// Instances.
     instances(selector: Selector) -> Vec<InstanceView>:
         Call::Instances { selector }, Start, Reply::Instances(instances) => instances;

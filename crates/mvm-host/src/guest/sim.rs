@@ -108,7 +108,7 @@ impl SimGuest {
             kernel: KERNEL.into(),
             session: state.sessions,
             configured: state.configuration.is_some(),
-            features: Vec::new(),
+            features: vec![mvm_core::guest::FEATURE_DISKS.to_owned()],
         }
     }
 

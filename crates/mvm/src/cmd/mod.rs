@@ -5,6 +5,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod completions;
 pub(crate) mod create;
 pub(crate) mod destroy;
+pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod exec;

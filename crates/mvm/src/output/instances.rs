@@ -41,6 +41,9 @@ fn state(view: &InstanceView, now: u64) -> String {
         (Some(activity), _) => activity.clone(),
         (None, Some(Waiting::Image { error: None })) => "waiting for image".to_owned(),
         (None, Some(Waiting::Image { error: Some(_) })) => "image failed".to_owned(),
+        (None, Some(Waiting::Disk { error: None, .. })) => "waiting for disk".to_owned(),
+        (None, Some(Waiting::Disk { error: Some(_), .. })) => "disk failed".to_owned(),
+        (None, Some(Waiting::DiskHeld { .. })) => "disk in use".to_owned(),
         (None, Some(Waiting::StartSlot)) => "queued".to_owned(),
         (None, Some(Waiting::Backoff { until_unix_ms, .. })) => {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
@@ -82,6 +85,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         ("failures in a row", view.failures.to_string()),
         ("created", moment(view.created_unix_ms, now)),
     ];
+    rows.extend(view.disks.iter().map(|mount| ("data disk", mount.to_string())));
     if let Some(death) = &view.last_death {
         let at = moment(death.at_unix_ms, now);
         rows.push(("last end", format!("{}, {at}", death.cause)));
