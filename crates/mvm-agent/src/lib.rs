@@ -24,6 +24,7 @@ mod setup;
 mod state;
 mod streams;
 mod submit;
+mod suggest;
 mod views;
 
 use std::path::PathBuf;

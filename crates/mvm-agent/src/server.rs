@@ -15,6 +15,7 @@ use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
+use crate::suggest::{Kind, did_you_mean};
 use crate::{streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
@@ -100,7 +101,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             let tenants = views::tenants(&mirror, name.as_ref());
             match name {
                 Some(name) if tenants.is_empty() => {
-                    Err(missing(&format!("tenant {name}"), "tenant list"))
+                    Err(missing(&mirror, Kind::Tenant, name.as_str()))
                 }
                 _ => Ok(Reply::Tenants(tenants)),
             }
@@ -112,7 +113,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             });
             match path {
                 Some(path) if pools.is_empty() => {
-                    Err(missing(&format!("pool {path}"), "pool list"))
+                    Err(missing(&mirror, Kind::Pool, &path.to_string()))
                 }
                 _ => Ok(Reply::Pools(pools)),
             }
@@ -124,7 +125,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             });
             match path {
                 Some(path) if disks.is_empty() => {
-                    Err(missing(&format!("disk {path}"), "disk list"))
+                    Err(missing(&mirror, Kind::Disk, &path.to_string()))
                 }
                 _ => Ok(Reply::Disks(disks)),
             }
@@ -162,9 +163,15 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
     }
 }
 
-fn missing(what: &str, list: &str) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no {what}"))
-        .hint(format!("see `mvm {list}`"))
+fn missing(mirror: &Mirror, kind: Kind, name: &str) -> ApiError {
+    let (what, list) = match kind {
+        Kind::Tenant => ("tenant", "tenant list"),
+        Kind::Pool => ("pool", "pool list"),
+        Kind::Disk => ("disk", "disk list"),
+        Kind::Instance => ("instance", "ps -a"),
+    };
+    let hint = did_you_mean(mirror, kind, name).unwrap_or_else(|| format!("see `mvm {list}`"));
+    ApiError::new(ErrorCode::NotFound, format!("there is no {what} {name}")).hint(hint)
 }
 
 /// Nothing matches: an error if the selector names something that does not exist.
@@ -174,9 +181,9 @@ fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
         Selector::All => Ok(()),
         Selector::Tenant(name) if desired.tenants.contains_key(name) => Ok(()),
         Selector::Pool(path) if desired.pools.contains_key(path) => Ok(()),
-        Selector::Tenant(name) => Err(missing(&format!("tenant {name}"), "tenant list")),
-        Selector::Pool(path) => Err(missing(&format!("pool {path}"), "pool list")),
-        Selector::Id { .. } => Err(missing(&format!("instance {selector}"), "ps -a")),
+        Selector::Tenant(name) => Err(missing(mirror, Kind::Tenant, name.as_str())),
+        Selector::Pool(path) => Err(missing(mirror, Kind::Pool, &path.to_string())),
+        Selector::Id { .. } => Err(missing(mirror, Kind::Instance, &selector.to_string())),
     }
 }
 
@@ -248,7 +255,7 @@ fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiEr
     }
     let view = views::instances(node, mirror, |other| *other == path).into_iter().next();
     let Some(instance) = view else {
-        return Err(missing(&format!("instance {path}"), "ps -a"));
+        return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };
     let summary = views::summary(&instance);
     let file = node.instance_dir(&path.id).join(CONSOLE_LOG);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::node::{Node, chain};
 use crate::state::{ChangeError, Mirror};
+use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
 
 /// Attempts at a net id, in case another agent of this machine takes the same at the same moment.
 const CLAIM_ATTEMPTS: u32 = 8;
@@ -37,7 +38,7 @@ pub(crate) async fn submit(node: &Node, request: Request) -> Result<Accepted, Ap
                 return Ok(accepted(revision.get(), edit));
             }
             Err(ChangeError::Refused(Refusal::Claim(_))) if attempts < CLAIM_ATTEMPTS => {}
-            Err(ChangeError::Refused(refusal)) => return Err(refused(refusal)),
+            Err(ChangeError::Refused(refusal)) => return Err(refused(&node.state.now(), refusal)),
             Err(ChangeError::Store(error)) => return Err(internal(&error)),
         }
     }
@@ -182,9 +183,13 @@ fn accepted(revision: u64, edit: Edit) -> Accepted {
     }
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+fn refused(mirror: &Mirror, refusal: Refusal) -> ApiError {
     match refusal {
-        Refusal::Denied(denial) => denied(&denial),
+        Refusal::Denied(denial) => {
+            let error = denied(&denial);
+            let hint = meant(mirror, &denial).or(error.hint);
+            ApiError { hint, ..error }
+        }
         Refusal::BadRecord { key, reason } => bad_record_error(&key, &reason),
         Refusal::Claim(error) => internal(&error),
         Refusal::Encode(error) => internal(&error),
@@ -204,6 +209,19 @@ pub(crate) fn bad_record_error(key: &str, reason: &str) -> ApiError {
     ApiError::new(ErrorCode::BadRecord, message).hint(format!(
         "look at it with `mvm node record show {key}`, write a corrected one with `mvm node record set {key} FILE`"
     ))
+}
+
+/// The name that was meant by one that does not exist, as a hint.
+fn meant(mirror: &Mirror, denial: &Denial) -> Option<String> {
+    match denial {
+        Denial::NoSuchTenant { name } => did_you_mean(mirror, Kind::Tenant, name.as_str()),
+        Denial::NoSuchPool { path } => did_you_mean(mirror, Kind::Pool, &path.to_string()),
+        Denial::NoSuchDisk { path } => did_you_mean(mirror, Kind::Disk, &path.to_string()),
+        Denial::NoSuchInstance { selector } => {
+            did_you_mean_selector(mirror, &selector.parse().ok()?)
+        }
+        _ => None,
+    }
 }
 
 fn denied(denial: &Denial) -> ApiError {

@@ -42,6 +42,9 @@ impl Wanted {
     }
 }
 
+/// File in the state directory that is the agent's API socket.
+pub(crate) const SOCKET: &str = mvm_agent::SOCKET;
+
 /// What to do when no agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WhenAbsent {
@@ -93,7 +96,7 @@ impl Client {
 
     /// The agent's socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.state_dir.join("agent.sock")
+        self.state_dir.join(SOCKET)
     }
 
     /// Connects to an agent that runs; `None` if none does.

@@ -174,6 +174,15 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Files cannot be written.
+    #[error("cannot write into {}", .path.display())]
+    Write {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Standard output cannot be written.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -236,6 +245,7 @@ impl Error {
             | Self::NetworkDiffers(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }
+            | Self::Write { .. }
             | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -286,6 +296,7 @@ impl Error {
             | Self::Host(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }
+            | Self::Write { .. }
             | Self::Output(_) => return None,
         };
         Some(text)

@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod client;
 mod cmd;
+mod complete;
 mod document;
 mod error;
 mod exec;

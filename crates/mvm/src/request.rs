@@ -157,3 +157,28 @@ impl Outcome {
         context.ui.data(self, || name.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_outcome_is_what_programs_get() {
+        let text = include_str!("../../../docs/schema/outcome.json");
+        let outcome = Outcome {
+            revision: 12,
+            waited: true,
+            notes: vec!["pool demo/old is not in the document and stays as it is".to_owned()],
+            concerns: Concerns {
+                instances: vec!["demo/hello/i-0123abcd".to_owned()],
+                pools: vec!["demo/hello".to_owned()],
+                disks: vec!["demo/data".to_owned()],
+            },
+            instances: vec![],
+            pools: vec![],
+            disks: vec![],
+        };
+        let documented: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&outcome).unwrap(), documented);
+    }
+}

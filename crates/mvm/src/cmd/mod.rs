@@ -13,6 +13,7 @@ pub(crate) mod info;
 pub(crate) mod instance;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod net;
 pub(crate) mod node;
 pub(crate) mod pool;
