@@ -14,6 +14,7 @@
 mod actor;
 mod builder;
 mod clock;
+mod disks;
 mod effects;
 mod exec;
 mod forward;
@@ -25,6 +26,7 @@ mod setup;
 mod state;
 mod streams;
 mod submit;
+mod suggest;
 mod views;
 
 use std::path::PathBuf;

@@ -16,6 +16,7 @@ use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
+use crate::suggest::{Kind, did_you_mean};
 use crate::{exec, forward, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
@@ -67,8 +68,9 @@ async fn answer(
     hang_up: &HangUp,
 ) -> Result<(), ConnectionError> {
     let reply = match call {
-        Call::Watch { instances, pools, tenant } => {
-            return streams::watch(node, &instances, &pools, tenant.as_ref(), connection).await;
+        Call::Watch { instances, pools, tenant, disks } => {
+            let watched = streams::Watched { instances, pools, tenant, disks };
+            return streams::watch(node, &watched, connection).await;
         }
         Call::Exec { selector, request } => {
             return exec::exec(node, &selector, request, connection, hang_up).await;
@@ -113,7 +115,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             let tenants = views::tenants(&mirror, name.as_ref());
             match name {
                 Some(name) if tenants.is_empty() => {
-                    Err(missing(&format!("tenant {name}"), "tenant list"))
+                    Err(missing(&mirror, Kind::Tenant, name.as_str()))
                 }
                 _ => Ok(Reply::Tenants(tenants)),
             }
@@ -125,9 +127,21 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             });
             match path {
                 Some(path) if pools.is_empty() => {
-                    Err(missing(&format!("pool {path}"), "pool list"))
+                    Err(missing(&mirror, Kind::Pool, &path.to_string()))
                 }
                 _ => Ok(Reply::Pools(pools)),
+            }
+        }
+        Call::Disks { tenant, path } => {
+            let disks = views::disks(node, &mirror, |disk| {
+                tenant.as_ref().is_none_or(|tenant| disk.tenant == *tenant)
+                    && path.as_ref().is_none_or(|path| disk == path)
+            });
+            match path {
+                Some(path) if disks.is_empty() => {
+                    Err(missing(&mirror, Kind::Disk, &path.to_string()))
+                }
+                _ => Ok(Reply::Disks(disks)),
             }
         }
         Call::Instances { selector } => {
@@ -168,9 +182,15 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
     }
 }
 
-fn missing(what: &str, list: &str) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no {what}"))
-        .hint(format!("see `mvm {list}`"))
+fn missing(mirror: &Mirror, kind: Kind, name: &str) -> ApiError {
+    let (what, list) = match kind {
+        Kind::Tenant => ("tenant", "tenant list"),
+        Kind::Pool => ("pool", "pool list"),
+        Kind::Disk => ("disk", "disk list"),
+        Kind::Instance => ("instance", "ps -a"),
+    };
+    let hint = did_you_mean(mirror, kind, name).unwrap_or_else(|| format!("see `mvm {list}`"));
+    ApiError::new(ErrorCode::NotFound, format!("there is no {what} {name}")).hint(hint)
 }
 
 /// Nothing matches: an error if the selector names something that does not exist.
@@ -180,9 +200,9 @@ fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
         Selector::All => Ok(()),
         Selector::Tenant(name) if desired.tenants.contains_key(name) => Ok(()),
         Selector::Pool(path) if desired.pools.contains_key(path) => Ok(()),
-        Selector::Tenant(name) => Err(missing(&format!("tenant {name}"), "tenant list")),
-        Selector::Pool(path) => Err(missing(&format!("pool {path}"), "pool list")),
-        Selector::Id { .. } => Err(missing(&format!("instance {selector}"), "ps -a")),
+        Selector::Tenant(name) => Err(missing(mirror, Kind::Tenant, name.as_str())),
+        Selector::Pool(path) => Err(missing(mirror, Kind::Pool, &path.to_string())),
+        Selector::Id { .. } => Err(missing(mirror, Kind::Instance, &selector.to_string())),
     }
 }
 
@@ -254,7 +274,7 @@ fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiEr
     }
     let view = views::instances(node, mirror, |other| *other == path).into_iter().next();
     let Some(instance) = view else {
-        return Err(missing(&format!("instance {path}"), "ps -a"));
+        return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };
     let summary = views::summary(&instance);
     let file = node.instance_dir(&path.id).join(CONSOLE_LOG);

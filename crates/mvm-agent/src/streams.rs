@@ -9,7 +9,7 @@ use std::time::Duration;
 use mvm_core::frame;
 use mvm_core::guest::ErrorKind;
 use mvm_core::lifecycle::{Phase, State};
-use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::DesiredState;
 use mvm_host::guest::{Session, SessionError};
 use mvm_host::vmm::{CONSOLE_LOG, VMM_LOG};
@@ -32,12 +32,19 @@ const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a log that are sent at once.
 const LOG_PIECE: usize = 64 * 1024;
 
+/// What a caller watches.
+pub(crate) struct Watched {
+    pub(crate) instances: Vec<InstancePath>,
+    pub(crate) pools: Vec<PoolPath>,
+    /// A tenant's existence.
+    pub(crate) tenant: Option<TenantName>,
+    pub(crate) disks: Vec<DiskPath>,
+}
+
 /// Sends what is watched now and after each change, until the caller hangs up.
 pub(crate) async fn watch(
     node: &Node,
-    instances: &[InstancePath],
-    pools: &[PoolPath],
-    tenant: Option<&TenantName>,
+    watched: &Watched,
     connection: Connection,
 ) -> Result<(), ConnectionError> {
     let Connection { mut read, mut write } = connection;
@@ -48,9 +55,13 @@ pub(crate) async fn watch(
         let mirror = state.borrow_and_update().clone();
         waiting.borrow_and_update();
         let snapshot = Reply::Snapshot {
-            instances: views::instances(node, &mirror, |path| instances.contains(path)),
-            pools: views::pools(&mirror, |path| pools.contains(path)),
-            tenant_exists: tenant.is_some_and(|name| mirror.desired.tenants.contains_key(name)),
+            instances: views::instances(node, &mirror, |path| watched.instances.contains(path)),
+            pools: views::pools(&mirror, |path| watched.pools.contains(path)),
+            tenant_exists: watched
+                .tenant
+                .as_ref()
+                .is_some_and(|name| mirror.desired.tenants.contains_key(name)),
+            disks: views::disks(node, &mirror, |path| watched.disks.contains(path)),
         };
         if last.as_ref() != Some(&snapshot) {
             write.message(&snapshot).await?;

@@ -242,6 +242,23 @@ pub struct Configuration {
     pub wall_clock_unix_ns: Option<u64>,
     /// OpenSSH public keys, one line each, that may log in over the channel.
     pub ssh_authorized_keys: Vec<String>,
+    /// Data disks, in the order in which they are to be mounted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfiguration>,
+}
+
+/// A data disk that the guest is to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfiguration {
+    /// The disk's name, for messages.
+    pub name: String,
+    /// The guest's name of the device, such as `vdc`.
+    pub device: String,
+    /// The directory to mount it on; made if it is not there.
+    pub path: String,
+    /// Whether it may only be read.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A guest's only network interface besides loopback.

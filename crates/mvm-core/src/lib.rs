@@ -11,6 +11,7 @@ pub mod accept;
 pub mod admit;
 pub mod credit;
 pub mod death;
+pub mod disk;
 pub mod frame;
 pub mod guest;
 pub mod image;

@@ -113,6 +113,12 @@ text_type!(
     check_name
 );
 text_type!(
+    /// The name of a data disk, unique within its tenant.
+    DiskName,
+    "disk name",
+    check_name
+);
+text_type!(
     /// The id of an instance, unique on its node: `i-` and 8 hexadecimal digits.
     InstanceId,
     "instance id",
@@ -174,6 +180,15 @@ pub struct PoolPath {
     pub pool: PoolName,
 }
 
+/// `tenant/disk`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskPath {
+    /// The owning tenant.
+    pub tenant: TenantName,
+    /// The disk's name within the tenant.
+    pub disk: DiskName,
+}
+
 /// `tenant/pool/i-xxxxxxxx`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstancePath {
@@ -201,6 +216,20 @@ impl FromStr for PoolPath {
             });
         };
         Ok(Self { tenant: tenant.parse()?, pool: pool.parse()? })
+    }
+}
+
+impl FromStr for DiskPath {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let Some((tenant, disk)) = text.split_once('/') else {
+            return Err(NameError::Grammar {
+                what: "disk path",
+                text: text.to_owned(),
+                expected: "TENANT/NAME",
+            });
+        };
+        Ok(Self { tenant: tenant.parse()?, disk: disk.parse()? })
     }
 }
 
@@ -237,6 +266,7 @@ macro_rules! path_text {
     };
 }
 path_text!(PoolPath, "{}/{}", tenant, pool);
+path_text!(DiskPath, "{}/{}", tenant, disk);
 path_text!(InstancePath, "{}/{}", pool, id);
 
 /// What a person may type where an instance (or several) is meant.

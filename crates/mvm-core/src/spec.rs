@@ -7,8 +7,9 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::DiskMount;
 use crate::image::ImageSpec;
-use crate::name::{PoolName, TenantName};
+use crate::name::{DiskName, PoolName, TenantName};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
 pub const MEM_MIB_MIN: u32 = 96;
@@ -25,7 +26,7 @@ pub struct Quota {
     pub vcpus: Option<u64>,
     /// Guest memory in MiB of all instances that are to run.
     pub mem_mib: Option<u64>,
-    /// Writable layers in MiB of all instances.
+    /// Writable layers of all instances and data disks, in MiB.
     pub disk_mib: Option<u64>,
     /// Instances that are to run.
     pub running: Option<u64>,
@@ -151,6 +152,9 @@ pub struct PoolSpec {
     pub restart: RestartPolicy,
     /// Seconds from launch to a guest agent that answers, before the start has failed.
     pub boot_timeout_s: u32,
+    /// Data disks of the tenant that each instance has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskMount>,
 }
 
 impl Default for PoolSpec {
@@ -163,6 +167,7 @@ impl Default for PoolSpec {
             net: NetMode::Tenant,
             restart: RestartPolicy::OnFailure,
             boot_timeout_s: 60,
+            disks: Vec::new(),
         }
     }
 }
@@ -220,9 +225,20 @@ pub struct Document {
     /// The tenant's limits, all of them; they stay as they are if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quota>,
+    /// Data disks by name; one that is there grows to its size.
+    #[serde(default, alias = "disk", skip_serializing_if = "BTreeMap::is_empty")]
+    pub disks: BTreeMap<DiskName, DocumentDisk>,
     /// The tenant's pools by name.
     #[serde(default, alias = "pool")]
     pub pools: BTreeMap<PoolName, DocumentPool>,
+}
+
+/// One data disk of a [`Document`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentDisk {
+    /// Its size in MiB; sparse, so it costs what is written.
+    pub size_mib: u64,
 }
 
 /// One pool of a [`Document`].
@@ -248,13 +264,14 @@ struct DocumentPoolFields {
     net: NetMode,
     restart: RestartPolicy,
     boot_timeout_s: u32,
+    disks: Vec<DiskMount>,
 }
 
 impl Default for DocumentPoolFields {
     fn default() -> Self {
-        let PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s } =
+        let PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s, disks } =
             PoolSpec::default();
-        Self { running: 1, image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s }
+        Self { running: 1, image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s, disks }
     }
 }
 
@@ -269,10 +286,11 @@ impl From<DocumentPoolFields> for DocumentPool {
             net,
             restart,
             boot_timeout_s,
+            disks,
         } = fields;
         Self {
             running,
-            spec: PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s },
+            spec: PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s, disks },
         }
     }
 }

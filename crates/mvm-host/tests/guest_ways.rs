@@ -42,7 +42,8 @@ async fn pid_of(exec: &mut Exec) -> u32 {
 async fn a_terminal_has_a_size_that_can_change_while_a_program_watches() {
     let guest = Guest::real();
     let session = guest.session(SessionMode::Fresh).await;
-    let text = "stty size; trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.02; done";
+    let text =
+        "stty size; trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.02; done";
     let mut exec = session.exec(in_terminal(script(text)), LIMIT).await.unwrap();
     let output = until_output(&mut exec, "ready").await;
     assert!(output.contains("33 101"), "{output:?}");

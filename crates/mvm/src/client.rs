@@ -9,10 +9,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
-    InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
+    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
+    WhyView,
 };
 use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::net::UnixStream;
@@ -45,6 +46,9 @@ impl Wanted {
         names.into_iter().flatten().collect::<Vec<_>>().join(" with ")
     }
 }
+
+/// File in the state directory that is the agent's API socket.
+pub(crate) const SOCKET: &str = mvm_agent::SOCKET;
 
 /// What to do when no agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl Client {
 
     /// The agent's socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.state_dir.join("agent.sock")
+        self.state_dir.join(SOCKET)
     }
 
     /// Connects to an agent that runs; `None` if none does.
@@ -202,6 +206,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Node(_) => "node",
         Reply::Tenants(_) => "tenants",
         Reply::Pools(_) => "pools",
+        Reply::Disks(_) => "disks",
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
         Reply::ExecStarted { .. } => "exec_started",
@@ -243,6 +248,9 @@ calls! {
     /// Pools, all, a tenant's or one.
     pools(tenant: Option<TenantName>, path: Option<PoolPath>) -> Vec<PoolView>:
         Call::Pools { tenant, path }, Start, Reply::Pools(pools) => pools;
+    /// Data disks, all, a tenant's or one.
+    disks(tenant: Option<TenantName>, path: Option<DiskPath>) -> Vec<DiskView>:
+        Call::Disks { tenant, path }, Start, Reply::Disks(disks) => disks;
     /// Instances.
     instances(selector: Selector) -> Vec<InstanceView>:
         Call::Instances { selector }, Start, Reply::Instances(instances) => instances;

@@ -193,6 +193,15 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Files cannot be written.
+    #[error("cannot write into {}", .path.display())]
+    Write {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Standard output cannot be written.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -258,6 +267,7 @@ impl Error {
             | Self::ChecksFailed(_)
             | Self::Read { .. }
             | Self::Listen { .. }
+            | Self::Write { .. }
             | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -313,6 +323,7 @@ impl Error {
             | Self::Host(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }
+            | Self::Write { .. }
             | Self::Output(_) => return None,
         };
         Some(text)

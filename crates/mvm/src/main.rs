@@ -7,6 +7,8 @@ mod agent;
 mod cli;
 mod client;
 mod cmd;
+
+mod complete;
 mod detach_keys;
 mod document;
 mod error;

@@ -17,11 +17,15 @@ pub enum Feature {
     Builtins,
     /// Forwarded connections.
     Forward,
+    /// Data disks, mounted before the guest is configured. An older agent would let programs
+    /// write to the root instead.
+    Disks,
 }
 
 impl Feature {
     /// All that this build has.
-    pub const ALL: [Self; 4] = [Self::Terminal, Self::Detach, Self::Builtins, Self::Forward];
+    pub const ALL: [Self; 5] =
+        [Self::Terminal, Self::Detach, Self::Builtins, Self::Forward, Self::Disks];
 
     /// The name in a hello.
     pub fn name(self) -> &'static str {
@@ -30,6 +34,7 @@ impl Feature {
             Self::Detach => "detach",
             Self::Builtins => "builtins",
             Self::Forward => "forward",
+            Self::Disks => "disks",
         }
     }
 }

@@ -107,6 +107,9 @@ impl Session {
         configuration: Configuration,
         limit: Duration,
     ) -> Result<(), SessionError> {
+        if !configuration.disks.is_empty() {
+            self.need(Feature::Disks)?;
+        }
         let message = HostMessage::Configure(configuration);
         self.request_done("configure", message, limit).await
     }

@@ -93,6 +93,7 @@ pub(super) fn object(action: &Action) -> String {
         | Action::Destroy { instance, .. } => instance.to_string(),
         Action::Build { pool, .. } | Action::RemovePool(pool) => pool.to_string(),
         Action::RemoveTenant(tenant) => tenant.to_string(),
+        Action::MakeDisk(disk) | Action::RemoveDisk(disk) => format!("disk {disk}"),
     }
 }
 
@@ -144,6 +145,9 @@ proptest! {
                 }
                 Action::Destroy { instance, .. } => {
                     prop_assert_eq!(desired.instances[instance].desired, DesiredState::Destroyed);
+                }
+                Action::MakeDisk(_) | Action::RemoveDisk(_) => {
+                    prop_assert!(false, "there is no disk");
                 }
                 Action::RemovePool(pool) => {
                     prop_assert_eq!(desired.instances_in(pool).count(), 0);
