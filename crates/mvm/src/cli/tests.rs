@@ -25,8 +25,10 @@ fn examples(command: &Command) -> Vec<String> {
     lines.map(|line| line.trim().to_owned()).collect()
 }
 
-/// The arguments of a command in an example, as a shell would split them.
+/// The arguments of a command in an example, as a shell would split them. What follows two blanks
+/// is a remark.
 fn split(line: &str) -> Vec<String> {
+    let line = line.split_once("  ").map_or(line, |(command, _)| command);
     let line = line.rsplit_once("| ").map_or(line, |(_, last)| last);
     let line = line.split_once(" > ").map_or(line, |(first, _)| first);
     let mut words = Vec::new();
