@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageSpec;
+use crate::main_process::{ProcessError, ProcessSpec};
 use crate::name::{PoolName, TenantName};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
@@ -101,8 +102,8 @@ impl fmt::Display for NetMode {
 pub enum RestartPolicy {
     /// It is started again, with backoff, however it ended.
     Always,
-    /// It is started again, with backoff, unless the guest powered itself off; a reboot counts as
-    /// the wish to come back.
+    /// It is started again, with backoff, unless its main process exited with code 0 or the guest
+    /// powered itself off; a reboot counts as the wish to come back.
     #[default]
     OnFailure,
     /// It stays ended.
@@ -168,6 +169,12 @@ pub struct PoolSpec {
     pub restart: RestartPolicy,
     /// Seconds from launch to a guest agent that answers, before the start has failed.
     pub boot_timeout_s: u32,
+    /// What the main process is, as far as the image does not say it.
+    #[serde(skip_serializing_if = "ProcessSpec::is_default")]
+    pub process: ProcessSpec,
+    /// Whether the pool is removed when an instance of it has ended for good.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub auto_remove: bool,
 }
 
 impl Default for PoolSpec {
@@ -180,29 +187,38 @@ impl Default for PoolSpec {
             net: NetMode::Tenant,
             restart: RestartPolicy::OnFailure,
             boot_timeout_s: 60,
+            process: ProcessSpec::default(),
+            auto_remove: false,
         }
     }
 }
 
 /// Why a pool's spec makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}, but must be {expected}")]
-pub struct SpecError {
-    /// The field's name.
-    pub field: &'static str,
-    /// What was given.
-    pub value: u32,
-    /// What is allowed, in words.
-    pub expected: String,
+pub enum SpecError {
+    /// A number is out of range.
+    #[error("{field} is {value}, but must be {expected}")]
+    Range {
+        /// The field's name.
+        field: &'static str,
+        /// What was given.
+        value: u32,
+        /// What is allowed, in words.
+        expected: String,
+    },
+    /// The main process makes no sense.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 impl PoolSpec {
-    /// Checks the ranges of the numbers.
+    /// Checks the ranges of the numbers, and the main process.
     ///
     /// # Errors
-    /// Names the first field that is out of range.
+    /// Names the first field that is out of range or makes no sense.
     pub fn check(&self) -> Result<(), SpecError> {
-        let fail = |field, value, expected: String| Err(SpecError { field, value, expected });
+        let fail =
+            |field, value, expected: String| Err(SpecError::Range { field, value, expected });
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return fail("vcpus", self.vcpus, format!("1 to {VCPUS_MAX}"));
         }
@@ -215,7 +231,7 @@ impl PoolSpec {
         if self.boot_timeout_s == 0 {
             return fail("boot_timeout_s", 0, "at least 1".to_owned());
         }
-        Ok(())
+        Ok(self.process.check()?)
     }
 }
 
@@ -238,17 +254,16 @@ pub struct Document {
 
 /// One pool of a [`Document`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "DocumentPoolFields")]
+#[serde(from = "DocumentPoolFields", into = "DocumentPoolFields")]
 pub struct DocumentPool {
     /// How many instances run.
     pub running: u32,
     /// What they are like.
-    #[serde(flatten)]
     pub spec: PoolSpec,
 }
 
 /// [`DocumentPool`] as written: flat, and strict about unknown fields (which `flatten` is not).
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct DocumentPoolFields {
     running: u32,
@@ -259,32 +274,78 @@ struct DocumentPoolFields {
     net: NetMode,
     restart: RestartPolicy,
     boot_timeout_s: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<Vec<String>>,
+    env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workdir: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_signal: Option<String>,
+    stdin: bool,
+    tty: bool,
 }
 
 impl Default for DocumentPoolFields {
     fn default() -> Self {
-        let PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s } =
-            PoolSpec::default();
-        Self { running: 1, image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s }
+        DocumentPool { running: 1, spec: PoolSpec::default() }.into()
+    }
+}
+
+impl From<DocumentPool> for DocumentPoolFields {
+    fn from(pool: DocumentPool) -> Self {
+        let DocumentPool { running, spec } = pool;
+        let ProcessSpec { entrypoint, command, env, user, workdir, stop_signal, stdin, tty } =
+            spec.process;
+        Self {
+            running,
+            image: spec.image,
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            disk_mib: spec.disk_mib,
+            net: spec.net,
+            restart: spec.restart,
+            boot_timeout_s: spec.boot_timeout_s,
+            entrypoint,
+            command,
+            env,
+            user,
+            workdir,
+            stop_signal,
+            stdin,
+            tty,
+        }
     }
 }
 
 impl From<DocumentPoolFields> for DocumentPool {
     fn from(fields: DocumentPoolFields) -> Self {
-        let DocumentPoolFields {
-            running,
-            image,
-            vcpus,
-            mem_mib,
-            disk_mib,
-            net,
-            restart,
-            boot_timeout_s,
-        } = fields;
-        Self {
-            running,
-            spec: PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s },
-        }
+        let process = ProcessSpec {
+            entrypoint: fields.entrypoint,
+            command: fields.command,
+            env: fields.env,
+            user: fields.user,
+            workdir: fields.workdir,
+            stop_signal: fields.stop_signal,
+            stdin: fields.stdin,
+            tty: fields.tty,
+        };
+        let spec = PoolSpec {
+            image: fields.image,
+            vcpus: fields.vcpus,
+            mem_mib: fields.mem_mib,
+            disk_mib: fields.disk_mib,
+            net: fields.net,
+            restart: fields.restart,
+            boot_timeout_s: fields.boot_timeout_s,
+            process,
+            // A pool of a document goes with its document.
+            auto_remove: false,
+        };
+        Self { running: fields.running, spec }
     }
 }
 
@@ -314,8 +375,11 @@ mod tests {
 
     #[test]
     fn a_document_round_trips() {
-        let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none"}}}"#;
+        let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none",
+            "command":["httpd","-f"],"env":{"A":"b"},"user":"www","workdir":"/srv"}}}"#;
         let document: Document = serde_json::from_str(text).unwrap();
+        let process = &document.pools[&"hello".parse().unwrap()].spec.process;
+        assert_eq!(process.command.as_ref().unwrap(), &["httpd", "-f"]);
         let again = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&again).unwrap(), document);
     }

@@ -88,6 +88,7 @@ impl Node {
                 let world = self.worlds.entry(instance).or_default();
                 world.feed(Event::Destroy { grace_ms }, now);
             }
+            Action::DestroyPool(pool) => panic!("nobody asked for the end of {pool}"),
             Action::RemovePool(pool) => {
                 assert_eq!(self.desired.instances_in(&pool).count(), 0);
                 self.desired.pools.remove(&pool);

@@ -91,7 +91,9 @@ pub(super) fn object(action: &Action) -> String {
         Action::Start { instance, .. }
         | Action::Stop { instance, .. }
         | Action::Destroy { instance, .. } => instance.to_string(),
-        Action::Build { pool, .. } | Action::RemovePool(pool) => pool.to_string(),
+        Action::Build { pool, .. } | Action::DestroyPool(pool) | Action::RemovePool(pool) => {
+            pool.to_string()
+        }
         Action::RemoveTenant(tenant) => tenant.to_string(),
     }
 }
@@ -145,6 +147,7 @@ proptest! {
                 Action::Destroy { instance, .. } => {
                     prop_assert_eq!(desired.instances[instance].desired, DesiredState::Destroyed);
                 }
+                Action::DestroyPool(_) => prop_assert!(false, "no pool goes by itself"),
                 Action::RemovePool(pool) => {
                     prop_assert_eq!(desired.instances_in(pool).count(), 0);
                     prop_assert_eq!(desired.pools[pool].existence, Existence::Removed);
