@@ -43,6 +43,11 @@ impl Input {
         }
     }
 
+    /// Another session writes from now on, with credit of its own.
+    pub(super) fn renew(&mut self) {
+        self.window = ReceiveWindow::default();
+    }
+
     /// Whether data may come: it was asked for and has not ended.
     pub(super) fn is_open(&self) -> bool {
         !self.is_ended

@@ -7,6 +7,7 @@
 
 mod error;
 mod exec;
+mod main_process;
 mod outgoing;
 mod session;
 pub mod sim;
@@ -14,6 +15,7 @@ mod streams;
 
 pub use error::SessionError;
 pub use exec::{Exec, ExecEvent, ExecEvents, ExecInput, ExecOutput, KernelLog};
+pub use main_process::{MainEvent, MainEvents, MainInput};
 pub use session::{Session, SessionMode};
 
 /// The guest agent: a static program for this machine's architecture. Empty on hosts other than

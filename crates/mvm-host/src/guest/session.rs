@@ -6,7 +6,7 @@ use std::time::Duration;
 use mvm_core::frame::{Decoder, KIND_STDIN};
 use mvm_core::guest::{
     Configuration, ExecRequest, FLUSH_LEN, GUEST_MAGIC, GuestMessage, HOST_MAGIC, Health, Hello,
-    HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION, Preamble,
+    HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION, MainRequest, MainState, Preamble,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::error::SessionError;
 use super::exec::{Exec, KernelLog};
+use super::main_process::{self, MainEvents, MainInput};
 use super::outgoing::{Outgoing, Step};
 use super::streams::{Item, Stream, Streams};
 use crate::vmm::GuestStream;
@@ -145,6 +146,20 @@ impl Session {
         let request = HostMessage::Exec(request);
         let channel = self.open_stream("exec", &request, start_limit).await?;
         Ok(Exec::new(channel, has_stdin, start_limit))
+    }
+
+    /// Starts the guest's main process unless this boot has started it, and listens to it.
+    ///
+    /// # Errors
+    /// It cannot be started (the same answer comes for the rest of the boot), the guest does not
+    /// answer within `limit`, or the session is over.
+    pub async fn main_process(
+        &self,
+        request: MainRequest,
+        limit: Duration,
+    ) -> Result<(MainState, MainEvents, MainInput), SessionError> {
+        let request = HostMessage::Main(request);
+        main_process::attach(self.open_stream("main", &request, limit).await?, limit).await
     }
 
     /// Reads the guest kernel's log as text lines: what it holds and, if following, what comes.

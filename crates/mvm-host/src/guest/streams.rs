@@ -266,10 +266,10 @@ impl Streams {
         }
         let mut state = stream.state();
         match message {
-            GuestMessage::Started { .. } if state.is_started => {
+            GuestMessage::Started { .. } | GuestMessage::Main(_) if state.is_started => {
                 return Err(SessionError::protocol(format!("stream {id} started twice")));
             }
-            GuestMessage::Started { .. } => {
+            GuestMessage::Started { .. } | GuestMessage::Main(_) => {
                 state.is_started = true;
                 state.items.push_back(Item::Message(message));
                 drop(state);
