@@ -308,7 +308,10 @@ impl Server {
         now: Instant,
     ) -> Result<(), GuestError> {
         if let Some(main) = self.main_on(id) {
-            return main_process::tell(main, id, message);
+            let told = main_process::tell(main, id, message);
+            // Credit lets more output go.
+            self.waker.wake();
+            return told;
         }
         let stream = self.streams.get_mut(&id);
         match (message, stream) {
