@@ -7,6 +7,7 @@ pub mod console;
 pub mod guest;
 pub mod image;
 pub mod images;
+pub mod main_log;
 pub mod net;
 pub mod platform;
 pub mod process;
