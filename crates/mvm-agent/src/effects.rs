@@ -17,6 +17,7 @@ use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
 
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
+use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain};
 
 /// File in an instance's directory that is its writable layer.
@@ -25,6 +26,8 @@ const LAYER: &str = "layer.ext4";
 const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a guest's hello. The boot deadline, which is the actor's, is usually shorter.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Time of a shutdown that the guest needs for itself, in milliseconds.
+const OWN_WAY_DOWN_MS: u64 = 3_000;
 /// Pause between attempts to talk to a guest that runs and does not answer.
 const REJOIN_PAUSE: Duration = Duration::from_secs(2);
 
@@ -45,6 +48,8 @@ enum EffectError {
     Vmm(#[from] mvm_host::vmm::VmmError),
     #[error(transparent)]
     Guest(#[from] mvm_host::guest::SessionError),
+    #[error(transparent)]
+    Main(#[from] MainError),
 }
 
 fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
@@ -136,21 +141,27 @@ pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
 pub(crate) async fn greet(
     node: &Node,
     path: &InstancePath,
+    hub: &MainHub,
     vm: &dyn Vm,
     mode: SessionMode,
 ) -> Message {
-    match open_session(node, path, vm, mode, HELLO_TIMEOUT).await {
-        Ok(session) => Message::Session(session),
+    match open_session(node, path, hub, vm, mode, HELLO_TIMEOUT).await {
+        Ok((session, main)) => Message::Session(session, main.map(Box::new)),
         Err(error) => Message::Event(Event::BootFailed { error: chain(&error) }),
     }
 }
 
 /// Opens the session with a guest that ran before, however long that takes: an unresponsive guest
 /// is left running.
-pub(crate) async fn rejoin(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Message {
+pub(crate) async fn rejoin(
+    node: &Node,
+    path: &InstancePath,
+    hub: &MainHub,
+    vm: &dyn Vm,
+) -> Message {
     loop {
-        match open_session(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await {
-            Ok(session) => return Message::Session(session),
+        match open_session(node, path, hub, vm, SessionMode::Existing, GUEST_TIMEOUT).await {
+            Ok((session, main)) => return Message::Session(session, main.map(Box::new)),
             Err(error) => {
                 tracing::debug!(instance = %path, error = chain(&error), "the guest does not answer");
             }
@@ -159,7 +170,24 @@ pub(crate) async fn rejoin(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Mes
     }
 }
 
+/// Opens a session, tells the guest who it is, and starts or joins the main process.
 async fn open_session(
+    node: &Node,
+    path: &InstancePath,
+    hub: &MainHub,
+    vm: &dyn Vm,
+    mode: SessionMode,
+    timeout: Duration,
+) -> Result<(Session, Option<Attached>), EffectError> {
+    let session = configure(node, path, vm, mode, timeout).await?;
+    let revision = node.state.now().status(path).revision.ok_or(EffectError::NoRevision)?;
+    let image = node.host.images.files(&revision).await?.config;
+    let spec = record(node, path)?.spec.process;
+    let main = main_process::attach(node, hub, &session, &image, &spec).await?;
+    Ok((session, main))
+}
+
+async fn configure(
     node: &Node,
     path: &InstancePath,
     vm: &dyn Vm,
@@ -196,10 +224,10 @@ pub(crate) async fn shutdown(
         let session = match session {
             Some(session) => session,
             // The agent was replaced in the middle of a stop.
-            None => open_session(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await?,
+            None => configure(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await?,
         };
-        // Half of the time is for the guest's processes, the rest for the guest's own way down.
-        let grace = Duration::from_millis(grace_ms / 2);
+        // Most of the time is for the guest's processes, the rest for the guest's own way down.
+        let grace = Duration::from_millis(grace_ms - (grace_ms / 2).min(OWN_WAY_DOWN_MS));
         Ok::<_, EffectError>(session.shutdown(grace, GUEST_TIMEOUT).await?)
     };
     match asked.await {

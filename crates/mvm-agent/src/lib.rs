@@ -12,10 +12,13 @@
 //! When the agent ends, microVMs go on; the next agent adopts them.
 
 mod actor;
+mod attach;
 mod builder;
 mod clock;
 mod effects;
 mod lock;
+mod logs;
+mod main_process;
 mod node;
 mod reconcile;
 mod server;

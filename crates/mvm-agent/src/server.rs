@@ -11,11 +11,12 @@ use mvm_wire::{ApiError, Call, Connection, ConnectionError, ErrorCode, Reply, Wr
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
+use crate::logs::LogQuery;
 use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
-use crate::{streams, submit, views};
+use crate::{attach, logs, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -69,8 +70,12 @@ async fn answer(
         Call::Exec { selector, request } => {
             return streams::exec(node, &selector, request, connection).await;
         }
-        Call::Logs { selector, kind, follow, tail } => {
-            return streams::logs(node, &selector, kind, follow, tail, connection).await;
+        Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps } => {
+            let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
+            return logs::logs(node, &selector, query, connection).await;
+        }
+        Call::Attach { selector, wait } => {
+            return attach::attach(node, &selector, wait, connection).await;
         }
         Call::AgentStop => {
             finish(&mut connection.write, Ok(Reply::Done)).await?;
@@ -143,7 +148,11 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             Err(ApiError::new(ErrorCode::Unsupported, "this agent does not know the call")
                 .hint("the agent may be older than the command: `mvm agent stop`, then try again"))
         }
-        Call::Watch { .. } | Call::Exec { .. } | Call::Logs { .. } | Call::AgentStop => {
+        Call::Watch { .. }
+        | Call::Exec { .. }
+        | Call::Attach { .. }
+        | Call::Logs { .. }
+        | Call::AgentStop => {
             Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))
         }
     }

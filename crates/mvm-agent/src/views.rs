@@ -83,7 +83,7 @@ pub(crate) fn instance(
 ) -> InstanceView {
     let status = mirror.status(&record.path);
     let network = mirror.desired.network_of(record);
-    let InstanceStatus { generation, revision, vm, boots, failures, last_death, phase } =
+    let InstanceStatus { generation, revision, vm, boots, failures, last_death, phase, main_end } =
         status.clone();
     InstanceView {
         path: record.path.clone(),
@@ -110,6 +110,7 @@ pub(crate) fn instance(
         boots,
         failures,
         last_death,
+        exit_code: main_end.map(|end| end.status.shell_code()),
     }
 }
 

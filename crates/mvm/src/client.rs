@@ -179,6 +179,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Pools(_) => "pools",
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
+        Reply::Attached { .. } => "attached",
         Reply::ExecStarted { .. } => "exec_started",
         Reply::ExecExit(_) => "exec_exit",
         Reply::Stats(_) => "stats",

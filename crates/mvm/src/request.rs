@@ -29,6 +29,12 @@ pub(crate) struct WaitArgs {
     timeout: Seconds,
 }
 
+impl Default for WaitArgs {
+    fn default() -> Self {
+        Self { wait: true, no_wait: false, timeout: DEFAULT_TIMEOUT }
+    }
+}
+
 impl WaitArgs {
     fn waits(&self) -> bool {
         self.wait || !self.no_wait

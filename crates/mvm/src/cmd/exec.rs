@@ -10,6 +10,7 @@ use mvm_wire::connection::DATA_PIECE;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::process_args::variable;
 use crate::cli::Context;
 use crate::error::{Error, Result};
 use crate::exec::{SIGINT, SIGTERM, Streams, attach};
@@ -54,13 +55,6 @@ pub(crate) struct Exec {
     command: Vec<String>,
 }
 
-fn variable(text: &str) -> Result<(String, String), &'static str> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("expected NAME=VALUE"),
-    }
-}
-
 impl Exec {
     /// Runs the verb; the result is the program's exit code.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
@@ -90,7 +84,7 @@ impl Exec {
 
 /// Reads standard input in a thread of its own, which nothing waits for: a read of a terminal
 /// cannot be called off.
-fn standard_input() -> mpsc::Receiver<Vec<u8>> {
+pub(crate) fn standard_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut stdin = io::stdin().lock();
@@ -110,7 +104,7 @@ fn standard_input() -> mpsc::Receiver<Vec<u8>> {
 }
 
 /// The signals that are forwarded, as they arrive.
-fn signals() -> io::Result<mpsc::Receiver<i32>> {
+pub(crate) fn signals() -> io::Result<mpsc::Receiver<i32>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (sender, receiver) = mpsc::channel(8);
@@ -127,17 +121,4 @@ fn signals() -> io::Result<mpsc::Receiver<i32>> {
         }
     });
     Ok(receiver)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_variable_has_a_name_and_a_value() {
-        assert_eq!(variable("A=b=c").unwrap(), ("A".into(), "b=c".into()));
-        assert_eq!(variable("A=").unwrap(), ("A".into(), String::new()));
-        assert!(variable("A").is_err());
-        assert!(variable("=b").is_err());
-    }
 }
