@@ -20,6 +20,9 @@ use crate::server::{finish, one};
 /// How long a guest that an agent has just adopted has to tell of its main process.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often an actor is looked for.
+const ACTOR_POLL: Duration = Duration::from_millis(10);
+
 type Input = watch::Receiver<Option<(u32, MainInput)>>;
 
 /// Lets the caller hear, feed and signal the main process until that ends, or the caller hangs up.
@@ -30,14 +33,7 @@ pub(crate) async fn attach(
     connection: Connection,
 ) -> Result<(), ConnectionError> {
     let Connection { mut read, mut write } = connection;
-    let found = one(&node.state.now(), selector).and_then(|path| match node.instance(&path) {
-        Some(handle) => Ok((path, handle.main.listen(), handle.main.input())),
-        None => {
-            let message = format!("{path} is not there yet, or not any more");
-            Err(ApiError::new(ErrorCode::Conflict, message).hint("see `mvm ps -a`"))
-        }
-    });
-    let (path, news, mut input) = match found {
+    let (path, news, mut input) = match find(node, selector).await {
         Ok(found) => found,
         Err(error) => return finish(&mut write, Err(error)).await,
     };
@@ -59,6 +55,30 @@ pub(crate) async fn attach(
     tokio::select! {
         carried = carry_out(&path, news, &mut write, pid.is_some()) => carried,
         () = carry_in(read, input) => Ok(()),
+    }
+}
+
+/// The instance, and the ways from and to its main process.
+async fn find(
+    node: &Arc<Node>,
+    selector: &Selector,
+) -> Result<(InstancePath, mpsc::Receiver<News>, Input), ApiError> {
+    let path = one(&node.state.now(), selector)?;
+    // An instance that was made this moment has no actor yet.
+    let actor = async {
+        loop {
+            match node.instance(&path) {
+                Some(handle) => break (handle.main.listen(), handle.main.input()),
+                None => tokio::time::sleep(ACTOR_POLL).await,
+            }
+        }
+    };
+    match timeout(JOIN_LIMIT, actor).await {
+        Ok((news, input)) => Ok((path, news, input)),
+        Err(_) => {
+            let message = format!("{path} is not there any more");
+            Err(ApiError::new(ErrorCode::Conflict, message).hint("see `mvm ps -a`"))
+        }
     }
 }
 

@@ -129,6 +129,10 @@ pub(crate) fn instances(
 pub(crate) fn summary(view: &InstanceView) -> String {
     let death = view.last_death.as_ref().map(|death| death.cause.to_string());
     match (&view.activity, view.state, view.desired) {
+        (Some(_), State::Running, DesiredState::Running) if view.exit_code.is_some() => {
+            let code = view.exit_code.unwrap_or_default();
+            format!("its main process ended with {code}, and so it is stopping")
+        }
         (Some(activity), _, _) => format!("it is {activity}, as asked"),
         (None, State::Running, _) => match death {
             Some(death) => format!("it runs, as asked; its last run ended: {death}"),

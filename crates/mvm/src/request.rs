@@ -13,7 +13,7 @@ use crate::units::Seconds;
 use crate::wait::{self, Goal, Snapshot};
 
 /// How long is waited unless told otherwise.
-const DEFAULT_TIMEOUT: Seconds = Seconds(900);
+pub(crate) const DEFAULT_TIMEOUT: Seconds = Seconds(900);
 
 /// Whether a verb waits until what it asks for is there.
 #[derive(Debug, Clone, Args)]

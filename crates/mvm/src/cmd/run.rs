@@ -13,7 +13,7 @@ use crate::cli::Context;
 use crate::error::{Error, Result, exit};
 use crate::request::{self, WaitArgs, carry_out};
 use crate::units::Mib;
-use crate::wait::Goal;
+use crate::wait::{self, Goal};
 
 /// Attempts at a name that nobody has.
 const NAME_ATTEMPTS: u32 = 8;
@@ -231,11 +231,19 @@ async fn start(
 
 /// Removes the pool and what is in it; that it is gone already is as good.
 async fn destroy(context: &Context, pool: &PoolPath) -> Result<()> {
+    let submitted_unix_ms = wait::now_unix_ms();
     let request = Request::PoolDestroy { path: pool.clone(), force: true };
-    match carry_out(context, request, Goal::Gone { tenant: None }, &WaitArgs::default()).await {
-        Err(Error::Api(error)) if error.code == ErrorCode::NotFound => Ok(()),
-        result => result.map(drop),
-    }
+    let accepted = match context.client.submit(request).await {
+        Ok(accepted) => accepted,
+        Err(Error::Api(error)) if error.code == ErrorCode::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let goal = Goal::Gone { tenant: None };
+    let request = wait::Request { accepted: &accepted, goal: &goal, submitted_unix_ms };
+    let interrupt = async { drop(tokio::signal::ctrl_c().await) };
+    // Nobody waits for words about it.
+    wait::wait(&context.client, &request, request::DEFAULT_TIMEOUT, interrupt, |_| {}).await?;
+    Ok(())
 }
 
 #[cfg(test)]
