@@ -81,6 +81,12 @@ pub fn instance_dirs(dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
+/// The directories of tenants with data disks.
+pub fn disk_dirs(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("disks")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
 /// The machine's links and firewall rules that are no agent's, for comparison with later.
 ///
 /// # Panics

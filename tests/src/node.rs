@@ -242,6 +242,7 @@ impl Node {
         left.extend(paths("claim", host::claims(&self.dir)));
         left.extend(paths("mount", host::mounts(&self.dir)));
         left.extend(paths("directory", host::instance_dirs(&self.dir)));
+        left.extend(paths("directory", host::disk_dirs(&self.dir)));
         left
     }
 

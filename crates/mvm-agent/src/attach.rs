@@ -7,6 +7,7 @@ use mvm_core::frame;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, Selector};
 use mvm_host::guest::MainInput;
+use mvm_host::unix_socket::HangUp;
 use mvm_wire::{
     ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
 };
@@ -31,8 +32,9 @@ pub(crate) async fn attach(
     selector: &Selector,
     wait: bool,
     connection: Connection,
+    hang_up: &HangUp,
 ) -> Result<(), ConnectionError> {
-    let Connection { mut read, mut write } = connection;
+    let Connection { read, mut write } = connection;
     let (path, news, mut input) = match find(node, selector).await {
         Ok(found) => found,
         Err(error) => return finish(&mut write, Err(error)).await,
@@ -41,7 +43,7 @@ pub(crate) async fn attach(
         true => Ok(None),
         false => tokio::select! {
             running = running(node, &path, &mut input) => running.map(Some),
-            _ = read.next() => return Ok(()),
+            () = hang_up.wait() => return Ok(()),
         },
     };
     let pid = match running {
@@ -53,9 +55,13 @@ pub(crate) async fn attach(
         write.message(&Reply::ExecStarted { instance: path.clone(), pid }).await?;
     }
     tokio::select! {
-        carried = carry_out(&path, news, &mut write, pid.is_some()) => carried,
-        () = carry_in(read, input) => Ok(()),
+        carried = carry_out(&path, news, &mut write, pid.is_some()) => return carried,
+        () = carry_in(read, input) => {}
+        // Neither output nor room for input may ever come again.
+        () = hang_up.wait() => return Ok(()),
     }
+    // The caller wants no more of it, and may be there to hear that.
+    write.message(&Reply::ExecDetached).await
 }
 
 /// The instance, and the ways from and to its main process.
@@ -154,6 +160,8 @@ async fn carry_in(mut read: ReadHalf, mut input: Input) {
             Item::Data { .. } => Ok(()),
             message => match message.parse::<Call>() {
                 Ok(Call::Signal { signal }) => way.signal(signal).await,
+                Ok(Call::Resize { size }) => way.resize(size).await,
+                Ok(Call::Detach) => return,
                 Ok(_) | Err(_) => Ok(()),
             },
         };

@@ -17,6 +17,7 @@ use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
 
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
+use crate::disks;
 use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain};
 
@@ -24,6 +25,8 @@ use crate::node::{Node, chain};
 const LAYER: &str = "layer.ext4";
 /// How long a guest has to answer a request of the agent's own.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guest has to replay the journals of its data disks, grow and mount them.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for a guest's hello. The boot deadline, which is the actor's, is usually shorter.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Time of a shutdown that the guest needs for itself, in milliseconds.
@@ -82,10 +85,13 @@ async fn spec(
         kernel: files.kernel,
         initrd: files.initrd,
         kernel_args: String::new(),
-        disks: vec![
+        disks: [
             Disk { path: files.root, access: DiskAccess::ReadOnly },
             Disk { path: dir.join(LAYER), access: DiskAccess::ReadWrite },
-        ],
+        ]
+        .into_iter()
+        .chain(disks::for_vmm(node, record))
+        .collect(),
         nic: network(node, record).map(|net| Nic { tap: net.tap(), mac: net.mac() }),
         uid: uid(node, record)?,
         dir,
@@ -197,6 +203,7 @@ async fn configure(
     let stream = vm.connect_guest().await?;
     let session = Session::open(stream, mode, timeout).await?;
     let record = record(node, path)?;
+    let has_disks = !record.spec.disks.is_empty();
     let network = network(node, &record).map(|net| NetworkConfiguration {
         address: net.address(),
         prefix_len: net.tenant.subnet.prefix_len(),
@@ -207,8 +214,11 @@ async fn configure(
         hostname: format!("{}-{}", path.pool.pool, path.id),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
+        ssh_authorized_keys: Vec::new(),
+        disks: disks::for_guest(&record),
     };
-    session.configure(configuration, GUEST_TIMEOUT).await?;
+    let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
+    session.configure(configuration, limit).await?;
     Ok(session)
 }
 

@@ -15,7 +15,10 @@ mod actor;
 mod attach;
 mod builder;
 mod clock;
+mod disks;
 mod effects;
+mod exec;
+mod forward;
 mod lock;
 mod logs;
 mod main_process;
@@ -26,11 +29,13 @@ mod setup;
 mod state;
 mod streams;
 mod submit;
+mod suggest;
 mod views;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mvm_host::unix_socket::HangUp;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store};
 use mvm_wire::Connection;
 use tokio::task::JoinSet;
@@ -147,7 +152,9 @@ impl RunningNode {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let node = self.node.clone();
         // It ends with the caller's hanging up.
-        tokio::spawn(async move { server::serve(&node, Connection::new(theirs)).await });
+        tokio::spawn(async move {
+            server::serve(&node, Connection::new(theirs), HangUp::never()).await;
+        });
         Connection::new(ours)
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mvm_core::admit::Capacity;
 use mvm_core::name::{InstanceId, InstancePath};
 use mvm_core::plan::Waiting;
+use mvm_host::disks::Disks;
 use mvm_host::guest::Session;
 use mvm_host::images::Images;
 use mvm_host::net::Network;
@@ -28,6 +29,8 @@ pub struct Host {
     pub network: Arc<dyn Network>,
     /// Images and writable layers.
     pub images: Arc<dyn Images>,
+    /// Data disks.
+    pub disks: Arc<dyn Disks>,
 }
 
 /// What a node is set up with.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::{Event, Phase};
-use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
 use mvm_core::plan::{Action, PlanLimits, plan};
 use mvm_core::record::{self, Desired, Existence, InstanceRecord};
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::actor::{self, Message};
 use crate::builder;
+use crate::disks;
 use crate::node::{Node, chain};
 use crate::state::Mirror;
 use crate::submit;
@@ -35,6 +36,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         actors: JoinSet::new(),
         spawned: BTreeSet::new(),
         builds: BTreeMap::new(),
+        disk_work: BTreeMap::new(),
         network: NetworkState::Unknown,
         bridged: BTreeSet::new(),
     };
@@ -56,6 +58,8 @@ struct Reconciler {
     actors: JoinSet<()>,
     spawned: BTreeSet<InstancePath>,
     builds: BTreeMap<PoolPath, tokio::task::AbortHandle>,
+    /// What is being done to disks: one thing at a time to each, and always to its end.
+    disk_work: BTreeMap<DiskPath, tokio::task::AbortHandle>,
     network: NetworkState,
     bridged: BTreeSet<NetId>,
 }
@@ -117,6 +121,8 @@ impl Reconciler {
                 let refusal = refusal.filter(|error| error.code != ErrorCode::NotFound);
                 self.node.set_problem(&what, refusal.map(|error| error.to_string()));
             }
+            Action::MakeDisk(disk) => self.work_on_disk(&disk, disks::make),
+            Action::RemoveDisk(disk) => self.work_on_disk(&disk, disks::remove),
             Action::RemovePool(pool) => self.remove_pool(&pool).await,
             Action::RemoveTenant(tenant) => self.remove_tenant(desired, &tenant).await,
         }
@@ -137,6 +143,17 @@ impl Reconciler {
         if let Some(record) = desired.pools.get(pool) {
             let build = builder::build(self.node.clone(), record.clone(), generation);
             self.builds.insert(pool.clone(), self.actors.spawn(build));
+        }
+    }
+
+    fn work_on_disk<F>(&mut self, disk: &DiskPath, work: impl FnOnce(Arc<Node>, DiskPath) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.disk_work.retain(|_, work| !work.is_finished());
+        if !self.disk_work.contains_key(disk) {
+            let task = self.actors.spawn(work(self.node.clone(), disk.clone()));
+            self.disk_work.insert(disk.clone(), task);
         }
     }
 
@@ -175,8 +192,7 @@ impl Reconciler {
     /// would be removed, so that waits until the record is mended.
     async fn ensure_network(&mut self, mirror: &Mirror) {
         let what = "network";
-        let has_network =
-            |key: &&String| key.starts_with(record::DESIRED) && !record::is_pool_key(key);
+        let has_network = |key: &&String| record::has_network(key);
         if let Some(key) = mirror.bad.keys().find(has_network) {
             let problem = format!("left as it is, and no instance starts, until `{key}` is mended");
             return self.node.set_problem(what, Some(problem));
@@ -235,6 +251,13 @@ fn touchable(mirror: &Mirror) -> Desired {
         let bad = |tenant: &TenantName| mirror.bad_record_of(tenant).is_some();
         desired.tenants.retain(|name, _| !bad(name));
         desired.pools.retain(|path, _| !bad(&path.tenant));
+        // Whoever has a disk may be among what does not parse: one that needs nothing done to it
+        // may be used, and no other is touched.
+        desired.disks.retain(|path, disk| {
+            let status = mirror.observed.disks.get(path);
+            let is_made = status.is_some_and(|status| status.size_mib == Some(disk.size_mib));
+            !bad(&path.tenant) || (disk.existence == Existence::Kept && is_made)
+        });
     }
     desired
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use mvm_core::name::{InstancePath, Selector};
+use mvm_host::unix_socket::HangUp;
 use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
 use mvm_wire::view::{RecordView, StatsView, VerifyView, WhyView};
@@ -16,7 +17,8 @@ use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
-use crate::{attach, logs, streams, submit, views};
+use crate::suggest::{Kind, did_you_mean};
+use crate::{attach, exec, forward, logs, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -32,7 +34,9 @@ pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
         match accepted {
             Ok((stream, _)) => {
                 let node = node.clone();
-                connections.spawn(async move { serve(&node, Connection::new(stream)).await });
+                let hang_up = HangUp::of(&stream).unwrap_or_else(|_| HangUp::never());
+                let connection = Connection::new(stream);
+                connections.spawn(async move { serve(&node, connection, hang_up).await });
             }
             Err(error) => {
                 // Out of descriptors, usually: wait for a connection to end.
@@ -44,7 +48,7 @@ pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
 }
 
 /// Serves one connection.
-pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection) {
+pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection, hang_up: HangUp) {
     let call = match connection.read.message::<Call>().await {
         Ok(call) => call,
         Err(error) => {
@@ -53,7 +57,7 @@ pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection) {
             return;
         }
     };
-    if let Err(error) = answer(node, call, connection).await {
+    if let Err(error) = answer(node, call, connection, &hang_up).await {
         tracing::debug!(error = chain(&error), "a caller hung up");
     }
 }
@@ -62,20 +66,32 @@ async fn answer(
     node: &Arc<Node>,
     call: Call,
     mut connection: Connection,
+    hang_up: &HangUp,
 ) -> Result<(), ConnectionError> {
     let reply = match call {
-        Call::Watch { instances, pools, tenant } => {
-            return streams::watch(node, &instances, &pools, tenant.as_ref(), connection).await;
+        Call::Watch { instances, pools, tenant, disks } => {
+            let watched = streams::Watched { instances, pools, tenant, disks };
+            return streams::watch(node, &watched, connection).await;
         }
         Call::Exec { selector, request } => {
-            return streams::exec(node, &selector, request, connection).await;
+            return exec::exec(node, &selector, request, connection, hang_up).await;
+        }
+        Call::Forward { selector, target } => {
+            return forward::forward(node, &selector, target, connection, hang_up).await;
+        }
+        Call::Locate { selector } => {
+            let found = tokio::select! {
+                found = streams::session(node, &selector) => found,
+                () = hang_up.wait() => return Ok(()),
+            };
+            found.map(|(instance, _)| Reply::Connected { instance })
         }
         Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps } => {
             let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
             return logs::logs(node, &selector, query, connection).await;
         }
         Call::Attach { selector, wait } => {
-            return attach::attach(node, &selector, wait, connection).await;
+            return attach::attach(node, &selector, wait, connection, hang_up).await;
         }
         Call::AgentStop => {
             finish(&mut connection.write, Ok(Reply::Done)).await?;
@@ -104,7 +120,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             let tenants = views::tenants(&mirror, name.as_ref());
             match name {
                 Some(name) if tenants.is_empty() => {
-                    Err(missing(&format!("tenant {name}"), "tenant list"))
+                    Err(missing(&mirror, Kind::Tenant, name.as_str()))
                 }
                 _ => Ok(Reply::Tenants(tenants)),
             }
@@ -116,9 +132,21 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             });
             match path {
                 Some(path) if pools.is_empty() => {
-                    Err(missing(&format!("pool {path}"), "pool list"))
+                    Err(missing(&mirror, Kind::Pool, &path.to_string()))
                 }
                 _ => Ok(Reply::Pools(pools)),
+            }
+        }
+        Call::Disks { tenant, path } => {
+            let disks = views::disks(node, &mirror, |disk| {
+                tenant.as_ref().is_none_or(|tenant| disk.tenant == *tenant)
+                    && path.as_ref().is_none_or(|path| disk == path)
+            });
+            match path {
+                Some(path) if disks.is_empty() => {
+                    Err(missing(&mirror, Kind::Disk, &path.to_string()))
+                }
+                _ => Ok(Reply::Disks(disks)),
             }
         }
         Call::Instances { selector } => {
@@ -144,13 +172,15 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             Err(error) => Err(internal(&error)),
         },
         Call::RecordMend { key, text } => mend(node, &mirror, key, text).await,
-        Call::Signal { .. } | Call::Unknown => {
+        Call::Signal { .. } | Call::Resize { .. } | Call::Detach | Call::Unknown => {
             Err(ApiError::new(ErrorCode::Unsupported, "this agent does not know the call")
                 .hint("the agent may be older than the command: `mvm agent stop`, then try again"))
         }
         Call::Watch { .. }
         | Call::Exec { .. }
         | Call::Attach { .. }
+        | Call::Forward { .. }
+        | Call::Locate { .. }
         | Call::Logs { .. }
         | Call::AgentStop => {
             Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))
@@ -158,9 +188,15 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
     }
 }
 
-fn missing(what: &str, list: &str) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no {what}"))
-        .hint(format!("see `mvm {list}`"))
+fn missing(mirror: &Mirror, kind: Kind, name: &str) -> ApiError {
+    let (what, list) = match kind {
+        Kind::Tenant => ("tenant", "tenant list"),
+        Kind::Pool => ("pool", "pool list"),
+        Kind::Disk => ("disk", "disk list"),
+        Kind::Instance => ("instance", "ps -a"),
+    };
+    let hint = did_you_mean(mirror, kind, name).unwrap_or_else(|| format!("see `mvm {list}`"));
+    ApiError::new(ErrorCode::NotFound, format!("there is no {what} {name}")).hint(hint)
 }
 
 /// Nothing matches: an error if the selector names something that does not exist.
@@ -170,9 +206,9 @@ fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
         Selector::All => Ok(()),
         Selector::Tenant(name) if desired.tenants.contains_key(name) => Ok(()),
         Selector::Pool(path) if desired.pools.contains_key(path) => Ok(()),
-        Selector::Tenant(name) => Err(missing(&format!("tenant {name}"), "tenant list")),
-        Selector::Pool(path) => Err(missing(&format!("pool {path}"), "pool list")),
-        Selector::Id { .. } => Err(missing(&format!("instance {selector}"), "ps -a")),
+        Selector::Tenant(name) => Err(missing(mirror, Kind::Tenant, name.as_str())),
+        Selector::Pool(path) => Err(missing(mirror, Kind::Pool, &path.to_string())),
+        Selector::Id { .. } => Err(missing(mirror, Kind::Instance, &selector.to_string())),
     }
 }
 
@@ -244,7 +280,7 @@ fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiEr
     }
     let view = views::instances(node, mirror, |other| *other == path).into_iter().next();
     let Some(instance) = view else {
-        return Err(missing(&format!("instance {path}"), "ps -a"));
+        return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };
     let summary = views::summary(&instance);
     let file = node.instance_dir(&path.id).join(CONSOLE_LOG);

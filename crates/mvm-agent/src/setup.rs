@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mvm_core::admit::Capacity;
 use mvm_core::vmm::{Accel, VmmKind};
+use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
 use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
 use mvm_host::platform::{self, PlatformError, facts};
@@ -67,6 +68,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
             network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
                 as Arc<dyn Network>,
             images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
+            disks: Arc::new(LocalDisks::new(&state_dir)) as Arc<dyn Disks>,
         },
     };
     let config = NodeConfig {
@@ -86,5 +88,6 @@ fn simulated(state_dir: &Path) -> Host {
         vmm: Arc::new(SimVmm::new(world)),
         network: Arc::new(SimMachine::new().agent(state_dir)),
         images: Arc::new(SimImages::new(state_dir)),
+        disks: Arc::new(SimDisks::new(state_dir)),
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mvm_core::lifecycle::InstanceStatus;
-use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::record::{self, BuildState, Desired, Observed, PoolStatus};
 use mvm_store::{CommitError, Op, Revision, Store, StoreError, Transaction, encode};
 use serde::de::DeserializeOwned;
@@ -35,8 +35,10 @@ enum Key {
     Tenant(TenantName),
     Pool(PoolPath),
     Instance(InstancePath),
+    Disk(DiskPath),
     PoolStatus(PoolPath),
     InstanceStatus(InstancePath),
+    DiskStatus(DiskPath),
 }
 
 impl Key {
@@ -48,6 +50,8 @@ impl Key {
             ("desired", "tenant") => Ok(Self::Tenant(path.parse().map_err(bad)?)),
             ("desired", "pool") => Ok(Self::Pool(path.parse().map_err(bad)?)),
             ("desired", "instance") => Ok(Self::Instance(path.parse().map_err(bad)?)),
+            ("desired", "disk") => Ok(Self::Disk(path.parse().map_err(bad)?)),
+            ("observed", "disk") => Ok(Self::DiskStatus(path.parse().map_err(bad)?)),
             ("observed", "pool") => Ok(Self::PoolStatus(path.parse().map_err(bad)?)),
             ("observed", "instance") => Ok(Self::InstanceStatus(path.parse().map_err(bad)?)),
             _ => Err(format!("`{half}/{kind}` is not a kind of record")),
@@ -91,6 +95,8 @@ impl Mirror {
             Key::Tenant(name) => put(&mut self.desired.tenants, name, value),
             Key::Pool(path) => put(&mut self.desired.pools, path, value),
             Key::Instance(path) => put(&mut self.desired.instances, path, value),
+            Key::Disk(path) => put(&mut self.desired.disks, path, value),
+            Key::DiskStatus(path) => put(&mut self.observed.disks, path, value),
             Key::PoolStatus(path) => put(&mut self.observed.pools, path, value),
             Key::InstanceStatus(path) => put(&mut self.observed.instances, path, value),
         }

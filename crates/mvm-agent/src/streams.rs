@@ -1,19 +1,17 @@
-//! Calls that stream: watches and execs.
+//! The call that watches, and the session of the instance that a call means.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::frame;
-use mvm_core::guest::{ErrorKind, ExecRequest};
+use mvm_core::guest::ErrorKind;
 use mvm_core::lifecycle::{Phase, State};
-use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::DesiredState;
-use mvm_host::guest::{ExecEvent, ExecInput, Session, SessionError};
-use mvm_wire::{ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply};
+use mvm_host::guest::{Session, SessionError};
+use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, Reply};
 use tokio::time::Instant;
 
 use crate::node::{Node, chain};
-use crate::server::{finish, one};
+use crate::server::one;
 use crate::state::Mirror;
 use crate::views;
 
@@ -23,16 +21,20 @@ pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const REJOIN_LIMIT: Duration = Duration::from_secs(10);
 /// How often sessions are looked for while one is waited for.
 const SESSION_POLL: Duration = Duration::from_millis(20);
-/// Pieces of standard input, of at most 64 KiB, and signals that are kept for a program whose guest
-/// still starts.
-const EARLY_MAX: usize = 16;
+
+/// What a caller watches.
+pub(crate) struct Watched {
+    pub(crate) instances: Vec<InstancePath>,
+    pub(crate) pools: Vec<PoolPath>,
+    /// A tenant's existence.
+    pub(crate) tenant: Option<TenantName>,
+    pub(crate) disks: Vec<DiskPath>,
+}
 
 /// Sends what is watched now and after each change, until the caller hangs up.
 pub(crate) async fn watch(
     node: &Node,
-    instances: &[InstancePath],
-    pools: &[PoolPath],
-    tenant: Option<&TenantName>,
+    watched: &Watched,
     connection: Connection,
 ) -> Result<(), ConnectionError> {
     let Connection { mut read, mut write } = connection;
@@ -43,9 +45,13 @@ pub(crate) async fn watch(
         let mirror = state.borrow_and_update().clone();
         waiting.borrow_and_update();
         let snapshot = Reply::Snapshot {
-            instances: views::instances(node, &mirror, |path| instances.contains(path)),
-            pools: views::pools(&mirror, |path| pools.contains(path)),
-            tenant_exists: tenant.is_some_and(|name| mirror.desired.tenants.contains_key(name)),
+            instances: views::instances(node, &mirror, |path| watched.instances.contains(path)),
+            pools: views::pools(&mirror, |path| watched.pools.contains(path)),
+            tenant_exists: watched
+                .tenant
+                .as_ref()
+                .is_some_and(|name| mirror.desired.tenants.contains_key(name)),
+            disks: views::disks(node, &mirror, |path| watched.disks.contains(path)),
         };
         if last.as_ref() != Some(&snapshot) {
             write.message(&snapshot).await?;
@@ -128,103 +134,11 @@ fn unavailable(mirror: &Mirror, selector: &Selector, candidates: &[&InstancePath
     }
 }
 
-/// Runs a program in a guest, with the connection as its terminal.
-pub(crate) async fn exec(
-    node: &Arc<Node>,
-    selector: &Selector,
-    request: ExecRequest,
-    connection: Connection,
-) -> Result<(), ConnectionError> {
-    let Connection { mut read, mut write } = connection;
-    let mut early = Vec::new();
-    let (instance, session) = tokio::select! {
-        found = session(node, selector) => match found {
-            Ok(found) => found,
-            Err(error) => return finish(&mut write, Err(error)).await,
-        },
-        // Whoever hangs up while a guest starts wants the program no more.
-        () = hung_up(&mut read, &mut early) => return Ok(()),
-    };
-    let exec = match session.exec(request, GUEST_TIMEOUT).await {
-        Ok(exec) => exec,
-        Err(error) => return finish(&mut write, Err(guest_error(&instance, &error))).await,
-    };
-    let (mut output, input) = exec.split();
-    // Dropping the output, however this ends, cancels the program if it still runs.
-    let carry_out = async {
-        loop {
-            match output.next().await {
-                Some(Ok(ExecEvent::Started { pid })) => {
-                    let instance = instance.clone();
-                    write.message(&Reply::ExecStarted { instance, pid }).await?;
-                }
-                Some(Ok(ExecEvent::Stdout(bytes))) => {
-                    write.data(frame::KIND_STDOUT, &bytes).await?;
-                }
-                Some(Ok(ExecEvent::Stderr(bytes))) => {
-                    write.data(frame::KIND_STDERR, &bytes).await?;
-                }
-                Some(Ok(ExecEvent::Exit(status))) => {
-                    return write.message(&Reply::ExecExit(status)).await;
-                }
-                Some(Err(error)) => {
-                    return finish(&mut write, Err(guest_error(&instance, &error))).await;
-                }
-                None => {
-                    let message = format!("the session with {instance} ended");
-                    let error = ApiError::new(ErrorCode::Guest, message);
-                    return finish(&mut write, Err(error)).await;
-                }
-            }
-        }
-    };
-    tokio::select! {
-        carried = carry_out => carried,
-        () = carry_in(read, early, input) => Ok(()),
-    }
-}
-
-/// Waits until the caller hangs up, and keeps what it says until then. A caller that says more than
-/// is kept has to wait.
-async fn hung_up(read: &mut ReadHalf, kept: &mut Vec<Item>) {
-    while kept.len() < EARLY_MAX {
-        match read.next().await {
-            Ok(Some(item)) => kept.push(item),
-            Ok(None) | Err(_) => return,
-        }
-    }
-    std::future::pending().await
-}
-
-/// Carries standard input and signals to the guest, first the early ones; returns when the caller
-/// hangs up.
-async fn carry_in(mut read: ReadHalf, early: Vec<Item>, mut input: ExecInput) {
-    let mut early = early.into_iter();
-    loop {
-        let item = match early.next() {
-            Some(item) => item,
-            None => match read.next().await {
-                Ok(Some(item)) => item,
-                Ok(None) | Err(_) => return,
-            },
-        };
-        // A failure means that the program has ended, which the other direction reports.
-        let _ = match item {
-            Item::Data { kind: frame::KIND_STDIN, bytes } if bytes.is_empty() => {
-                input.close_stdin();
-                Ok(())
-            }
-            Item::Data { kind: frame::KIND_STDIN, bytes } => input.write_stdin(&bytes).await,
-            Item::Data { .. } => Ok(()),
-            message => match message.parse::<Call>() {
-                Ok(Call::Signal { signal }) => input.signal(signal).await,
-                Ok(_) | Err(_) => Ok(()),
-            },
-        };
-    }
-}
-
 pub(crate) fn guest_error(instance: &InstancePath, error: &SessionError) -> ApiError {
+    if let SessionError::Missing { .. } = error {
+        return ApiError::new(ErrorCode::Unsupported, format!("{instance}: {error}"))
+            .hint(format!("`mvm restart {}` gives it this version's", instance.id));
+    }
     let SessionError::Guest { error: guest, .. } = error else {
         return ApiError::new(ErrorCode::Guest, format!("{instance}: {}", chain(error)));
     };

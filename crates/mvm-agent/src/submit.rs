@@ -5,13 +5,14 @@ use mvm_core::name::{Selector, TenantName};
 use mvm_core::record::{self, Desired, DesiredState};
 use mvm_host::net::{NetworkError, Occupied};
 use mvm_store::{Op, StoreError, encode};
-use mvm_wire::{Accepted, ApiError, ErrorCode, InstanceTarget, PoolTarget};
+use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::node::{Node, chain};
 use crate::state::{ChangeError, Mirror};
+use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
 
 /// Attempts at a net id, in case another agent of this machine takes the same at the same moment.
 const CLAIM_ATTEMPTS: u32 = 8;
@@ -37,7 +38,7 @@ pub(crate) async fn submit(node: &Node, request: Request) -> Result<Accepted, Ap
                 return Ok(accepted(revision.get(), edit));
             }
             Err(ChangeError::Refused(Refusal::Claim(_))) if attempts < CLAIM_ATTEMPTS => {}
-            Err(ChangeError::Refused(refusal)) => return Err(refused(refusal)),
+            Err(ChangeError::Refused(refusal)) => return Err(refused(&node.state.now(), refusal)),
             Err(ChangeError::Store(error)) => return Err(internal(&error)),
         }
     }
@@ -109,6 +110,9 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
                 paths.find(|path| selector.matches(path)).map(|path| path.pool.tenant.clone())
             }
         },
+        Request::DiskCreate { path, .. }
+        | Request::DiskResize { path, .. }
+        | Request::DiskRemove { path } => Some(path.tenant.clone()),
         Request::Apply { document } | Request::Remove { document } => {
             mirror.desired.tenants.contains_key(&document.tenant).then(|| document.tenant.clone())
         }
@@ -150,11 +154,13 @@ fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> 
     puts(&before.tenants, &after.tenants, record::tenant_key, &mut ops)?;
     puts(&before.pools, &after.pools, record::pool_key, &mut ops)?;
     puts(&before.instances, &after.instances, record::instance_key, &mut ops)?;
+    puts(&before.disks, &after.disks, record::disk_key, &mut ops)?;
     Ok(ops)
 }
 
 fn accepted(revision: u64, edit: Edit) -> Accepted {
     let instances = edit.instances.iter().filter_map(|path| edit.desired.instances.get(path));
+    let disks = edit.disks.iter().filter_map(|path| edit.desired.disks.get(path));
     let pools = edit.pools.iter().filter_map(|path| edit.desired.pools.get(path));
     Accepted {
         revision,
@@ -170,13 +176,20 @@ fn accepted(revision: u64, edit: Edit) -> Accepted {
                 build_generation: record.build_generation,
             })
             .collect(),
+        disks: disks
+            .map(|record| DiskTarget { path: record.path.clone(), size_mib: record.size_mib })
+            .collect(),
         notes: edit.notes,
     }
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+fn refused(mirror: &Mirror, refusal: Refusal) -> ApiError {
     match refusal {
-        Refusal::Denied(denial) => denied(&denial),
+        Refusal::Denied(denial) => {
+            let error = denied(&denial);
+            let hint = meant(mirror, &denial).or(error.hint);
+            ApiError { hint, ..error }
+        }
         Refusal::BadRecord { key, reason } => bad_record_error(&key, &reason),
         Refusal::Claim(error) => internal(&error),
         Refusal::Encode(error) => internal(&error),
@@ -198,20 +211,40 @@ pub(crate) fn bad_record_error(key: &str, reason: &str) -> ApiError {
     ))
 }
 
+/// The name that was meant by one that does not exist, as a hint.
+fn meant(mirror: &Mirror, denial: &Denial) -> Option<String> {
+    match denial {
+        Denial::NoSuchTenant { name } => did_you_mean(mirror, Kind::Tenant, name.as_str()),
+        Denial::NoSuchPool { path } => did_you_mean(mirror, Kind::Pool, &path.to_string()),
+        Denial::NoSuchDisk { path } => did_you_mean(mirror, Kind::Disk, &path.to_string()),
+        Denial::NoSuchInstance { selector } => {
+            did_you_mean_selector(mirror, &selector.parse().ok()?)
+        }
+        _ => None,
+    }
+}
+
 fn denied(denial: &Denial) -> ApiError {
     let code = match denial {
-        Denial::NoSuchTenant { .. } | Denial::NoSuchPool { .. } | Denial::NoSuchInstance { .. } => {
-            ErrorCode::NotFound
-        }
+        Denial::NoSuchTenant { .. }
+        | Denial::NoSuchPool { .. }
+        | Denial::NoSuchDisk { .. }
+        | Denial::NoSuchInstance { .. } => ErrorCode::NotFound,
         Denial::Exists { .. }
         | Denial::BeingRemoved { .. }
         | Denial::StillRunning { .. }
         | Denial::StillHasPools { .. }
+        | Denial::StillHasDisks { .. }
+        | Denial::DiskAttached { .. }
+        | Denial::DiskHeld { .. }
+        | Denial::DiskConflict(_)
         | Denial::SubnetOverlaps { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
         Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
         Denial::Ambiguous { .. }
         | Denial::Spec { .. }
+        | Denial::Mounts { .. }
+        | Denial::DiskShrinks { .. }
         | Denial::Subnet(_)
         | Denial::Number { .. }
         | Denial::NoSuchLimit { .. } => ErrorCode::Invalid,

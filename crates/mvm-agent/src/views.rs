@@ -2,10 +2,14 @@
 
 use mvm_core::admit::{node_usage, tenant_usage};
 use mvm_core::lifecycle::{InstanceStatus, Phase, State};
-use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::plan::Waiting;
-use mvm_core::record::{DesiredState, Existence, InstanceRecord, PoolRecord, TenantRecord};
-use mvm_wire::view::{BadRecordView, InstanceView, NodeView, PoolView, TenantView};
+use mvm_core::record::{
+    DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord, TenantRecord,
+};
+use mvm_wire::view::{
+    BadRecordView, DiskUserView, DiskView, InstanceView, NodeView, PoolView, TenantView,
+};
 
 use crate::node::Node;
 use crate::state::Mirror;
@@ -76,6 +80,46 @@ pub(crate) fn pools(mirror: &Mirror, wanted: impl Fn(&PoolPath) -> bool) -> Vec<
     pools.map(|record| pool(mirror, record)).collect()
 }
 
+fn disk(node: &Node, mirror: &Mirror, record: &DiskRecord) -> DiskView {
+    let path = &record.path;
+    let status = mirror.observed.disks.get(path).cloned().unwrap_or_default();
+    let file = node.host.disks.file(path);
+    let instances = mirror.desired.instances_of(&path.tenant).filter_map(|instance| {
+        let mount = instance.spec.disks.iter().find(|mount| mount.name == path.disk)?;
+        Some(DiskUserView {
+            instance: instance.path.clone(),
+            path: mount.path.clone(),
+            read_only: mount.read_only,
+            state: mirror.status(&instance.path).state(),
+        })
+    });
+    let pools = mirror.desired.pools_of(&path.tenant).filter(|pool| {
+        pool.existence == Existence::Kept
+            && pool.spec.disks.iter().any(|mount| mount.name == path.disk)
+    });
+    DiskView {
+        path: path.clone(),
+        size_mib: record.size_mib,
+        ready: status.size_mib.is_some_and(|size_mib| size_mib >= record.size_mib),
+        error: status.failure.map(|failure| failure.error),
+        host_kib: mvm_host::disks::allocated_kib(&file),
+        file,
+        instances: instances.collect(),
+        pools: pools.map(|pool| pool.path.clone()).collect(),
+        created_unix_ms: record.created_unix_ms,
+        removing: record.existence == Existence::Removed,
+    }
+}
+
+pub(crate) fn disks(
+    node: &Node,
+    mirror: &Mirror,
+    wanted: impl Fn(&DiskPath) -> bool,
+) -> Vec<DiskView> {
+    let disks = mirror.desired.disks.values().filter(|record| wanted(&record.path));
+    disks.map(|record| disk(node, mirror, record)).collect()
+}
+
 pub(crate) fn instance(
     mirror: &Mirror,
     record: &InstanceRecord,
@@ -98,6 +142,7 @@ pub(crate) fn instance(
         vcpus: record.spec.vcpus,
         mem_mib: record.spec.mem_mib,
         disk_mib: record.spec.disk_mib,
+        disks: record.spec.disks.clone(),
         revision,
         vmm: vm.as_ref().map(|vm| vm.vmm),
         pid: vm.as_ref().map(|vm| vm.pid),

@@ -65,14 +65,38 @@ pub enum FrameError {
 /// # Panics
 /// If the body is over 4 GiB, which no caller's limit allows.
 pub fn encode(tag: u32, stream: u32, kind: u8, body: &[u8], out: &mut Vec<u8>) {
-    let len = u32::try_from(body.len()).expect("callers keep bodies under their session's limit");
     out.reserve(HEADER_LEN + body.len() + TRAILER_LEN);
+    let Ok(()) = encode_with(tag, stream, kind, out, |out| {
+        out.extend_from_slice(body);
+        Ok::<_, std::convert::Infallible>(())
+    });
+}
+
+/// Appends a frame whose body is appended by `write`, so that a large body is never copied.
+///
+/// # Errors
+/// Those of `write`; `out` is then as it was.
+///
+/// # Panics
+/// If the body is over 4 GiB, which no caller's limit allows.
+pub fn encode_with<E>(
+    tag: u32,
+    stream: u32,
+    kind: u8,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    let start = out.len();
     out.extend_from_slice(&tag.to_be_bytes());
     out.extend_from_slice(&stream.to_be_bytes());
     out.extend_from_slice(&[kind, 0, 0, 0]);
-    out.extend_from_slice(&len.to_be_bytes());
-    out.extend_from_slice(body);
+    out.extend_from_slice(&[0; 4]);
+    let body = out.len();
+    write(out).inspect_err(|_| out.truncate(start))?;
+    let len = u32::try_from(out.len() - body).expect("callers keep bodies under 4 GiB");
+    out[body - 4..body].copy_from_slice(&len.to_be_bytes());
     out.extend_from_slice(&tag.to_be_bytes());
+    Ok(())
 }
 
 /// Turns pushed bytes into frames.
@@ -123,16 +147,27 @@ impl Decoder {
             return Err(FrameError::TooLarge { len, max: self.max_body });
         }
         let body_end = HEADER_LEN + len as usize;
-        if bytes.len() < body_end + TRAILER_LEN {
+        let end = body_end + TRAILER_LEN;
+        if bytes.len() < end {
+            self.buffer.reserve(end - (self.buffer.len() - self.start));
             return Ok(None);
         }
         if word(body_end) != self.tag {
             return Err(FrameError::OutOfSync { expected: self.tag, found: word(body_end) });
         }
-        let frame =
-            Frame { stream: word(4), kind: bytes[8], body: bytes[HEADER_LEN..body_end].to_vec() };
-        self.start += body_end + TRAILER_LEN;
-        Ok(Some(frame))
+        let (stream, kind) = (word(4), bytes[8]);
+        let body = if self.buffer.len() == end {
+            // Nothing else is there: the frame keeps the buffer, and a large body is not copied.
+            let mut body = std::mem::take(&mut self.buffer);
+            body.truncate(body_end);
+            body.drain(..HEADER_LEN);
+            body
+        } else {
+            let body = bytes[HEADER_LEN..body_end].to_vec();
+            self.start += end;
+            body
+        };
+        Ok(Some(Frame { stream, kind, body }))
     }
 
     /// The bytes that were pushed and not returned as frames.

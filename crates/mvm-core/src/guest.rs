@@ -33,6 +33,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+mod ways;
+
+pub use ways::{Feature, ForwardTarget, TerminalSize};
+
 /// The name of the virtio-serial port that carries the protocol.
 pub const PORT_NAME: &str = "mvm.agent.0";
 /// The protocol versions that this build speaks.
@@ -122,6 +126,15 @@ pub enum HostMessage {
         /// The Linux signal number.
         signal: i32,
     },
+    /// Changes the size of the terminal of this stream's exec. No answer.
+    Resize(TerminalSize),
+    /// Lets the program of this stream's exec run on without the host; its output is dropped from
+    /// now on. Answer: `done`.
+    Detach,
+    /// Connects to a socket in the guest. Answer: `connected`, then data both ways (`KIND_STDIN` to
+    /// the socket, `KIND_STDOUT` from it), `eof` when the socket sends no more, `done` when both
+    /// directions have ended.
+    Forward(ForwardTarget),
     /// No more data of this kind will come on this stream.
     Eof {
         /// The frame kind that ended.
@@ -177,6 +190,8 @@ pub enum GuestMessage {
     Main(MainState),
     /// The program ended and all its output was sent; ends the stream.
     Exit(ExitStatus),
+    /// The forwarded connection is open.
+    Connected,
     /// No more data of this kind will come on this stream.
     Eof {
         /// The frame kind that ended.
@@ -231,6 +246,25 @@ pub struct Configuration {
     pub network: Option<NetworkConfiguration>,
     /// The host's wall clock in nanoseconds since the Unix epoch, if the guest is to step its own.
     pub wall_clock_unix_ns: Option<u64>,
+    /// OpenSSH public keys, one line each, that may log in over the channel.
+    pub ssh_authorized_keys: Vec<String>,
+    /// Data disks, in the order in which they are to be mounted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfiguration>,
+}
+
+/// A data disk that the guest is to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfiguration {
+    /// The disk's name, for messages.
+    pub name: String,
+    /// The guest's name of the device, such as `vdc`.
+    pub device: String,
+    /// The directory to mount it on; made if it is not there.
+    pub path: String,
+    /// Whether it may only be read.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A guest's only network interface besides loopback.
@@ -263,6 +297,15 @@ pub struct ExecRequest {
     pub stdin: bool,
     /// The process group is killed after this many milliseconds.
     pub timeout_ms: Option<u64>,
+    /// The program's terminal, of this size at first; else it has pipes. A terminal's output comes
+    /// as standard output. Needs [`Feature::Terminal`].
+    pub terminal: Option<TerminalSize>,
+    /// Whether the program runs on without the host, with the null device as its input and
+    /// outputs. Answer: `started`, `done`. Needs [`Feature::Detach`].
+    pub detach: bool,
+    /// Whether the program is one of the guest agent's own, so that it is there in every image.
+    /// Needs [`Feature::Builtins`].
+    pub builtin: bool,
 }
 
 /// The main process of a boot, and from where on its output is wanted.
@@ -296,8 +339,9 @@ pub struct MainProgram {
     pub stop_signal: i32,
     /// Whether its standard input stays open; else it is `/dev/null`.
     pub stdin: bool,
-    /// Whether it has a terminal, whose output is all sent as standard output.
-    pub tty: bool,
+    /// Its terminal, of this size at first; else it has pipes. A terminal's output comes as
+    /// standard output.
+    pub terminal: Option<TerminalSize>,
 }
 
 /// Where the main process stands when a host attaches.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::MainProgram;
+use crate::guest::{MainProgram, TerminalSize};
 use crate::image::ImageConfig;
 
 /// The signal that asks a main process to end, unless its image names another: SIGTERM.
@@ -177,7 +177,7 @@ pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, P
         },
         stop_signal: stop_signal.map_or(Ok(DEFAULT_STOP_SIGNAL), parse_signal)?,
         stdin: spec.stdin,
-        tty: spec.tty,
+        terminal: spec.tty.then(TerminalSize::default),
     })))
 }
 

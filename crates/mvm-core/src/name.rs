@@ -65,8 +65,7 @@ fn check_name(what: &'static str, text: &str) -> Result<(), NameError> {
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
 
         impl $name {
@@ -85,18 +84,7 @@ macro_rules! text_type {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
+        $crate::serde_as_text!($name);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,6 +110,12 @@ text_type!(
     /// The name of a pool, unique within its tenant.
     PoolName,
     "pool name",
+    check_name
+);
+text_type!(
+    /// The name of a data disk, unique within its tenant.
+    DiskName,
+    "disk name",
     check_name
 );
 text_type!(
@@ -178,8 +172,7 @@ impl RevisionId {
 }
 
 /// `tenant/pool`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolPath {
     /// The owning tenant.
     pub tenant: TenantName,
@@ -187,9 +180,17 @@ pub struct PoolPath {
     pub pool: PoolName,
 }
 
+/// `tenant/disk`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskPath {
+    /// The owning tenant.
+    pub tenant: TenantName,
+    /// The disk's name within the tenant.
+    pub disk: DiskName,
+}
+
 /// `tenant/pool/i-xxxxxxxx`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstancePath {
     /// The pool that the instance belongs to.
     pub pool: PoolPath,
@@ -218,6 +219,20 @@ impl FromStr for PoolPath {
     }
 }
 
+impl FromStr for DiskPath {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let Some((tenant, disk)) = text.split_once('/') else {
+            return Err(NameError::Grammar {
+                what: "disk path",
+                text: text.to_owned(),
+                expected: "TENANT/NAME",
+            });
+        };
+        Ok(Self { tenant: tenant.parse()?, disk: disk.parse()? })
+    }
+}
+
 impl FromStr for InstancePath {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
@@ -236,7 +251,10 @@ macro_rules! path_text {
     ($name:ident, $format:literal, $($field:ident).+, $($last:ident).+) => {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&format!($format, self.$($field).+, self.$($last).+))
+                if f.width().is_some() {
+                    return f.pad(&format!($format, self.$($field).+, self.$($last).+));
+                }
+                write!(f, $format, self.$($field).+, self.$($last).+)
             }
         }
         impl fmt::Debug for $name {
@@ -244,20 +262,11 @@ macro_rules! path_text {
                 write!(f, "\"{self}\"")
             }
         }
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-        impl From<$name> for String {
-            fn from(path: $name) -> String {
-                path.to_string()
-            }
-        }
+        $crate::serde_as_text!($name);
     };
 }
 path_text!(PoolPath, "{}/{}", tenant, pool);
+path_text!(DiskPath, "{}/{}", tenant, disk);
 path_text!(InstancePath, "{}/{}", pool, id);
 
 /// What a person may type where an instance (or several) is meant.
@@ -277,6 +286,12 @@ pub enum Selector {
         /// `i-` and up to 8 hexadecimal digits.
         prefix: String,
     },
+}
+
+impl From<&InstancePath> for Selector {
+    fn from(path: &InstancePath) -> Self {
+        Self::Id { pool: Some(path.pool.clone()), prefix: path.id.as_str().to_owned() }
+    }
 }
 
 impl FromStr for Selector {

@@ -14,6 +14,7 @@ mod node;
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -49,8 +50,7 @@ impl NetId {
 }
 
 /// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
@@ -74,15 +74,11 @@ impl fmt::Debug for MacAddr {
     }
 }
 
-impl From<MacAddr> for String {
-    fn from(mac: MacAddr) -> String {
-        mac.to_string()
-    }
-}
+crate::serde_as_text!(MacAddr);
 
-impl TryFrom<String> for MacAddr {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+impl FromStr for MacAddr {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
         let mut octets = [0; 6];
         let mut parts = text.split(':');
         for octet in &mut octets {

@@ -4,13 +4,15 @@
 //! edges: a lost event costs a round, never a wish. The same inputs give the same plan. There is no
 //! retry inside an action: the next round is the retry, and backoff is part of the comparison.
 
+mod disks;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::death::Cause;
 use crate::lifecycle::{InstanceStatus, Outcome, Phase};
-use crate::name::{InstancePath, PoolPath, RevisionId, TenantName};
+use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use crate::record::{
     BuildState, Desired, DesiredState, Existence, InstanceRecord, Observed, PoolRecord, PoolStatus,
 };
@@ -58,9 +60,13 @@ pub enum Action {
     },
     /// Ask for the removal of a pool that goes with its instance, which has ended for good.
     DestroyPool(PoolPath),
+    /// Make a data disk's file, or grow it to its size.
+    MakeDisk(DiskPath),
+    /// Remove the file and the records of a data disk that no instance has any more.
+    RemoveDisk(DiskPath),
     /// Remove the records of a pool that has no instances any more.
     RemovePool(PoolPath),
-    /// Remove the network and the record of a tenant that has no pools any more.
+    /// Remove the network and the record of a tenant that has no pools and data disks any more.
     RemoveTenant(TenantName),
 }
 
@@ -72,6 +78,20 @@ pub enum Waiting {
     Image {
         /// Why the last build failed, if it did.
         error: Option<String>,
+    },
+    /// A data disk of it is not made or grown yet.
+    Disk {
+        /// The disk.
+        disk: DiskPath,
+        /// Why it could not be made or grown at last, if it could not.
+        error: Option<String>,
+    },
+    /// An instance that still runs has a data disk of it.
+    DiskHeld {
+        /// The disk.
+        disk: DiskPath,
+        /// The instance that has it.
+        holder: InstancePath,
     },
     /// The node starts as many instances at once as it should.
     StartSlot,
@@ -127,6 +147,7 @@ pub fn plan(desired: &Desired, observed: &Observed, limits: PlanLimits, now: u64
     for pool in desired.pools.values() {
         plan_pool(&mut plan, desired, pool, observed.pools.get(&pool.path), now);
     }
+    disks::plan_disks(&mut plan, desired, observed, now);
     let mut start_slots = limits.starting.saturating_sub(
         observed
             .instances
@@ -138,11 +159,19 @@ pub fn plan(desired: &Desired, observed: &Observed, limits: PlanLimits, now: u64
     for record in desired.instances.values() {
         let status = observed.instances.get(&record.path).unwrap_or(&created);
         let image = observed.pools.get(&record.path.pool);
+        let from = plan.actions.len();
         plan_instance(&mut plan, record, status, image, &mut start_slots, now);
+        let starts = matches!(plan.actions.get(from), Some(Action::Start { .. }));
+        if starts && let Some(waiting) = disks::disks_wait(desired, observed, record) {
+            plan.actions.truncate(from);
+            plan.waiting.insert(record.path.clone(), waiting);
+            start_slots += 1;
+        }
     }
     for tenant in desired.tenants.values().filter(|t| t.existence == Existence::Removed) {
         if desired.pools_of(&tenant.name).next().is_none()
             && desired.instances_of(&tenant.name).next().is_none()
+            && desired.disks_of(&tenant.name).next().is_none()
         {
             plan.actions.push(Action::RemoveTenant(tenant.name.clone()));
         }

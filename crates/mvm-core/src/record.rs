@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::InstanceStatus;
-use crate::name::{InstancePath, PoolPath, RevisionId, TenantName};
+use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use crate::net::{InstanceNetwork, Slot, TenantNetwork};
 use crate::spec::{NetMode, PoolSpec, Quota};
 
@@ -95,6 +95,42 @@ pub struct InstanceRecord {
     pub created_unix_ms: u64,
 }
 
+/// A data disk, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The disk's path.
+    pub path: DiskPath,
+    /// Its size in MiB; it only grows.
+    pub size_mib: u64,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it is to exist.
+    #[serde(default)]
+    pub existence: Existence,
+}
+
+/// What is known of a data disk's file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStatus {
+    /// The file's size in MiB, once it is made. A file that was made and is lost is not made
+    /// again: an empty disk in place of a full one would hide the loss.
+    pub size_mib: Option<u64>,
+    /// Why it could not be made or grown at last.
+    pub failure: Option<DiskFailure>,
+}
+
+/// Why a data disk could not be made or grown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFailure {
+    /// Why, with sources.
+    pub error: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
 /// What is known of a pool's image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -146,6 +182,8 @@ pub struct Desired {
     pub pools: BTreeMap<PoolPath, PoolRecord>,
     /// Instances by path.
     pub instances: BTreeMap<InstancePath, InstanceRecord>,
+    /// Data disks by path.
+    pub disks: BTreeMap<DiskPath, DiskRecord>,
 }
 
 /// Every observed record of a node.
@@ -155,6 +193,8 @@ pub struct Observed {
     pub pools: BTreeMap<PoolPath, PoolStatus>,
     /// Instances by path.
     pub instances: BTreeMap<InstancePath, InstanceStatus>,
+    /// Data disks by path.
+    pub disks: BTreeMap<DiskPath, DiskStatus>,
 }
 
 impl Desired {
@@ -166,6 +206,11 @@ impl Desired {
     /// The instances of a tenant.
     pub fn instances_of(&self, tenant: &TenantName) -> impl Iterator<Item = &InstanceRecord> {
         self.instances.values().filter(move |instance| instance.path.pool.tenant == *tenant)
+    }
+
+    /// The data disks of a tenant.
+    pub fn disks_of(&self, tenant: &TenantName) -> impl Iterator<Item = &DiskRecord> {
+        self.disks.values().filter(move |disk| disk.path.tenant == *tenant)
     }
 
     /// The instances of a pool.
@@ -195,14 +240,26 @@ pub fn pool_key(path: &PoolPath) -> String {
     format!("{DESIRED}pool/{path}")
 }
 
-/// Whether a key is that of a pool's desired record.
-pub fn is_pool_key(key: &str) -> bool {
-    key.strip_prefix(DESIRED).is_some_and(|rest| rest.starts_with("pool/"))
+/// Whether a key is that of a desired record which the node's network rests on: a tenant's or an
+/// instance's.
+pub fn has_network(key: &str) -> bool {
+    let of_another = |rest: &str| rest.starts_with("pool/") || rest.starts_with("disk/");
+    key.strip_prefix(DESIRED).is_some_and(|rest| !of_another(rest))
 }
 
 /// The key of an instance's desired record.
 pub fn instance_key(path: &InstancePath) -> String {
     format!("{DESIRED}instance/{path}")
+}
+
+/// The key of a data disk's desired record.
+pub fn disk_key(path: &DiskPath) -> String {
+    format!("{DESIRED}disk/{path}")
+}
+
+/// The key of a data disk's observed record.
+pub fn disk_status_key(path: &DiskPath) -> String {
+    format!("{OBSERVED}disk/{path}")
 }
 
 /// The key of a pool's observed record.
@@ -227,18 +284,22 @@ mod tests {
     #[test]
     fn the_tenant_of_a_record_is_told_by_its_key_alone() {
         let pool: PoolPath = "demo/web".parse().unwrap();
-        assert!(is_pool_key(&pool_key(&pool)) && !is_pool_key(&pool_status_key(&pool)));
+        let disk: DiskPath = "demo/data".parse().unwrap();
+        assert!(!has_network(&pool_key(&pool)) && !has_network(&disk_key(&disk)));
         let tenant: TenantName = "demo".parse().unwrap();
         let instance: InstancePath = "demo/web/i-00000001".parse().unwrap();
         for key in [
             tenant_key(&tenant),
             pool_key(&instance.pool),
             instance_key(&instance),
+            disk_key(&disk),
+            disk_status_key(&disk),
             pool_status_key(&instance.pool),
             instance_status_key(&instance),
         ] {
             assert_eq!(tenant_of_key(&key), Some(tenant.clone()), "{key}");
         }
+        assert!(has_network(&tenant_key(&tenant)) && has_network(&instance_key(&instance)));
         for key in ["", "desired/", "desired/tenant/", "node/name"] {
             assert_eq!(tenant_of_key(key), None, "{key}");
         }

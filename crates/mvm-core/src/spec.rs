@@ -7,9 +7,10 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::main_process::{ProcessError, ProcessSpec};
-use crate::name::{PoolName, TenantName};
+use crate::name::{DiskName, PoolName, TenantName};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
 pub const MEM_MIB_MIN: u32 = 96;
@@ -26,7 +27,7 @@ pub struct Quota {
     pub vcpus: Option<u64>,
     /// Guest memory in MiB of all instances that are to run.
     pub mem_mib: Option<u64>,
-    /// Writable layers in MiB of all instances.
+    /// Writable layers of all instances and data disks, in MiB.
     pub disk_mib: Option<u64>,
     /// Instances that are to run.
     pub running: Option<u64>,
@@ -66,8 +67,7 @@ impl Quota {
 }
 
 /// Whether instances have a network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum NetMode {
     /// An interface on the tenant's bridge.
     #[default]
@@ -97,8 +97,7 @@ impl fmt::Display for NetMode {
 }
 
 /// What happens when a running instance ends by itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RestartPolicy {
     /// It is started again, with backoff, however it ended.
     Always,
@@ -134,22 +133,7 @@ impl fmt::Display for RestartPolicy {
     }
 }
 
-macro_rules! string_conversions {
-    ($($name:ident),+) => {$(
-        impl TryFrom<String> for $name {
-            type Error = String;
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.to_string()
-            }
-        }
-    )+};
-}
-string_conversions!(NetMode, RestartPolicy);
+crate::serde_as_text!(NetMode, RestartPolicy);
 
 /// What every instance of a pool is like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +153,9 @@ pub struct PoolSpec {
     pub restart: RestartPolicy,
     /// Seconds from launch to a guest agent that answers, before the start has failed.
     pub boot_timeout_s: u32,
+    /// Data disks of the tenant that each instance has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskMount>,
     /// What the main process is, as far as the image does not say it.
     #[serde(skip_serializing_if = "ProcessSpec::is_default")]
     pub process: ProcessSpec,
@@ -187,6 +174,7 @@ impl Default for PoolSpec {
             net: NetMode::Tenant,
             restart: RestartPolicy::OnFailure,
             boot_timeout_s: 60,
+            disks: Vec::new(),
             process: ProcessSpec::default(),
             auto_remove: false,
         }
@@ -196,13 +184,13 @@ impl Default for PoolSpec {
 /// Why a pool's spec makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// A number is out of range.
+    /// A field is out of range.
     #[error("{field} is {value}, but must be {expected}")]
     Range {
         /// The field's name.
         field: &'static str,
         /// What was given.
-        value: u32,
+        value: String,
         /// What is allowed, in words.
         expected: String,
     },
@@ -212,13 +200,15 @@ pub enum SpecError {
 }
 
 impl PoolSpec {
-    /// Checks the ranges of the numbers, and the main process.
+    /// Checks the ranges of the numbers, the main process, and that the image can be found from
+    /// everywhere.
     ///
     /// # Errors
     /// Names the first field that is out of range or makes no sense.
     pub fn check(&self) -> Result<(), SpecError> {
-        let fail =
-            |field, value, expected: String| Err(SpecError::Range { field, value, expected });
+        let fail = |field, value: u32, expected: String| {
+            Err(SpecError::Range { field, value: value.to_string(), expected })
+        };
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return fail("vcpus", self.vcpus, format!("1 to {VCPUS_MAX}"));
         }
@@ -230,6 +220,11 @@ impl PoolSpec {
         }
         if self.boot_timeout_s == 0 {
             return fail("boot_timeout_s", 0, "at least 1".to_owned());
+        }
+        if self.image.path().is_some_and(|path| !path.starts_with('/')) {
+            let expected = "an image with an absolute path".to_owned();
+            let value = self.image.to_string();
+            return Err(SpecError::Range { field: "image", value, expected });
         }
         Ok(self.process.check()?)
     }
@@ -247,9 +242,20 @@ pub struct Document {
     /// The tenant's limits, all of them; they stay as they are if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quota>,
+    /// Data disks by name; one that is there grows to its size.
+    #[serde(default, alias = "disk", skip_serializing_if = "BTreeMap::is_empty")]
+    pub disks: BTreeMap<DiskName, DocumentDisk>,
     /// The tenant's pools by name.
     #[serde(default, alias = "pool")]
     pub pools: BTreeMap<PoolName, DocumentPool>,
+}
+
+/// One data disk of a [`Document`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentDisk {
+    /// Its size in MiB; sparse, so it costs what is written.
+    pub size_mib: u64,
 }
 
 /// One pool of a [`Document`].
@@ -274,6 +280,7 @@ struct DocumentPoolFields {
     net: NetMode,
     restart: RestartPolicy,
     boot_timeout_s: u32,
+    disks: Vec<DiskMount>,
     #[serde(skip_serializing_if = "Option::is_none")]
     entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -309,6 +316,7 @@ impl From<DocumentPool> for DocumentPoolFields {
             net: spec.net,
             restart: spec.restart,
             boot_timeout_s: spec.boot_timeout_s,
+            disks: spec.disks,
             entrypoint,
             command,
             env,
@@ -341,6 +349,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             net: fields.net,
             restart: fields.restart,
             boot_timeout_s: fields.boot_timeout_s,
+            disks: fields.disks,
             process,
             // A pool of a document goes with its document.
             auto_remove: false,
@@ -388,5 +397,12 @@ mod tests {
     fn numbers_out_of_range_are_named() {
         let spec = PoolSpec { mem_mib: 8, ..PoolSpec::default() };
         assert_eq!(spec.check().unwrap_err().to_string(), "mem_mib is 8, but must be at least 96");
+    }
+
+    #[test]
+    fn an_image_with_a_relative_path_is_refused() {
+        let image = "oci:layout:v1".parse().unwrap();
+        let error = PoolSpec { image, ..PoolSpec::default() }.check().unwrap_err().to_string();
+        assert_eq!(error, "image is oci:layout:v1, but must be an image with an absolute path");
     }
 }

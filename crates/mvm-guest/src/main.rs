@@ -9,6 +9,7 @@ mod boot;
 mod console;
 mod exec;
 mod failure;
+mod forward;
 mod health;
 mod kernel_log;
 mod machine;

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use mvm_core::accept::{self, Accepted};
 use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDIN};
 use mvm_core::guest::{
-    ErrorKind, ExecRequest, GuestError, GuestMessage, Hello, HostMessage, LogSource, MAX_STREAMS,
-    Preamble,
+    ErrorKind, ExecRequest, Feature, GuestError, GuestMessage, Hello, HostMessage, LogSource,
+    MAX_STREAMS, Preamble,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::note;
 use crate::exec::{Exec, MainProcess, Pipe};
 use crate::failure::{failure, invalid};
+use crate::forward::{End, Forward};
 use crate::health;
 use crate::kernel_log::KernelLog;
 use crate::machine::Machine;
@@ -46,6 +47,7 @@ pub(crate) enum Ending {
 #[derive(Debug)]
 enum Stream {
     Exec(Box<Exec>),
+    Forward(Box<Forward>),
     KernelLog(KernelLog),
 }
 
@@ -56,6 +58,9 @@ enum Source {
     ChildEnds,
     Exec(u32, Pipe),
     Main(Pipe),
+    /// Of a program that runs without the host, by its process id.
+    Detached(i32, Pipe),
+    Forward(u32, End),
     KernelLog(u32),
 }
 
@@ -72,6 +77,8 @@ pub(crate) struct Server {
     main: Option<Result<MainProcess, GuestError>>,
     /// Until when the main process has time to end, once a shutdown was asked for.
     stop_by: Option<Instant>,
+    /// Programs that run without the host, by process id.
+    detached: BTreeMap<i32, Box<Exec>>,
     /// Sessions so far.
     sessions: u64,
     /// Whether frames of the current session are served.
@@ -93,6 +100,7 @@ impl Server {
             streams: BTreeMap::new(),
             main: None,
             stop_by: None,
+            detached: BTreeMap::new(),
             sessions: 0,
             is_open: false,
             is_configured: false,
@@ -152,6 +160,13 @@ impl Server {
                     });
                     alarm = [alarm, exec.alarm(now)].into_iter().flatten().min();
                 }
+                Stream::Forward(forward) => {
+                    forward.wants(has_room, |end, fd, flags| {
+                        sources.push(Source::Forward(id, end));
+                        fds.push(PollFd::from_borrowed_fd(fd, flags));
+                    });
+                    alarm = [alarm, forward.alarm()].into_iter().flatten().min();
+                }
                 Stream::KernelLog(log) => {
                     if let Some(fd) = log.wants().filter(|_| has_room) {
                         sources.push(Source::KernelLog(id));
@@ -159,6 +174,13 @@ impl Server {
                     }
                 }
             }
+        }
+        for (&pid, exec) in &self.detached {
+            exec.wants(true, |pipe, fd, flags| {
+                sources.push(Source::Detached(pid, pipe));
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+            });
+            alarm = [alarm, exec.alarm(now)].into_iter().flatten().min();
         }
         let left = alarm.map(|alarm| alarm.saturating_duration_since(now));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
@@ -184,6 +206,16 @@ impl Server {
                     main.ready(pipe, &self.outbox, now);
                 }
             }
+            Source::Detached(pid, pipe) => {
+                if let Some(exec) = self.detached.get_mut(&pid) {
+                    exec.ready(pipe, Link { outbox: &self.outbox, stream: 0 }, now);
+                }
+            }
+            Source::Forward(id, end) => {
+                if let Some(Stream::Forward(forward)) = self.streams.get_mut(&id) {
+                    forward.ready(end, Link { outbox: &self.outbox, stream: id }, now);
+                }
+            }
             Source::KernelLog(id) => {
                 let link = Link { outbox: &self.outbox, stream: id };
                 if let Some(Stream::KernelLog(log)) = self.streams.get_mut(&id)
@@ -206,10 +238,11 @@ impl Server {
                 main.ended(status, now);
                 continue;
             }
-            let exec = self.streams.values_mut().find_map(|stream| match stream {
+            let attached = self.streams.values_mut().find_map(|stream| match stream {
                 Stream::Exec(exec) if exec.runs_as(pid) => Some(exec),
                 _ => None,
             });
+            let exec = attached.or_else(|| self.detached.get_mut(&pid));
             if let Some(exec) = exec {
                 exec.ended(status, now);
             }
@@ -218,13 +251,35 @@ impl Server {
 
     fn settle(&mut self, could_read: bool, now: Instant) {
         let outbox = &self.outbox;
+        let mut detaching = Vec::new();
         self.streams.retain(|&stream, state| {
-            let Stream::Exec(exec) = state else { return true };
-            let Some(last) = exec.settle(could_read, now) else { return true };
+            let last = match state {
+                Stream::Exec(exec) if exec.is_detached() => {
+                    detaching.push(stream);
+                    None
+                }
+                Stream::Exec(exec) => exec.settle(could_read, now),
+                Stream::Forward(forward) => forward.settle(now),
+                Stream::KernelLog(_) => None,
+            };
+            let Some(last) = last else { return true };
             Link { outbox, stream }.message(&last);
             false
         });
+        for id in detaching {
+            self.detach(id);
+        }
+        self.detached.retain(|_, exec| exec.settle(true, now).is_none());
         self.settle_main(now);
+    }
+
+    /// Lets a program run on without its stream.
+    fn detach(&mut self, id: u32) {
+        if let Some(Stream::Exec(mut exec)) = self.streams.remove(&id) {
+            exec.abandon();
+            self.detached.insert(exec.pid(), exec);
+            self.link(id).message(&GuestMessage::Done);
+        }
     }
 
     fn take_events(&mut self, now: Instant) {
@@ -273,7 +328,7 @@ impl Server {
             kernel: uname.release().to_string_lossy().into_owned(),
             session: self.sessions,
             configured: self.is_configured,
-            features: Vec::new(),
+            features: Feature::ALL.map(|feature| feature.name().into()).into(),
         }));
         note(&format!("session {} with the host", self.sessions));
     }
@@ -328,8 +383,20 @@ impl Server {
             (HostMessage::Credit { kind, bytes }, Some(Stream::Exec(exec))) => {
                 exec.grant(kind, bytes)
             }
+            (HostMessage::Credit { kind, bytes }, Some(Stream::Forward(forward))) => {
+                forward.grant(kind, bytes)
+            }
             (HostMessage::Credit { kind, bytes }, Some(Stream::KernelLog(log))) => {
                 log.grant(kind, bytes)
+            }
+            (HostMessage::Resize(size), Some(Stream::Exec(exec))) => {
+                exec.resize(size);
+                Ok(())
+            }
+            (HostMessage::Detach, Some(Stream::Exec(exec))) => {
+                exec.detach();
+                self.waker.wake();
+                Ok(())
             }
             (HostMessage::Signal { signal }, Some(Stream::Exec(exec))) => {
                 exec.signal(signal);
@@ -339,9 +406,18 @@ impl Server {
                 exec.end_of(kind);
                 Ok(())
             }
+            (HostMessage::Eof { kind }, Some(Stream::Forward(forward))) => {
+                forward.end_of(kind);
+                self.waker.wake();
+                Ok(())
+            }
             // They may have crossed the stream's last message on the way.
             (
-                HostMessage::Credit { .. } | HostMessage::Signal { .. } | HostMessage::Eof { .. },
+                HostMessage::Credit { .. }
+                | HostMessage::Signal { .. }
+                | HostMessage::Eof { .. }
+                | HostMessage::Resize(_)
+                | HostMessage::Detach,
                 _,
             ) => Ok(()),
             (_, Some(_)) => Err(invalid(format!("stream {id} is in use"))),
@@ -365,10 +441,14 @@ impl Server {
             HostMessage::Health => {
                 let ready = self.is_configured && self.machine.root_failure().is_none();
                 let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
-                let health = health::measure(ready, execs);
+                let health = health::measure(ready, execs + self.detached.len());
                 self.link(id).message(&GuestMessage::Health(health));
             }
             HostMessage::Exec(request) => self.start_exec(id, &request, now)?,
+            HostMessage::Forward(target) => {
+                self.check_limit()?;
+                self.streams.insert(id, Stream::Forward(Box::new(Forward::open(&target, now)?)));
+            }
             HostMessage::Logs { source: LogSource::Kernel, follow } => {
                 self.check_limit()?;
                 self.streams.insert(id, Stream::KernelLog(KernelLog::open(follow)?));
@@ -386,6 +466,8 @@ impl Server {
             HostMessage::Signal { .. }
             | HostMessage::Eof { .. }
             | HostMessage::Credit { .. }
+            | HostMessage::Resize(_)
+            | HostMessage::Detach
             | HostMessage::Cancel
             | HostMessage::Unknown => {}
         }
@@ -407,7 +489,7 @@ impl Server {
     }
 
     fn check_limit(&self) -> Result<(), GuestError> {
-        if self.streams.len() < MAX_STREAMS {
+        if self.streams.len() + self.detached.len() < MAX_STREAMS {
             return Ok(());
         }
         Err(failure(ErrorKind::Limit, format!("{MAX_STREAMS} streams are open already")))
@@ -432,6 +514,6 @@ impl Server {
 fn stop(stream: Stream) {
     match stream {
         Stream::Exec(exec) => exec.kill(),
-        Stream::KernelLog(_) => {}
+        Stream::Forward(_) | Stream::KernelLog(_) => {}
     }
 }

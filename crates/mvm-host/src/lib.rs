@@ -4,6 +4,7 @@
 
 pub mod bootstrap;
 pub mod console;
+pub mod disks;
 pub mod guest;
 pub mod image;
 pub mod images;

@@ -7,16 +7,17 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 64;
+/// Connections that may wait to be accepted: as many as a burst of commands brings.
+const BACKLOG: i32 = 1024;
 
 /// Why a socket could not be bound or reached.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,38 @@ pub fn bind_fd(path: &Path) -> Result<OwnedFd, SocketError> {
 pub async fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     let short = ShortPath::open(path).map_err(failed("connect to", path))?;
     UnixStream::connect(short.name()).await.map_err(failed("connect to", path))
+}
+
+/// Notices that the other end of a socket was closed, even behind data that nobody has read.
+#[derive(Debug)]
+pub struct HangUp(Option<UnixStream>);
+
+impl HangUp {
+    /// Watches a socket from now on.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub fn of(socket: &UnixStream) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(socket.as_fd().try_clone_to_owned()?);
+        Ok(Self(Some(UnixStream::from_std(socket)?)))
+    }
+
+    /// Of a connection whose end can only be read.
+    pub fn never() -> Self {
+        Self(None)
+    }
+
+    /// Waits until the other end is closed.
+    pub async fn wait(&self) {
+        if let Some(socket) = &self.0 {
+            // Data is no news for this interest, the end is.
+            if matches!(socket.ready(Interest::PRIORITY).await, Ok(ready) if ready.is_read_closed())
+            {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
@@ -133,6 +166,17 @@ impl ShortPath {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_hang_up_is_noticed_behind_data_that_nobody_reads_and_not_before() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let hang_up = HangUp::of(&ours).unwrap();
+        theirs.write_all(&[0; 1000]).await.unwrap();
+        let soon = std::time::Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, hang_up.wait()).await.is_err());
+        drop(theirs);
+        hang_up.wait().await;
+    }
     use std::os::unix::fs::PermissionsExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -125,6 +125,7 @@ async fn a_megabytes_large_round_trip_is_binary_clean(guest: Guest) {
             ExecEvent::Stdout(data) => received.extend(data),
             ExecEvent::Stderr(data) => panic!("{data:?}"),
             ExecEvent::Exit(status) => break status,
+            ExecEvent::Detached => panic!("nobody asked for it"),
         }
     };
     writer.await.unwrap();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
-use mvm_host::vmm::{CONSOLE_LOG, Nic, VmSpec, Vmm, VmmError};
+use mvm_host::vmm::{CONSOLE_LOG, DiskAccess, Nic, VmSpec, Vmm, VmmError};
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, processes_of, qemu::Qemu, sim::Sim, text_of,
 };
@@ -209,9 +209,20 @@ async fn two_microvms_share_a_base_and_no_layer<B: Backend>(host: Host<B>) {
     let mut thief = host.spec(2);
     thief.disks[1].path = one.disks[1].path.clone();
     let error = vmm.launch(&thief).await.err().expect("two writers of one disk");
-    assert!(matches!(error, VmmError::DiedAtStart { .. }), "{error}");
-    assert!(error.to_string().contains("lock"), "{error}");
+    assert!(
+        matches!(&error, VmmError::DiskInUse { path } if *path == one.disks[1].path),
+        "{error}"
+    );
+    thief.disks[1].access = DiskAccess::ReadOnly;
+    let error = vmm.launch(&thief).await.err().expect("a reader beside a writer");
+    assert!(matches!(error, VmmError::DiskInUse { .. }), "{error}");
+
+    // The lock is the VMM's own: it needs no agent, and goes with the process however that ends.
     first.kill().await.unwrap();
+    let reader = vmm.launch(&thief).await.unwrap();
+    let error = vmm.launch(&one).await.err().expect("a writer beside a reader");
+    assert!(matches!(error, VmmError::DiskInUse { .. }), "{error}");
+    reader.kill().await.unwrap();
 }
 
 async fn strays_of_one_instance_are_ended<B: Backend>(host: Host<B>) {

@@ -1,12 +1,13 @@
 //! Calls and replies.
 
 use mvm_core::admit::Request;
-use mvm_core::guest::{ExecRequest, ExitStatus};
-use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::guest::{ExecRequest, ExitStatus, ForwardTarget, TerminalSize};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use serde::{Deserialize, Serialize};
 
 use crate::view::{
-    InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
+    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
+    WhyView,
 };
 
 /// What a caller asks of an agent.
@@ -29,6 +30,13 @@ pub enum Call {
         /// Only this one; an error if it does not exist.
         path: Option<PoolPath>,
     },
+    /// Data disks, all, a tenant's or one. Reply: `disks`.
+    Disks {
+        /// Only this tenant's.
+        tenant: Option<TenantName>,
+        /// Only this one; an error if it does not exist.
+        path: Option<DiskPath>,
+    },
     /// Instances. Reply: `instances`.
     Instances {
         /// Which.
@@ -43,6 +51,9 @@ pub enum Call {
         pools: Vec<PoolPath>,
         /// Whether to watch this tenant's existence too.
         tenant: Option<TenantName>,
+        /// Which data disks.
+        #[serde(default)]
+        disks: Vec<DiskPath>,
     },
     /// Runs a program in a guest. Replies: `exec_started`, data, `exec_exit`. The caller sends
     /// standard input as data frames and ends it with an empty one.
@@ -56,6 +67,28 @@ pub enum Call {
     Signal {
         /// The Linux signal number.
         signal: i32,
+    },
+    /// Changes the size of the terminal of this connection's exec. No reply.
+    Resize {
+        /// The new size.
+        size: TerminalSize,
+    },
+    /// Lets the program of this connection's exec run on without the caller. Reply:
+    /// `exec_detached`.
+    Detach,
+    /// Looks for a running instance; one that starts is waited for. Reply: `connected`.
+    Locate {
+        /// Which instance; any running one of a pool will do.
+        selector: Selector,
+    },
+    /// Connects to a socket in a guest. Replies: `connected`, data of the kind of standard output,
+    /// `done`. The caller sends data of the kind of standard input; in both directions an empty
+    /// piece means that no more will come.
+    Forward {
+        /// Which instance; any running one of a pool will do.
+        selector: Selector,
+        /// The socket.
+        target: ForwardTarget,
     },
     /// A log of one instance. Replies: data, then `done`.
     Logs {
@@ -151,6 +184,8 @@ pub enum Reply {
     Tenants(Vec<TenantView>),
     /// Pools.
     Pools(Vec<PoolView>),
+    /// Data disks.
+    Disks(Vec<DiskView>),
     /// Instances.
     Instances(Vec<InstanceView>),
     /// What a watch sees.
@@ -161,6 +196,9 @@ pub enum Reply {
         pools: Vec<PoolView>,
         /// Whether the tenant exists.
         tenant_exists: bool,
+        /// The data disks that exist.
+        #[serde(default)]
+        disks: Vec<DiskView>,
     },
     /// The caller will see all that the main process does from now on.
     Attached {
@@ -176,6 +214,13 @@ pub enum Reply {
     },
     /// The program ended.
     ExecExit(ExitStatus),
+    /// The program runs on without the caller.
+    ExecDetached,
+    /// The instance runs and, if that was asked for, the connection to its socket is open.
+    Connected {
+        /// Which instance.
+        instance: InstancePath,
+    },
     /// What instances use.
     Stats(Vec<StatsView>),
     /// Why an instance is in its state.
@@ -197,6 +242,9 @@ pub struct Accepted {
     pub instances: Vec<InstanceTarget>,
     /// Pools that the request concerns.
     pub pools: Vec<PoolTarget>,
+    /// Data disks that the request concerns.
+    #[serde(default)]
+    pub disks: Vec<DiskTarget>,
     /// What to tell the person.
     pub notes: Vec<String>,
 }
@@ -217,6 +265,15 @@ pub struct PoolTarget {
     pub path: PoolPath,
     /// The generation of the build request.
     pub build_generation: u64,
+}
+
+/// A data disk and the size to wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskTarget {
+    /// The disk.
+    pub path: DiskPath,
+    /// The size in MiB that it is to have.
+    pub size_mib: u64,
 }
 
 /// Why a call failed: what, why, and what to do.

@@ -127,8 +127,11 @@ impl WriteHalf {
     /// # Errors
     /// The connection broke.
     pub async fn message<T: Serialize>(&mut self, message: &T) -> Result<(), ConnectionError> {
-        let body = serde_json::to_vec(message)?;
-        self.frame(frame::KIND_MESSAGE, &body).await
+        self.buffer.clear();
+        frame::encode_with(TAG, 0, frame::KIND_MESSAGE, &mut self.buffer, |out| {
+            serde_json::to_writer(out, message)
+        })?;
+        self.send().await
     }
 
     /// Sends raw data; an empty piece means that no more will come.
@@ -136,12 +139,12 @@ impl WriteHalf {
     /// # Errors
     /// The connection broke.
     pub async fn data(&mut self, kind: u8, bytes: &[u8]) -> Result<(), ConnectionError> {
-        self.frame(kind, bytes).await
+        self.buffer.clear();
+        frame::encode(TAG, 0, kind, bytes, &mut self.buffer);
+        self.send().await
     }
 
-    async fn frame(&mut self, kind: u8, body: &[u8]) -> Result<(), ConnectionError> {
-        self.buffer.clear();
-        frame::encode(TAG, 0, kind, body, &mut self.buffer);
+    async fn send(&mut self) -> Result<(), ConnectionError> {
         self.stream.write_all(&self.buffer).await?;
         self.stream.flush().await?;
         Ok(())

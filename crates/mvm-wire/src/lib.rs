@@ -10,5 +10,7 @@ pub mod api;
 pub mod connection;
 pub mod view;
 
-pub use api::{Accepted, ApiError, Call, ErrorCode, InstanceTarget, LogKind, PoolTarget, Reply};
+pub use api::{
+    Accepted, ApiError, Call, DiskTarget, ErrorCode, InstanceTarget, LogKind, PoolTarget, Reply,
+};
 pub use connection::{Connection, ConnectionError, Item, ReadHalf, WriteHalf};

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use mvm_core::admit::{Capacity, Usage};
 use mvm_core::death::Death;
+use mvm_core::disk::{DiskMount, MountPath};
 use mvm_core::lifecycle::State;
-use mvm_core::name::{InstancePath, PoolPath, RevisionId, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use mvm_core::net::MacAddr;
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState};
@@ -137,6 +138,9 @@ pub struct InstanceView {
     pub mem_mib: u32,
     /// Size of the writable layer in MiB.
     pub disk_mib: u32,
+    /// Data disks.
+    #[serde(default)]
+    pub disks: Vec<DiskMount>,
     /// The revision that it boots.
     pub revision: Option<RevisionId>,
     /// The VMM that runs it.
@@ -158,6 +162,44 @@ pub struct InstanceView {
     /// What the main process of its last run ended with: its exit code, or 128 + the signal.
     #[serde(default)]
     pub exit_code: Option<i32>,
+}
+
+/// A data disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    /// The disk's path.
+    pub path: DiskPath,
+    /// Its size in MiB, as asked for.
+    pub size_mib: u64,
+    /// Whether its file is there and has that size.
+    pub ready: bool,
+    /// Why it could not be made or grown at last.
+    pub error: Option<String>,
+    /// What it takes on the host, in KiB.
+    pub host_kib: u64,
+    /// Its file on the host.
+    pub file: PathBuf,
+    /// The instances that have it.
+    pub instances: Vec<DiskUserView>,
+    /// The pools whose new instances get it.
+    pub pools: Vec<PoolPath>,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it is being removed.
+    pub removing: bool,
+}
+
+/// An instance that has a data disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUserView {
+    /// The instance.
+    pub instance: InstancePath,
+    /// Where it is mounted.
+    pub path: MountPath,
+    /// Whether it may only be read.
+    pub read_only: bool,
+    /// The instance's state.
+    pub state: State,
 }
 
 /// What one instance uses.

@@ -12,11 +12,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::client::{Client, Wanted};
 use crate::cmd;
+use crate::complete;
 use crate::error::{Error, Result, exit};
 use crate::output::{Format, Ui};
 
 /// Where everything is kept unless the command line says otherwise.
-const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
+pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
 const GLOBAL: &str = "Global options";
 
 const AFTER_HELP: &str = "\
@@ -87,6 +88,7 @@ enum Verb {
     Attach(cmd::attach::Attach),
     Ps(cmd::list::Ps),
     Exec(cmd::exec::Exec),
+    Forward(cmd::forward::Forward),
     Logs(cmd::logs::Logs),
     Why(cmd::why::Why),
     Stats(cmd::stats::Stats),
@@ -97,12 +99,14 @@ enum Verb {
     Tenant(cmd::tenant::Tenant),
     Pool(cmd::pool::Pool),
     Instance(cmd::instance::Instance),
+    Disk(cmd::disk::Disk),
     Node(cmd::node::Node),
     Net(cmd::net::Net),
     Agent(cmd::agent::Agent),
     Bootstrap(cmd::bootstrap::Bootstrap),
     Doctor(cmd::doctor::Doctor),
     Completions(cmd::completions::Completions),
+    Man(cmd::man::Man),
     Version(cmd::version::Version),
 }
 
@@ -123,9 +127,11 @@ impl Context {
 
 /// Runs the program and returns its exit code.
 pub(crate) fn main() -> i32 {
+    complete::answer();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            show_own_usage(&mut error, std::env::args());
             // Help and version come this way too, and whoever reads them may have gone.
             let _ = match help_for_missing_verb(&error) {
                 Some(help) => print_help(&help),
@@ -165,6 +171,25 @@ fn help_for_missing_verb(error: &clap::Error) -> Option<StyledStr> {
     Some(noun.render_help())
 }
 
+/// Shows an error with the usage of the verb that was typed. The usage that comes with the error
+/// has every global option in it that the environment sets.
+fn show_own_usage(error: &mut clap::Error, words: impl Iterator<Item = String>) {
+    if error.get(ContextKind::Usage).is_none() {
+        return;
+    }
+    let mut command = Cli::command();
+    command.build();
+    let mut verb = &mut command;
+    for word in words.skip(1) {
+        if verb.find_subcommand(&word).is_none() {
+            continue;
+        }
+        let Some(sub) = verb.find_subcommand_mut(&word) else { return };
+        verb = sub;
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(verb.render_usage()));
+}
+
 fn print_help(help: &StyledStr) -> std::io::Result<()> {
     let mut stderr = std::io::stderr();
     match stderr.is_terminal() && !is_colour_unwanted() {
@@ -185,6 +210,7 @@ pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
     let Cli { global, verb } = cli;
     let default_level = match &verb {
         Verb::Completions(verb) => return verb.run(&ui),
+        Verb::Man(verb) => return verb.run(&ui),
         Verb::Version(verb) => return verb.run(&ui),
         Verb::Agent(verb) if verb.is_serve() => Some("info"),
         _ => None,
@@ -218,6 +244,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Attach(verb) => return verb.run(context).await,
         Verb::Ps(verb) => verb.run(context).await,
         Verb::Exec(verb) => return verb.run(context).await,
+        Verb::Forward(verb) => return verb.run(context).await,
         Verb::Logs(verb) => verb.run(context).await,
         Verb::Why(verb) => verb.run(context).await,
         Verb::Stats(verb) => verb.run(context).await,
@@ -228,12 +255,14 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Tenant(noun) => noun.run(context).await,
         Verb::Pool(noun) => noun.run(context).await,
         Verb::Instance(noun) => return noun.run(context).await,
+        Verb::Disk(noun) => noun.run(context).await,
         Verb::Node(noun) => noun.run(context).await,
         Verb::Net(noun) => noun.run(context).await,
         Verb::Agent(noun) => noun.run(context).await,
         Verb::Bootstrap(verb) => verb.run(context).await,
         Verb::Doctor(verb) => verb.run(context).await,
         Verb::Completions(verb) => verb.run(&context.ui).map(drop),
+        Verb::Man(verb) => verb.run(&context.ui).map(drop),
         Verb::Version(verb) => verb.run(&context.ui).map(drop),
     }?;
     Ok(exit::OK)

@@ -6,19 +6,25 @@ use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::name::{PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
-    InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView, WhyView,
+    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
+    WhyView,
 };
 use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use crate::agent;
 use crate::error::{Error, Result};
 use crate::output::Ui;
+
+/// How long an agent has to answer a question; calls whose answers are streams have no limit.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The VMM and accelerator that were asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,6 +46,9 @@ impl Wanted {
         names.into_iter().flatten().collect::<Vec<_>>().join(" with ")
     }
 }
+
+/// File in the state directory that is the agent's API socket.
+pub(crate) const SOCKET: &str = mvm_agent::SOCKET;
 
 /// What to do when no agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +101,7 @@ impl Client {
 
     /// The agent's socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.state_dir.join("agent.sock")
+        self.state_dir.join(SOCKET)
     }
 
     /// Connects to an agent that runs; `None` if none does.
@@ -112,9 +121,8 @@ impl Client {
 
     /// The agent's own account of itself, or `None` if no agent runs.
     pub(crate) async fn running_agent(&self) -> Result<Option<NodeView>> {
-        let Some(mut connection) = self.try_connect().await? else { return Ok(None) };
-        connection.write.message(&Call::Node).await?;
-        match connection.read.message().await? {
+        let Some(connection) = self.try_connect().await? else { return Ok(None) };
+        match self.answer(connection, &Call::Node).await? {
             Reply::Node(node) => Ok(Some(*node)),
             Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
@@ -159,12 +167,33 @@ impl Client {
         Ok(connection)
     }
 
-    async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
-        let mut connection = self.open(when_absent).await?;
-        connection.write.message(call).await?;
+    /// The running instance that a selector means; one that starts is waited for.
+    pub(crate) async fn locate(&self, selector: Selector) -> Result<InstancePath> {
+        let mut connection = self.start(&Call::Locate { selector }).await?;
         match connection.read.message().await? {
+            Reply::Connected { instance } => Ok(instance),
+            Reply::Error(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
+        let connection = self.open(when_absent).await?;
+        match self.answer(connection, call).await? {
             Reply::Error(error) => Err(error.into()),
             reply => Ok(reply),
+        }
+    }
+
+    /// Sends a question and takes its one answer, which an agent gives at once.
+    async fn answer(&self, mut connection: Connection, call: &Call) -> Result<Reply> {
+        let answer = async {
+            connection.write.message(call).await?;
+            connection.read.message().await
+        };
+        match timeout(ANSWER_LIMIT, answer).await {
+            Ok(reply) => Ok(reply?),
+            Err(_) => Err(Error::NoAnswer { socket: self.socket(), limit: ANSWER_LIMIT }),
         }
     }
 }
@@ -177,10 +206,13 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Node(_) => "node",
         Reply::Tenants(_) => "tenants",
         Reply::Pools(_) => "pools",
+        Reply::Disks(_) => "disks",
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
         Reply::Attached { .. } => "attached",
         Reply::ExecStarted { .. } => "exec_started",
+        Reply::ExecDetached => "exec detached",
+        Reply::Connected { .. } => "connected",
         Reply::ExecExit(_) => "exec_exit",
         Reply::Stats(_) => "stats",
         Reply::Why(_) => "why",
@@ -217,6 +249,9 @@ calls! {
     /// Pools, all, a tenant's or one.
     pools(tenant: Option<TenantName>, path: Option<PoolPath>) -> Vec<PoolView>:
         Call::Pools { tenant, path }, Start, Reply::Pools(pools) => pools;
+    /// Data disks, all, a tenant's or one.
+    disks(tenant: Option<TenantName>, path: Option<DiskPath>) -> Vec<DiskView>:
+        Call::Disks { tenant, path }, Start, Reply::Disks(disks) => disks;
     /// Instances.
     instances(selector: Selector) -> Vec<InstanceView>:
         Call::Instances { selector }, Start, Reply::Instances(instances) => instances;

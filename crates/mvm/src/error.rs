@@ -5,7 +5,9 @@
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mvm_agent::LockError;
 use mvm_core::death::last_words;
@@ -74,6 +76,23 @@ pub(crate) enum Error {
         /// Why.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
+    },
+    /// Somebody accepts on the socket and says nothing.
+    #[error("the agent at {} did not answer within {} s", .socket.display(), .limit.as_secs())]
+    NoAnswer {
+        /// The socket.
+        socket: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// A port of this machine cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// Only root may do it.
     #[error("{what} needs root")]
@@ -174,6 +193,15 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Files cannot be written.
+    #[error("cannot write into {}", .path.display())]
+    Write {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Standard output cannot be written.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -220,7 +248,9 @@ impl Error {
             Self::Connection(_) | Self::NoAgent { .. } | Self::Unreachable { .. } => {
                 exit::UNREACHABLE
             }
-            Self::AgentStart { .. } | Self::AgentDied { .. } => exit::UNREACHABLE,
+            Self::AgentStart { .. } | Self::AgentDied { .. } | Self::NoAnswer { .. } => {
+                exit::UNREACHABLE
+            }
             Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
@@ -236,6 +266,8 @@ impl Error {
             | Self::NetworkDiffers(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }
+            | Self::Listen { .. }
+            | Self::Write { .. }
             | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -264,6 +296,10 @@ impl Error {
                 let what = "the agent's socket belongs to root: run the command with `sudo`";
                 return denied.then(|| what.to_owned());
             }
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "name another port, or 0 for a free one".to_owned()
+            }
+            Self::NoAnswer { .. } => "it may be stuck or the machine overloaded: see `agent.log` in the state directory; when it is killed its microVMs keep running, and the next command starts another".to_owned(),
             Self::NeedsRoot { .. } => "run the command with `sudo`".to_owned(),
             Self::AgentStart { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run the command with `sudo`, or pass another --state-dir".to_owned()
@@ -283,9 +319,11 @@ impl Error {
             | Self::AgentStart { .. }
             | Self::Serve { .. }
             | Self::HungUp
+            | Self::Listen { .. }
             | Self::Host(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }
+            | Self::Write { .. }
             | Self::Output(_) => return None,
         };
         Some(text)

@@ -1,4 +1,4 @@
-//! One program in a guest, attached: output, input and signals over one connection.
+//! One program in a guest, attached: output, input, signals and sizes over one connection.
 //!
 //! The terminal is not touched here: the caller brings the streams, so that tests bring their own.
 
@@ -7,55 +7,81 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN, KIND_STDOUT};
-use mvm_core::guest::ExitStatus;
+use mvm_core::guest::{ExitStatus, TerminalSize};
 use mvm_wire::{Call, Connection, ConnectionError, Item, ReadHalf, Reply, WriteHalf};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::client::unexpected;
+use crate::detach_keys::DetachFilter;
 use crate::error::{Error, Result};
 
+/// The Linux number of SIGHUP, which a terminal that goes away sends.
+pub(crate) const SIGHUP: i32 = 1;
 /// The Linux number of SIGINT, which Ctrl-C sends.
 pub(crate) const SIGINT: i32 = 2;
+/// The Linux number of SIGQUIT.
+pub(crate) const SIGQUIT: i32 = 3;
 /// The Linux number of SIGTERM.
 pub(crate) const SIGTERM: i32 = 15;
 /// A second SIGINT within this time hangs up.
 const HANG_UP_WITHIN: Duration = Duration::from_secs(2);
 
+/// What happens to the command while it is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It got a signal, by number.
+    Signal(i32),
+    /// Its terminal has another size.
+    Resize(TerminalSize),
+}
+
 /// What the caller brings.
 pub(crate) struct Streams<O, E> {
     /// Pieces of standard input; its end is the guest's end of file. Absent if not attached.
     pub(crate) stdin: Option<mpsc::Receiver<Vec<u8>>>,
-    /// Signals to forward, by number.
-    pub(crate) signals: mpsc::Receiver<i32>,
+    /// Looks in the input for the keys that detach, if any do.
+    pub(crate) detach: Option<DetachFilter>,
+    /// Signals to forward, and sizes.
+    pub(crate) events: mpsc::Receiver<Event>,
+    /// Whether the program has a terminal, which turns keys into signals: those that the command
+    /// itself gets are for the command.
+    pub(crate) has_terminal: bool,
     /// Takes the program's standard output.
     pub(crate) stdout: O,
     /// Takes the program's standard error.
     pub(crate) stderr: E,
 }
 
-/// Attaches to the program that the connection's call runs, until it ends.
+/// How attaching ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The program ended.
+    Exited(ExitStatus),
+    /// The program runs on.
+    Detached,
+}
+
+/// Attaches to the program that the connection's call runs, until it ends or is left alone.
 ///
 /// # Errors
 /// The program could not be run, the agent went away, the output cannot be written, or the person
 /// hung up.
-pub(crate) async fn attach<O, E>(
-    connection: Connection,
-    streams: Streams<O, E>,
-) -> Result<ExitStatus>
+pub(crate) async fn attach<O, E>(connection: Connection, streams: Streams<O, E>) -> Result<Outcome>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
 {
     let Connection { read, write } = connection;
-    let Streams { stdin, signals, stdout, stderr } = streams;
+    let Streams { stdin, detach, events, has_terminal, stdout, stderr } = streams;
     let (forward, forwarded) = mpsc::channel(8);
     let has_started = AtomicBool::new(false);
+    let may_forward = || !has_terminal && has_started.load(Ordering::Relaxed);
     tokio::select! {
-        status = receive(read, stdout, stderr, &has_started) => status,
-        () = send(write, stdin, forwarded) => Err(ConnectionError::HungUp.into()),
-        () = hang_up(signals, forward, &has_started) => Err(Error::HungUp),
+        outcome = receive(read, stdout, stderr, &has_started) => outcome,
+        () = send(write, stdin, detach, forwarded) => Err(ConnectionError::HungUp.into()),
+        () = hang_up(events, forward, may_forward) => Err(Error::HungUp),
     }
 }
 
@@ -64,7 +90,7 @@ async fn receive<O, E>(
     mut stdout: O,
     mut stderr: E,
     has_started: &AtomicBool,
-) -> Result<ExitStatus>
+) -> Result<Outcome>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
@@ -79,7 +105,8 @@ where
             Item::Data { .. } => {}
             message @ Item::Message(_) => match message.parse()? {
                 Reply::ExecStarted { .. } => has_started.store(true, Ordering::Relaxed),
-                Reply::ExecExit(status) => return Ok(status),
+                Reply::ExecExit(status) => return Ok(Outcome::Exited(status)),
+                Reply::ExecDetached => return Ok(Outcome::Detached),
                 Reply::Error(error) => return Err(error.into()),
                 other => return Err(unexpected(&other)),
             },
@@ -92,23 +119,41 @@ async fn put(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Resul
     to.flush().await
 }
 
-/// Sends input and signals. It does not end: a connection that takes no more may still bring the
-/// program's end.
+/// Sends input, signals and sizes. It does not end: a connection that takes no more may still bring
+/// the program's end.
 async fn send(
     mut write: WriteHalf,
     mut stdin: Option<mpsc::Receiver<Vec<u8>>>,
-    mut signals: mpsc::Receiver<i32>,
+    mut detach: Option<DetachFilter>,
+    mut events: mpsc::Receiver<Event>,
 ) {
     loop {
         let sent = tokio::select! {
-            piece = next_piece(&mut stdin) => {
-                if piece.is_none() {
-                    stdin = None;
+            piece = next_piece(&mut stdin) => match (piece, &mut detach) {
+                (Some(piece), Some(filter)) => {
+                    let typed = filter.take(&piece);
+                    let sent = match typed.bytes.is_empty() {
+                        true => Ok(()),
+                        false => write.data(KIND_STDIN, &typed.bytes).await,
+                    };
+                    if typed.is_detached {
+                        stdin = None;
+                        write.message(&Call::Detach).await
+                    } else {
+                        sent
+                    }
                 }
-                // An empty piece is the end.
-                write.data(KIND_STDIN, &piece.unwrap_or_default()).await
-            }
-            Some(signal) = signals.recv() => write.message(&Call::Signal { signal }).await,
+                (Some(piece), None) => write.data(KIND_STDIN, &piece).await,
+                (None, _) => {
+                    stdin = None;
+                    // An empty piece is the end.
+                    write.data(KIND_STDIN, &[]).await
+                }
+            },
+            Some(event) = events.recv() => match event {
+                Event::Signal(signal) => write.message(&Call::Signal { signal }).await,
+                Event::Resize(size) => write.message(&Call::Resize { size }).await,
+            },
         };
         if sent.is_err() {
             pending::<()>().await;
@@ -123,26 +168,28 @@ async fn next_piece(stdin: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u
     }
 }
 
-/// Forwards signals, and ends when the person has had enough: at the second Ctrl-C, or at once as
-/// long as there is no program that a signal could reach.
+/// Forwards signals and sizes, and ends when the person has had enough: at the second Ctrl-C, or at
+/// once as long as there is no program that a signal could reach.
 async fn hang_up(
-    mut signals: mpsc::Receiver<i32>,
-    forward: mpsc::Sender<i32>,
-    has_started: &AtomicBool,
+    mut events: mpsc::Receiver<Event>,
+    forward: mpsc::Sender<Event>,
+    may_forward: impl Fn() -> bool,
 ) {
     let mut interrupted: Option<Instant> = None;
-    while let Some(signal) = signals.recv().await {
-        if !has_started.load(Ordering::Relaxed) {
-            return;
-        }
-        if signal == SIGINT {
-            if interrupted.is_some_and(|at| at.elapsed() < HANG_UP_WITHIN) {
+    while let Some(event) = events.recv().await {
+        if let Event::Signal(signal) = event {
+            if !may_forward() {
                 return;
             }
-            interrupted = Some(Instant::now());
+            if signal == SIGINT {
+                if interrupted.is_some_and(|at| at.elapsed() < HANG_UP_WITHIN) {
+                    return;
+                }
+                interrupted = Some(Instant::now());
+            }
         }
         // A full queue means that the agent takes nothing: only hanging up helps then.
-        let _ = forward.try_send(signal);
+        let _ = forward.try_send(event);
     }
     pending().await
 }

@@ -7,13 +7,18 @@ mod agent;
 mod cli;
 mod client;
 mod cmd;
+
+mod complete;
+mod detach_keys;
 mod document;
 mod error;
 mod exec;
+mod forward;
 mod output;
 mod request;
 #[cfg(test)]
 mod samples;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod units;

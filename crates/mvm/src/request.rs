@@ -2,7 +2,7 @@
 
 use clap::Args;
 use mvm_core::admit::Request;
-use mvm_wire::view::{InstanceView, PoolView};
+use mvm_wire::view::{DiskView, InstanceView, PoolView};
 use mvm_wire::{Accepted, Reply};
 use serde::Serialize;
 
@@ -62,6 +62,8 @@ pub(crate) struct Outcome {
     pub(crate) instances: Vec<InstanceView>,
     /// The pools that the request concerns, as far as they exist now.
     pub(crate) pools: Vec<PoolView>,
+    /// The data disks that the request concerns, as far as they exist now.
+    pub(crate) disks: Vec<DiskView>,
 }
 
 /// The paths of what a request concerns.
@@ -71,6 +73,8 @@ pub(crate) struct Concerns {
     pub(crate) instances: Vec<String>,
     /// Pools.
     pub(crate) pools: Vec<String>,
+    /// Data disks.
+    pub(crate) disks: Vec<String>,
 }
 
 /// Submits a request and says what the agent has to say.
@@ -91,7 +95,8 @@ pub(crate) async fn finish(
     args: &WaitArgs,
 ) -> Result<Outcome> {
     let Submitted { accepted, at_unix_ms } = submitted;
-    let has_targets = !accepted.instances.is_empty() || !accepted.pools.is_empty();
+    let has_targets =
+        !accepted.instances.is_empty() || !accepted.pools.is_empty() || !accepted.disks.is_empty();
     let snapshot = if !has_targets && goal.tenant().is_none() {
         Snapshot::default()
     } else if args.waits() {
@@ -115,10 +120,12 @@ pub(crate) async fn finish(
         concerns: Concerns {
             instances: accepted.instances.iter().map(|target| paths(&target.path)).collect(),
             pools: accepted.pools.iter().map(|target| paths(&target.path)).collect(),
+            disks: accepted.disks.iter().map(|target| paths(&target.path)).collect(),
         },
         notes: accepted.notes,
         instances: snapshot.instances.into_values().collect(),
         pools: snapshot.pools.into_values().collect(),
+        disks: snapshot.disks.into_values().collect(),
     })
 }
 
@@ -137,8 +144,8 @@ pub(crate) async fn carry_out(
 async fn look(context: &Context, accepted: &Accepted) -> Result<Snapshot> {
     let mut connection = context.client.start(&wait::watch_call(accepted, None)).await?;
     match connection.read.message().await? {
-        Reply::Snapshot { instances, pools, tenant_exists } => {
-            Ok(Snapshot::new(instances, pools, tenant_exists))
+        Reply::Snapshot { instances, pools, tenant_exists, disks } => {
+            Ok(Snapshot::new(instances, pools, tenant_exists).with_disks(disks))
         }
         Reply::Error(error) => Err(error.into()),
         other => Err(unexpected(&other)),
@@ -154,5 +161,30 @@ impl Outcome {
     /// Prints the name of what the request concerns.
     pub(crate) fn print_name(&self, context: &Context, name: impl ToString) -> Result<()> {
         context.ui.data(self, || name.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_outcome_is_what_programs_get() {
+        let text = include_str!("../../../docs/schema/outcome.json");
+        let outcome = Outcome {
+            revision: 12,
+            waited: true,
+            notes: vec!["pool demo/old is not in the document and stays as it is".to_owned()],
+            concerns: Concerns {
+                instances: vec!["demo/hello/i-0123abcd".to_owned()],
+                pools: vec!["demo/hello".to_owned()],
+                disks: vec!["demo/data".to_owned()],
+            },
+            instances: vec![],
+            pools: vec![],
+            disks: vec![],
+        };
+        let documented: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&outcome).unwrap(), documented);
     }
 }

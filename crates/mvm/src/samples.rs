@@ -20,6 +20,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         vcpus: 1,
         mem_mib: 256,
         disk_mib: 2048,
+        disks: vec![],
         revision: None,
         vmm: None,
         pid: None,

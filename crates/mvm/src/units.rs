@@ -116,6 +116,11 @@ pub(crate) fn mib_text(mib: u64) -> String {
     kib_text(mib.saturating_mul(1024))
 }
 
+/// A size in KiB for narrow columns, such as 4.3M.
+pub(crate) fn kib_short(kib: u64) -> String {
+    kib_text(kib).replace(' ', "").replace("iB", "")
+}
+
 /// A size in KiB for people, with at most one decimal.
 pub(crate) fn kib_text(kib: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];

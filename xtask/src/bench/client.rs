@@ -75,7 +75,7 @@ impl Client {
 
     /// Follows instances.
     pub(super) async fn watch(&self, instances: Vec<InstancePath>) -> anyhow::Result<Watch> {
-        let call = Call::Watch { instances, pools: Vec::new(), tenant: None };
+        let call = Call::Watch { instances, pools: Vec::new(), tenant: None, disks: vec![] };
         Ok(Watch(self.start(&call).await?))
     }
 
@@ -84,7 +84,7 @@ impl Client {
         let accepted = self.submit(Request::PoolBuild { path: path.clone() }).await?;
         let Some(target) = accepted.pools.first() else { bail!("no pool was to be built") };
         let pools = vec![path.clone()];
-        let call = Call::Watch { instances: Vec::new(), pools, tenant: None };
+        let call = Call::Watch { instances: Vec::new(), pools, tenant: None, disks: vec![] };
         let mut watch = Watch(self.start(&call).await?);
         loop {
             let Reply::Snapshot { pools, .. } = watch.next_reply().await? else { continue };
@@ -103,7 +103,8 @@ impl Client {
         pool: &PoolPath,
         count: u32,
     ) -> anyhow::Result<Vec<InstancePath>> {
-        let request = Request::InstanceCreate { pool: pool.clone(), count, start: false };
+        let request =
+            Request::InstanceCreate { pool: pool.clone(), count, start: false, disks: vec![] };
         let accepted = self.submit(request).await?;
         Ok(accepted.instances.into_iter().map(|target| target.path).collect())
     }
@@ -125,7 +126,7 @@ impl Client {
     pub(super) async fn destroy_tenant(&self, name: &TenantName) -> anyhow::Result<()> {
         self.submit(Request::TenantDestroy { name: name.clone(), force: true }).await?;
         let tenant = Some(name.clone());
-        let call = Call::Watch { instances: Vec::new(), pools: Vec::new(), tenant };
+        let call = Call::Watch { instances: Vec::new(), pools: Vec::new(), tenant, disks: vec![] };
         let mut watch = Watch(self.start(&call).await?);
         while !matches!(watch.next_reply().await?, Reply::Snapshot { tenant_exists: false, .. }) {}
         Ok(())

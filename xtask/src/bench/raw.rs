@@ -138,6 +138,7 @@ impl RawMachine {
             hostname: "raw".to_owned(),
             network: Some(self.network.clone()),
             wall_clock_unix_ns: Some(u64::try_from(now.as_nanos())?),
+            ..Configuration::default()
         };
         session.configure(configuration, GUEST_LIMIT).await?;
         let configured = began.elapsed();

@@ -157,8 +157,14 @@ async fn twenty_requests_at_once_get_different_addresses() {
     let agent = machine.agent().await;
     agent.submit(Request::Apply { document: document(0) }).await.unwrap();
     let pool: mvm_core::name::PoolPath = "demo/hello".parse().unwrap();
-    let create =
-        || agent.submit(Request::InstanceCreate { pool: pool.clone(), count: 1, start: true });
+    let create = || {
+        agent.submit(Request::InstanceCreate {
+            pool: pool.clone(),
+            count: 1,
+            start: true,
+            disks: vec![],
+        })
+    };
     let all: Vec<_> = (0..20).map(|_| create()).collect();
     for created in all {
         created.await.unwrap();

@@ -12,6 +12,7 @@ use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
 use mvm_core::vmm::Accel;
+use mvm_host::disks::SimDisks;
 use mvm_host::images::SimImages;
 use mvm_host::net::{SimMachine, SimNetwork};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
@@ -24,6 +25,7 @@ pub(crate) struct Machine {
     pub(crate) world: SimWorld,
     pub(crate) network: SimMachine,
     pub(crate) images: SimImages,
+    pub(crate) disks: SimDisks,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) capacity: Capacity,
@@ -36,6 +38,7 @@ impl Machine {
             world: SimWorld::new(SimTimes::default()).with_guests(guest_agents()),
             network: SimMachine::new(),
             images: SimImages::new(dir.path()),
+            disks: SimDisks::new(dir.path()),
             store: Arc::new(MemoryStore::new()),
             dir,
             capacity: Capacity { vcpus: 10_000, mem_mib: 10_000_000, disk_mib: 100_000_000 },
@@ -60,6 +63,7 @@ impl Machine {
             vmm: Arc::new(SimVmm::new(self.world.clone())),
             network: Arc::new(self.network()),
             images: Arc::new(self.images.clone()),
+            disks: Arc::new(self.disks.clone()),
         };
         Agent { node: RunningNode::start(config, host, self.store.clone()).await.unwrap() }
     }

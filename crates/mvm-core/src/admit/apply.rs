@@ -1,7 +1,7 @@
 //! The declarative document: `up` makes the node agree with it, `down` removes what it describes.
 
 use super::{DEFAULT_GRACE_MS, Denial, Draft};
-use crate::name::PoolPath;
+use crate::name::{DiskPath, PoolPath};
 use crate::record::Existence;
 use crate::spec::Document;
 
@@ -28,11 +28,19 @@ impl Draft<'_> {
                 }
             }
         }
+        for (disk, wanted) in &document.disks {
+            let path = DiskPath { tenant: name.clone(), disk: disk.clone() };
+            if self.edit.desired.disks.contains_key(&path) {
+                self.disk_resize(&path, wanted.size_mib)?;
+            } else {
+                self.disk_create(&path, wanted.size_mib)?;
+            }
+        }
         for (pool, wanted) in &document.pools {
             let path = PoolPath { tenant: name.clone(), pool: pool.clone() };
             if self.edit.desired.pools.contains_key(&path) {
                 self.require_pool(&path)?;
-                wanted.spec.check().map_err(|error| Denial::Spec { pool: path.clone(), error })?;
+                self.require_spec(&path, &wanted.spec)?;
                 self.update_spec(&path, wanted);
                 self.edit.pools.push(path.clone());
             } else {
@@ -88,8 +96,23 @@ impl Draft<'_> {
             .filter(|pool| pool.existence == Existence::Kept)
             .map(|pool| pool.path.clone())
             .collect();
-        if others.is_empty() {
+        let disks: Vec<DiskPath> = self
+            .edit
+            .desired
+            .disks_of(name)
+            .filter(|disk| disk.existence == Existence::Kept)
+            .map(|disk| disk.path.clone())
+            .collect();
+        if !disks.is_empty() {
+            let disks = super::denial::list(&disks);
+            self.note(format!(
+                "data disks are kept, and tenant {name} with them: {disks} (`mvm disk rm` removes them)"
+            ));
+        } else if others.is_empty() {
             return self.tenant_destroy(name, false);
+        }
+        if others.is_empty() {
+            return Ok(());
         }
         let others = super::denial::list(&others);
         self.note(format!("tenant {name} stays, as the document does not name {others}"));

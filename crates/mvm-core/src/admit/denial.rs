@@ -5,7 +5,8 @@ use std::fmt;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::name::{InstancePath, PoolPath, TenantName};
+use crate::disk::MountError;
+use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use crate::net::{NetId, SubnetError};
 use crate::spec::SpecError;
 
@@ -33,6 +34,37 @@ impl fmt::Display for Limit {
     }
 }
 
+/// Two instances that would have a disk at once, of which one at least writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConflict {
+    /// The disk.
+    pub path: DiskPath,
+    /// Who was to run with it.
+    pub instance: InstancePath,
+    /// Whether that one would only read.
+    pub read_only: bool,
+    /// Who has it.
+    pub holder: InstancePath,
+    /// Whether that one only reads.
+    pub holder_read_only: bool,
+    /// Whether that one was to start by the same request.
+    pub holder_is_new: bool,
+}
+
+impl fmt::Display for DiskConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, instance, holder, .. } = self;
+        let wants = if self.read_only { "read" } else { "write" };
+        let has = match (self.holder_is_new, self.holder_read_only) {
+            (true, true) => "is to read",
+            (true, false) => "is to write",
+            (false, true) => "reads",
+            (false, false) => "writes",
+        };
+        write!(f, "{instance} cannot {wants} disk {path} while {holder} {has} it")
+    }
+}
+
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
@@ -47,6 +79,62 @@ pub enum Denial {
     NoSuchPool {
         /// As given.
         path: PoolPath,
+    },
+    /// The data disk does not exist.
+    #[error("there is no disk {path}")]
+    NoSuchDisk {
+        /// As given.
+        path: DiskPath,
+    },
+    /// Disks cannot be mounted as asked.
+    #[error("{object}: {error}")]
+    Mounts {
+        /// What was to have them.
+        object: String,
+        /// Why not.
+        error: MountError,
+    },
+    /// The disk is attached to something.
+    #[error("disk {path} is attached to {}", list(to))]
+    DiskAttached {
+        /// The disk.
+        path: DiskPath,
+        /// What it is attached to.
+        to: Vec<String>,
+    },
+    /// The disk is held by running instances.
+    #[error(
+        "disk {path} is held by {}, and a disk grows only while no instance runs with it",
+        list(holders)
+    )]
+    DiskHeld {
+        /// The disk.
+        path: DiskPath,
+        /// Who holds it.
+        holders: Vec<InstancePath>,
+    },
+    /// The disk would become smaller.
+    #[error(
+        "disk {path} has {has_mib} MiB and cannot shrink to {size_mib} MiB: its file system would lose what lies behind the new end"
+    )]
+    DiskShrinks {
+        /// The disk.
+        path: DiskPath,
+        /// What it has.
+        has_mib: u64,
+        /// What was asked for.
+        size_mib: u64,
+    },
+    /// Two instances cannot have the disk at once.
+    #[error("{0}")]
+    DiskConflict(Box<DiskConflict>),
+    /// The tenant still has data disks.
+    #[error("tenant {name} still has data disks: {}", list(disks))]
+    StillHasDisks {
+        /// The tenant.
+        name: TenantName,
+        /// Its disks.
+        disks: Vec<DiskPath>,
     },
     /// No instance is meant.
     #[error("no instance matches {selector}")]
@@ -155,6 +243,27 @@ impl Denial {
             Self::NoSuchPool { path } => {
                 Some(format!("create it with `mvm pool create {path}`, or see `mvm pool list`"))
             }
+            Self::NoSuchDisk { path } => Some(format!(
+                "create it with `mvm disk create {path} --size 1G`, or see `mvm disk list`"
+            )),
+            Self::DiskAttached { path, .. } => {
+                Some(format!("destroy what has it first; `mvm disk info {path}` shows all of it"))
+            }
+            Self::DiskHeld { holders, .. } => {
+                holders.first().map(|holder| format!("stop it first: `mvm stop {holder}`"))
+            }
+            Self::DiskConflict(conflict) => {
+                let first = match conflict.holder_is_new {
+                    true => "start one of them".to_owned(),
+                    false => format!("stop the other first (`mvm stop {}`)", conflict.holder),
+                };
+                let attach = "attach the disk read-only to all (--disk-attach NAME:/PATH:ro)";
+                Some(format!("{first}, or {attach}"))
+            }
+            Self::StillHasDisks { name, disks } => Some(format!(
+                "remove them first (`mvm disk rm {}`), or everything with `mvm tenant destroy {name} --force`",
+                disks.first().map(ToString::to_string).unwrap_or_default()
+            )),
             Self::NoSuchInstance { .. } => Some("see `mvm ps -a`".to_owned()),
             Self::Ambiguous { .. } => Some("name one of them, or pass --all".to_owned()),
             Self::Exists { .. } => None,
@@ -175,6 +284,8 @@ impl Denial {
                 "leave the subnet out of the document, or `mvm tenant destroy {name}` first"
             )),
             Self::Spec { .. }
+            | Self::Mounts { .. }
+            | Self::DiskShrinks { .. }
             | Self::Subnet(_)
             | Self::NoNetwork
             | Self::Number { .. }

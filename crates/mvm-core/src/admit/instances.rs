@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{DEFAULT_GRACE_MS, Denial, Draft, Limit, MAX_CREATE};
+use crate::disk::DiskMount;
 use crate::name::{InstancePath, PoolPath, Selector};
 use crate::net::{FIRST_SLOT, Slot};
 use crate::record::{DesiredState, InstanceRecord};
@@ -16,6 +17,7 @@ impl Draft<'_> {
         pool: &PoolPath,
         count: u32,
         start: bool,
+        disks: &[DiskMount],
     ) -> Result<(), Denial> {
         self.require_pool(pool)?;
         if !(1..=MAX_CREATE).contains(&count) {
@@ -23,7 +25,7 @@ impl Draft<'_> {
             return Err(Denial::Number { what: "the count", value: count.into(), expected });
         }
         let desired = if start { DesiredState::Running } else { DesiredState::Stopped };
-        self.create_some(pool, count as usize, desired)?;
+        self.create_some(pool, count as usize, desired, disks)?;
         self.recount(pool);
         Ok(())
     }
@@ -33,10 +35,13 @@ impl Draft<'_> {
         pool: &PoolPath,
         count: usize,
         desired: DesiredState,
+        disks: &[DiskMount],
     ) -> Result<(), Denial> {
-        let Some(spec) = self.edit.desired.pools.get(pool).map(|pool| pool.spec.clone()) else {
+        let Some(mut spec) = self.edit.desired.pools.get(pool).map(|pool| pool.spec.clone()) else {
             return Err(Denial::NoSuchPool { path: pool.clone() });
         };
+        spec.disks.extend_from_slice(disks);
+        self.require_mounts(&format_args!("pool {pool}"), &pool.tenant, &spec.disks)?;
         let generation = match desired {
             DesiredState::Running => NEVER_GENERATION + 1,
             DesiredState::Stopped | DesiredState::Destroyed => NEVER_GENERATION,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Denial, Limit, NodeFacts};
 use crate::name::{PoolPath, TenantName};
-use crate::record::{Desired, DesiredState, Existence, InstanceRecord, PoolRecord};
+use crate::record::{Desired, DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord};
 
 /// What is reserved by what is desired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct Usage {
     pub vcpus: u64,
     /// Guest memory in MiB of instances that are to run.
     pub mem_mib: u64,
-    /// Writable layers in MiB of all instances.
+    /// Writable layers of all instances and data disks, in MiB.
     pub disk_mib: u64,
     /// Instances that are to run.
     pub running: u64,
@@ -37,12 +37,18 @@ impl Usage {
             self.running += 1;
         }
     }
+
+    /// A disk that is being removed counts until it is gone.
+    fn add_disk(&mut self, disk: &DiskRecord) {
+        self.disk_mib += disk.size_mib;
+    }
 }
 
 /// What a tenant has reserved.
 pub fn tenant_usage(desired: &Desired, tenant: &TenantName) -> Usage {
     let mut usage = Usage { pools: kept(desired.pools_of(tenant)), ..Usage::default() };
     desired.instances_of(tenant).for_each(|instance| usage.add(instance));
+    desired.disks_of(tenant).for_each(|disk| usage.add_disk(disk));
     usage
 }
 
@@ -50,6 +56,7 @@ pub fn tenant_usage(desired: &Desired, tenant: &TenantName) -> Usage {
 pub fn node_usage(desired: &Desired) -> Usage {
     let mut usage = Usage { pools: kept(desired.pools.values()), ..Usage::default() };
     desired.instances.values().for_each(|instance| usage.add(instance));
+    desired.disks.values().for_each(|disk| usage.add_disk(disk));
     usage
 }
 

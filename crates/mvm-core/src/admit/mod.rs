@@ -7,6 +7,7 @@
 
 mod apply;
 mod denial;
+mod disks;
 mod instances;
 mod limits;
 mod pools;
@@ -17,10 +18,11 @@ use std::collections::BTreeSet;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-pub use denial::{Denial, Limit};
+pub use denial::{Denial, DiskConflict, Limit};
 pub use limits::{Usage, node_usage, tenant_usage};
 
-use crate::name::{InstanceId, InstancePath, PoolPath, Selector, TenantName};
+use crate::disk::DiskMount;
+use crate::name::{DiskPath, InstanceId, InstancePath, PoolPath, Selector, TenantName};
 use crate::net::NetId;
 use crate::record::{Desired, Existence};
 use crate::spec::{Document, PoolSpec, Quota};
@@ -94,6 +96,9 @@ pub enum Request {
         count: u32,
         /// Whether they are started at once.
         start: bool,
+        /// Data disks that they have besides those of the pool.
+        #[serde(default)]
+        disks: Vec<DiskMount>,
     },
     /// Starts instances.
     InstanceStart {
@@ -129,6 +134,25 @@ pub enum Request {
         /// Whether running ones are stopped first.
         force: bool,
     },
+    /// Makes a data disk.
+    DiskCreate {
+        /// Its path.
+        path: DiskPath,
+        /// Its size in MiB.
+        size_mib: u64,
+    },
+    /// Grows a data disk.
+    DiskResize {
+        /// Its path.
+        path: DiskPath,
+        /// Its new size in MiB.
+        size_mib: u64,
+    },
+    /// Removes a data disk with what is on it.
+    DiskRemove {
+        /// Its path.
+        path: DiskPath,
+    },
     /// Makes the node agree with a document.
     Apply {
         /// The document.
@@ -161,7 +185,7 @@ pub struct Capacity {
     pub vcpus: u64,
     /// Guest memory in MiB.
     pub mem_mib: u64,
-    /// Writable layers in MiB, overcommit included.
+    /// Writable layers and data disks in MiB, overcommit included.
     pub disk_mib: u64,
 }
 
@@ -174,6 +198,8 @@ pub struct Edit {
     pub instances: Vec<InstancePath>,
     /// Pools that the request concerns.
     pub pools: Vec<PoolPath>,
+    /// Data disks that the request concerns.
+    pub disks: Vec<DiskPath>,
     /// What to tell the person, one line each.
     pub notes: Vec<String>,
 }
@@ -196,6 +222,7 @@ pub fn admit(
             desired: desired.clone(),
             instances: Vec::new(),
             pools: Vec::new(),
+            disks: Vec::new(),
             notes: Vec::new(),
         },
         node,
@@ -212,8 +239,8 @@ pub fn admit(
         Request::PoolBuild { path } => draft.pool_build(path)?,
         Request::PoolScale { path, running } => draft.pool_scale(path, *running)?,
         Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
-        Request::InstanceCreate { pool, count, start } => {
-            draft.instance_create(pool, *count, *start)?;
+        Request::InstanceCreate { pool, count, start, disks } => {
+            draft.instance_create(pool, *count, *start, disks)?;
         }
         Request::InstanceStart { selector, all } => draft.instance_start(selector, *all)?,
         Request::InstanceStop { selector, all, grace_ms } => {
@@ -225,9 +252,13 @@ pub fn admit(
         Request::InstanceDestroy { selector, all, force } => {
             draft.instance_destroy(selector, *all, *force)?;
         }
+        Request::DiskCreate { path, size_mib } => draft.disk_create(path, *size_mib)?,
+        Request::DiskResize { path, size_mib } => draft.disk_resize(path, *size_mib)?,
+        Request::DiskRemove { path } => draft.disk_remove(path)?,
         Request::Apply { document } => draft.apply(document)?,
         Request::Remove { document } => draft.remove(document)?,
     }
+    disks::check_holders(desired, &draft.edit.desired)?;
     limits::check(desired, &draft.edit.desired, node)?;
     Ok(draft.edit)
 }

@@ -9,7 +9,7 @@ use crate::spec::PoolSpec;
 impl Draft<'_> {
     pub(super) fn pool_create(&mut self, path: &PoolPath, spec: &PoolSpec) -> Result<(), Denial> {
         self.require_tenant(&path.tenant)?;
-        spec.check().map_err(|error| Denial::Spec { pool: path.clone(), error })?;
+        self.require_spec(path, spec)?;
         match self.edit.desired.pools.get(path).map(|pool| pool.existence) {
             Some(Existence::Kept) => {
                 return Err(Denial::Exists { object: format!("pool {path}") });
@@ -30,6 +30,12 @@ impl Draft<'_> {
         self.edit.desired.pools.insert(path.clone(), record);
         self.edit.pools.push(path.clone());
         Ok(())
+    }
+
+    /// The spec makes sense and its disks exist.
+    pub(super) fn require_spec(&self, path: &PoolPath, spec: &PoolSpec) -> Result<(), Denial> {
+        spec.check().map_err(|error| Denial::Spec { pool: path.clone(), error })?;
+        self.require_mounts(&format_args!("pool {path}"), &path.tenant, &spec.disks)
     }
 
     pub(super) fn pool_build(&mut self, path: &PoolPath) -> Result<(), Denial> {
@@ -68,7 +74,7 @@ impl Draft<'_> {
             self.set_desired(instance, DesiredState::Running, DEFAULT_GRACE_MS);
         }
         let more = missing.saturating_sub(down.len());
-        self.create_some(path, more, DesiredState::Running)?;
+        self.create_some(path, more, DesiredState::Running, &[])?;
         self.recount(path);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::Ipv4Net;
 
 use super::{DEFAULT_GRACE_MS, Denial, Draft};
-use crate::name::{PoolPath, TenantName};
+use crate::name::{DiskPath, PoolPath, TenantName};
 use crate::net::{NET_ID_MAX, NetId, TenantNetwork, check_subnet};
 use crate::record::{Existence, TenantRecord};
 use crate::spec::Quota;
@@ -68,8 +68,19 @@ impl Draft<'_> {
         if !force && !pools.is_empty() {
             return Err(Denial::StillHasPools { name: name.clone(), pools });
         }
+        let disks: Vec<DiskPath> = desired
+            .disks_of(name)
+            .filter(|disk| force || disk.existence == Existence::Kept)
+            .map(|disk| disk.path.clone())
+            .collect();
+        if !force && !disks.is_empty() {
+            return Err(Denial::StillHasDisks { name: name.clone(), disks });
+        }
         for pool in &pools {
             self.remove_pool(pool, DEFAULT_GRACE_MS);
+        }
+        for disk in &disks {
+            self.remove_disk(disk);
         }
         if let Some(tenant) = self.edit.desired.tenants.get_mut(name) {
             tenant.existence = Existence::Removed;

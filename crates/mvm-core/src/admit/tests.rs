@@ -1,6 +1,7 @@
 //! What the tests of admission share: a node that accepts requests and forgets what is gone.
 
 mod denials;
+mod disks;
 mod documents;
 mod instances;
 mod model;
@@ -64,8 +65,9 @@ impl Node {
 
     /// Removes the records of what is to go, as the executor does once it is gone.
     fn forget_the_gone(&mut self) {
-        let Desired { tenants, pools, instances } = &mut self.desired;
+        let Desired { tenants, pools, instances, disks } = &mut self.desired;
         instances.retain(|_, instance| instance.desired != DesiredState::Destroyed);
+        disks.retain(|_, disk| disk.existence == Existence::Kept);
         pools.retain(|_, pool| pool.existence == Existence::Kept);
         tenants.retain(|_, tenant| tenant.existence == Existence::Kept);
     }
@@ -104,7 +106,7 @@ fn scale(path: &str, running: u32) -> Request {
 }
 
 fn create(pool: &str, count: u32, start: bool) -> Request {
-    Request::InstanceCreate { pool: pool.parse().unwrap(), count, start }
+    Request::InstanceCreate { pool: pool.parse().unwrap(), count, start, disks: vec![] }
 }
 
 fn start(selector: &str, all: bool) -> Request {

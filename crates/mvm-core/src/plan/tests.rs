@@ -1,6 +1,7 @@
 //! What the tests of the planner share: one tenant with one pool, and instances in it.
 
 mod closed_loop;
+mod disks;
 mod levels;
 mod node;
 mod properties;
@@ -65,6 +66,7 @@ fn desired(instances: impl IntoIterator<Item = InstanceRecord>) -> Desired {
         tenants: [(tenant.name.clone(), tenant)].into(),
         pools: [(pool.path.clone(), pool)].into(),
         instances: instances.into_iter().map(|record| (record.path.clone(), record)).collect(),
+        disks: BTreeMap::new(),
     }
 }
 
@@ -88,7 +90,11 @@ fn observed(
     instances: impl IntoIterator<Item = (u32, InstanceStatus)>,
 ) -> Observed {
     let instances = instances.into_iter().map(|(number, status)| (path(number), status));
-    Observed { pools: [(pool(), image)].into(), instances: instances.collect() }
+    Observed {
+        pools: [(pool(), image)].into(),
+        instances: instances.collect(),
+        disks: BTreeMap::new(),
+    }
 }
 
 /// Plans for one instance of a pool whose image is built.

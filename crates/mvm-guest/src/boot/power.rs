@@ -9,6 +9,7 @@ use rustix::mount::{MountFlags, mount_remount};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::console::complain;
+use crate::machine::unmount_disks;
 use crate::process::{has_children, reap, signal_all};
 
 /// Time for processes to go after SIGKILL: only those that the kernel holds take any.
@@ -28,6 +29,7 @@ pub(super) fn stop(grace: Duration, writable: Option<OwnedFd>) -> ! {
         }
     }
     rustix::fs::sync();
+    unmount_disks();
     let can_power_off = can_power_off(&fs::read(DSDT).unwrap_or_default());
     for path in writable.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).rev() {
         for mount in ["/", &path] {

@@ -13,14 +13,14 @@ mod identity;
 mod main_process;
 mod program;
 mod spawn;
-mod stdio;
+pub(crate) mod stdio;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mvm_core::credit::CreditError;
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN, KIND_STDOUT};
-use mvm_core::guest::{ErrorKind, ExecRequest, ExitStatus, GuestError, GuestMessage};
+use mvm_core::guest::{ErrorKind, ExecRequest, ExitStatus, GuestError, GuestMessage, TerminalSize};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -30,7 +30,7 @@ use crate::session::Link;
 use identity::Identity;
 pub(crate) use main_process::MainProcess;
 use program::{ChildStep, Program};
-use stdio::{Input, Output, QUIET};
+use stdio::{Input, InputEnd, Output, QUIET};
 
 /// Which of an exec's descriptors is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,9 @@ pub(crate) struct Exec {
     status: Option<ExitStatus>,
     stdin: Input,
     outputs: [Output; 2],
+    has_terminal: bool,
+    /// Whether it is to run on without the host.
+    is_detaching: bool,
     deadline: Option<Instant>,
     is_timed_out: bool,
 }
@@ -67,17 +70,23 @@ impl Exec {
         let own_uid = rustix::process::geteuid().as_raw();
         let identity = Identity::resolve(request.user.as_deref(), own_uid)?;
         let program = Program::new(request, identity)?;
-        let child = spawn::spawn(&program, request.stdin)
+        let child = spawn::spawn(&program, request)
             .map_err(|error| spawn_failure(&program.name, &error))?;
+        let input_end = match request.terminal {
+            Some(_) => InputEnd::Character,
+            None => InputEnd::Close,
+        };
         Ok(Self {
             pid: child.pid,
             start: Start::Pending { report: child.report, program: Box::new(program) },
             status: None,
-            stdin: Input::new(child.stdin),
+            stdin: Input::new(child.ends.stdin, input_end),
             outputs: [
-                Output::new(KIND_STDOUT, child.stdout),
-                Output::new(KIND_STDERR, child.stderr),
+                Output::new(KIND_STDOUT, child.ends.stdout),
+                Output::new(KIND_STDERR, child.ends.stderr),
             ],
+            has_terminal: request.terminal.is_some(),
+            is_detaching: request.detach,
             deadline: request.timeout_ms.map(|ms| now + Duration::from_millis(ms.min(FOREVER_MS))),
             is_timed_out: false,
         })
@@ -162,6 +171,38 @@ impl Exec {
         }
     }
 
+    /// Gives the program's terminal another size; a program without one has nothing to resize.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Some(terminal) = self.outputs[0].descriptor().filter(|_| self.has_terminal) {
+            // A terminal that is closed by now needs no size.
+            let _ = spawn::set_size(terminal, size);
+        }
+    }
+
+    /// Wishes that it runs on without the host.
+    pub(crate) fn detach(&mut self) {
+        self.is_detaching = true;
+    }
+
+    /// Whether it runs, and nothing more is to be said of it.
+    pub(crate) fn is_detached(&self) -> bool {
+        self.is_detaching && matches!(self.start, Start::Done)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Leaves it to itself: it gets no more input, and its output is dropped.
+    pub(crate) fn abandon(&mut self) {
+        // The input of a terminal has no end as long as the terminal is there.
+        if !self.has_terminal {
+            self.stdin.end();
+        }
+        self.outputs.iter_mut().for_each(Output::discard);
+    }
+
     /// Sends a signal to the process, unless it has ended.
     pub(crate) fn signal(&self, signal: i32) {
         if self.status.is_none() {
@@ -175,6 +216,12 @@ impl Exec {
     pub(crate) fn kill(&self) {
         process::signal_group(self.pid, libc::SIGKILL);
         self.signal(libc::SIGKILL);
+        // A shell with job control gives each of its jobs a group.
+        if let Some(terminal) = self.outputs[0].descriptor().filter(|_| self.has_terminal)
+            && let Ok(foreground) = rustix::termios::tcgetpgrp(terminal)
+        {
+            process::signal_group(foreground.as_raw_nonzero().get(), libc::SIGKILL);
+        }
     }
 
     /// Notes that the process has ended and was reaped.

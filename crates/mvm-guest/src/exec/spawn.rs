@@ -10,8 +10,10 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
+use mvm_core::guest::{ExecRequest, TerminalSize};
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::OpenptFlags;
 
 use super::program::{ChildStep, Program};
 
@@ -24,24 +26,84 @@ pub(super) struct Child {
     pub(super) pid: i32,
     /// Ends when the program runs; carries a [`ChildStep`] and an error number if it never will.
     pub(super) report: OwnedFd,
+    /// The agent's ends of the program's standard streams.
+    pub(super) ends: Ends,
+}
+
+/// The agent's ends of a program's standard streams, which do not block.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
     pub(super) stdin: Option<OwnedFd>,
-    pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+}
+
+/// The program's ends of its standard streams.
+struct Stdio {
+    streams: [OwnedFd; 3],
+    is_terminal: bool,
+}
+
+impl Stdio {
+    fn open(request: &ExecRequest, uid: u32) -> io::Result<(Self, Ends)> {
+        match request.terminal {
+            _ if request.detach => Ok((Self::null()?, Ends::default())),
+            Some(size) => Self::terminal(size, request.stdin, uid),
+            None => Self::pipes(request.stdin),
+        }
+    }
+
+    fn null() -> io::Result<Self> {
+        let null: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
+        let streams = [null.try_clone()?, null.try_clone()?, null];
+        Ok(Self { streams, is_terminal: false })
+    }
+
+    fn pipes(has_stdin: bool) -> io::Result<(Self, Ends)> {
+        let (stdin_read, stdin) = match has_stdin {
+            true => {
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+                (read, Some(unblocked(write)?))
+            }
+            false => (File::open("/dev/null")?.into(), None),
+        };
+        let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let ends =
+            Ends { stdin, stdout: Some(unblocked(stdout)?), stderr: Some(unblocked(stderr)?) };
+        let streams = [stdin_read, stdout_write, stderr_write];
+        Ok((Self { streams, is_terminal: false }, ends))
+    }
+
+    /// A pseudo-terminal that belongs to the program's user, as one that logs in has it.
+    fn terminal(size: TerminalSize, has_stdin: bool, uid: u32) -> io::Result<(Self, Ends)> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let controller = rustix::pty::openpt(flags)?;
+        rustix::pty::unlockpt(&controller)?;
+        let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, flags)?;
+        set_size(&controller, size)?;
+        // Only root may, and only root has a user to change to.
+        let _ = rustix::fs::fchown(&terminal, Some(rustix::fs::Uid::from_raw(uid)), None);
+        let controller = unblocked(controller)?;
+        let stdin = has_stdin.then(|| controller.try_clone()).transpose()?;
+        let streams = [terminal.try_clone()?, terminal.try_clone()?, terminal];
+        let ends = Ends { stdin, stdout: Some(controller), stderr: None };
+        Ok((Self { streams, is_terminal: true }, ends))
+    }
+}
+
+/// Gives a terminal a size; the kernel tells the programs in its foreground.
+pub(super) fn set_size(terminal: &OwnedFd, size: TerminalSize) -> io::Result<()> {
+    let TerminalSize { rows, columns } = size;
+    let size =
+        rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
 /// Starts a process in a session and process group of its own, with its id.
-pub(super) fn spawn(program: &Program, has_stdin: bool) -> io::Result<Child> {
-    let (stdin_read, stdin) = match has_stdin {
-        true => {
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-            (read, Some(unblocked(write)?))
-        }
-        false => (File::open("/dev/null")?.into(), None),
-    };
-    let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+pub(super) fn spawn(program: &Program, request: &ExecRequest) -> io::Result<Child> {
+    let (stdio, ends) = Stdio::open(request, program.identity.uid)?;
     let (report, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (stdout, stderr) = (unblocked(stdout)?, unblocked(stderr)?);
     let report = unblocked(report)?;
 
     let euid = rustix::process::geteuid().as_raw();
@@ -51,7 +113,8 @@ pub(super) fn spawn(program: &Program, has_stdin: bool) -> io::Result<Child> {
         program,
         argv: &argv,
         env: &env,
-        stdio: [stdin_read.as_raw_fd(), stdout_write.as_raw_fd(), stderr_write.as_raw_fd()],
+        stdio: stdio.streams.each_ref().map(|stream| stream.as_raw_fd()),
+        is_terminal: stdio.is_terminal,
         report: report_write.as_raw_fd(),
         must_change_user: euid == 0 || euid != program.identity.uid,
         is_init: std::process::id() == 1,
@@ -60,7 +123,7 @@ pub(super) fn spawn(program: &Program, has_stdin: bool) -> io::Result<Child> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => start.run(),
-        pid => Ok(Child { pid, report, stdin, stdout, stderr }),
+        pid => Ok(Child { pid, report, ends }),
     }
 }
 
@@ -79,6 +142,8 @@ struct Start<'a> {
     argv: &'a [*const libc::c_char],
     env: &'a [*const libc::c_char],
     stdio: [RawFd; 3],
+    /// Whether they are a terminal, which controls the program's session.
+    is_terminal: bool,
     report: RawFd,
     must_change_user: bool,
     is_init: bool,
@@ -102,6 +167,10 @@ impl Start<'_> {
         // starts with 0 to 2 open; all pointers are to prepared, terminated memory.
         unsafe {
             libc::setsid();
+            // A refusal leaves the program without job control, which it tells itself.
+            if self.is_terminal {
+                libc::ioctl(self.stdio[0], libc::TIOCSCTTY, 0);
+            }
             for (to, from) in self.stdio.iter().enumerate() {
                 if libc::dup2(*from, to as RawFd) < 0 {
                     return (ChildStep::Execute, errno());

@@ -1,4 +1,4 @@
-//! The agent's ends of a program's three pipes, each with its credit.
+//! The agent's ends of a program's pipes, terminal or socket, each with its credit.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -20,10 +20,25 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(5);
 /// Output after the program's end that may still be its own: what fits into a pipe.
 const OWED: usize = 64 * 1024;
 
-/// The pipe to a program's standard input.
+/// What a terminal takes for the end of its input.
+const END_OF_TRANSMISSION: u8 = 4;
+
+/// What the end of the input means to the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InputEnd {
+    /// The pipe is closed.
+    Close,
+    /// The terminal, which cannot be closed in one direction, is told with a character.
+    Character,
+    /// The socket is closed in this direction.
+    Shutdown,
+}
+
+/// The way to a program's standard input, or into a socket.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(crate) struct Input {
     pipe: Option<OwnedFd>,
+    end: InputEnd,
     /// Pieces not yet written; of the first, `written` bytes are.
     queue: VecDeque<Vec<u8>>,
     written: usize,
@@ -32,10 +47,11 @@ pub(super) struct Input {
 }
 
 impl Input {
-    pub(super) fn new(pipe: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(pipe: Option<OwnedFd>, end: InputEnd) -> Self {
         let is_ended = pipe.is_none();
         Self {
             pipe,
+            end,
             queue: VecDeque::new(),
             written: 0,
             window: ReceiveWindow::default(),
@@ -44,41 +60,74 @@ impl Input {
     }
 
     /// Another session writes from now on, with credit of its own.
-    pub(super) fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         self.window = ReceiveWindow::default();
     }
 
     /// Whether data may come: it was asked for and has not ended.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !self.is_ended
     }
 
     /// Queues data and writes what the pipe takes.
-    pub(super) fn push(&mut self, data: Vec<u8>, link: Link<'_>) -> Result<(), CreditError> {
-        self.window.receive(data.len())?;
-        if !data.is_empty() {
-            self.queue.push_back(data);
-        }
+    pub(crate) fn push(&mut self, data: Vec<u8>, link: Link<'_>) -> Result<(), CreditError> {
+        self.hold(data)?;
         self.write(link);
         Ok(())
     }
 
-    /// No more data will come: closes the pipe behind what is queued.
-    pub(super) fn end(&mut self) {
-        self.is_ended = true;
-        if self.queue.is_empty() {
-            self.pipe = None;
+    /// Queues data.
+    pub(crate) fn hold(&mut self, data: Vec<u8>) -> Result<(), CreditError> {
+        self.window.receive(data.len())?;
+        if !data.is_empty() {
+            self.queue.push_back(data);
+        }
+        Ok(())
+    }
+
+    /// No more data will come: ends the input behind what is queued.
+    pub(crate) fn end(&mut self) {
+        if !std::mem::replace(&mut self.is_ended, true) && self.end == InputEnd::Character {
+            self.queue.push_back(vec![END_OF_TRANSMISSION]);
+        }
+        self.close_if_done();
+    }
+
+    /// Whether nothing can be passed on any more: the end was, or nobody takes it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.pipe.is_none()
+    }
+
+    /// Whether the socket has a peer.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.pipe.as_ref().is_some_and(|socket| rustix::net::getpeername(socket).is_ok())
+    }
+
+    /// Gives up what is queued: nobody takes it.
+    pub(crate) fn give_up(&mut self) {
+        self.pipe = None;
+    }
+
+    fn close_if_done(&mut self) {
+        if !self.is_ended || !self.queue.is_empty() {
+            return;
+        }
+        if let Some(pipe) = self.pipe.take()
+            && self.end == InputEnd::Shutdown
+        {
+            // A connection that is gone has ended in both directions.
+            let _ = rustix::net::shutdown(&pipe, rustix::net::Shutdown::Write);
         }
     }
 
     /// The pipe, if there is something to write.
-    pub(super) fn wants(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn wants(&self) -> Option<BorrowedFd<'_>> {
         self.pipe.as_ref().filter(|_| !self.queue.is_empty()).map(|pipe| pipe.as_fd())
     }
 
     /// Writes what the pipe takes and returns credit for it. Data for a program that no longer
     /// reads is dropped: that is for the program's exit code to tell.
-    pub(super) fn write(&mut self, link: Link<'_>) {
+    pub(crate) fn write(&mut self, link: Link<'_>) {
         let mut consumed = 0;
         while let Some(front) = self.queue.front() {
             let rest = &front[self.written..];
@@ -100,22 +149,21 @@ impl Input {
                 Err(_) => self.pipe = None,
             }
         }
-        if self.is_ended && self.queue.is_empty() {
-            self.pipe = None;
-        }
+        self.close_if_done();
         if let Some(bytes) = self.window.consume(consumed) {
             link.message(&GuestMessage::Credit { kind: KIND_STDIN, bytes });
         }
     }
 }
 
-/// A pipe from a program's standard output or error.
+/// The way from a program's standard output or error, or out of a socket.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     kind: u8,
     pipe: Option<OwnedFd>,
     window: SendWindow,
     drain: Option<Drain>,
+    is_dropped: bool,
 }
 
 /// A pipe that outlives its program, because others hold it open.
@@ -128,34 +176,56 @@ struct Drain {
 }
 
 impl Output {
-    pub(super) fn new(kind: u8, pipe: OwnedFd) -> Self {
-        Self { kind, pipe: Some(pipe), window: SendWindow::default(), drain: None }
+    pub(crate) fn new(kind: u8, pipe: Option<OwnedFd>) -> Self {
+        let window = SendWindow::default();
+        Self { kind, pipe, window, drain: None, is_dropped: false }
+    }
+
+    /// From now on nobody is sent what comes: it is read and dropped.
+    pub(crate) fn discard(&mut self) {
+        self.is_dropped = true;
+    }
+
+    /// Whether no more will come.
+    pub(crate) fn is_over(&self) -> bool {
+        self.pipe.is_none()
+    }
+
+    /// The descriptor itself.
+    pub(crate) fn descriptor(&self) -> Option<&OwnedFd> {
+        self.pipe.as_ref()
     }
 
     /// The frame kind that the output is sent as.
-    pub(super) fn kind(&self) -> u8 {
+    pub(crate) fn kind(&self) -> u8 {
         self.kind
     }
 
-    pub(super) fn grant(&mut self, bytes: u32) -> Result<(), CreditError> {
+    pub(crate) fn grant(&mut self, bytes: u32) -> Result<(), CreditError> {
         self.window.grant(bytes)
     }
 
     /// The pipe, if there is credit for what comes out of it.
-    pub(super) fn wants(&self) -> Option<BorrowedFd<'_>> {
-        self.pipe.as_ref().filter(|_| self.window.available() > 0).map(|pipe| pipe.as_fd())
+    pub(crate) fn wants(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().filter(|_| self.can_take()).map(|pipe| pipe.as_fd())
+    }
+
+    fn can_take(&self) -> bool {
+        self.is_dropped || self.window.available() > 0
     }
 
     /// Sends one piece of what the pipe holds.
-    pub(super) fn read(&mut self, link: Link<'_>, now: Instant) {
+    pub(crate) fn read(&mut self, link: Link<'_>, now: Instant) {
         let mut piece = [0; PIECE];
-        let wanted = PIECE.min(self.window.available());
+        let wanted = if self.is_dropped { PIECE } else { PIECE.min(self.window.available()) };
         let Some(pipe) = self.pipe.as_ref().filter(|_| wanted > 0) else { return };
         match rustix::io::read(pipe, &mut piece[..wanted]) {
             Ok(0) => self.pipe = None,
             Ok(len) => {
-                self.window.take(len);
-                link.data(self.kind, &piece[..len]);
+                if !self.is_dropped {
+                    self.window.take(len);
+                    link.data(self.kind, &piece[..len]);
+                }
                 if let Some(drain) = &mut self.drain {
                     drain.active = now;
                     drain.bytes += len;
@@ -167,18 +237,19 @@ impl Output {
     }
 
     /// Notes that the program has ended: from now on the pipe may be given up.
-    pub(super) fn begin_drain(&mut self, now: Instant) {
+    pub(crate) fn begin_drain(&mut self, now: Instant) {
         self.drain.get_or_insert(Drain { since: now, active: now, bytes: 0 });
     }
 
     /// Whether everything that is owed was sent. `could_read` tells whether the server was able to
     /// take data since it last asked.
-    pub(super) fn is_drained(&mut self, could_read: bool, now: Instant) -> bool {
+    pub(crate) fn is_drained(&mut self, could_read: bool, now: Instant) -> bool {
         if self.pipe.is_none() {
             return true;
         }
+        let can_take = self.can_take();
         let Some(drain) = &mut self.drain else { return false };
-        if !could_read || self.window.available() == 0 {
+        if !could_read || !can_take {
             drain.active = now;
             return false;
         }

@@ -4,6 +4,7 @@
 //! socket, it is an ordinary process on someone else's machine and leaves all that alone.
 
 mod clock;
+mod disks;
 mod names;
 mod network;
 
@@ -11,6 +12,7 @@ use mvm_core::guest::{Configuration, ErrorKind, GuestError};
 
 use crate::failure::{failure, invalid};
 
+pub(crate) use disks::unmount_all as unmount_disks;
 pub(crate) use network::bring_up_loopback;
 
 /// The machine that the agent runs on.
@@ -56,6 +58,7 @@ impl Machine {
             network::ensure(network)?;
             names::ensure_nameservers(&network.nameservers)?;
         }
+        disks::ensure_mounted(&configuration.disks)?;
         Ok(())
     }
 
@@ -84,7 +87,7 @@ fn check(configuration: &Configuration) -> Result<(), GuestError> {
         let text = format!("a prefix of {} bits is not an IPv4 subnet's", network.prefix_len);
         return Err(invalid(text));
     }
-    Ok(())
+    disks::check(&configuration.disks)
 }
 
 #[cfg(test)]

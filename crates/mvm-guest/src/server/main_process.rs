@@ -38,6 +38,7 @@ impl Server {
         }
         match self.streams.get_mut(&stream) {
             Some(Stream::Exec(exec)) => exec.input(data, link),
+            Some(Stream::Forward(forward)) => forward.input(data, link),
             _ => Ok(()),
         }
     }
@@ -100,6 +101,7 @@ pub(super) fn tell(
         HostMessage::Credit { kind, bytes } => return main.grant(kind, bytes),
         HostMessage::Signal { signal } => main.signal(signal),
         HostMessage::Eof { kind } => main.end_of(kind),
+        HostMessage::Resize(size) => main.resize(size),
         HostMessage::Cancel => main.detach(),
         _ => return Err(invalid(format!("stream {id} is in use"))),
     }

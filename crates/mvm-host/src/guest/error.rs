@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mvm_core::credit::CreditError;
 use mvm_core::frame::FrameError;
-use mvm_core::guest::{GuestError, MAX_STREAMS};
+use mvm_core::guest::{Feature, GuestError, MAX_STREAMS};
 
 /// Why a session, or one request in it, failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,6 +41,17 @@ pub enum SessionError {
     /// Too many streams are open. The request was not sent.
     #[error("{MAX_STREAMS} streams to the guest are open already")]
     Limit,
+    /// The guest agent is older than what is asked for. The request was not sent.
+    #[error("its guest agent is of an earlier version ({version}) without `{feature}`")]
+    Missing {
+        /// What it does not have.
+        feature: Feature,
+        /// Its version.
+        version: String,
+    },
+    /// The program runs on without the host, and so its output and end are not known.
+    #[error("the program was detached")]
+    Detached,
     /// More output came than the caller wants to hold.
     #[error("the program's output is over {max} bytes")]
     TooMuchOutput {

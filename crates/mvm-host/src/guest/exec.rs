@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN};
-use mvm_core::guest::{ExitStatus, GuestMessage, HostMessage};
+use mvm_core::guest::{ExitStatus, GuestMessage, HostMessage, TerminalSize};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::SessionError;
@@ -25,6 +25,8 @@ pub enum ExecEvent {
     Stderr(Vec<u8>),
     /// It ended; the last event.
     Exit(ExitStatus),
+    /// It runs on without the host, as was asked for; the last event.
+    Detached,
 }
 
 /// What a program wrote and how it ended.
@@ -59,6 +61,12 @@ pub struct ExecEvents {
 pub struct ExecInput {
     channel: Arc<Channel>,
     is_open: bool,
+}
+
+impl ExecInput {
+    pub(super) fn of(channel: Arc<Channel>) -> Self {
+        Self { channel, is_open: true }
+    }
 }
 
 impl Exec {
@@ -98,6 +106,7 @@ impl Exec {
                 ExecEvent::Stdout(data) => stdout.extend(data),
                 ExecEvent::Stderr(data) => stderr.extend(data),
                 ExecEvent::Exit(status) => return Ok(ExecOutput { stdout, stderr, status }),
+                ExecEvent::Detached => return Err(SessionError::Detached),
             }
             if stdout.len() + stderr.len() > max {
                 return Err(SessionError::TooMuchOutput { max });
@@ -108,17 +117,26 @@ impl Exec {
 }
 
 impl ExecEvents {
-    /// The next event; waits for it. The last one is [`ExecEvent::Exit`] or an error, and then
-    /// `None`. A program whose events are not taken is stopped by its full pipe. May be dropped
+    /// The next event; waits for it. The last one is [`ExecEvent::Exit`],
+    /// [`ExecEvent::Detached`] or an error, and then `None`. A program whose events are not taken is stopped by its full pipe. May be dropped
     /// while it waits, without losing an event.
     pub async fn next(&mut self) -> Option<Result<ExecEvent, SessionError>> {
         if self.is_over {
             return None;
         }
         let channel = &self.channel;
+        let next = async {
+            loop {
+                match channel.next().await {
+                    // The program's end, which follows, says more.
+                    Ok(Item::Message(GuestMessage::Eof { .. })) => {}
+                    item => return item,
+                }
+            }
+        };
         let item = match self.start {
-            None => channel.next().await,
-            Some((deadline, limit)) => match timeout_at(deadline, channel.next()).await {
+            None => next.await,
+            Some((deadline, limit)) => match timeout_at(deadline, next).await {
                 Ok(item) => item,
                 Err(_) => Err(SessionError::Timeout { request: "exec", limit }),
             },
@@ -128,6 +146,7 @@ impl ExecEvents {
             Item::Data(_, data) => Ok(ExecEvent::Stdout(data)),
             Item::Message(GuestMessage::Started { pid }) => Ok(ExecEvent::Started { pid }),
             Item::Message(GuestMessage::Exit(status)) => Ok(ExecEvent::Exit(status)),
+            Item::Message(GuestMessage::Done) => Ok(ExecEvent::Detached),
             Item::Message(GuestMessage::Error(error)) => {
                 Err(SessionError::Guest { request: "exec", error })
             }
@@ -136,7 +155,7 @@ impl ExecEvents {
             }
         });
         self.start = None;
-        if matches!(event, Ok(ExecEvent::Exit(_)) | Err(_)) {
+        if matches!(event, Ok(ExecEvent::Exit(_) | ExecEvent::Detached) | Err(_)) {
             self.is_over = true;
             self.channel.close();
         }
@@ -179,8 +198,30 @@ impl ExecInput {
     /// # Errors
     /// The session is over.
     pub async fn signal(&self, signal: i32) -> Result<(), SessionError> {
+        self.tell("signal", &HostMessage::Signal { signal }).await
+    }
+
+    /// Gives the program's terminal another size; a program without one takes no notice.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), SessionError> {
+        self.tell("resize", &HostMessage::Resize(size)).await
+    }
+
+    /// Lets the program run on without the host; [`ExecEvent::Detached`] tells that it does. The
+    /// guest must have [`Feature::Detach`](mvm_core::guest::Feature::Detach).
+    ///
+    /// # Errors
+    /// The session is over.
+    pub async fn detach(&self) -> Result<(), SessionError> {
+        self.tell("detach", &HostMessage::Detach).await
+    }
+
+    /// Says something to a program that runs; one that has ended is not told.
+    async fn tell(&self, name: &'static str, message: &HostMessage) -> Result<(), SessionError> {
         match self.channel.is_open() {
-            true => self.channel.send("signal", &HostMessage::Signal { signal }).await,
+            true => self.channel.send(name, message).await,
             false => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN};
-use mvm_core::guest::{ExitStatus, GuestMessage, HostMessage, MainState};
+use mvm_core::guest::{ExitStatus, GuestMessage, HostMessage, MainState, TerminalSize};
 use tokio::time::timeout;
 
 use super::error::SessionError;
@@ -118,6 +118,14 @@ impl MainInput {
     /// The session is over.
     pub async fn signal(&self, signal: i32) -> Result<(), SessionError> {
         self.tell("signal", &HostMessage::Signal { signal }).await
+    }
+
+    /// Gives the process's terminal another size.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), SessionError> {
+        self.tell("resize", &HostMessage::Resize(size)).await
     }
 
     async fn tell(&self, name: &'static str, message: &HostMessage) -> Result<(), SessionError> {

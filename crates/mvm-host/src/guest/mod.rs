@@ -7,6 +7,7 @@
 
 mod error;
 mod exec;
+mod forward;
 mod main_process;
 mod outgoing;
 mod session;
@@ -15,6 +16,7 @@ mod streams;
 
 pub use error::SessionError;
 pub use exec::{Exec, ExecEvent, ExecEvents, ExecInput, ExecOutput, KernelLog};
+pub use forward::{Forward, ForwardEvent, ForwardEvents};
 pub use main_process::{MainEvent, MainEvents, MainInput};
 pub use session::{Session, SessionMode};
 

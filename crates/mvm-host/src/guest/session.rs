@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use mvm_core::frame::{Decoder, KIND_STDIN};
 use mvm_core::guest::{
-    Configuration, ExecRequest, FLUSH_LEN, GUEST_MAGIC, GuestMessage, HOST_MAGIC, Health, Hello,
-    HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION, MainRequest, MainState, Preamble,
+    Configuration, ExecRequest, FLUSH_LEN, Feature, ForwardTarget, GUEST_MAGIC, GuestMessage,
+    HOST_MAGIC, Health, Hello, HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION,
+    MainRequest, MainState, Preamble,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 
 use super::error::SessionError;
 use super::exec::{Exec, KernelLog};
+use super::forward::Forward;
 use super::main_process::{self, MainEvents, MainInput};
 use super::outgoing::{Outgoing, Step};
 use super::streams::{Item, Stream, Streams};
@@ -106,6 +108,9 @@ impl Session {
         configuration: Configuration,
         limit: Duration,
     ) -> Result<(), SessionError> {
+        if !configuration.disks.is_empty() {
+            self.need(Feature::Disks)?;
+        }
         let message = HostMessage::Configure(configuration);
         self.request_done("configure", message, limit).await
     }
@@ -135,13 +140,21 @@ impl Session {
     /// the program runs, and comes within `start_limit`.
     ///
     /// # Errors
-    /// The request is too large, too many streams are open, the guest does not read, or the
-    /// session is over.
+    /// The request is too large or asks for what the guest does not have, too many streams are
+    /// open, the guest does not read, or the session is over.
     pub async fn exec(
         &self,
         request: ExecRequest,
         start_limit: Duration,
     ) -> Result<Exec, SessionError> {
+        let needed = [
+            (request.terminal.is_some(), Feature::Terminal),
+            (request.detach, Feature::Detach),
+            (request.builtin, Feature::Builtins),
+        ];
+        for (_, feature) in needed.into_iter().filter(|(is_needed, _)| *is_needed) {
+            self.need(feature)?;
+        }
         let has_stdin = request.stdin;
         let request = HostMessage::Exec(request);
         let channel = self.open_stream("exec", &request, start_limit).await?;
@@ -158,8 +171,38 @@ impl Session {
         request: MainRequest,
         limit: Duration,
     ) -> Result<(MainState, MainEvents, MainInput), SessionError> {
+        self.need(Feature::Main)?;
         let request = HostMessage::Main(request);
         main_process::attach(self.open_stream("main", &request, limit).await?, limit).await
+    }
+
+    /// Connects to a socket in the guest. It returns when the request is on its way; the first
+    /// event tells whether the socket accepts, and comes within `limit`.
+    ///
+    /// # Errors
+    /// The guest cannot do it, too many streams are open, the guest does not read, or the session
+    /// is over.
+    pub async fn forward(
+        &self,
+        target: ForwardTarget,
+        limit: Duration,
+    ) -> Result<Forward, SessionError> {
+        self.need(Feature::Forward)?;
+        let request = HostMessage::Forward(target);
+        let channel = self.open_stream("forward", &request, limit).await?;
+        Ok(Forward::new(channel, limit))
+    }
+
+    /// Checks that the guest has an ability.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn need(&self, feature: Feature) -> Result<(), SessionError> {
+        let hello = self.hello();
+        if hello.features.iter().any(|name| name == feature.name()) {
+            return Ok(());
+        }
+        Err(SessionError::Missing { feature, version: hello.agent_version.clone() })
     }
 
     /// Reads the guest kernel's log as text lines: what it holds and, if following, what comes.

@@ -11,7 +11,7 @@ pub use serve::serve;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mvm_core::guest::{Configuration, Health, Hello};
+use mvm_core::guest::{Configuration, Feature, Health, Hello};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -110,7 +110,7 @@ impl SimGuest {
             kernel: KERNEL.into(),
             session: state.sessions,
             configured: state.configuration.is_some(),
-            features: Vec::new(),
+            features: vec![Feature::Disks.name().to_owned()],
         }
     }
 

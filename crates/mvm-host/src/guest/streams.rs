@@ -20,7 +20,7 @@ const MOST_ITEMS: usize = 256;
 pub(super) enum Item {
     /// Data of a kind.
     Data(u8, Vec<u8>),
-    /// `started`, or the stream's last message.
+    /// `started`, `connected`, `eof`, or the stream's last message.
     Message(GuestMessage),
 }
 
@@ -31,6 +31,7 @@ struct State {
     stderr: ReceiveWindow,
     stdin: SendWindow,
     is_started: bool,
+    is_eof: bool,
     /// Whether the guest has sent the last message, or the session is over.
     is_ended: bool,
     error: Option<SessionError>,
@@ -266,11 +267,19 @@ impl Streams {
         }
         let mut state = stream.state();
         match message {
-            GuestMessage::Started { .. } | GuestMessage::Main(_) if state.is_started => {
+            GuestMessage::Started { .. } | GuestMessage::Connected | GuestMessage::Main(_)
+                if state.is_started =>
+            {
                 return Err(SessionError::protocol(format!("stream {id} started twice")));
             }
-            GuestMessage::Started { .. } | GuestMessage::Main(_) => {
+            GuestMessage::Started { .. } | GuestMessage::Connected | GuestMessage::Main(_) => {
                 state.is_started = true;
+                state.items.push_back(Item::Message(message));
+                drop(state);
+                stream.arrived.notify_one();
+            }
+            GuestMessage::Eof { kind: KIND_STDOUT } if !state.is_eof => {
+                state.is_eof = true;
                 state.items.push_back(Item::Message(message));
                 drop(state);
                 stream.arrived.notify_one();

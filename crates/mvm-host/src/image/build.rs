@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use mvm_core::image::ImageConfig;
 use mvm_core::name::RevisionId;
 
 use super::ImageError;
@@ -21,13 +22,15 @@ use super::revision::{
     AgentRecord, INITRD, KernelRecord, MANIFEST, Manifest, ROOT, Revision, SCHEMA, SourceRecord,
     VMLINUZ,
 };
-use super::source::{ImageSource, Ownership};
+use super::source::{ImageSource, Ownership, Times};
 use crate::bootstrap::Outcome;
 use crate::bootstrap::kernel::{Kernel, StoredFile};
 use crate::process::Tool;
 
 /// The filesystem's UUID; a random one would make each build differ.
 const ROOT_UUID: &str = "6d766d00-0000-4000-8000-726f6f740001";
+/// The latest time that a file keeps, in seconds since 1970: in the year 2106.
+const LATEST_TIME: &str = "4294967295";
 
 /// What a revision is made from.
 pub struct BuildInputs<'a> {
@@ -97,8 +100,12 @@ impl ImageStore {
         let mut manifest = Manifest {
             schema: SCHEMA,
             revision: id.clone(),
-            source: SourceRecord { description: inputs.source.describe(), fingerprint },
-            config: inputs.source.config(),
+            source: SourceRecord {
+                description: inputs.source.describe(),
+                fingerprint,
+                layers: inputs.source.layers(),
+            },
+            config: ImageConfig::default(),
             kernel: KernelRecord {
                 id: inputs.kernel.id().clone(),
                 release: inputs.kernel.manifest().release.clone(),
@@ -115,6 +122,7 @@ impl ImageStore {
         write_root_filesystem(inputs.source, temp.path(), progress)
             .await
             .map_err(|error| error.at(&self.dir))?;
+        manifest.config = inputs.source.config();
         let dest = self.dir.join(id.as_str());
         let work = move || {
             for name in [VMLINUZ, INITRD, ROOT] {
@@ -130,6 +138,7 @@ impl ImageStore {
         };
         let revision = tokio::task::spawn_blocking(work).await;
         let revision = revision.map_err(io::Error::other).named("build in", &self.dir)??;
+        inputs.source.written().await;
         Ok((revision, Outcome::Made))
     }
 
@@ -184,7 +193,12 @@ async fn write_root_filesystem(
     let root = dir.join(ROOT);
     step(progress, "making the root filesystem".to_owned(), async {
         // Uncompressed: guests read it faster, and one page cache serves all of them.
-        let mut tool = Tool::new("mkfs.erofs").args(["--quiet", "-T0", "-U", ROOT_UUID]);
+        let mut tool = Tool::new("mkfs.erofs").args(["--quiet", "-U", ROOT_UUID]);
+        tool = match source.times() {
+            Times::Fixed => tool.arg("-T0"),
+            // The files keep their times; the filesystem's own is this one, and files' are not later.
+            Times::AsWritten => tool.env("SOURCE_DATE_EPOCH", LATEST_TIME).arg("--preserve-mtime"),
+        };
         if source.ownership() == Ownership::AllRoot {
             tool = tool.arg("--all-root");
         }

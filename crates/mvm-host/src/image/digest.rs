@@ -87,6 +87,22 @@ impl From<Digest> for String {
     }
 }
 
+/// The digest of bytes that come in pieces.
+#[derive(Default)]
+pub(crate) struct Hasher(Sha256);
+
+impl Hasher {
+    /// Adds the next bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of everything added.
+    pub(crate) fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
 /// A digest over several named inputs, so that no two different sets of inputs collide by
 /// concatenation.
 #[derive(Default)]

@@ -119,6 +119,12 @@ impl TempTree {
         &self.path
     }
 
+    /// Moves the directory to its final name, without waiting for the disk: for what can be made
+    /// again and says itself whether it is whole.
+    pub(crate) fn rename(self, dest: &Path) -> Result<(), FileError> {
+        fs::rename(&self.path, dest).named("create", dest)
+    }
+
     /// Moves the directory to its final name, durably.
     pub(crate) fn publish(self, dest: &Path) -> Result<(), FileError> {
         publish_dir(&self.path, dest)

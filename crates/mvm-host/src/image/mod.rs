@@ -15,11 +15,13 @@ pub mod digest;
 pub mod disk;
 pub mod durable;
 pub mod initrd;
+pub mod oci;
 pub mod progress;
 pub mod revision;
 pub mod source;
 
 pub use builtin::BuiltinSource;
+pub use oci::{LayerCache, OciSource, RegistryConfig};
 pub use revision::Revision;
 pub use source::ImageSource;
 
@@ -45,6 +47,9 @@ pub enum ImageError {
     /// A package or the kernel cannot be had.
     #[error(transparent)]
     Bootstrap(BootstrapError),
+    /// A container image cannot be had or used.
+    #[error(transparent)]
+    Oci(#[from] oci::OciError),
     /// A program for the image needs a dynamic loader, which the image does not have.
     #[error("{path} is not a statically linked 64-bit program")]
     NotStatic {

@@ -38,6 +38,9 @@ pub struct SourceRecord {
     pub description: String,
     /// The digest of the inputs.
     pub fingerprint: Digest,
+    /// The cached layers that it was made of, from the bottom.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Digest>,
 }
 
 /// The kernel of a revision.

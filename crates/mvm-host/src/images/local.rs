@@ -11,8 +11,9 @@ use crate::bootstrap::{KernelStore, Outcome};
 use crate::guest::AGENT_BINARY;
 use crate::image::build::{BuildInputs, ImageStore};
 use crate::image::disk::{LayerTemplates, create_layer};
-use crate::image::progress::Progress;
-use crate::image::{BuiltinSource, ImageError};
+use crate::image::oci::OciError;
+use crate::image::progress::{OnProgress, Progress};
+use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource, RegistryConfig};
 
 /// Where downloaded packages are kept, below the state directory.
 const PACKAGE_CACHE: &str = "cache/packages";
@@ -22,6 +23,7 @@ const PACKAGE_CACHE: &str = "cache/packages";
 pub struct LocalImages {
     state_dir: PathBuf,
     store: ImageStore,
+    layers: LayerCache,
     templates: LayerTemplates,
 }
 
@@ -31,8 +33,43 @@ impl LocalImages {
         Self {
             state_dir: state_dir.to_owned(),
             store: ImageStore::new(state_dir),
+            layers: LayerCache::new(state_dir),
             templates: LayerTemplates::new(state_dir),
         }
+    }
+
+    /// Finds out what an image is now; a tag of a registry may mean another image every time.
+    async fn source(
+        &self,
+        spec: &ImageSpec,
+        progress: OnProgress<'_>,
+    ) -> Result<Box<dyn ImageSource>, ImageError> {
+        let layers = &self.layers;
+        Ok(match spec {
+            ImageSpec::Builtin => {
+                let cache = self.state_dir.join(PACKAGE_CACHE);
+                Box::new(BuiltinSource::resolve(&cache, progress).await?)
+            }
+            ImageSpec::OciLayout { path, tag } => {
+                Box::new(OciSource::layout(Path::new(path), tag.as_deref(), layers).await?)
+            }
+            ImageSpec::OciArchive { path, tag } => {
+                Box::new(OciSource::oci_archive(Path::new(path), tag.as_deref(), layers).await?)
+            }
+            ImageSpec::DockerArchive { path, name } => {
+                let name = name.as_deref();
+                Box::new(OciSource::docker_archive(Path::new(path), name, layers).await?)
+            }
+            ImageSpec::Registry(reference) => {
+                let config = RegistryConfig::from_environment(&self.state_dir);
+                Box::new(OciSource::pull(reference, &config, layers, progress).await?)
+            }
+            ImageSpec::Debian { .. } | ImageSpec::RootFs { .. } => {
+                let image = spec.to_string();
+                let problem = "this version cannot build from it".to_owned();
+                return Err(OciError::Image { image, problem }.into());
+            }
+        })
     }
 }
 
@@ -54,15 +91,10 @@ impl Images for LocalImages {
             .ok_or_else(|| ImagesError {
                 message: "no guest kernel is installed: run `mvm bootstrap`".to_owned(),
             })?;
-        let source = match spec {
-            ImageSpec::Builtin => {
-                let cache = self.state_dir.join(PACKAGE_CACHE);
-                BuiltinSource::resolve(&cache, &on_progress).await.map_err(|e| failed(&e))?
-            }
-        };
+        let source = self.source(spec, &on_progress).await.map_err(|error| failed(&error))?;
         let version = env!("CARGO_PKG_VERSION");
         let inputs = BuildInputs {
-            source: &source,
+            source: source.as_ref(),
             kernel: &kernel,
             agent: AGENT_BINARY,
             agent_version: version,

@@ -21,10 +21,10 @@ pub const CONSOLE_LOG: &str = "console.log";
 /// File in [`VmSpec::dir`] that keeps what the VMM itself printed.
 pub const VMM_LOG: &str = "vmm.log";
 
-/// Whether a disk may be written.
+/// Whether a disk may be written. A disk that one microVM writes is refused to every other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskAccess {
-    /// Shared by any number of microVMs.
+    /// Shared by any number of microVMs that only read.
     ReadOnly,
     /// Private to one microVM.
     ReadWrite,
@@ -112,6 +112,14 @@ pub enum VmmError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// Another microVM has the disk: two may share one that both only read.
+    #[error(
+        "{path} is in use by another microVM, and a disk has either one writer or only readers"
+    )]
+    DiskInUse {
+        /// The disk's image file.
+        path: PathBuf,
     },
     /// The VMM's process could not be started.
     #[error("cannot start `{program}`")]

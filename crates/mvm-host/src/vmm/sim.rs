@@ -242,8 +242,7 @@ fn refuse_second_writer(state: &WorldState, spec: &VmSpec) -> Result<(), VmmErro
         let shared = spec.disks.iter().find(|own| own.path == theirs.path);
         let Some(own) = shared else { continue };
         if own.access == DiskAccess::ReadWrite || theirs.access == DiskAccess::ReadWrite {
-            let log = format!("{}: failed to get the write lock", own.path.display());
-            return Err(VmmError::DiedAtStart { log });
+            return Err(VmmError::DiskInUse { path: own.path.clone() });
         }
     }
     Ok(())

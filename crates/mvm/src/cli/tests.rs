@@ -158,7 +158,7 @@ fn completions_are_made_for_every_shell() {
         let (ui, captured) = capture::ui();
         let cli = Cli::try_parse_from(["mvm", "completions", shell]).unwrap();
         run(cli, Rc::new(ui)).unwrap();
-        assert!(captured.data().contains("bootstrap"), "{shell}");
+        assert!(captured.data().contains("mvm"), "{shell}");
     }
 }
 
@@ -173,4 +173,14 @@ fn the_version_is_data() {
 #[test]
 fn a_log_level_that_does_not_exist_is_a_usage_error() {
     assert_eq!(log_to_stderr("a=b=c").unwrap_err().exit_code(), exit::USAGE);
+}
+
+#[test]
+fn an_errors_usage_is_the_verbs_own_whatever_the_environment_sets() {
+    let words = ["mvm", "--state-dir", "/x", "disk", "create"];
+    let mut error = Cli::try_parse_from(words).unwrap_err();
+    show_own_usage(&mut error, words.iter().map(ToString::to_string));
+    let text = error.to_string();
+    assert!(text.contains("Usage: mvm disk create [OPTIONS] --size <SIZE> <PATH>"), "{text}");
+    assert!(!text.contains("--state-dir"), "{text}");
 }

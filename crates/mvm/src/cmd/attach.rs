@@ -4,11 +4,12 @@ use clap::Args;
 use mvm_core::name::{InstancePath, Selector};
 use mvm_wire::{Call, Connection, Reply};
 
-use super::exec::{signals, standard_input};
+use super::exec;
 use crate::cli::Context;
 use crate::client::unexpected;
+use crate::detach_keys::DetachKeys;
 use crate::error::{Error, Result};
-use crate::exec::{self, Streams};
+use crate::exec::Outcome;
 
 /// Attach to an instance's main process.
 ///
@@ -27,13 +28,28 @@ pub(crate) struct Attach {
     /// Pass standard input on to the process.
     #[arg(short, long)]
     interactive: bool,
+    /// Treat this terminal as the process's own: for one that was started with -t.
+    #[arg(short, long)]
+    tty: bool,
+    /// The keys that leave the process running, or `none`.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", requires = "tty")]
+    detach_keys: DetachKeys,
 }
 
 impl Attach {
     /// Runs the verb; the result is the process's exit code.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
-        let (connection, _) = open(context, self.selector, false).await?;
-        follow(connection, self.interactive).await
+        if self.tty {
+            exec::need_terminal()?;
+        }
+        let (connection, path) = open(context, self.selector, false).await?;
+        let (has_stdin, has_terminal) = (self.interactive, self.tty);
+        let ways = Ways { has_stdin, has_terminal, detach_keys: self.detach_keys };
+        let code = follow(connection, ways).await;
+        if matches!(code, Err(Error::HungUp)) {
+            context.ui.remark(&format!("{path} goes on"));
+        }
+        code
     }
 }
 
@@ -51,15 +67,27 @@ pub(crate) async fn open(
     }
 }
 
+/// How this command is connected to a main process.
+#[derive(Debug, Clone)]
+pub(crate) struct Ways {
+    /// Whether standard input is passed on.
+    pub(crate) has_stdin: bool,
+    /// Whether the process has this command's terminal.
+    pub(crate) has_terminal: bool,
+    /// The keys that leave it running.
+    pub(crate) detach_keys: DetachKeys,
+}
+
 /// Follows the main process to its end; the result is its exit code.
-pub(crate) async fn follow(connection: Connection, is_interactive: bool) -> Result<u8> {
-    let signals = signals().map_err(|source| Error::Read { what: "signals".to_owned(), source })?;
-    let streams = Streams {
-        stdin: is_interactive.then(standard_input),
-        signals,
-        stdout: tokio::io::stdout(),
-        stderr: tokio::io::stderr(),
-    };
-    let code = exec::attach(connection, streams).await?.shell_code();
-    Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+///
+/// # Errors
+/// It could not be started, or the connection to it was lost. A person who leaves it running
+/// has hung up.
+pub(crate) async fn follow(connection: Connection, ways: Ways) -> Result<u8> {
+    let Ways { has_stdin, has_terminal, detach_keys } = ways;
+    let keys = (has_stdin && has_terminal).then_some(detach_keys);
+    match exec::carry(connection, has_stdin, has_terminal, keys).await? {
+        Outcome::Exited(status) => Ok(exec::exit_code(status)),
+        Outcome::Detached => Err(Error::HungUp),
+    }
 }

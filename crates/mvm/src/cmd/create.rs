@@ -2,6 +2,7 @@
 
 use clap::Args;
 use mvm_core::admit::Request;
+use mvm_core::disk::DiskMount;
 use mvm_core::name::PoolPath;
 
 use crate::cli::Context;
@@ -17,7 +18,8 @@ use crate::wait::Goal;
 #[command(after_help = "\
 Examples:
   mvm instance create demo/hello --start
-  mvm instance create demo/hello --count 10")]
+  mvm instance create demo/hello --count 10
+  mvm instance create demo/hello --start --disk-attach data:/srv/data")]
 pub(crate) struct Create {
     /// The pool, as TENANT/POOL.
     pool: PoolPath,
@@ -27,6 +29,9 @@ pub(crate) struct Create {
     /// Start them at once.
     #[arg(long)]
     start: bool,
+    /// Give them a data disk besides the pool's, mounted on PATH; with :ro it is only read.
+    #[arg(long, value_name = "NAME:/PATH[:ro]")]
+    disk_attach: Vec<DiskMount>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -34,8 +39,8 @@ pub(crate) struct Create {
 impl Create {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let Self { pool, count, start, wait } = self;
-        let request = Request::InstanceCreate { pool, count, start };
+        let Self { pool, count, start, disk_attach: disks, wait } = self;
+        let request = Request::InstanceCreate { pool, count, start, disks };
         carry_out(context, request, Goal::Settled, &wait).await?.print_instances(context)
     }
 }

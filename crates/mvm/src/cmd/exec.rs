@@ -3,32 +3,37 @@
 use std::io::{self, Read};
 
 use clap::Args;
-use mvm_core::guest::ExecRequest;
+use mvm_core::guest::{ExecRequest, ExitStatus};
 use mvm_core::name::Selector;
-use mvm_wire::Call;
 use mvm_wire::connection::DATA_PIECE;
+use mvm_wire::{Call, Connection};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::process_args::variable;
 use crate::cli::Context;
-use crate::error::{Error, Result};
-use crate::exec::{SIGINT, SIGTERM, Streams, attach};
+use crate::detach_keys::{DetachFilter, DetachKeys};
+use crate::error::{Error, Result, exit};
+use crate::exec::{Event, Outcome, SIGHUP, SIGINT, SIGQUIT, SIGTERM, Streams, attach};
+use crate::terminal::{self, RawTerminal};
 use crate::units::Seconds;
 
 /// Run a program in an instance.
 ///
 /// Its output, errors and exit code are passed on as they are. Standard input is not read unless
-/// -i is given. Ctrl-C goes to the program; a second one within two seconds hangs up, which ends
-/// the program.
+/// -i is given. Without -t, Ctrl-C goes to the program as a signal; a second one within two seconds
+/// hangs up, which ends the program. With -t the program has a terminal, and every key goes to it;
+/// Ctrl-P Ctrl-Q leaves the program running and comes back.
 #[derive(Debug, Args)]
 #[command(override_usage = "mvm exec [OPTIONS] <SELECTOR> [--] <COMMAND>...")]
 #[command(after_help = "\
 Examples:
   mvm exec demo/hello -- uname -sr
+  mvm exec -it demo/hello -- sh
   mvm exec i-3f2a -e GREETING=hello -w /tmp -- sh -c 'echo $GREETING from $PWD'
   mvm exec demo/hello -i -- tar -xf - -C /srv
   mvm exec demo/hello --timeout 10 -u nobody -- sleep 60
+  mvm exec demo/hello -d -- sh -c 'sleep 5; sync'
 
 The exit code is the program's own, 128 + the signal that ended it, 124 if it ran into
 --timeout, 126 if it may not be run and 127 if it does not exist.")]
@@ -41,7 +46,8 @@ pub(crate) struct Exec {
     /// The directory to run in; the user's home if absent.
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// The user to run as: NAME, UID or either with :GROUP; root if absent.
+    /// The user to run as: NAME, UID or either with :GROUP; root if absent. A UID that the image
+    /// does not know has group 0.
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
     /// Kill the program after this long.
@@ -50,6 +56,15 @@ pub(crate) struct Exec {
     /// Pass standard input on to the program.
     #[arg(short, long)]
     interactive: bool,
+    /// Give the program a terminal: yours. Its errors come with its output.
+    #[arg(short, long)]
+    tty: bool,
+    /// Start the program and leave it running; its output is dropped.
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
+    /// The keys that leave the program running, or `none`.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", requires = "tty")]
+    detach_keys: DetachKeys,
     /// The program and its arguments; `--` before it may be left out.
     #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -58,33 +73,140 @@ pub(crate) struct Exec {
 impl Exec {
     /// Runs the verb; the result is the program's exit code.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
-        let is_interactive = self.interactive;
+        let mut env = self.env;
+        if self.tty {
+            need_terminal()?;
+            let is_set = env.iter().any(|(name, _)| name == "TERM");
+            if let Some(term) = std::env::var("TERM").ok().filter(|_| !is_set) {
+                env.push(("TERM".to_owned(), term));
+            }
+        }
         let request = ExecRequest {
             argv: self.command,
-            env: self.env,
+            env,
             cwd: self.workdir,
             user: self.user,
-            stdin: is_interactive,
+            stdin: self.interactive,
             timeout_ms: self.timeout.map(Seconds::as_millis),
+            terminal: self.tty.then(terminal::size),
+            detach: self.detach,
+            builtin: false,
         };
-        let connection =
-            context.client.start(&Call::Exec { selector: self.selector, request }).await?;
-        let signals =
-            signals().map_err(|source| Error::Read { what: "signals".to_owned(), source })?;
-        let streams = Streams {
-            stdin: is_interactive.then(standard_input),
-            signals,
-            stdout: tokio::io::stdout(),
-            stderr: tokio::io::stderr(),
-        };
-        let code = attach(connection, streams).await?.shell_code();
-        Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+        let keys = (self.tty && self.interactive).then_some(self.detach_keys);
+        run(context, self.selector, request, keys).await
     }
 }
 
+/// Refuses -t without a terminal.
+pub(crate) fn need_terminal() -> Result<()> {
+    match terminal::is_present() {
+        true => Ok(()),
+        false => Err(Error::Usage {
+            message: "-t needs a terminal, and standard input is none".to_owned(),
+            hint: "leave -t out: -i alone passes standard input on".to_owned(),
+        }),
+    }
+}
+
+/// Runs a program in a guest with this command's standard streams, and with its terminal if the
+/// request has one; the result is the program's exit code.
+///
+/// # Errors
+/// The program could not be run, or the connection to it was lost.
+pub(crate) async fn run(
+    context: &Context,
+    selector: Selector,
+    request: ExecRequest,
+    detach_keys: Option<DetachKeys>,
+) -> Result<u8> {
+    let (has_stdin, has_terminal) = (request.stdin, request.terminal.is_some());
+    let connection = context.client.start(&Call::Exec { selector, request }).await?;
+    match carry(connection, has_stdin, has_terminal, detach_keys).await? {
+        Outcome::Exited(status) => Ok(exit_code(status)),
+        Outcome::Detached => {
+            context.ui.remark("detached: the program runs on");
+            Ok(exit::OK)
+        }
+    }
+}
+
+/// What this command ends with after a program has.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    u8::try_from(status.shell_code() & 0xff).unwrap_or(u8::MAX)
+}
+
+/// Carries a program's streams, signals and sizes between this command's own and a connection.
+///
+/// # Errors
+/// The program could not be run, the connection to it was lost, or the person hung up.
+pub(crate) async fn carry(
+    connection: Connection,
+    has_stdin: bool,
+    has_terminal: bool,
+    detach_keys: Option<DetachKeys>,
+) -> Result<Outcome> {
+    let signals_failed = |source| Error::Read { what: "signals".to_owned(), source };
+    let terminal = match has_terminal && has_stdin {
+        true => RawTerminal::enter()
+            .map_err(|source| Error::Read { what: "the terminal".to_owned(), source })?,
+        false => None,
+    };
+    let (sender, events) = mpsc::channel(8);
+    forward_signals(sender.clone()).map_err(signals_failed)?;
+    if has_terminal {
+        // Room for one is there.
+        let _ = sender.try_send(Event::Resize(terminal::size()));
+    }
+    let follow = follow_terminal(terminal, has_terminal, sender).map_err(signals_failed)?;
+    let streams = Streams {
+        stdin: has_stdin.then(standard_input),
+        detach: detach_keys.map(DetachFilter::new),
+        events,
+        has_terminal,
+        stdout: tokio::io::stdout(),
+        stderr: tokio::io::stderr(),
+    };
+    // The terminal is given back before anything else is printed on it.
+    tokio::select! {
+        outcome = attach(connection, streams) => outcome,
+        () = follow => Err(Error::HungUp),
+    }
+}
+
+/// Tells of the terminal's sizes, and keeps it raw over a stop of this command. It does not end; the
+/// terminal is given back when it is dropped.
+fn follow_terminal(
+    terminal: Option<RawTerminal>,
+    has_terminal: bool,
+    events: mpsc::Sender<Event>,
+) -> io::Result<impl Future<Output = ()>> {
+    let mut resized = signal(SignalKind::window_change())?;
+    // There is no name for SIGCONT.
+    let mut continued = signal(SignalKind::from_raw(SIGCONT))?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                Some(()) = resized.recv() => {}
+                Some(()) = continued.recv() => {
+                    if let Some(terminal) = &terminal {
+                        // One that refuses now is gone.
+                        let _ = terminal.make_raw();
+                    }
+                }
+            }
+            if has_terminal && events.send(Event::Resize(terminal::size())).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    })
+}
+
+/// The Linux number of SIGCONT.
+const SIGCONT: i32 = 18;
+
 /// Reads standard input in a thread of its own, which nothing waits for: a read of a terminal
 /// cannot be called off.
-pub(crate) fn standard_input() -> mpsc::Receiver<Vec<u8>> {
+fn standard_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut stdin = io::stdin().lock();
@@ -103,22 +225,25 @@ pub(crate) fn standard_input() -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// The signals that are forwarded, as they arrive.
-pub(crate) fn signals() -> io::Result<mpsc::Receiver<i32>> {
+/// Tells of the signals that may be for the program, as they arrive.
+fn forward_signals(events: mpsc::Sender<Event>) -> io::Result<()> {
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let (sender, receiver) = mpsc::channel(8);
     // It ends with the runtime, which ends with the command.
     tokio::spawn(async move {
         loop {
             let number = tokio::select! {
+                Some(()) = hang_up.recv() => SIGHUP,
                 Some(()) = interrupt.recv() => SIGINT,
+                Some(()) = quit.recv() => SIGQUIT,
                 Some(()) = terminate.recv() => SIGTERM,
             };
-            if sender.send(number).await.is_err() {
+            if events.send(Event::Signal(number)).await.is_err() {
                 return;
             }
         }
     });
-    Ok(receiver)
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use mvm_core::admit::Request;
+use mvm_core::disk::DiskMount;
 use mvm_core::image::ImageSpec;
 use mvm_core::name::{PoolPath, TenantName};
 use mvm_core::spec::{NetMode, PoolSpec, RestartPolicy};
@@ -42,7 +43,8 @@ enum Verb {
 Examples:
   mvm pool create demo/hello
   mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always
-  mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080")]
+  mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080
+  mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
 struct Create {
     /// The pool, as TENANT/POOL.
     path: PoolPath,
@@ -82,11 +84,14 @@ struct SpecArgs {
     #[arg(long, value_name = "SECONDS")]
     #[arg(default_value_t = Seconds(PoolSpec::default().boot_timeout_s.into()))]
     boot_timeout: Seconds,
+    /// Give each instance a data disk, mounted on PATH; with :ro it is only read.
+    #[arg(long, value_name = "NAME:/PATH[:ro]")]
+    disk_attach: Vec<DiskMount>,
 }
 
 impl From<SpecArgs> for PoolSpec {
     fn from(args: SpecArgs) -> Self {
-        let SpecArgs { image, vcpus, mem, disk, net, restart, boot_timeout } = args;
+        let SpecArgs { image, vcpus, mem, disk, net, restart, boot_timeout, disk_attach } = args;
         Self {
             image,
             vcpus,
@@ -95,6 +100,7 @@ impl From<SpecArgs> for PoolSpec {
             net,
             restart,
             boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
+            disks: disk_attach,
             ..Self::default()
         }
     }

@@ -7,9 +7,11 @@ use mvm_core::name::{InstancePath, PoolName, PoolPath, Selector, TenantName};
 use mvm_core::spec::{NetMode, PoolSpec, Quota, RestartPolicy};
 use mvm_wire::ErrorCode;
 
+use super::attach::Ways;
 use super::process_args::ProcessArgs;
-use super::{attach, bootstrap, up};
+use super::{attach, bootstrap, exec, up};
 use crate::cli::Context;
+use crate::detach_keys::DetachKeys;
 use crate::error::{Error, Result, exit};
 use crate::request::{self, WaitArgs, carry_out};
 use crate::units::Mib;
@@ -30,6 +32,7 @@ const NAME_ATTEMPTS: u32 = 8;
 Examples:
   mvm run --rm builtin -- sh -c 'echo hello from $(uname -sr)'
   echo hello | mvm run --rm -i builtin -- cat
+  mvm run --rm -it builtin -- sh
   mvm run -d --name web builtin -- httpd -f -p 80
   mvm run --rm -e NAME=value -u nobody -w /tmp builtin -- env
 
@@ -44,11 +47,17 @@ pub(crate) struct Run {
     #[arg(long)]
     rm: bool,
     /// Run it in the background, and print the instance's path.
-    #[arg(short, long, conflicts_with = "interactive")]
+    #[arg(short, long)]
     detach: bool,
-    /// Pass standard input on to the process.
+    /// Pass standard input on to the process; with -d, keep it open for `mvm attach`.
     #[arg(short, long)]
     interactive: bool,
+    /// Give the process a terminal: this one, unless -d is given.
+    #[arg(short, long)]
+    tty: bool,
+    /// The keys that leave the process running, or `none`.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", requires = "tty")]
+    detach_keys: DetachKeys,
     /// The pool's name; made up from the image's if absent.
     #[arg(long, value_name = "POOL")]
     name: Option<PoolName>,
@@ -83,8 +92,16 @@ impl Run {
         if !up::is_simulated(context).await? {
             bootstrap::ensure_ready(context, self.yes).await?;
         }
-        let Self { rm, detach, interactive, name, tenant, .. } = &self;
-        let (rm, is_detached, is_interactive) = (*rm, *detach, *interactive);
+        let Self { rm, detach, name, tenant, .. } = &self;
+        let (rm, is_detached) = (*rm, *detach);
+        let ways = Ways {
+            has_stdin: self.interactive,
+            has_terminal: self.tty,
+            detach_keys: self.detach_keys.clone(),
+        };
+        if self.tty && !self.detach {
+            exec::need_terminal()?;
+        }
         let (name, tenant) = (name.clone(), tenant.clone());
         let spec = self.into_spec();
         ensure_tenant(context, &tenant).await?;
@@ -102,7 +119,7 @@ impl Run {
             context.ui.data(&path, || path.to_string())?;
             return Ok(exit::OK);
         };
-        let code = attach::follow(connection, is_interactive).await;
+        let code = attach::follow(connection, ways).await;
         match &code {
             // The person left; the microVM goes on, and is removed at its end if that was asked.
             Err(Error::HungUp) => {
@@ -117,6 +134,10 @@ impl Run {
     fn into_spec(self) -> PoolSpec {
         let mut process = self.process.into_spec(self.command);
         process.stdin = self.interactive;
+        process.tty = self.tty;
+        if let Some(term) = std::env::var("TERM").ok().filter(|_| self.tty) {
+            process.env.entry("TERM".to_owned()).or_insert(term);
+        }
         PoolSpec {
             image: self.image,
             vcpus: self.vcpus,
@@ -212,7 +233,7 @@ async fn start(
     let wait = WaitArgs::default();
     let build = Request::PoolBuild { path: pool.clone() };
     carry_out(context, build, Goal::Built, &wait).await?;
-    let create = Request::InstanceCreate { pool: pool.clone(), count: 1, start: false };
+    let create = Request::InstanceCreate { pool: pool.clone(), count: 1, start: false, disks: Vec::new() };
     let created = context.client.submit(create).await?;
     let Some(path) = created.instances.into_iter().next().map(|target| target.path) else {
         return Err(Error::UnexpectedReply("accepted without an instance"));

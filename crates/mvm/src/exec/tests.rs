@@ -2,31 +2,40 @@ use mvm_wire::{ApiError, ErrorCode};
 use tokio::io::duplex;
 
 use super::*;
+use crate::detach_keys::DetachKeys;
 
 struct Bench {
     agent: Connection,
     stdin: Option<mpsc::Sender<Vec<u8>>>,
-    signals: mpsc::Sender<i32>,
-    command: tokio::task::JoinHandle<(Result<ExitStatus>, Vec<u8>, Vec<u8>)>,
+    events: mpsc::Sender<Event>,
+    command: tokio::task::JoinHandle<(Result<Outcome>, Vec<u8>, Vec<u8>)>,
 }
 
 /// A command attached to an agent that the test plays.
 fn bench() -> Bench {
+    bench_with(None)
+}
+
+/// The same with a terminal in which these keys detach, if there are any.
+fn bench_with(detach_keys: Option<DetachKeys>) -> Bench {
+    let has_terminal = detach_keys.is_some();
     let (ours, theirs) = duplex(1024);
     let (stdin, stdin_receiver) = mpsc::channel(1);
-    let (signals, signals_receiver) = mpsc::channel(4);
+    let (events, events_receiver) = mpsc::channel(4);
     let command = tokio::spawn(async move {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let streams = Streams {
             stdin: Some(stdin_receiver),
-            signals: signals_receiver,
+            detach: detach_keys.map(DetachFilter::new),
+            events: events_receiver,
+            has_terminal,
             stdout: &mut out,
             stderr: &mut err,
         };
         let status = attach(Connection::new(ours), streams).await;
         (status, out, err)
     });
-    Bench { agent: Connection::new(theirs), stdin: Some(stdin), signals, command }
+    Bench { agent: Connection::new(theirs), stdin: Some(stdin), events, command }
 }
 
 /// Says that the program runs, and sees to it that the command knows.
@@ -36,6 +45,10 @@ async fn started(bench: &mut Bench) {
     // What the command sends after that, it sends in the same turn in which it reads.
     bench.stdin.as_ref().unwrap().send(b"x".to_vec()).await.unwrap();
     bench.agent.read.next().await.unwrap();
+}
+
+fn exited(code: i32) -> Outcome {
+    Outcome::Exited(ExitStatus::Exited { code })
 }
 
 async fn exit(bench: &mut Bench, code: i32) {
@@ -52,7 +65,7 @@ async fn output_and_errors_stay_apart_and_binary() {
     bench.agent.write.data(KIND_STDOUT, &bytes).await.unwrap();
     exit(&mut bench, 3).await;
     let (status, out, err) = bench.command.await.unwrap();
-    assert_eq!(status.unwrap().shell_code(), 3);
+    assert_eq!(status.unwrap(), exited(3));
     assert_eq!(out, [bytes.clone(), bytes].concat());
     assert_eq!(err, b"\xff\n");
 }
@@ -69,7 +82,7 @@ async fn input_is_streamed_and_ends_with_an_empty_piece() {
         assert_eq!(bench.agent.read.next().await.unwrap(), Some(expected));
     }
     exit(&mut bench, 0).await;
-    assert_eq!(bench.command.await.unwrap().0.unwrap().shell_code(), 0);
+    assert_eq!(bench.command.await.unwrap().0.unwrap(), exited(0));
 }
 
 #[tokio::test]
@@ -77,11 +90,11 @@ async fn signals_are_forwarded_and_a_second_interrupt_hangs_up() {
     let mut bench = bench();
     started(&mut bench).await;
     for signal in [SIGTERM, SIGINT] {
-        bench.signals.send(signal).await.unwrap();
+        bench.events.send(Event::Signal(signal)).await.unwrap();
         let call: Call = bench.agent.read.message().await.unwrap();
         assert_eq!(call, Call::Signal { signal });
     }
-    bench.signals.send(SIGINT).await.unwrap();
+    bench.events.send(Event::Signal(SIGINT)).await.unwrap();
     let error = bench.command.await.unwrap().0.unwrap_err();
     assert_eq!(error.exit_code(), 130);
     assert_eq!(bench.agent.read.next().await.unwrap(), None);
@@ -90,7 +103,7 @@ async fn signals_are_forwarded_and_a_second_interrupt_hangs_up() {
 #[tokio::test]
 async fn an_interrupt_before_the_program_runs_hangs_up_at_once() {
     let mut bench = bench();
-    bench.signals.send(SIGINT).await.unwrap();
+    bench.events.send(Event::Signal(SIGINT)).await.unwrap();
     let error = bench.command.await.unwrap().0.unwrap_err();
     assert_eq!(error.exit_code(), 130);
     assert_eq!(bench.agent.read.next().await.unwrap(), None);
@@ -141,7 +154,34 @@ async fn output_that_nobody_reads_ends_the_command_silently() {
     let mut agent = Connection::new(theirs);
     agent.write.data(KIND_STDERR, b"unheard").await.unwrap();
     agent.write.data(KIND_STDOUT, b"unread").await.unwrap();
-    let (_keep, signals) = mpsc::channel(1);
-    let streams = Streams { stdin: None, signals, stdout: Closed, stderr: Closed };
+    let (_keep, events) = mpsc::channel(1);
+    let (stdin, detach, has_terminal) = (None, None, false);
+    let streams = Streams { stdin, detach, events, has_terminal, stdout: Closed, stderr: Closed };
     assert!(attach(Connection::new(ours), streams).await.unwrap_err().is_silent());
+}
+
+#[tokio::test]
+async fn sizes_and_keys_reach_a_terminal_and_signals_hang_up() {
+    let mut bench = bench_with(Some(DetachKeys::default()));
+    started(&mut bench).await;
+    let size = TerminalSize { rows: 40, columns: 132 };
+    bench.events.send(Event::Resize(size)).await.unwrap();
+    assert_eq!(bench.agent.read.message::<Call>().await.unwrap(), Call::Resize { size });
+    bench.stdin.as_ref().unwrap().send(b"\x03".to_vec()).await.unwrap();
+    let typed = Item::Data { kind: KIND_STDIN, bytes: b"\x03".to_vec() };
+    assert_eq!(bench.agent.read.next().await.unwrap(), Some(typed));
+    bench.events.send(Event::Signal(SIGTERM)).await.unwrap();
+    assert_eq!(bench.command.await.unwrap().0.unwrap_err().exit_code(), 130);
+}
+
+#[tokio::test]
+async fn the_keys_detach_behind_what_was_typed_before_them() {
+    let mut bench = bench_with(Some(DetachKeys::default()));
+    started(&mut bench).await;
+    bench.stdin.as_ref().unwrap().send(b"last\x10\x11".to_vec()).await.unwrap();
+    let typed = Item::Data { kind: KIND_STDIN, bytes: b"last".to_vec() };
+    assert_eq!(bench.agent.read.next().await.unwrap(), Some(typed));
+    assert_eq!(bench.agent.read.message::<Call>().await.unwrap(), Call::Detach);
+    bench.agent.write.message(&Reply::ExecDetached).await.unwrap();
+    assert_eq!(bench.command.await.unwrap().0.unwrap(), Outcome::Detached);
 }

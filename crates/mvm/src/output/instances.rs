@@ -10,7 +10,7 @@ use mvm_wire::view::{InstanceView, StatsView, WhyView};
 
 use super::printable;
 use super::table::{fields, or_dash, table};
-use crate::units::{duration_text, kib_text, mib_text, utc_text};
+use crate::units::{duration_text, kib_short, mib_text, utc_text};
 use crate::wait::progress::reason;
 
 /// A list of instances.
@@ -41,6 +41,9 @@ fn state(view: &InstanceView, now: u64) -> String {
         (Some(activity), _) => activity.clone(),
         (None, Some(Waiting::Image { error: None })) => "waiting for image".to_owned(),
         (None, Some(Waiting::Image { error: Some(_) })) => "image failed".to_owned(),
+        (None, Some(Waiting::Disk { error: None, .. })) => "waiting for disk".to_owned(),
+        (None, Some(Waiting::Disk { error: Some(_), .. })) => "disk failed".to_owned(),
+        (None, Some(Waiting::DiskHeld { .. })) => "disk in use".to_owned(),
         (None, Some(Waiting::StartSlot)) => "queued".to_owned(),
         (None, Some(Waiting::Backoff { until_unix_ms, .. })) => {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
@@ -82,6 +85,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         ("failures in a row", view.failures.to_string()),
         ("created", moment(view.created_unix_ms, now)),
     ];
+    rows.extend(view.disks.iter().map(|mount| ("data disk", mount.to_string())));
     if let Some(death) = &view.last_death {
         let at = moment(death.at_unix_ms, now);
         rows.push(("last end", format!("{}, {at}", death.cause)));
@@ -136,26 +140,18 @@ fn vmm_end(exit: &VmExit) -> String {
 
 /// What instances use.
 pub(crate) fn stats(views: &[StatsView]) -> String {
-    let header = [
-        "INSTANCE",
-        "CPU TIME",
-        "HOST MEM",
-        "HOST DISK",
-        "GUEST MEM",
-        "GUEST DISK",
-        "LOAD",
-        "OOM KILLS",
-    ];
+    let header =
+        ["INSTANCE", "CPU", "HOST MEM", "HOST DISK", "GUEST MEM", "GUEST DISK", "LOAD", "OOM"];
     let row = |view: &StatsView| {
         let guest = view.guest.as_ref();
         let used = |total: u64, free: u64| {
-            format!("{} / {}", kib_text(total.saturating_sub(free)), kib_text(total))
+            format!("{}/{}", kib_short(total.saturating_sub(free)), kib_short(total))
         };
         [
             view.path.to_string(),
             format!("{}.{}s", view.cpu_ms / 1000, view.cpu_ms % 1000 / 100),
-            kib_text(view.host_rss_kib),
-            kib_text(view.host_disk_kib),
+            kib_short(view.host_rss_kib),
+            kib_short(view.host_disk_kib),
             or_dash(guest.map(|g| used(g.mem_total_kib, g.mem_available_kib))),
             or_dash(guest.map(|g| used(g.disk_total_kib, g.disk_free_kib))),
             or_dash(guest.map(|g| format!("{:.2}", g.load[0]))),
@@ -252,8 +248,32 @@ The last lines of its console:
         let cells = |line: &str| -> Vec<String> {
             line.split("   ").map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect()
         };
-        assert_eq!(cells(lines[1])[1..5], ["1.2s", "2 MiB", "512 KiB", "-"]);
-        assert_eq!(cells(lines[2])[4], "3 MiB / 4 MiB");
+        assert_eq!(cells(lines[1])[1..5], ["1.2s", "2M", "512K", "-"]);
+        assert_eq!(cells(lines[2])[4], "3M/4M");
+    }
+
+    #[test]
+    fn tables_of_ordinary_instances_fit_a_hundred_columns() {
+        let guest = mvm_core::guest::Health {
+            mem_total_kib: 1023 * 1024 + 900,
+            mem_available_kib: 900 * 1024 + 900,
+            disk_total_kib: 10 * 1024 * 1024 - 100_000,
+            disk_free_kib: 9 * 1024 * 1024,
+            load: [12.34, 0.0, 0.0],
+            oom_kills: 2,
+            ..Default::default()
+        };
+        let stats = stats(&[StatsView {
+            path: "demo/worker/i-00000001".parse().unwrap(),
+            cpu_ms: 12_345_678,
+            host_rss_kib: 234_567,
+            host_disk_kib: 45_678_901,
+            guest: Some(guest),
+            guest_error: None,
+        }]);
+        for line in list(&[failing()], NOW).lines().chain(stats.lines()) {
+            assert!(line.len() <= 100, "{} columns: {line}", line.len());
+        }
     }
 
     #[test]

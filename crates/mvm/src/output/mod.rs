@@ -3,6 +3,7 @@
 //! Every command prints through [`Ui`], which knows the format that was asked for. The views of the
 //! wire are shown as they are with `-o json|yaml`, and as tables for people.
 
+pub(crate) mod disks;
 pub(crate) mod instances;
 pub(crate) mod node;
 pub(crate) mod spinner;

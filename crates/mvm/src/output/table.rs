@@ -1,34 +1,51 @@
 //! Tables without borders, and lists of fields.
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
+use unicode_width::UnicodeWidthStr as _;
 
 /// Blanks between columns.
-const GAP: u16 = 3;
+const GAP: usize = 3;
 
 /// A table with upper-case headers.
 pub(crate) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(header).add_rows(rows);
-    render(table)
+    let mut all = vec![header.map(str::to_owned)];
+    all.extend(rows);
+    render(&all)
 }
 
 /// Fields of one object, one below the other.
 pub(crate) fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> String {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.add_rows(fields.into_iter().map(|(name, value)| [format!("{name}:"), value]));
-    render(table)
+    let rows = fields.into_iter().map(|(name, value)| [format!("{name}:"), value]);
+    render(&rows.collect::<Vec<_>>())
 }
 
-fn render(mut table: Table) -> String {
-    for column in table.column_iter_mut() {
-        column.set_padding((0, GAP));
+/// Aligns columns to the left, by the cells' width on a terminal.
+fn render<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut columns = [0; N];
+    for row in rows {
+        for (column, cell) in columns.iter_mut().zip(row) {
+            *column = width(cell).max(*column);
+        }
     }
-    table.trim_fmt()
+    let blanks = " ".repeat(columns.iter().max().unwrap_or(&0) + GAP);
+    let mut text = String::with_capacity(rows.len() * (columns.iter().sum::<usize>() + N * GAP));
+    for row in rows {
+        for (column, cell) in columns.iter().zip(row) {
+            text.push_str(cell);
+            text.push_str(&blanks[..column - width(cell) + GAP]);
+        }
+        text.truncate(text.trim_end_matches(' ').len());
+        text.push('\n');
+    }
+    text.pop();
+    text
+}
+
+/// Columns that a text takes on a terminal.
+fn width(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 /// A value that may be absent.
@@ -46,6 +63,8 @@ mod tests {
         let text = table(["NAME", "STATE"], rows);
         assert_eq!(text, "NAME         STATE\ndemo/hello   running\na            b");
         assert_eq!(table(["NAME"], []), "NAME");
+        let wide = [["\u{6771}\u{4eac}", "x"], ["abcd", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(["A", "B"], wide), "A      B\n\u{6771}\u{4eac}   x\nabcd");
     }
 
     #[test]

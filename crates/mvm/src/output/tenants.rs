@@ -103,7 +103,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         }
         state @ (BuildState::Idle | BuildState::Built { .. }) => build(state).to_owned(),
     };
-    fields([
+    let mut rows = vec![
         ("pool", format!("{}{}", view.path, removing(view.removing))),
         ("image", spec.image.to_string()),
         ("revision", or_dash(view.revision.as_ref())),
@@ -117,7 +117,9 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("restart", spec.restart.to_string()),
         ("boot timeout", format!("{}s", spec.boot_timeout_s)),
         ("created", utc_text(view.created_unix_ms)),
-    ])
+    ];
+    rows.extend(spec.disks.iter().map(|mount| ("data disk", mount.to_string())));
+    fields(rows)
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ fn accepted() -> Accepted {
 }
 
 fn snapshot(instances: Vec<InstanceView>, pools: Vec<PoolView>) -> Reply {
-    Reply::Snapshot { instances, pools, tenant_exists: false }
+    Reply::Snapshot { instances, pools, tenant_exists: false, disks: vec![] }
 }
 
 fn starting() -> InstanceView {
@@ -130,7 +130,7 @@ fn start_waits_until_the_instance_runs_and_prints_its_path() {
         Call::Submit(Request::InstanceStart { .. }) => {
             vec![Act::Reply(Reply::Accepted(accepted()))]
         }
-        Call::Watch { instances, pools, tenant: None } => {
+        Call::Watch { instances, pools, tenant: None, .. } => {
             assert_eq!((instances.len(), pools.len()), (1, 1));
             let views = [starting(), samples::instance(INSTANCE)];
             views.map(|view| Act::Reply(snapshot(vec![view], vec![]))).into()

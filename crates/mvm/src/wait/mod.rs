@@ -35,7 +35,8 @@ pub(crate) fn watch_call(accepted: &Accepted, tenant: Option<TenantName>) -> Cal
     pools.sort_unstable();
     pools.dedup();
     let instances = accepted.instances.iter().map(|instance| instance.path.clone()).collect();
-    Call::Watch { instances, pools, tenant }
+    let disks = accepted.disks.iter().map(|disk| disk.path.clone()).collect();
+    Call::Watch { instances, pools, tenant, disks }
 }
 
 /// Waits until the goal is reached and returns what is there then. `tell` is called with a line
@@ -62,8 +63,9 @@ pub(crate) async fn wait(
     loop {
         tokio::select! {
             reply = connection.read.message::<Reply>() => match reply? {
-                Reply::Snapshot { instances, pools, tenant_exists } => {
-                    latest = Some(Snapshot::new(instances, pools, tenant_exists));
+                Reply::Snapshot { instances, pools, tenant_exists, disks } => {
+                    let snapshot = Snapshot::new(instances, pools, tenant_exists);
+                    latest = Some(snapshot.with_disks(disks));
                 }
                 Reply::Error(error) => return Err(error.into()),
                 Reply::Done => return Err(ConnectionError::HungUp.into()),

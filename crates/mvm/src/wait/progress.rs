@@ -7,11 +7,11 @@ use std::fmt;
 
 use mvm_core::death::Cause;
 use mvm_core::lifecycle::State;
-use mvm_core::name::{InstancePath, PoolPath, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState};
-use mvm_wire::view::{InstanceView, PoolView};
-use mvm_wire::{Accepted, InstanceTarget, PoolTarget};
+use mvm_wire::view::{DiskView, InstanceView, PoolView};
+use mvm_wire::{Accepted, DiskTarget, InstanceTarget, PoolTarget};
 
 use crate::error::build_hint;
 use crate::units::duration_text;
@@ -22,7 +22,7 @@ const NAMED: usize = 5;
 /// What is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Goal {
-    /// Each instance is where it is wished to be now.
+    /// Each instance is where it is wished to be now, and each data disk is as large.
     Settled,
     /// Every instance runs.
     Running,
@@ -30,7 +30,7 @@ pub(crate) enum Goal {
     Stopped,
     /// Every pool's image is built.
     Built,
-    /// The instances and pools, and the tenant if named, are gone.
+    /// The instances, pools and disks, and the tenant if named, are gone.
     Gone {
         /// The tenant that is to go.
         tenant: Option<TenantName>,
@@ -68,6 +68,8 @@ pub(crate) struct Snapshot {
     pub(crate) pools: BTreeMap<PoolPath, PoolView>,
     /// Whether the watched tenant exists.
     pub(crate) tenant_exists: bool,
+    /// The watched data disks that exist.
+    pub(crate) disks: BTreeMap<DiskPath, DiskView>,
 }
 
 impl Snapshot {
@@ -81,7 +83,14 @@ impl Snapshot {
             instances: instances.into_iter().map(|view| (view.path.clone(), view)).collect(),
             pools: pools.into_iter().map(|view| (view.path.clone(), view)).collect(),
             tenant_exists,
+            disks: BTreeMap::new(),
         }
+    }
+
+    /// The same with data disks.
+    pub(crate) fn with_disks(mut self, disks: Vec<DiskView>) -> Self {
+        self.disks = disks.into_iter().map(|view| (view.path.clone(), view)).collect();
+        self
     }
 }
 
@@ -135,7 +144,7 @@ enum Level {
 
 /// Judges a snapshot.
 pub(crate) fn progress(request: &Request<'_>, snapshot: &Snapshot, now_unix_ms: u64) -> Progress {
-    let Accepted { instances, pools, .. } = request.accepted;
+    let Accepted { instances, pools, disks, .. } = request.accepted;
     let mut levels: Vec<Level> = Vec::new();
     match request.goal {
         Goal::Built => levels.extend(pools.iter().map(|pool| built(pool, snapshot))),
@@ -146,12 +155,17 @@ pub(crate) fn progress(request: &Request<'_>, snapshot: &Snapshot, now_unix_ms: 
             levels.extend(
                 pools.map(|pool| Level::NotYet(format!("pool {} still exists", pool.path))),
             );
+            let disks = disks.iter().filter(|disk| snapshot.disks.contains_key(&disk.path));
+            levels.extend(
+                disks.map(|disk| Level::NotYet(format!("disk {} still exists", disk.path))),
+            );
             if let Some(tenant) = tenant.as_ref().filter(|_| snapshot.tenant_exists) {
                 levels.push(Level::NotYet(format!("tenant {tenant} still exists")));
             }
         }
         goal @ (Goal::Settled | Goal::Running | Goal::Stopped) => {
             let judge = |target| instance_level(goal, request, target, snapshot, now_unix_ms);
+            levels.extend(disks.iter().map(|target| disk_level(target, snapshot)));
             levels.extend(instances.iter().map(judge));
         }
     }
@@ -189,6 +203,25 @@ fn summarize(goal: &Goal, levels: Vec<Level>) -> Progress {
         items.push(format!("and {more} more"));
     }
     Progress::Waiting { line, items }
+}
+
+fn disk_level(target: &DiskTarget, snapshot: &Snapshot) -> Level {
+    let path = &target.path;
+    match snapshot.disks.get(path) {
+        None => superseded(format!("disk {path} was removed by another request")),
+        Some(view) if view.removing => {
+            superseded(format!("disk {path} is being removed by another request"))
+        }
+        Some(view) if view.ready && view.size_mib >= target.size_mib => Level::Reached,
+        Some(DiskView { error: Some(error), .. }) => Level::Failed(Failure {
+            message: format!("disk {path} cannot be made: {error}"),
+            console: Vec::new(),
+            hint: format!("it is tried again in the background; see `mvm disk info {path}`"),
+            superseded: false,
+            others: 0,
+        }),
+        Some(_) => Level::NotYet(format!("disk {path}: being made")),
+    }
 }
 
 fn instance_level(
@@ -351,6 +384,13 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
         Waiting::Image { error: None } => Some("waiting for its pool's image".to_owned()),
         Waiting::Image { error: Some(error) } => {
             Some(format!("its pool's image could not be built and is tried again: {error}"))
+        }
+        Waiting::Disk { disk, error: None } => Some(format!("waiting for disk {disk}")),
+        Waiting::Disk { disk, error: Some(error) } => {
+            Some(format!("disk {disk} cannot be used: {error}"))
+        }
+        Waiting::DiskHeld { disk, holder } => {
+            Some(format!("waiting until {holder} has stopped, which has disk {disk}"))
         }
         Waiting::StartSlot => Some("waiting until others have started".to_owned()),
         Waiting::Backoff { failures, until_unix_ms } => {

@@ -164,7 +164,7 @@ impl Model {
                 }
                 pool.clear();
             }
-            Request::InstanceCreate { pool, count, start } => {
+            Request::InstanceCreate { pool, count, start, .. } => {
                 let pool = self.pool(pool)?;
                 let state = if *start { &mut pool.running } else { &mut pool.stopped };
                 *state += u64::from(*count);
@@ -184,6 +184,9 @@ impl Model {
                 }
                 *pool = Pool { going: pool.all(), running: 0, stopped: 0, ..*pool };
             }
+            Request::DiskCreate { .. }
+            | Request::DiskResize { .. }
+            | Request::DiskRemove { .. } => panic!("{request:?} is not generated"),
             Request::Apply { document } => self.apply(document)?,
             Request::Remove { document } => self.remove(document),
         }

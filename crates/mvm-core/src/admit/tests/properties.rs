@@ -55,6 +55,7 @@ fn any_document() -> impl Strategy<Value = Document> {
             tenant,
             subnet: None,
             quota,
+            disks: Default::default(),
             pools: pools
                 .into_iter()
                 .map(|(name, running)| {
@@ -85,7 +86,12 @@ fn any_request() -> impl Strategy<Value = Request> {
         1 => (path(), any::<bool>())
             .prop_map(|(path, force)| Request::PoolDestroy { path, force }),
         4 => (path(), 1..4u32, any::<bool>())
-            .prop_map(|(pool, count, start)| Request::InstanceCreate { pool, count, start }),
+            .prop_map(|(pool, count, start)| Request::InstanceCreate {
+                pool,
+                count,
+                start,
+                disks: vec![],
+            }),
         2 => selector().prop_map(|selector| Request::InstanceStart { selector, all: true }),
         2 => selector()
             .prop_map(|selector| Request::InstanceStop { selector, all: true, grace_ms: 5 }),

@@ -202,6 +202,11 @@ impl World {
         }
     }
 
+    /// Whether a VM runs, known or not.
+    pub(crate) fn has_process(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Whether nothing is under way and no VM runs.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.tasks.is_empty() && self.process.is_none()

@@ -8,11 +8,13 @@ use crate::admit::{Capacity, Denial, Edit, NodeFacts, Request, admit};
 use crate::lifecycle::Event;
 use crate::lifecycle::tests::world::World;
 use crate::property::Choices;
+use crate::record::DiskStatus;
 
 pub(super) struct Node {
     pub(super) desired: Desired,
     pub(super) worlds: BTreeMap<InstancePath, World>,
     images: BTreeMap<PoolPath, PoolStatus>,
+    pub(super) disks: BTreeMap<DiskPath, DiskStatus>,
     pub(super) now: u64,
     /// When instances were started.
     pub(super) starts: Vec<u64>,
@@ -25,6 +27,7 @@ impl Node {
             desired: Desired::default(),
             worlds: BTreeMap::new(),
             images: BTreeMap::new(),
+            disks: BTreeMap::new(),
             now: NOW,
             starts: vec![],
             ids: 0,
@@ -48,7 +51,7 @@ impl Node {
     fn observed(&self) -> Observed {
         let status = |(path, world): (&InstancePath, &World)| (path.clone(), world.status.clone());
         let instances = self.worlds.iter().map(status).collect();
-        Observed { pools: self.images.clone(), instances }
+        Observed { pools: self.images.clone(), instances, disks: self.disks.clone() }
     }
 
     pub(super) fn plan_at(&self, now: u64) -> Plan {
@@ -89,6 +92,14 @@ impl Node {
                 world.feed(Event::Destroy { grace_ms }, now);
             }
             Action::DestroyPool(pool) => panic!("nobody asked for the end of {pool}"),
+            Action::MakeDisk(disk) => {
+                let size_mib = Some(self.desired.disks[&disk].size_mib);
+                self.disks.insert(disk, DiskStatus { size_mib, failure: None });
+            }
+            Action::RemoveDisk(disk) => {
+                self.desired.disks.remove(&disk);
+                self.disks.remove(&disk);
+            }
             Action::RemovePool(pool) => {
                 assert_eq!(self.desired.instances_in(&pool).count(), 0);
                 self.desired.pools.remove(&pool);
@@ -96,6 +107,7 @@ impl Node {
             }
             Action::RemoveTenant(tenant) => {
                 assert_eq!(self.desired.pools_of(&tenant).count(), 0);
+                assert_eq!(self.desired.disks_of(&tenant).count(), 0);
                 self.desired.tenants.remove(&tenant);
             }
         }

@@ -95,6 +95,7 @@ pub(super) fn object(action: &Action) -> String {
             pool.to_string()
         }
         Action::RemoveTenant(tenant) => tenant.to_string(),
+        Action::MakeDisk(disk) | Action::RemoveDisk(disk) => format!("disk {disk}"),
     }
 }
 
@@ -148,6 +149,9 @@ proptest! {
                     prop_assert_eq!(desired.instances[instance].desired, DesiredState::Destroyed);
                 }
                 Action::DestroyPool(_) => prop_assert!(false, "no pool goes by itself"),
+                Action::MakeDisk(_) | Action::RemoveDisk(_) => {
+                    prop_assert!(false, "there is no disk");
+                }
                 Action::RemovePool(pool) => {
                     prop_assert_eq!(desired.instances_in(pool).count(), 0);
                     prop_assert_eq!(desired.pools[pool].existence, Existence::Removed);

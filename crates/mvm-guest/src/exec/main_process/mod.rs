@@ -21,13 +21,14 @@ use mvm_core::credit::SendWindow;
 use mvm_core::frame::{KIND_STDERR, KIND_STDIN, KIND_STDOUT};
 use mvm_core::guest::{
     ErrorKind, ExecRequest, ExitStatus, GuestError, GuestMessage, MainProgram, MainState,
+    TerminalSize,
 };
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::identity::Identity;
 use super::program::{ChildStep, Program};
-use super::stdio::{Input, QUIET};
+use super::stdio::{Input, InputEnd, QUIET};
 use super::{Pipe, spawn, spawn_failure, violation};
 use crate::failure::{failure, invalid};
 use crate::process;
@@ -74,7 +75,9 @@ pub(crate) struct MainProcess {
     end: Option<End>,
     stop_signal: i32,
     stdin: Input,
+    /// From standard output and error; a terminal is in the first place.
     pipes: [Option<OwnedFd>; 2],
+    has_terminal: bool,
     backlog: Backlog,
     host: Option<Host>,
 }
@@ -88,6 +91,7 @@ impl MainProcess {
             cwd: Some(program.cwd.clone()).filter(|cwd| !cwd.is_empty()),
             user: program.user.clone(),
             stdin: program.stdin,
+            terminal: program.terminal,
             ..ExecRequest::default()
         };
         let own_uid = rustix::process::geteuid().as_raw();
@@ -97,15 +101,20 @@ impl MainProcess {
         }
         let stop_signal = program.stop_signal;
         let program = Program::new(&request, identity)?;
-        let child = spawn::spawn(&program, request.stdin)
+        let child = spawn::spawn(&program, &request)
             .map_err(|error| spawn_failure(&program.name, &error))?;
+        let input_end = match request.terminal {
+            Some(_) => InputEnd::Character,
+            None => InputEnd::Close,
+        };
         Ok(Self {
             pid: child.pid,
             start: Start::Pending { report: child.report, program: Box::new(program) },
             end: None,
             stop_signal,
-            stdin: Input::new(child.stdin),
-            pipes: [Some(child.stdout), Some(child.stderr)],
+            stdin: Input::new(child.ends.stdin, input_end),
+            pipes: [child.ends.stdout, child.ends.stderr],
+            has_terminal: request.terminal.is_some(),
             backlog: Backlog::default(),
             host: None,
         })
@@ -236,6 +245,14 @@ impl MainProcess {
     pub(crate) fn signal(&self, signal: i32) {
         if self.end.is_none() {
             process::signal(self.pid, signal);
+        }
+    }
+
+    /// Gives the process's terminal another size; without one there is nothing to resize.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Some(terminal) = self.pipes[0].as_ref().filter(|_| self.has_terminal) {
+            // A terminal that is closed by now needs no size.
+            let _ = spawn::set_size(terminal, size);
         }
     }
 

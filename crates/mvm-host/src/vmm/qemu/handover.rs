@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{FlockOperation, MemfdFlags, flock};
+use rustix::io::Errno;
 
-use super::super::{DiskAccess, VMM_LOG, VmSpec, VmmError, console};
+use super::super::{Disk, DiskAccess, VMM_LOG, VmSpec, VmmError, console};
 use super::args::{Descriptors, DiskDescriptor};
 use super::journal::{self, Journal};
 use super::{AGENT_SOCKET, QMP_SOCKET, tap, with_source};
@@ -50,7 +51,7 @@ impl Drop for Made {
 
 impl Handover {
     /// Opens everything, or leaves nothing.
-    pub(super) fn open(spec: &VmSpec) -> Result<Self, VmmError> {
+    pub(super) async fn open(spec: &VmSpec) -> Result<Self, VmmError> {
         let kernel = open_for_user(&spec.kernel, spec.uid)?;
         let initrd = open_for_user(&spec.initrd, spec.uid)?;
         let disks = spec
@@ -59,20 +60,22 @@ impl Handover {
             .map(|disk| {
                 let writes = disk.access == DiskAccess::ReadWrite;
                 let file = OpenOptions::new().read(true).write(writes).open(&disk.path);
-                Ok((file.map_err(file_error(&disk.path))?, disk.access))
+                let file = file.map_err(file_error(&disk.path))?;
+                lock(&file, disk)?;
+                Ok((file, disk.access))
             })
             .collect::<Result<Vec<_>, VmmError>>()?;
         let memory = guest_memory(spec.mem_mib)?;
-        let tap = spec
-            .nic
-            .as_ref()
-            .map(|nic| {
-                tap::open(&nic.tap).map_err(|source| VmmError::System {
+        let tap = match &spec.nic {
+            None => None,
+            Some(nic) => {
+                let attached = tap::attach(&nic.tap).await;
+                Some(attached.map_err(|source| VmmError::System {
                     operation: format!("attach to tap {}", nic.tap),
                     source,
-                })
-            })
-            .transpose()?;
+                })?)
+            }
+        };
 
         let mut made = Made::default();
         // First, because it fails if a VMM still runs in this directory, whose files are in use.
@@ -169,6 +172,21 @@ fn open_for_user(path: &Path, uid: u32) -> Result<File, VmmError> {
         Ok(file)
     };
     open().map_err(file_error(path))
+}
+
+/// Locks a disk, shared to read and alone to write. The lock belongs to the open file that QEMU
+/// inherits, so it lasts exactly as long as the disk is open in any process, whatever becomes of
+/// the agent. QEMU's own locks, on byte ranges, are independent of it.
+fn lock(file: &File, disk: &Disk) -> Result<(), VmmError> {
+    let operation = match disk.access {
+        DiskAccess::ReadOnly => FlockOperation::NonBlockingLockShared,
+        DiskAccess::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+    };
+    match flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { path: disk.path.clone() }),
+        Err(error) => Err(file_error(&disk.path)(error.into())),
+    }
 }
 
 /// Memory that belongs to no filesystem and is freed with the last process that has it mapped.

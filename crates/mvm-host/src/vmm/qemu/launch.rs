@@ -35,7 +35,7 @@ pub(super) async fn launch(
         Accel::Kvm => kvm_groups(Path::new("/dev/kvm"))?,
         Accel::Tcg => Vec::new(),
     };
-    let handover = Handover::open(spec)?;
+    let handover = Handover::open(spec).await?;
     let args = args::arguments(spec, config.accel, tsc_khz, &handover.descriptors());
     let process = spawn(&Spawn {
         program: &config.program,

@@ -1,0 +1,135 @@
+//! Programs in guests, each with one connection as its terminal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::frame;
+use mvm_core::guest::ExecRequest;
+use mvm_core::name::{InstancePath, Selector};
+use mvm_host::guest::{ExecEvent, ExecInput};
+use mvm_host::unix_socket::HangUp;
+use mvm_wire::{
+    ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
+};
+
+use crate::node::Node;
+use crate::server::finish;
+use crate::streams::{guest_error, session};
+
+/// Pieces of standard input, of at most 64 KiB, and signals that are kept for a program whose guest
+/// still starts.
+const EARLY_MAX: usize = 16;
+/// How long a guest has to start a program: hundreds may start at once, and the caller can hang up
+/// at any time.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs a program in a guest, with the connection as its terminal. It ends with the caller, unless
+/// it was detached.
+pub(crate) async fn exec(
+    node: &Arc<Node>,
+    selector: &Selector,
+    request: ExecRequest,
+    connection: Connection,
+    hang_up: &HangUp,
+) -> Result<(), ConnectionError> {
+    let Connection { mut read, mut write } = connection;
+    let mut early = Vec::new();
+    let (instance, session) = tokio::select! {
+        found = session(node, selector) => match found {
+            Ok(found) => found,
+            Err(error) => return finish(&mut write, Err(error)).await,
+        },
+        // Whoever hangs up while a guest starts wants the program no more.
+        () = hung_up(&mut read, &mut early) => return Ok(()),
+        () = hang_up.wait() => return Ok(()),
+    };
+    let exec = match session.exec(request, START_TIMEOUT).await {
+        Ok(exec) => exec,
+        Err(error) => return finish(&mut write, Err(guest_error(&instance, &error))).await,
+    };
+    let (mut output, input) = exec.split();
+    // Dropping the output, however this ends, cancels the program if it still runs.
+    let carry_out = async {
+        loop {
+            match output.next().await {
+                Some(Ok(ExecEvent::Started { pid })) => {
+                    let instance = instance.clone();
+                    write.message(&Reply::ExecStarted { instance, pid }).await?;
+                }
+                Some(Ok(ExecEvent::Stdout(bytes))) => {
+                    write.data(frame::KIND_STDOUT, &bytes).await?;
+                }
+                Some(Ok(ExecEvent::Stderr(bytes))) => {
+                    write.data(frame::KIND_STDERR, &bytes).await?;
+                }
+                Some(Ok(ExecEvent::Exit(status))) => {
+                    return write.message(&Reply::ExecExit(status)).await;
+                }
+                Some(Ok(ExecEvent::Detached)) => {
+                    return write.message(&Reply::ExecDetached).await;
+                }
+                Some(Err(error)) => {
+                    return finish(&mut write, Err(guest_error(&instance, &error))).await;
+                }
+                None => return session_ended(&mut write, &instance).await,
+            }
+        }
+    };
+    tokio::select! {
+        carried = carry_out => carried,
+        () = carry_in(read, early, input) => Ok(()),
+        // Neither output nor room for input may ever come again.
+        () = hang_up.wait() => Ok(()),
+    }
+}
+
+/// Tells a caller that the guest is not there any more.
+pub(crate) async fn session_ended(
+    write: &mut WriteHalf,
+    instance: &InstancePath,
+) -> Result<(), ConnectionError> {
+    let message = format!("the session with {instance} ended");
+    finish(write, Err(ApiError::new(ErrorCode::Guest, message))).await
+}
+
+/// Waits until the caller hangs up, and keeps what it says until then. A caller that says more than
+/// is kept has to wait.
+async fn hung_up(read: &mut ReadHalf, kept: &mut Vec<Item>) {
+    while kept.len() < EARLY_MAX {
+        match read.next().await {
+            Ok(Some(item)) => kept.push(item),
+            Ok(None) | Err(_) => return,
+        }
+    }
+    std::future::pending().await
+}
+
+/// Carries standard input and signals to the guest, first the early ones; returns when the caller
+/// hangs up.
+async fn carry_in(mut read: ReadHalf, early: Vec<Item>, mut input: ExecInput) {
+    let mut early = early.into_iter();
+    loop {
+        let item = match early.next() {
+            Some(item) => item,
+            None => match read.next().await {
+                Ok(Some(item)) => item,
+                Ok(None) | Err(_) => return,
+            },
+        };
+        // A failure means that the program has ended, which the other direction reports.
+        let _ = match item {
+            Item::Data { kind: frame::KIND_STDIN, bytes } if bytes.is_empty() => {
+                input.close_stdin();
+                Ok(())
+            }
+            Item::Data { kind: frame::KIND_STDIN, bytes } => input.write_stdin(&bytes).await,
+            Item::Data { .. } => Ok(()),
+            message => match message.parse::<Call>() {
+                Ok(Call::Signal { signal }) => input.signal(signal).await,
+                Ok(Call::Resize { size }) => input.resize(size).await,
+                Ok(Call::Detach) => input.detach().await,
+                Ok(_) | Err(_) => Ok(()),
+            },
+        };
+    }
+}

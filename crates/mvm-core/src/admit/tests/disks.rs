@@ -1,0 +1,334 @@
+//! Data disks: an independent reference model that counts, and the words of each denial.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::DiskMount;
+use crate::property::cases;
+
+fn disk(path: &str, size_mib: u64) -> Request {
+    Request::DiskCreate { path: path.parse().unwrap(), size_mib }
+}
+
+fn resize(path: &str, size_mib: u64) -> Request {
+    Request::DiskResize { path: path.parse().unwrap(), size_mib }
+}
+
+fn remove(path: &str) -> Request {
+    Request::DiskRemove { path: path.parse().unwrap() }
+}
+
+fn pool_with(path: &str, mounts: &[&str]) -> Request {
+    let disks = mounts.iter().map(|mount| mount.parse().unwrap()).collect();
+    Request::PoolCreate {
+        path: path.parse().unwrap(),
+        spec: PoolSpec { disk_mib: 16, disks, ..PoolSpec::default() },
+    }
+}
+
+fn node_with_disk() -> Node {
+    let mut node = Node::new();
+    node.accept(tenant("demo"));
+    node.accept(disk("demo/data", 64));
+    node
+}
+
+fn said(denial: &Denial) -> String {
+    format!("{denial}; {}", denial.hint().unwrap_or_default())
+}
+
+#[test]
+fn a_second_writer_is_refused_and_the_first_is_named() {
+    let mut node = node_with_disk();
+    node.accept(pool_with("demo/web", &["data:/data"]));
+    node.accept(scale("demo/web", 1));
+    let holder = node.instances("demo/web")[0].path.clone();
+    for more in [scale("demo/web", 2), create("demo/web", 1, true)] {
+        let text = said(&node.deny(more));
+        assert!(text.contains(&format!("while {holder} writes it")), "{text}");
+        assert!(text.contains(&format!("mvm stop {holder}")), "{text}");
+    }
+    node.accept(create("demo/web", 1, false));
+    node.accept(stop(holder.id.as_str(), false));
+    let other = node.instances("demo/web")[1].path.id.clone();
+    node.accept(start(other.as_str(), false));
+    assert!(matches!(node.deny(start(holder.id.as_str(), false)), Denial::DiskConflict(_)));
+}
+
+#[test]
+fn two_writers_of_one_request_name_each_other() {
+    let mut node = node_with_disk();
+    node.accept(pool_with("demo/web", &["data:/data"]));
+    let text = said(&node.deny(scale("demo/web", 2)));
+    assert!(text.contains("is to write it; start one of them"), "{text}");
+}
+
+#[test]
+fn many_read_and_a_writer_waits_for_all_of_them() {
+    let mut node = node_with_disk();
+    node.accept(pool_with("demo/read", &["data:/data:ro"]));
+    node.accept(pool_with("demo/write", &["data:/data"]));
+    node.accept(scale("demo/read", 3));
+    let text = said(&node.deny(scale("demo/write", 1)));
+    assert!(text.contains("cannot write disk demo/data while demo/read/"), "{text}");
+    assert!(text.contains(" reads it"), "{text}");
+    node.accept(scale("demo/read", 0));
+    node.accept(scale("demo/write", 1));
+    let text = said(&node.deny(scale("demo/read", 1)));
+    assert!(text.contains("cannot read disk demo/data while demo/write/"), "{text}");
+}
+
+#[test]
+fn an_instance_may_bring_a_disk_of_its_own() {
+    let mut node = node_with_disk();
+    node.accept(pool("demo/web"));
+    let bring = |mount: &str| Request::InstanceCreate {
+        pool: "demo/web".parse().unwrap(),
+        count: 1,
+        start: true,
+        disks: vec![mount.parse().unwrap()],
+    };
+    node.accept(bring("data:/srv/data"));
+    let mounts: Vec<DiskMount> = node.instances("demo/web")[0].spec.disks.clone();
+    assert_eq!(mounts, ["data:/srv/data".parse().unwrap()]);
+    assert!(node.desired.pools.values().all(|pool| pool.spec.disks.is_empty()));
+    assert!(matches!(node.deny(bring("other:/data")), Denial::NoSuchDisk { .. }));
+    assert!(matches!(node.deny(bring("data:/again")), Denial::DiskConflict(_)));
+}
+
+#[test]
+fn a_disk_named_twice_or_a_path_taken_is_refused_with_the_pool() {
+    let mut node = node_with_disk();
+    node.accept(disk("demo/more", 16));
+    for mounts in [["data:/a", "data:/b"], ["data:/a", "more:/a"]] {
+        let denial = node.deny(pool_with("demo/web", &mounts));
+        assert!(denial.to_string().starts_with("pool demo/web: disk"), "{denial}");
+    }
+}
+
+#[test]
+fn a_disk_that_something_has_is_not_removed_and_all_of_it_is_named() {
+    let mut node = node_with_disk();
+    node.accept(pool_with("demo/web", &["data:/data"]));
+    node.accept(create("demo/web", 1, false));
+    let instance = node.instances("demo/web")[0].path.clone();
+    let text = node.deny(remove("demo/data")).to_string();
+    assert!(text.contains(&format!("pool demo/web, instance {instance}")), "{text}");
+    node.accept(Request::PoolDestroy { path: "demo/web".parse().unwrap(), force: true });
+    node.accept(remove("demo/data"));
+    assert!(matches!(node.deny(disk("demo/data", 16)), Denial::BeingRemoved { .. }));
+    node.accept(remove("demo/data"));
+    node.forget_the_gone();
+    assert!(matches!(node.deny(remove("demo/data")), Denial::NoSuchDisk { .. }));
+    node.accept(disk("demo/data", 16));
+}
+
+#[test]
+fn a_disk_grows_while_nothing_runs_with_it_and_never_shrinks() {
+    let mut node = node_with_disk();
+    node.accept(pool_with("demo/web", &["data:/data:ro"]));
+    node.accept(scale("demo/web", 1));
+    let text = said(&node.deny(resize("demo/data", 65)));
+    assert!(text.contains("grows only while") && text.contains("`mvm stop demo/web/i-"), "{text}");
+    node.accept(resize("demo/data", 64));
+    node.accept(scale("demo/web", 0));
+    node.accept(resize("demo/data", 100));
+    let text = node.deny(resize("demo/data", 99)).to_string();
+    assert!(text.contains("has 100 MiB and cannot shrink to 99 MiB: "), "{text}");
+    for size_mib in [0, 15, 1 << 40] {
+        assert!(matches!(node.deny(disk("demo/x", size_mib)), Denial::Number { .. }));
+    }
+}
+
+#[test]
+fn disks_count_against_the_quota_of_the_tenant_and_the_capacity_of_the_node() {
+    let mut node = Node::new();
+    let quota = Quota { disk_mib: Some(100), ..Quota::default() };
+    node.accept(tenant_with("demo", quota, None));
+    node.accept(disk("demo/a", 60));
+    let text = said(&node.deny(disk("demo/b", 41)));
+    assert!(text.contains("allows 100 MiB of disk: 60 in use, 41 more asked for"), "{text}");
+    node.accept(disk("demo/b", 40));
+    assert!(matches!(node.deny(resize("demo/a", 61)), Denial::OverLimit(_)));
+    assert_eq!(tenant_usage(&node.desired, &"demo".parse().unwrap()).disk_mib, 100);
+    assert_eq!(node_usage(&node.desired).disk_mib, 100);
+    node.facts.capacity.disk_mib = 100;
+    node.accept(tenant("other"));
+    assert!(matches!(node.deny(disk("other/a", 16)), Denial::OverLimit(_)));
+}
+
+#[test]
+fn a_tenant_with_disks_goes_only_by_force_and_stays_after_a_down() {
+    let mut node = node_with_disk();
+    let name: crate::name::TenantName = "demo".parse().unwrap();
+    let destroy = |force| Request::TenantDestroy { name: name.clone(), force };
+    let text = said(&node.deny(destroy(false)));
+    assert!(text.contains("still has data disks: demo/data; "), "{text}");
+    assert!(text.contains("`mvm disk rm demo/data`"), "{text}");
+    let document = document(serde_json::json!({
+        "tenant": "demo",
+        "disks": { "data": { "size_mib": 128 }, "logs": { "size_mib": 16 } },
+        "pools": { "web": { "disks": [{ "name": "logs", "path": "/var/log" }] } },
+    }));
+    node.accept(Request::Apply { document: document.clone() });
+    assert_eq!(node.desired.disks.values().map(|disk| disk.size_mib).sum::<u64>(), 144);
+    let edit = node.accept(Request::Remove { document });
+    assert!(edit.notes.iter().any(|note| note.contains("demo/data, demo/logs")), "{edit:?}");
+    node.forget_the_gone();
+    assert!(node.desired.tenants.contains_key(&name) && node.desired.pools.is_empty());
+    assert_eq!(node.desired.disks.len(), 2);
+    node.accept(destroy(true));
+    node.forget_the_gone();
+    assert_eq!(node.desired, Desired::default());
+}
+
+/// The model: sizes of disks, and counts of the instances of three fixed pools.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Model {
+    sizes: BTreeMap<&'static str, u64>,
+    running: BTreeMap<&'static str, u64>,
+    stopped: BTreeMap<&'static str, u64>,
+}
+
+const DISKS: [&str; 2] = ["demo/one", "demo/two"];
+/// Each pool with the disks that it writes and reads.
+const POOLS: [(&str, &[&str], &[&str]); 3] = [
+    ("demo/w", &["demo/one"], &[]),
+    ("demo/r", &[], &["demo/one"]),
+    ("demo/both", &["demo/two"], &["demo/one"]),
+];
+
+#[derive(Debug, Clone)]
+enum Op {
+    Create(&'static str, u64),
+    Resize(&'static str, u64),
+    Remove(&'static str),
+    Pool(usize),
+    DropPool(usize),
+    Scale(usize, u64),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let any_disk = || prop::sample::select(&DISKS[..]);
+    let size = || prop::sample::select(vec![16u64, 32, 64]);
+    prop_oneof![
+        2 => (any_disk(), size()).prop_map(|(disk, size)| Op::Create(disk, size)),
+        1 => (any_disk(), size()).prop_map(|(disk, size)| Op::Resize(disk, size)),
+        1 => any_disk().prop_map(Op::Remove),
+        3 => (0..3usize).prop_map(Op::Pool),
+        1 => (0..3usize).prop_map(Op::DropPool),
+        5 => (0..3usize, 0..3u64).prop_map(|(pool, running)| Op::Scale(pool, running)),
+    ]
+}
+
+impl Model {
+    fn has(&self, disk: &str) -> bool {
+        POOLS.iter().any(|(pool, writes, reads)| {
+            self.running.contains_key(pool) && (writes.contains(&disk) || reads.contains(&disk))
+        })
+    }
+
+    fn count(&self, of: impl Fn(&(&str, &[&str], &[&str])) -> bool) -> u64 {
+        let pools = POOLS.iter().filter(|pool| of(pool));
+        pools.filter_map(|(pool, ..)| self.running.get(pool)).sum()
+    }
+
+    fn take(&self, op: &Op) -> Option<Self> {
+        let mut next = self.clone();
+        match *op {
+            Op::Create(disk, size) => {
+                if next.sizes.insert(disk, size).is_some() {
+                    return None;
+                }
+            }
+            Op::Resize(disk, size) => {
+                let held = next.count(|(_, w, r)| w.contains(&disk) || r.contains(&disk));
+                let has = next.sizes.get_mut(disk)?;
+                if size < *has || (size > *has && held > 0) {
+                    return None;
+                }
+                *has = size;
+            }
+            Op::Remove(disk) => {
+                if next.has(disk) {
+                    return None;
+                }
+                next.sizes.remove(disk)?;
+            }
+            Op::Pool(index) => {
+                let (pool, writes, reads) = POOLS[index];
+                let there = |disk: &&&str| self.sizes.contains_key(**disk);
+                let all = writes.iter().chain(reads).filter(there).count();
+                if all < writes.len() + reads.len() || next.running.contains_key(pool) {
+                    return None;
+                }
+                next.running.insert(pool, 0);
+                next.stopped.insert(pool, 0);
+            }
+            Op::DropPool(index) => {
+                next.running.remove(POOLS[index].0)?;
+                next.stopped.remove(POOLS[index].0);
+            }
+            Op::Scale(index, wanted) => {
+                let pool = POOLS[index].0;
+                let all = next.running.get(pool)? + next.stopped[pool];
+                next.running.insert(pool, wanted);
+                next.stopped.insert(pool, all.saturating_sub(wanted));
+            }
+        }
+        let fits = DISKS.iter().all(|disk| {
+            let writers = next.count(|(_, writes, _)| writes.contains(disk));
+            let readers = next.count(|(_, _, reads)| reads.contains(disk));
+            writers == 0 || (writers == 1 && readers == 0)
+        });
+        fits.then_some(next)
+    }
+}
+
+fn request(op: &Op) -> Request {
+    match *op {
+        Op::Create(path, size) => disk(path, size),
+        Op::Resize(path, size) => resize(path, size),
+        Op::Remove(path) => remove(path),
+        Op::Pool(index) => {
+            let (pool, writes, reads) = POOLS[index];
+            let name = |disk: &str| disk.trim_start_matches("demo/").to_owned();
+            let writes = writes.iter().map(|disk| format!("{0}:/{0}", name(disk)));
+            let reads = reads.iter().map(|disk| format!("{0}:/{0}:ro", name(disk)));
+            let mounts: Vec<String> = writes.chain(reads).collect();
+            let mounts: Vec<&str> = mounts.iter().map(String::as_str).collect();
+            pool_with(pool, &mounts)
+        }
+        Op::DropPool(index) => {
+            Request::PoolDestroy { path: POOLS[index].0.parse().unwrap(), force: true }
+        }
+        Op::Scale(index, running) => scale(POOLS[index].0, running as u32),
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(512))]
+
+    #[test]
+    fn admission_of_disks_agrees_with_a_model_that_only_counts(
+        ops in prop::collection::vec(any_op(), 0..60),
+    ) {
+        let mut node = Node::new();
+        node.accept(tenant("demo"));
+        let mut model = Model::default();
+        for op in ops {
+            let request = request(&op);
+            let json = serde_json::to_string(&request).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<Request>(&json).unwrap(), &request);
+            let expected = model.take(&op);
+            let result = node.try_accept(&request);
+            prop_assert_eq!(result.is_ok(), expected.is_some(), "{:?} gave {:?}", op, result);
+            model = expected.unwrap_or(model);
+            node.forget_the_gone();
+            let sizes: u64 = node.desired.disks.values().map(|disk| disk.size_mib).sum();
+            prop_assert_eq!(sizes, model.sizes.values().sum::<u64>());
+        }
+    }
+}

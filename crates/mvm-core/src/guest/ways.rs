@@ -1,0 +1,108 @@
+//! The ways into a guest besides plain programs: terminals and forwarded connections.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// An optional ability of a guest agent, which it names in its hello. An agent that does not name
+/// one is older than the ability, and is not asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// Execs with a terminal, and its resizing.
+    Terminal,
+    /// Execs that run on without the host.
+    Detach,
+    /// The guest agent's own programs.
+    Builtins,
+    /// Forwarded connections.
+    Forward,
+    /// Data disks, mounted before the guest is configured. An older agent would let programs
+    /// write to the root instead.
+    Disks,
+    /// A main process.
+    Main,
+}
+
+impl Feature {
+    /// All that this build has.
+    pub const ALL: [Self; 6] =
+        [Self::Terminal, Self::Detach, Self::Builtins, Self::Forward, Self::Disks, Self::Main];
+
+    /// The name in a hello.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Terminal => "terminal",
+            Self::Detach => "detach",
+            Self::Builtins => "builtins",
+            Self::Forward => "forward",
+            Self::Disks => "disks",
+            Self::Main => "main",
+        }
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A terminal's size in characters. A size of 0 means that it is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// A socket in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "socket", rename_all = "snake_case")]
+pub enum ForwardTarget {
+    /// A TCP port of an address that the guest reaches; usually its loopback.
+    Tcp {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// A Unix stream socket.
+    Unix {
+        /// Its absolute path.
+        path: String,
+    },
+    /// A socket of a newer peer.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for ForwardTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { address: IpAddr::V4(address), port } => write!(f, "{address}:{port}"),
+            Self::Tcp { address: IpAddr::V6(address), port } => write!(f, "[{address}]:{port}"),
+            Self::Unix { path } => f.write_str(path),
+            Self::Unknown => f.write_str("a socket of an unknown kind"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_survive_the_wire_and_newer_ones_are_known_as_unknown() {
+        let tcp = ForwardTarget::Tcp { address: "127.0.0.1".parse().unwrap(), port: 80 };
+        let unix = ForwardTarget::Unix { path: "/run/x".into() };
+        for target in [tcp, unix] {
+            let text = serde_json::to_string(&target).unwrap();
+            assert_eq!(serde_json::from_str::<ForwardTarget>(&text).unwrap(), target);
+        }
+        let newer = r#"{"socket":"vsock","cid":3,"port":5}"#;
+        assert_eq!(serde_json::from_str::<ForwardTarget>(newer).unwrap(), ForwardTarget::Unknown);
+    }
+}

@@ -1,0 +1,68 @@
+//! Data disks that are sparse files without a file system.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use mvm_core::name::DiskPath;
+
+use super::{DiskError, Disks, directory, file_in};
+
+const MIB: u64 = 1024 * 1024;
+
+/// Data disks of a simulated machine; clones are the same disks.
+#[derive(Debug, Clone)]
+pub struct SimDisks {
+    dir: PathBuf,
+    is_full: Arc<Mutex<bool>>,
+}
+
+impl SimDisks {
+    /// Disks that keep their files in this state directory.
+    pub fn new(state: &Path) -> Self {
+        Self { dir: directory(state), is_full: Arc::default() }
+    }
+
+    /// Makes the simulated filesystem full, or gives it room again.
+    pub fn set_full(&self, is_full: bool) {
+        *self.is_full.lock().unwrap_or_else(PoisonError::into_inner) = is_full;
+    }
+
+    fn try_ensure(file: &Path, size_mib: u64) -> std::io::Result<u64> {
+        fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(file)?;
+        let size = file.metadata()?.len().max(size_mib * MIB);
+        file.set_len(size)?;
+        Ok(size / MIB)
+    }
+}
+
+#[async_trait]
+impl Disks for SimDisks {
+    fn file(&self, disk: &DiskPath) -> PathBuf {
+        file_in(&self.dir, disk)
+    }
+
+    async fn ensure(&self, disk: &DiskPath, size_mib: u64) -> Result<u64, DiskError> {
+        if *self.is_full.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(DiskError::NoSpace { path: self.dir.clone() });
+        }
+        let path = self.file(disk);
+        Self::try_ensure(&path, size_mib).map_err(|source| DiskError::File {
+            operation: "make",
+            path,
+            source,
+        })
+    }
+
+    async fn remove(&self, disk: &DiskPath) -> Result<(), DiskError> {
+        let path = self.file(disk);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(DiskError::File { operation: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Container images: layers out of archives and registries, merged into one tree.
+//!
+//! ```text
+//!  layout, archive ─┐   descriptors   ┌─ layer cache ─┐  entries          hard links
+//!  registry ────────┴─> OciImage ────>│ unpack once,  │────────> merge ──────────────> tree
+//!                                     │ in parallel   │          (pure)
+//!                                     └───────────────┘
+//! ```
+//!
+//! `LocalImages` calls it for the image sources that are container images. Nothing that an image
+//! says is believed before it is checked: sizes, digests, names and links come from strangers.
+
+mod blob;
+mod document;
+mod entry;
+mod error;
+mod layer;
+mod layout;
+mod limits;
+mod materialise;
+mod registry;
+mod tar;
+mod tree;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mvm_core::image::{ImageConfig, Reference};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub use error::{LayerProblem, MergeProblem, OciError, TarProblem};
+pub use layer::{LayerCache, StoredLayer};
+pub use registry::{RegistryConfig, RegistryError};
+
+use super::ImageError;
+use super::digest::{Digest, InputDigest};
+use super::durable::Named;
+use super::progress::{OnProgress, Progress, human_size, step};
+use super::source::{ImageSource, Ownership, Times};
+use blob::Blob;
+use layout::{Archive, Files};
+use registry::{Downloads, Remote};
+use tree::Tree;
+
+/// The version of what layers mean; part of each image's fingerprint.
+const MERGE_VERSION: u32 = 1;
+/// Directories that the guest mounts filesystems on, with their modes.
+const MOUNT_POINTS: [(&str, u32); 6] = [
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("proc", 0o555),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+];
+/// Most layers that are downloaded at once.
+const MAX_DOWNLOADS: usize = 4;
+/// How often the state of downloads is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Most layers that are unpacked at once.
+const MAX_UNPACKING: usize = 4;
+
+/// Where a layer is.
+#[derive(Debug, Clone)]
+pub(crate) enum LayerSource {
+    /// On this machine.
+    Here(Blob),
+    /// At a registry.
+    Remote { remote: Arc<Remote>, digest: Digest, size: u64 },
+}
+
+impl LayerSource {
+    /// What has to be downloaded, in bytes.
+    fn remote_size(&self) -> u64 {
+        match self {
+            Self::Here(_) => 0,
+            Self::Remote { size, .. } => *size,
+        }
+    }
+}
+
+/// An image whose documents were read, and whose layers can be had.
+#[derive(Debug)]
+pub(crate) struct OciImage {
+    pub(crate) description: String,
+    pub(crate) config: ImageConfig,
+    /// The layers from the bottom, with the digests of their tar archives.
+    pub(crate) layers: Vec<(Digest, LayerSource)>,
+}
+
+/// A container image as an image source.
+#[derive(Debug)]
+pub struct OciSource {
+    image: OciImage,
+    cache: LayerCache,
+}
+
+impl OciSource {
+    /// Opens an image in a directory of the OCI layout.
+    ///
+    /// # Errors
+    /// It cannot be read, has no such image, or is for another platform.
+    pub async fn layout(
+        dir: &Path,
+        tag: Option<&str>,
+        cache: &LayerCache,
+    ) -> Result<Self, ImageError> {
+        let (dir, tag) = (dir.to_owned(), tag.map(str::to_owned));
+        Self::open(cache, move |_| {
+            // Says what is wrong with the path itself before anything that is in it.
+            std::fs::read_dir(&dir).named("read directory", &dir)?;
+            layout::open_oci(&Files::Dir(dir), tag.as_deref())
+        })
+        .await
+    }
+
+    /// Opens an image in a tar archive of the OCI layout.
+    ///
+    /// # Errors
+    /// It cannot be read, has no such image, or is for another platform.
+    pub async fn oci_archive(
+        file: &Path,
+        tag: Option<&str>,
+        cache: &LayerCache,
+    ) -> Result<Self, ImageError> {
+        let (file, tag) = (file.to_owned(), tag.map(str::to_owned));
+        Self::open(cache, move |scratch| {
+            let archive = Archive::open(&file, scratch)?;
+            layout::open_oci(&Files::Archive(archive), tag.as_deref())
+        })
+        .await
+    }
+
+    /// Opens an image in an archive that `docker save` wrote.
+    ///
+    /// # Errors
+    /// It cannot be read, has no such image, or is for another platform.
+    pub async fn docker_archive(
+        file: &Path,
+        name: Option<&str>,
+        cache: &LayerCache,
+    ) -> Result<Self, ImageError> {
+        let (file, name) = (file.to_owned(), name.map(str::to_owned));
+        Self::open(cache, move |scratch| {
+            let archive = Archive::open(&file, scratch)?;
+            layout::open_docker(&Files::Archive(archive), name.as_deref())
+        })
+        .await
+    }
+
+    async fn open(
+        cache: &LayerCache,
+        open: impl FnOnce(&Path) -> Result<OciImage, ImageError> + Send + 'static,
+    ) -> Result<Self, ImageError> {
+        let scratch = cache.dir().to_owned();
+        let image = tokio::task::spawn_blocking(move || open(&scratch)).await;
+        let image = image.map_err(io::Error::other).named("read an image in", cache.dir())??;
+        Ok(Self { image, cache: cache.clone() })
+    }
+
+    /// Finds out what an image of a registry is now.
+    ///
+    /// # Errors
+    /// No registry or mirror gives it, or it is for another platform.
+    pub async fn pull(
+        reference: &Reference,
+        config: &RegistryConfig,
+        cache: &LayerCache,
+        progress: OnProgress<'_>,
+    ) -> Result<Self, ImageError> {
+        let image = step(progress, format!("looking up {reference}"), async {
+            registry::resolve(reference, config).await
+        });
+        Ok(Self { image: image.await?, cache: cache.clone() })
+    }
+
+    /// Downloads and unpacks the layers that are not there yet, several at once.
+    async fn ensure_layers(
+        &self,
+        stop: &Arc<AtomicBool>,
+        progress: OnProgress<'_>,
+    ) -> Result<(), ImageError> {
+        let mut wanted = BTreeSet::new();
+        let missing: Vec<&(Digest, LayerSource)> = self
+            .image
+            .layers
+            .iter()
+            .filter(|(diff_id, _)| wanted.insert(*diff_id) && !self.cache.has(diff_id))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+        let slots = Slots {
+            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
+            unpacking: Arc::new(Semaphore::new(at_once.min(MAX_UNPACKING))),
+        };
+        let received = Arc::new(AtomicU64::new(0));
+        let size = missing.iter().map(|(_, source)| source.remote_size()).sum();
+        let count = missing.len();
+        let mut work = JoinSet::new();
+        for (diff_id, source) in missing {
+            let layer = LayerWork {
+                diff_id: *diff_id,
+                source: source.clone(),
+                cache: self.cache.clone(),
+                stop: stop.clone(),
+                received: received.clone(),
+            };
+            work.spawn(layer.run(slots.clone()));
+        }
+        let mut done = 0;
+        let mut shown = String::new();
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        while !work.is_empty() {
+            let joined = tokio::select! {
+                joined = work.join_next() => joined,
+                _ = tick.tick() => None,
+            };
+            if let Some(layer) = joined {
+                layer.map_err(io::Error::other).named("unpack in", self.cache.dir())??;
+                done += 1;
+                continue;
+            }
+            let text = layers_step(done, count, received.load(Ordering::Relaxed), size);
+            if text != shown {
+                progress(Progress::Began(text.clone()));
+                shown = text;
+            }
+        }
+        progress(Progress::Ended);
+        Ok(())
+    }
+}
+
+/// Where the work on layers stands, for people.
+fn layers_step(done: usize, count: usize, received: u64, size: u64) -> String {
+    if size == 0 {
+        return format!("unpacking layers: {done} of {count}");
+    }
+    let (received, size) = (human_size(received), human_size(size));
+    format!("pulling layers: {received} of {size}, {done} of {count} unpacked")
+}
+
+/// Bounds on what happens at once.
+#[derive(Clone)]
+struct Slots {
+    downloads: Arc<Semaphore>,
+    unpacking: Arc<Semaphore>,
+}
+
+/// One layer that is not in the cache yet.
+struct LayerWork {
+    diff_id: Digest,
+    source: LayerSource,
+    cache: LayerCache,
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+}
+
+impl LayerWork {
+    async fn run(self, slots: Slots) -> Result<(), ImageError> {
+        let (remote, digest, size) = match &self.source {
+            LayerSource::Here(blob) => return self.unpack(blob.clone(), &slots).await,
+            LayerSource::Remote { remote, digest, size } => (remote.clone(), *digest, *size),
+        };
+        let downloads = Downloads::new(self.cache.dir());
+        let mut is_first = true;
+        loop {
+            let slot = slots.downloads.acquire().await;
+            let download = downloads.fetch(&remote, digest, size, &self.received).await?;
+            drop(slot);
+            let blob = download.blob.clone();
+            match self.unpack(blob, &slots).await {
+                Ok(()) => {
+                    download.remove();
+                    return Ok(());
+                }
+                // What an earlier attempt left behind may be damaged; a new download is not.
+                Err(ImageError::Oci(OciError::Layer { .. })) if is_first => {
+                    download.remove();
+                    self.received.fetch_sub(size, Ordering::Relaxed);
+                    is_first = false;
+                }
+                Err(error @ ImageError::Oci(OciError::Layer { .. })) => {
+                    download.remove();
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn unpack(&self, blob: Blob, slots: &Slots) -> Result<(), ImageError> {
+        let slot = slots.unpacking.acquire().await;
+        let (cache, diff_id, stop) = (self.cache.clone(), self.diff_id, self.stop.clone());
+        let unpacked = tokio::task::spawn_blocking(move || cache.unpack(&diff_id, &blob, &stop));
+        let unpacked = unpacked.await;
+        drop(slot);
+        unpacked.map_err(io::Error::other).named("unpack in", self.cache.dir())?
+    }
+}
+
+/// Ends the blocking work of a build when the build is given up.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl ImageSource for OciSource {
+    fn describe(&self) -> String {
+        self.image.description.clone()
+    }
+
+    fn config(&self) -> ImageConfig {
+        self.image.config.clone()
+    }
+
+    fn layers(&self) -> Vec<Digest> {
+        self.image.layers.iter().map(|(diff_id, _)| *diff_id).collect()
+    }
+
+    fn ownership(&self) -> Ownership {
+        Ownership::AsWritten
+    }
+
+    fn times(&self) -> Times {
+        Times::AsWritten
+    }
+
+    async fn fingerprint(&self) -> Result<Digest, ImageError> {
+        let mut digest = InputDigest::new("container image");
+        digest.add("merge", &MERGE_VERSION.to_be_bytes());
+        let config = serde_json::to_vec(&self.image.config);
+        let config = config.named("encode", Path::new(&self.image.description))?;
+        digest.add("config", &config);
+        for (diff_id, _) in &self.image.layers {
+            digest.add("layer", diff_id.to_string().as_bytes());
+        }
+        Ok(digest.finish())
+    }
+
+    async fn write_root(&self, dest: &Path, progress: OnProgress<'_>) -> Result<(), ImageError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let _guard = StopOnDrop(stop.clone());
+        self.ensure_layers(&stop, progress).await?;
+        let (cache, layers) = (self.cache.clone(), self.layers());
+        let (image, dest_owned) = (self.image.description.clone(), dest.to_owned());
+        step(progress, format!("merging {} layers", layers.len()), async {
+            let work = move || merge(&image, &cache, &layers, &dest_owned, &stop);
+            let merged = tokio::task::spawn_blocking(work).await;
+            merged.map_err(io::Error::other).named("write", dest)?
+        })
+        .await
+    }
+
+    async fn written(&self) {
+        let (cache, layers) = (self.cache.clone(), self.layers());
+        // Nobody waits for the disk: a layer that is lost is unpacked again.
+        tokio::task::spawn_blocking(move || cache.make_durable(&layers));
+    }
+}
+
+fn merge(
+    image: &str,
+    cache: &LayerCache,
+    diff_ids: &[Digest],
+    dest: &PathBuf,
+    stop: &AtomicBool,
+) -> Result<(), ImageError> {
+    let mut tree = Tree::new();
+    let mut layers = Vec::with_capacity(diff_ids.len());
+    for (number, diff_id) in diff_ids.iter().enumerate() {
+        let gone = || document::unusable(image, format!("its layer sha256:{diff_id} was removed"));
+        let mut layer = cache.open(diff_id).ok_or_else(gone)?;
+        tree.apply(std::mem::take(&mut layer.entries)).map_err(|problem| OciError::Merge {
+            number: number + 1,
+            image: image.to_owned(),
+            problem: problem.into(),
+        })?;
+        layers.push(layer);
+    }
+    for (name, mode) in MOUNT_POINTS {
+        tree.ensure_mount_point(name, mode);
+    }
+    Ok(materialise::materialise(&tree, &layers, dest, stop)?)
+}
