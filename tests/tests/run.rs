@@ -52,7 +52,7 @@ fn what_cannot_be_started_is_said_and_not_tried_in_silence() {
     let why = node.ok(&["why", &path]);
     assert!(why.contains("user `ghost` is not in /etc/passwd"), "{why}");
     node.mvm(&["attach", &path]).fails_with(5).says(&["failed, not running"]);
-    node.mvm(&["run", "no-such-image"]).fails_with(2).says(&["no-such-image"]);
+    node.mvm(&["run", "No Image"]).fails_with(2).says(&["No Image"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
 use mvm_core::guest::{Configuration, NetworkConfiguration};
 use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
 use mvm_core::net::{InstanceNetwork, vmm_uid};
 use mvm_core::record::InstanceRecord;
@@ -77,6 +78,10 @@ async fn spec(
 ) -> Result<VmSpec, EffectError> {
     let revision = status.revision.as_ref().ok_or(EffectError::NoRevision)?;
     let files = node.host.images.files(revision).await?;
+    let kernel_args = match resolve(&files.config, &record.spec.process).map_err(MainError::from)? {
+        MainProcess::Init { path } => format!("mvm.init={path}"),
+        MainProcess::Nothing | MainProcess::Program(_) => String::new(),
+    };
     let dir = node.instance_dir(&record.path.id);
     Ok(VmSpec {
         id: record.path.id.clone(),
@@ -84,7 +89,7 @@ async fn spec(
         mem_mib: record.spec.mem_mib,
         kernel: files.kernel,
         initrd: files.initrd,
-        kernel_args: String::new(),
+        kernel_args,
         disks: [
             Disk { path: files.root, access: DiskAccess::ReadOnly },
             Disk { path: dir.join(LAYER), access: DiskAccess::ReadWrite },

@@ -162,7 +162,15 @@ pub(crate) async fn attach(
         MainProcess::Program(program) => {
             MainRequest { program: Some(*program), ..MainRequest::default() }
         }
-        MainProcess::Init { path } => MainRequest { init: Some(path), ..MainRequest::default() },
+        MainProcess::Init { path } => {
+            let request = MainRequest { init: Some(path), ..MainRequest::default() };
+            // It has the console for what it writes, and ends with the machine.
+            return match session.main_process(request, START_TIMEOUT).await {
+                Ok(_) => Ok(None),
+                Err(SessionError::Guest { error, .. }) => Err(MainError::Refused(error.message)),
+                Err(error) => Err(MainError::Session(error)),
+            };
+        }
     };
     let failed = |source| MainError::Log { dir: hub.dir.clone(), source };
     // Held until the end of the listening: an earlier session's last words come first.
@@ -199,10 +207,7 @@ pub(crate) async fn attach(
 }
 
 fn command_line(request: &MainRequest) -> String {
-    let words = match (&request.program, &request.init) {
-        (Some(program), _) => program.argv.join(" "),
-        (None, init) => init.clone().unwrap_or_default(),
-    };
+    let words = request.program.as_ref().map(|program| program.argv.join(" ")).unwrap_or_default();
     format!("`{}`", mvm_host::console::printable(&words))
 }
 

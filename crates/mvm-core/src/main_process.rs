@@ -89,6 +89,12 @@ pub enum ProcessError {
         /// What was given.
         name: String,
     },
+    /// An init that cannot be named on a kernel's command line.
+    #[error("init `{path}` is not an absolute path without spaces")]
+    Init {
+        /// What the image says.
+        path: String,
+    },
     /// A text that no program can be given.
     #[error("{field} contains a NUL character")]
     Nul {
@@ -146,7 +152,12 @@ pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, P
     if !spec.names_program()
         && let Some(path) = &image.init
     {
-        return Ok(MainProcess::Init { path: path.clone() });
+        return match path.starts_with('/')
+            && !path.contains(|c: char| c.is_whitespace() || c == '"')
+        {
+            true => Ok(MainProcess::Init { path: path.clone() }),
+            false => Err(ProcessError::Init { path: path.clone() }),
+        };
     }
     let (entrypoint, image_cmd) = match &spec.entrypoint {
         Some(entrypoint) => (entrypoint.as_slice(), &[][..]),

@@ -66,8 +66,8 @@ enum Source {
 
 /// The agent's state while it serves.
 #[derive(Debug)]
-pub(crate) struct Server {
-    machine: Machine,
+pub(crate) struct Server<'a> {
+    machine: &'a mut Machine,
     inbox: Arc<Inbox>,
     outbox: Arc<Outbox>,
     waker: Arc<Waker>,
@@ -87,9 +87,9 @@ pub(crate) struct Server {
     ending: Option<Ending>,
 }
 
-impl Server {
+impl<'a> Server<'a> {
     /// Prepares to serve; blocks `SIGCHLD` in this thread.
-    pub(crate) fn new(machine: Machine) -> io::Result<Self> {
+    pub(crate) fn new(machine: &'a mut Machine) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
         Ok(Self {
             machine,

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use mvm_core::guest::{ErrorKind, GuestError, HostMessage, MainRequest};
+use mvm_core::guest::{ErrorKind, GuestError, GuestMessage, HostMessage, MainRequest, MainState};
 
 use super::{Ending, Server, Stream};
 use crate::exec::MainProcess;
 use crate::failure::{failure, invalid};
 use crate::session::Link;
 
-impl Server {
+impl Server<'_> {
     /// No host listens to the main process any more.
     pub(super) fn detach_main(&mut self) {
         if let Some(Ok(main)) = &mut self.main {
@@ -53,7 +53,10 @@ impl Server {
             return Err(failure(ErrorKind::System, format!("the root is not mounted: {reason}")));
         }
         let Some(program) = &request.program else {
-            return Err(invalid("the main process is no program"));
+            self.machine.start_init()?;
+            let init = MainState { pid: 1, ..MainState::default() };
+            self.link(id).message(&GuestMessage::Main(init));
+            return Ok(());
         };
         let main = self.main.get_or_insert_with(|| MainProcess::start(program));
         match main {
