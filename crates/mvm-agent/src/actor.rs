@@ -7,9 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mvm_core::guest::ExitStatus;
 use mvm_core::lifecycle::{Effect, Event, InstanceStatus, Phase, step};
 use mvm_core::name::InstancePath;
 use mvm_core::record;
+use mvm_core::vmm::VmHandle;
 use mvm_host::guest::{Session, SessionMode};
 use mvm_host::vmm::Vm;
 use mvm_store::Op;
@@ -17,6 +19,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::effects;
+use crate::main_process::{Attached, MainHub, pump};
 use crate::node::{InstanceHandle, Node, chain};
 
 /// Messages that may wait in an actor's mailbox.
@@ -32,8 +35,10 @@ pub(crate) enum Message {
     Launched(Arc<dyn Vm>),
     /// An earlier agent's VM was found alive.
     Found(Arc<dyn Vm>),
-    /// A session with the guest is open.
-    Session(Session),
+    /// A session with the guest is open, and the main process, if there is one, runs or has run.
+    Session(Session, Option<Box<Attached>>),
+    /// The main process of a VM ended (or the session with it did).
+    MainEnded(Option<VmHandle>, Option<ExitStatus>),
     /// The session with the guest is over.
     SessionEnded,
 }
@@ -43,7 +48,11 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
     let (mailbox, messages) = mpsc::channel(MAILBOX);
     let (session_tx, session) = watch::channel(None);
     let (vm_tx, vm) = watch::channel(None);
-    node.add_instance(path.clone(), InstanceHandle { mailbox: mailbox.clone(), session, vm });
+    let main = Arc::new(MainHub::new(node.instance_dir(&path.id)));
+    node.add_instance(
+        path.clone(),
+        InstanceHandle { mailbox: mailbox.clone(), session, vm, main: main.clone() },
+    );
     let actor = Actor {
         node: node.clone(),
         path: path.clone(),
@@ -51,6 +60,7 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
         mailbox,
         session: session_tx,
         vm: vm_tx,
+        main,
         tasks: JoinSet::new(),
         session_mode: SessionMode::Fresh,
         run_tasks: JoinSet::new(),
@@ -66,6 +76,7 @@ struct Actor {
     mailbox: mpsc::Sender<Message>,
     session: watch::Sender<Option<Session>>,
     vm: watch::Sender<Option<Arc<dyn Vm>>>,
+    main: Arc<MainHub>,
     /// Boots and releases, which run to their end.
     tasks: JoinSet<()>,
     /// Whether the guest may be in the middle of an earlier agent's session.
@@ -122,7 +133,16 @@ impl Actor {
                 self.vm.send_replace(Some(vm));
                 Event::FoundAlive
             }
-            Message::Session(session) => {
+            Message::Session(session, main) => {
+                if let Some(attached) = main {
+                    let (hub, vm) = (self.main.clone(), self.status.vm.clone());
+                    let (path, session) = (self.path.clone(), session.clone());
+                    // It outlives the VM until it has written the last words.
+                    self.spawn(async move |node| {
+                        let status = pump(&node, &path, &hub, *attached, &session).await;
+                        Message::MainEnded(vm, status)
+                    });
+                }
                 let ended = session.clone();
                 self.session.send_replace(Some(session));
                 self.spawn_for_run(async move |_node| {
@@ -131,6 +151,10 @@ impl Actor {
                 });
                 Event::Ready
             }
+            Message::MainEnded(vm, Some(status)) if vm == self.status.vm => {
+                Event::MainExited(status)
+            }
+            Message::MainEnded(..) => return,
             Message::SessionEnded => {
                 self.session.send_replace(None);
                 if matches!(self.status.phase, Phase::Running { .. }) {
@@ -144,6 +168,11 @@ impl Actor {
             self.vm.send_replace(None);
             self.session.send_replace(None);
             self.run_tasks.abort_all();
+        }
+        if next.last_death != self.status.last_death
+            && let Some(death) = &next.last_death
+        {
+            self.main.end(death.cause.to_string(), self.node.clock.now_ms());
         }
         if next != self.status {
             let (from, to) = (self.status.state(), next.state());
@@ -217,15 +246,18 @@ impl Actor {
             }
             Effect::Greet => {
                 if let Some(vm) = vm {
-                    let mode = self.session_mode;
+                    let (mode, main) = (self.session_mode, self.main.clone());
                     self.spawn_for_run(async move |node| {
-                        effects::greet(&node, &path, &*vm, mode).await
+                        effects::greet(&node, &path, &main, &*vm, mode).await
                     });
                 }
             }
             Effect::Rejoin => {
                 if let Some(vm) = vm {
-                    self.spawn_for_run(async move |node| effects::rejoin(&node, &path, &*vm).await);
+                    let main = self.main.clone();
+                    self.spawn_for_run(async move |node| {
+                        effects::rejoin(&node, &path, &main, &*vm).await
+                    });
                 }
             }
             Effect::Shutdown { grace_ms } => {

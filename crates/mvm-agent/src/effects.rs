@@ -7,6 +7,7 @@ use std::time::Duration;
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
 use mvm_core::guest::{Configuration, NetworkConfiguration};
 use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
 use mvm_core::net::{InstanceNetwork, vmm_uid};
 use mvm_core::record::InstanceRecord;
@@ -18,6 +19,7 @@ use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
 use crate::disks;
+use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain};
 
 /// File in an instance's directory that is its writable layer.
@@ -28,6 +30,8 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for a guest's hello. The boot deadline, which is the actor's, is usually shorter.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Time of a shutdown that the guest needs for itself, in milliseconds.
+const OWN_WAY_DOWN_MS: u64 = 3_000;
 /// Pause between attempts to talk to a guest that runs and does not answer.
 const REJOIN_PAUSE: Duration = Duration::from_secs(2);
 
@@ -48,6 +52,8 @@ enum EffectError {
     Vmm(#[from] mvm_host::vmm::VmmError),
     #[error(transparent)]
     Guest(#[from] mvm_host::guest::SessionError),
+    #[error(transparent)]
+    Main(#[from] MainError),
 }
 
 fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
@@ -72,6 +78,10 @@ async fn spec(
 ) -> Result<VmSpec, EffectError> {
     let revision = status.revision.as_ref().ok_or(EffectError::NoRevision)?;
     let files = node.host.images.files(revision).await?;
+    let kernel_args = match resolve(&files.config, &record.spec.process).map_err(MainError::from)? {
+        MainProcess::Init { path } => format!("mvm.init={path}"),
+        MainProcess::Nothing | MainProcess::Program(_) => String::new(),
+    };
     let dir = node.instance_dir(&record.path.id);
     Ok(VmSpec {
         id: record.path.id.clone(),
@@ -79,7 +89,7 @@ async fn spec(
         mem_mib: record.spec.mem_mib,
         kernel: files.kernel,
         initrd: files.initrd,
-        kernel_args: String::new(),
+        kernel_args,
         disks: [
             Disk { path: files.root, access: DiskAccess::ReadOnly },
             Disk { path: dir.join(LAYER), access: DiskAccess::ReadWrite },
@@ -142,21 +152,27 @@ pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
 pub(crate) async fn greet(
     node: &Node,
     path: &InstancePath,
+    hub: &MainHub,
     vm: &dyn Vm,
     mode: SessionMode,
 ) -> Message {
-    match open_session(node, path, vm, mode, HELLO_TIMEOUT).await {
-        Ok(session) => Message::Session(session),
+    match open_session(node, path, hub, vm, mode, HELLO_TIMEOUT).await {
+        Ok((session, main)) => Message::Session(session, main.map(Box::new)),
         Err(error) => Message::Event(Event::BootFailed { error: chain(&error) }),
     }
 }
 
 /// Opens the session with a guest that ran before, however long that takes: an unresponsive guest
 /// is left running.
-pub(crate) async fn rejoin(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Message {
+pub(crate) async fn rejoin(
+    node: &Node,
+    path: &InstancePath,
+    hub: &MainHub,
+    vm: &dyn Vm,
+) -> Message {
     loop {
-        match open_session(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await {
-            Ok(session) => return Message::Session(session),
+        match open_session(node, path, hub, vm, SessionMode::Existing, GUEST_TIMEOUT).await {
+            Ok((session, main)) => return Message::Session(session, main.map(Box::new)),
             Err(error) => {
                 tracing::debug!(instance = %path, error = chain(&error), "the guest does not answer");
             }
@@ -165,7 +181,24 @@ pub(crate) async fn rejoin(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Mes
     }
 }
 
+/// Opens a session, tells the guest who it is, and starts or joins the main process.
 async fn open_session(
+    node: &Node,
+    path: &InstancePath,
+    hub: &MainHub,
+    vm: &dyn Vm,
+    mode: SessionMode,
+    timeout: Duration,
+) -> Result<(Session, Option<Attached>), EffectError> {
+    let session = configure(node, path, vm, mode, timeout).await?;
+    let revision = node.state.now().status(path).revision.ok_or(EffectError::NoRevision)?;
+    let image = node.host.images.files(&revision).await?.config;
+    let spec = record(node, path)?.spec.process;
+    let main = main_process::attach(node, hub, &session, &image, &spec).await?;
+    Ok((session, main))
+}
+
+async fn configure(
     node: &Node,
     path: &InstancePath,
     vm: &dyn Vm,
@@ -206,10 +239,10 @@ pub(crate) async fn shutdown(
         let session = match session {
             Some(session) => session,
             // The agent was replaced in the middle of a stop.
-            None => open_session(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await?,
+            None => configure(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await?,
         };
-        // Half of the time is for the guest's processes, the rest for the guest's own way down.
-        let grace = Duration::from_millis(grace_ms / 2);
+        // Most of the time is for the guest's processes, the rest for the guest's own way down.
+        let grace = Duration::from_millis(grace_ms - (grace_ms / 2).min(OWN_WAY_DOWN_MS));
         Ok::<_, EffectError>(session.shutdown(grace, GUEST_TIMEOUT).await?)
     };
     match asked.await {

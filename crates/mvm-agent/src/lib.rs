@@ -12,6 +12,7 @@
 //! When the agent ends, microVMs go on; the next agent adopts them.
 
 mod actor;
+mod attach;
 mod builder;
 mod clock;
 mod disks;
@@ -19,6 +20,8 @@ mod effects;
 mod exec;
 mod forward;
 mod lock;
+mod logs;
+mod main_process;
 mod node;
 mod reconcile;
 mod server;

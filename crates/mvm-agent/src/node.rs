@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actor::Message;
 use crate::clock::Clock;
+use crate::main_process::MainHub;
 use crate::state::State;
 
 /// The seams to the machine that instances run on.
@@ -58,6 +59,8 @@ pub(crate) struct InstanceHandle {
     pub(crate) session: watch::Receiver<Option<Session>>,
     /// The microVM, while there is one.
     pub(crate) vm: watch::Receiver<Option<Arc<dyn Vm>>>,
+    /// What the main process does.
+    pub(crate) main: Arc<MainHub>,
 }
 
 /// One node.

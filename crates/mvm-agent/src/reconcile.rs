@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mvm_core::admit::Request;
 use mvm_core::lifecycle::{Event, Phase};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
@@ -15,6 +16,7 @@ use mvm_core::record::{self, Desired, Existence, InstanceRecord};
 use mvm_host::console;
 use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
+use mvm_wire::ErrorCode;
 use tokio::task::JoinSet;
 
 use crate::actor::{self, Message};
@@ -22,6 +24,7 @@ use crate::builder;
 use crate::disks;
 use crate::node::{Node, chain};
 use crate::state::Mirror;
+use crate::submit;
 
 /// Longest time between two rounds.
 const TICK: Duration = Duration::from_secs(10);
@@ -109,6 +112,14 @@ impl Reconciler {
             }
             Action::Destroy { instance, grace_ms } => {
                 self.tell(&instance, Event::Destroy { grace_ms }).await;
+            }
+            Action::DestroyPool(pool) => {
+                let what = format!("removing pool {pool}, which goes with its instance");
+                let request = Request::PoolDestroy { path: pool, force: true };
+                let refusal = submit::submit(&self.node, request).await.err();
+                // Whoever asked for the run may have removed it already.
+                let refusal = refusal.filter(|error| error.code != ErrorCode::NotFound);
+                self.node.set_problem(&what, refusal.map(|error| error.to_string()));
             }
             Action::MakeDisk(disk) => self.work_on_disk(&disk, disks::make),
             Action::RemoveDisk(disk) => self.work_on_disk(&disk, disks::remove),

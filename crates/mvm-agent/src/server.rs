@@ -12,12 +12,13 @@ use mvm_wire::{ApiError, Call, Connection, ConnectionError, ErrorCode, Reply, Wr
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
+use crate::logs::LogQuery;
 use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{exec, forward, streams, submit, views};
+use crate::{attach, exec, forward, logs, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -85,8 +86,12 @@ async fn answer(
             };
             found.map(|(instance, _)| Reply::Connected { instance })
         }
-        Call::Logs { selector, kind, follow, tail } => {
-            return streams::logs(node, &selector, kind, follow, tail, connection).await;
+        Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps } => {
+            let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
+            return logs::logs(node, &selector, query, connection).await;
+        }
+        Call::Attach { selector, wait } => {
+            return attach::attach(node, &selector, wait, connection, hang_up).await;
         }
         Call::AgentStop => {
             finish(&mut connection.write, Ok(Reply::Done)).await?;
@@ -173,6 +178,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         }
         Call::Watch { .. }
         | Call::Exec { .. }
+        | Call::Attach { .. }
         | Call::Forward { .. }
         | Call::Locate { .. }
         | Call::Logs { .. }

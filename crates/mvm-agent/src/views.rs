@@ -127,7 +127,7 @@ pub(crate) fn instance(
 ) -> InstanceView {
     let status = mirror.status(&record.path);
     let network = mirror.desired.network_of(record);
-    let InstanceStatus { generation, revision, vm, boots, failures, last_death, phase } =
+    let InstanceStatus { generation, revision, vm, boots, failures, last_death, phase, main_end } =
         status.clone();
     InstanceView {
         path: record.path.clone(),
@@ -155,6 +155,7 @@ pub(crate) fn instance(
         boots,
         failures,
         last_death,
+        exit_code: main_end.map(|end| end.status.shell_code()),
     }
 }
 
@@ -173,6 +174,10 @@ pub(crate) fn instances(
 pub(crate) fn summary(view: &InstanceView) -> String {
     let death = view.last_death.as_ref().map(|death| death.cause.to_string());
     match (&view.activity, view.state, view.desired) {
+        (Some(_), State::Running, DesiredState::Running) if view.exit_code.is_some() => {
+            let code = view.exit_code.unwrap_or_default();
+            format!("its main process ended with {code}, and so it is stopping")
+        }
         (Some(activity), _, _) => format!("it is {activity}, as asked"),
         (None, State::Running, _) => match death {
             Some(death) => format!("it runs, as asked; its last run ended: {death}"),

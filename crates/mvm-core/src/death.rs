@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::ExitStatus;
 use crate::vmm::{ProcessEnd, ShutdownReason, VmExit};
 
 /// Lines of the console that are kept with a death.
@@ -18,6 +19,16 @@ pub const CONSOLE_SEARCH_LINES: usize = 200;
 pub enum Cause {
     /// Somebody asked mvm to stop or destroy it.
     Operator,
+    /// Its main process exited.
+    Exited {
+        /// The exit code, 0 to 255.
+        code: i32,
+    },
+    /// A signal ended its main process.
+    Signaled {
+        /// The Linux signal number.
+        signal: i32,
+    },
     /// The guest powered itself off.
     GuestShutdown,
     /// The guest rebooted itself: its microVM ends, and a fresh one follows.
@@ -50,6 +61,8 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operator => write!(f, "stopped by an operator"),
+            Self::Exited { code } => write!(f, "exited with code {code}"),
+            Self::Signaled { signal } => write!(f, "ended by signal {signal}"),
             Self::GuestShutdown => write!(f, "the guest powered off"),
             Self::GuestReboot => write!(f, "the guest rebooted"),
             Self::GuestPanic => write!(f, "guest kernel panic"),
@@ -62,6 +75,18 @@ impl fmt::Display for Cause {
             }
             Self::HostReboot => write!(f, "the host was rebooted"),
             Self::Unobserved => write!(f, "the VMM went away while no agent was running"),
+        }
+    }
+}
+
+impl From<ExitStatus> for Cause {
+    /// The end of a main process.
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Exited { code } => Self::Exited { code },
+            ExitStatus::Signaled { signal } => Self::Signaled { signal },
+            // A main process has no time limit; a shell would say 124.
+            ExitStatus::TimedOut => Self::Exited { code: status.shell_code() },
         }
     }
 }

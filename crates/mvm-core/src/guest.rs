@@ -155,6 +155,10 @@ pub enum HostMessage {
         #[serde(default)]
         follow: bool,
     },
+    /// Starts the main process unless this boot has started it, and attaches to it: its output,
+    /// its standard input and signals to it go over this stream. Answers: `main`, output data,
+    /// `exit`. The session's end, and `cancel`, only detach from it.
+    Main(MainRequest),
     /// Ends the stream and whatever runs for it (an exec's process group is killed). No answer.
     Cancel,
     /// Powers the microVM off in an orderly way. Answer: `done`, then the machine stops.
@@ -182,6 +186,8 @@ pub enum GuestMessage {
         /// Its process id inside the guest.
         pid: u32,
     },
+    /// The main process runs, or has run.
+    Main(MainState),
     /// The program ended and all its output was sent; ends the stream.
     Exit(ExitStatus),
     /// The forwarded connection is open.
@@ -300,6 +306,55 @@ pub struct ExecRequest {
     /// Whether the program is one of the guest agent's own, so that it is there in every image.
     /// Needs [`Feature::Builtins`].
     pub builtin: bool,
+}
+
+/// The main process of a boot, and from where on its output is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MainRequest {
+    /// The program, if it is one.
+    pub program: Option<MainProgram>,
+    /// The image's own init instead, which becomes process 1. The host names it on the kernel's
+    /// command line too, as the guest agent must know it before it serves.
+    pub init: Option<String>,
+    /// Bytes of standard output that the host has.
+    pub stdout_from: u64,
+    /// Bytes of standard error that the host has.
+    pub stderr_from: u64,
+}
+
+/// A program that is an instance's main process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MainProgram {
+    /// The program and its arguments; a program without `/` is looked up in `PATH`.
+    pub argv: Vec<String>,
+    /// Added to the guest's default environment.
+    pub env: Vec<(String, String)>,
+    /// `NAME`, `UID` or either with `:GROUP`; root if absent.
+    pub user: Option<String>,
+    /// The working directory; made if it is missing.
+    pub cwd: String,
+    /// The Linux number of the signal that asks the program to end.
+    pub stop_signal: i32,
+    /// Whether its standard input stays open; else it is `/dev/null`.
+    pub stdin: bool,
+    /// Its terminal, of this size at first; else it has pipes. A terminal's output comes as
+    /// standard output.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Where the main process stands when a host attaches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MainState {
+    /// Its process id inside the guest.
+    pub pid: u32,
+    /// The position in standard output of the first byte that will be sent. What lies between it
+    /// and what was asked for was dropped while no host was attached.
+    pub stdout: u64,
+    /// The same of standard error.
+    pub stderr: u64,
 }
 
 /// A log that the guest can stream.

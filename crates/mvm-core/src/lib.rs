@@ -16,6 +16,7 @@ pub mod frame;
 pub mod guest;
 pub mod image;
 pub mod lifecycle;
+pub mod main_process;
 pub mod name;
 pub mod net;
 pub mod nft;

@@ -7,6 +7,7 @@
 //!   Stopped, Failed ───┘   │ └─ timeout, ──┼───────────────────┘                 │       └─> Destroyed
 //!                          │    BootFailed └─────────────────────────────────────┤
 //!                          └──── Exited, BootFailed without a VM ────────────────┘
+//!  MainExited leads from Running through Stopping to Stopped (code 0) or Failed.
 //!  Destroy leads from every phase through Stopping (if a VM runs) and Releasing to Destroyed.
 //!  Stop turns Failed into Stopped: nobody wants it to run any more.
 //! ```
@@ -20,6 +21,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::death::Death;
+use crate::guest::ExitStatus;
 use crate::name::RevisionId;
 use crate::vmm::{VmExit, VmHandle};
 
@@ -31,6 +33,9 @@ pub use step::step;
 pub const STABLE_MS: u64 = 60_000;
 /// How long after a failed release it is tried again, in milliseconds.
 pub const RELEASE_RETRY_MS: u64 = 1_000;
+/// How long a guest whose main process has ended has to shut down, in milliseconds: other
+/// processes may still write, and disks have to be brought in order.
+pub const MAIN_ENDED_GRACE_MS: u64 = 10_000;
 /// How long after a kill the VM is killed again, if it has not ended, in milliseconds.
 pub const KILL_RETRY_MS: u64 = 1_000;
 /// How long a start that an earlier agent began has at least, in milliseconds: the time without an
@@ -136,6 +141,18 @@ pub struct InstanceStatus {
     pub failures: u32,
     /// How its last run ended.
     pub last_death: Option<Death>,
+    /// How the main process of its last run ended, if it did while that was observed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub main_end: Option<MainEnd>,
+}
+
+/// The end of a main process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MainEnd {
+    /// How.
+    pub status: ExitStatus,
+    /// Whether the instance was being stopped, so that the end is no cause of its own.
+    pub asked: bool,
 }
 
 /// What happened to an instance.
@@ -171,6 +188,8 @@ pub enum Event {
         /// Why, with sources.
         error: String,
     },
+    /// Its main process ended.
+    MainExited(ExitStatus),
     /// The guest did not take the request to shut down.
     ShutdownFailed,
     /// Its VM's process ended.
@@ -259,7 +278,11 @@ impl InstanceStatus {
     /// Whether its last run is over, or is being brought to an end because it failed, so that a
     /// wish to run it that comes now is a fresh one.
     pub fn has_ended(&self) -> bool {
+        let has_exited = self.main_end.is_some_and(|end| !end.asked);
         matches!(
+            &self.phase,
+            Phase::Stopping { outcome: Outcome::Stopped, .. } if has_exited
+        ) || matches!(
             &self.phase,
             Phase::Stopped
                 | Phase::Failed

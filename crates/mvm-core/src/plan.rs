@@ -58,6 +58,8 @@ pub enum Action {
         /// How long the guest has to shut down, in milliseconds.
         grace_ms: u64,
     },
+    /// Ask for the removal of a pool that goes with its instance, which has ended for good.
+    DestroyPool(PoolPath),
     /// Make a data disk's file, or grow it to its size.
     MakeDisk(DiskPath),
     /// Remove the file and the records of a data disk that no instance has any more.
@@ -241,6 +243,7 @@ fn plan_instance(
                 grace_ms: record.grace_ms,
                 generation: record.generation,
             }),
+            Phase::Stopped if status.last_death.is_some() => auto_remove(plan, record),
             Phase::Created | Phase::Releasing { .. } | Phase::Stopped | Phase::Destroyed => {}
         },
         DesiredState::Running => match &status.phase {
@@ -272,6 +275,7 @@ fn plan_instance(
                 if !again {
                     let policy = record.spec.restart;
                     plan.waiting.insert(path.clone(), Waiting::RestartPolicy { policy });
+                    auto_remove(plan, record);
                     return;
                 }
                 let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
@@ -285,6 +289,13 @@ fn plan_instance(
                 start(plan, record, status, image, start_slots);
             }
         },
+    }
+}
+
+fn auto_remove(plan: &mut Plan, record: &InstanceRecord) {
+    let action = Action::DestroyPool(record.path.pool.clone());
+    if record.spec.auto_remove && !plan.actions.contains(&action) {
+        plan.actions.push(action);
     }
 }
 

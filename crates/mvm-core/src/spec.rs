@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
+use crate::main_process::{ProcessError, ProcessSpec};
 use crate::name::{DiskName, PoolName, TenantName};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
@@ -100,8 +101,8 @@ impl fmt::Display for NetMode {
 pub enum RestartPolicy {
     /// It is started again, with backoff, however it ended.
     Always,
-    /// It is started again, with backoff, unless the guest powered itself off; a reboot counts as
-    /// the wish to come back.
+    /// It is started again, with backoff, unless its main process exited with code 0 or the guest
+    /// powered itself off; a reboot counts as the wish to come back.
     #[default]
     OnFailure,
     /// It stays ended.
@@ -155,6 +156,12 @@ pub struct PoolSpec {
     /// Data disks of the tenant that each instance has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskMount>,
+    /// What the main process is, as far as the image does not say it.
+    #[serde(skip_serializing_if = "ProcessSpec::is_default")]
+    pub process: ProcessSpec,
+    /// Whether the pool is removed when an instance of it has ended for good.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub auto_remove: bool,
 }
 
 impl Default for PoolSpec {
@@ -168,30 +175,39 @@ impl Default for PoolSpec {
             restart: RestartPolicy::OnFailure,
             boot_timeout_s: 60,
             disks: Vec::new(),
+            process: ProcessSpec::default(),
+            auto_remove: false,
         }
     }
 }
 
 /// Why a pool's spec makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}, but must be {expected}")]
-pub struct SpecError {
-    /// The field's name.
-    pub field: &'static str,
-    /// What was given.
-    pub value: String,
-    /// What is allowed, in words.
-    pub expected: String,
+pub enum SpecError {
+    /// A field is out of range.
+    #[error("{field} is {value}, but must be {expected}")]
+    Range {
+        /// The field's name.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed, in words.
+        expected: String,
+    },
+    /// The main process makes no sense.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 impl PoolSpec {
-    /// Checks the ranges of the numbers, and that the image can be found from everywhere.
+    /// Checks the ranges of the numbers, the main process, and that the image can be found from
+    /// everywhere.
     ///
     /// # Errors
-    /// Names the first field that is out of range.
+    /// Names the first field that is out of range or makes no sense.
     pub fn check(&self) -> Result<(), SpecError> {
         let fail = |field, value: u32, expected: String| {
-            Err(SpecError { field, value: value.to_string(), expected })
+            Err(SpecError::Range { field, value: value.to_string(), expected })
         };
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return fail("vcpus", self.vcpus, format!("1 to {VCPUS_MAX}"));
@@ -207,9 +223,10 @@ impl PoolSpec {
         }
         if self.image.path().is_some_and(|path| !path.starts_with('/')) {
             let expected = "an image with an absolute path".to_owned();
-            return Err(SpecError { field: "image", value: self.image.to_string(), expected });
+            let value = self.image.to_string();
+            return Err(SpecError::Range { field: "image", value, expected });
         }
-        Ok(())
+        Ok(self.process.check()?)
     }
 }
 
@@ -243,17 +260,16 @@ pub struct DocumentDisk {
 
 /// One pool of a [`Document`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "DocumentPoolFields")]
+#[serde(from = "DocumentPoolFields", into = "DocumentPoolFields")]
 pub struct DocumentPool {
     /// How many instances run.
     pub running: u32,
     /// What they are like.
-    #[serde(flatten)]
     pub spec: PoolSpec,
 }
 
 /// [`DocumentPool`] as written: flat, and strict about unknown fields (which `flatten` is not).
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct DocumentPoolFields {
     running: u32,
@@ -265,33 +281,80 @@ struct DocumentPoolFields {
     restart: RestartPolicy,
     boot_timeout_s: u32,
     disks: Vec<DiskMount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<Vec<String>>,
+    env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workdir: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_signal: Option<String>,
+    stdin: bool,
+    tty: bool,
 }
 
 impl Default for DocumentPoolFields {
     fn default() -> Self {
-        let PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s, disks } =
-            PoolSpec::default();
-        Self { running: 1, image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s, disks }
+        DocumentPool { running: 1, spec: PoolSpec::default() }.into()
+    }
+}
+
+impl From<DocumentPool> for DocumentPoolFields {
+    fn from(pool: DocumentPool) -> Self {
+        let DocumentPool { running, spec } = pool;
+        let ProcessSpec { entrypoint, command, env, user, workdir, stop_signal, stdin, tty } =
+            spec.process;
+        Self {
+            running,
+            image: spec.image,
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            disk_mib: spec.disk_mib,
+            net: spec.net,
+            restart: spec.restart,
+            boot_timeout_s: spec.boot_timeout_s,
+            disks: spec.disks,
+            entrypoint,
+            command,
+            env,
+            user,
+            workdir,
+            stop_signal,
+            stdin,
+            tty,
+        }
     }
 }
 
 impl From<DocumentPoolFields> for DocumentPool {
     fn from(fields: DocumentPoolFields) -> Self {
-        let DocumentPoolFields {
-            running,
-            image,
-            vcpus,
-            mem_mib,
-            disk_mib,
-            net,
-            restart,
-            boot_timeout_s,
-            disks,
-        } = fields;
-        Self {
-            running,
-            spec: PoolSpec { image, vcpus, mem_mib, disk_mib, net, restart, boot_timeout_s, disks },
-        }
+        let process = ProcessSpec {
+            entrypoint: fields.entrypoint,
+            command: fields.command,
+            env: fields.env,
+            user: fields.user,
+            workdir: fields.workdir,
+            stop_signal: fields.stop_signal,
+            stdin: fields.stdin,
+            tty: fields.tty,
+        };
+        let spec = PoolSpec {
+            image: fields.image,
+            vcpus: fields.vcpus,
+            mem_mib: fields.mem_mib,
+            disk_mib: fields.disk_mib,
+            net: fields.net,
+            restart: fields.restart,
+            boot_timeout_s: fields.boot_timeout_s,
+            disks: fields.disks,
+            process,
+            // A pool of a document goes with its document.
+            auto_remove: false,
+        };
+        Self { running: fields.running, spec }
     }
 }
 
@@ -321,8 +384,11 @@ mod tests {
 
     #[test]
     fn a_document_round_trips() {
-        let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none"}}}"#;
+        let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none",
+            "command":["httpd","-f"],"env":{"A":"b"},"user":"www","workdir":"/srv"}}}"#;
         let document: Document = serde_json::from_str(text).unwrap();
+        let process = &document.pools[&"hello".parse().unwrap()].spec.process;
+        assert_eq!(process.command.as_ref().unwrap(), &["httpd", "-f"]);
         let again = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&again).unwrap(), document);
     }

@@ -11,6 +11,7 @@ mod exec;
 mod failure;
 mod forward;
 mod health;
+mod init;
 mod kernel_log;
 mod machine;
 mod process;
@@ -53,7 +54,8 @@ fn serve_fd(number: &str) -> Result<(), String> {
         |error: std::io::Error| format!("cannot serve file descriptor {number}: {error}");
     let socket = process::take_inherited(number).map_err(describe)?;
     let port = Port::new(socket, PortKind::Socket);
-    let mut server = Server::new(Machine::Borrowed).map_err(describe)?;
+    let mut machine = Machine::Borrowed;
+    let mut server = Server::new(&mut machine).map_err(describe)?;
     server.serve(port).map_err(describe)?;
     Ok(())
 }

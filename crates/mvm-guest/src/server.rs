@@ -1,5 +1,7 @@
 //! Serves the protocol: one thread that owns every stream, and waits in one `poll` for all of them.
 
+mod main_process;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -15,7 +17,7 @@ use mvm_core::guest::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::note;
-use crate::exec::{Exec, Pipe};
+use crate::exec::{Exec, MainProcess, Pipe};
 use crate::failure::{failure, invalid};
 use crate::forward::{End, Forward};
 use crate::health;
@@ -55,6 +57,7 @@ enum Source {
     Waker,
     ChildEnds,
     Exec(u32, Pipe),
+    Main(Pipe),
     /// Of a program that runs without the host, by its process id.
     Detached(i32, Pipe),
     Forward(u32, End),
@@ -63,13 +66,17 @@ enum Source {
 
 /// The agent's state while it serves.
 #[derive(Debug)]
-pub(crate) struct Server {
-    machine: Machine,
+pub(crate) struct Server<'a> {
+    machine: &'a mut Machine,
     inbox: Arc<Inbox>,
     outbox: Arc<Outbox>,
     waker: Arc<Waker>,
     children: ChildEnds,
     streams: BTreeMap<u32, Stream>,
+    /// The main process, or why there is none although the host asked for one.
+    main: Option<Result<MainProcess, GuestError>>,
+    /// Until when the main process has time to end, once a shutdown was asked for.
+    stop_by: Option<Instant>,
     /// Programs that run without the host, by process id.
     detached: BTreeMap<i32, Box<Exec>>,
     /// Sessions so far.
@@ -80,9 +87,9 @@ pub(crate) struct Server {
     ending: Option<Ending>,
 }
 
-impl Server {
+impl<'a> Server<'a> {
     /// Prepares to serve; blocks `SIGCHLD` in this thread.
-    pub(crate) fn new(machine: Machine) -> io::Result<Self> {
+    pub(crate) fn new(machine: &'a mut Machine) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
         Ok(Self {
             machine,
@@ -91,6 +98,8 @@ impl Server {
             waker,
             children: ChildEnds::watch()?,
             streams: BTreeMap::new(),
+            main: None,
+            stop_by: None,
             detached: BTreeMap::new(),
             sessions: 0,
             is_open: false,
@@ -116,6 +125,9 @@ impl Server {
             }
             if let Some(ending) = self.ending {
                 self.end_streams();
+                if let Some(Ok(main)) = &self.main {
+                    main.kill();
+                }
                 if ending != Ending::Closed {
                     self.outbox.flush(FAREWELL);
                 }
@@ -131,7 +143,14 @@ impl Server {
             PollFd::from_borrowed_fd(self.children.as_fd(), PollFlags::IN),
         ];
         let now = Instant::now();
-        let mut alarm: Option<Instant> = None;
+        let mut alarm = self.stop_by;
+        if let Some(Ok(main)) = &self.main {
+            main.wants(|pipe, fd, flags| {
+                sources.push(Source::Main(pipe));
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+            });
+            alarm = [alarm, main.alarm()].into_iter().flatten().min();
+        }
         for (&id, stream) in &self.streams {
             match stream {
                 Stream::Exec(exec) => {
@@ -182,6 +201,11 @@ impl Server {
                     exec.ready(pipe, Link { outbox: &self.outbox, stream: id }, now);
                 }
             }
+            Source::Main(pipe) => {
+                if let Some(Ok(main)) = &mut self.main {
+                    main.ready(pipe, &self.outbox, now);
+                }
+            }
             Source::Detached(pid, pipe) => {
                 if let Some(exec) = self.detached.get_mut(&pid) {
                     exec.ready(pipe, Link { outbox: &self.outbox, stream: 0 }, now);
@@ -208,6 +232,12 @@ impl Server {
     fn reap(&mut self, now: Instant) {
         self.children.clear();
         while let Some((pid, status)) = process::reap() {
+            if let Some(Ok(main)) = self.main.as_mut()
+                && main.runs_as(pid)
+            {
+                main.ended(status, now);
+                continue;
+            }
             let attached = self.streams.values_mut().find_map(|stream| match stream {
                 Stream::Exec(exec) if exec.runs_as(pid) => Some(exec),
                 _ => None,
@@ -240,6 +270,7 @@ impl Server {
             self.detach(id);
         }
         self.detached.retain(|_, exec| exec.settle(true, now).is_none());
+        self.settle_main(now);
     }
 
     /// Lets a program run on without its stream.
@@ -259,6 +290,7 @@ impl Server {
             match self.inbox.pop() {
                 None => return,
                 Some(Event::Closed) => self.ending = Some(Ending::Closed),
+                Some(Event::HostGone) => self.abandon_main(),
                 Some(Event::Accepted(Accepted::Session(host))) => self.open_session(&host),
                 Some(Event::Accepted(Accepted::Lost(error))) => {
                     if self.is_open {
@@ -306,6 +338,7 @@ impl Server {
         for stream in std::mem::take(&mut self.streams).into_values() {
             stop(stream);
         }
+        self.detach_main();
     }
 
     fn take_frame(&mut self, frame: Frame, now: Instant) {
@@ -315,15 +348,7 @@ impl Server {
                 Ok(message) => self.take_message(stream, message, now),
                 Err(error) => Err(invalid(format!("malformed message: {error}"))),
             },
-            KIND_STDIN => match self.streams.get_mut(&stream) {
-                Some(Stream::Exec(exec)) => {
-                    exec.input(frame.body, Link { outbox: &self.outbox, stream })
-                }
-                Some(Stream::Forward(forward)) => {
-                    forward.input(frame.body, Link { outbox: &self.outbox, stream })
-                }
-                _ => Ok(()),
-            },
+            KIND_STDIN => self.take_input(stream, frame.body),
             _ => Ok(()),
         };
         if let Err(error) = result {
@@ -337,6 +362,12 @@ impl Server {
         message: HostMessage,
         now: Instant,
     ) -> Result<(), GuestError> {
+        if let Some(main) = self.main_on(id) {
+            let told = main_process::tell(main, id, message);
+            // Credit lets more output go.
+            self.waker.wake();
+            return told;
+        }
         let stream = self.streams.get_mut(&id);
         match (message, stream) {
             (HostMessage::Unknown, _) => {
@@ -427,9 +458,10 @@ impl Server {
                 let text = "the guest agent does not know this log";
                 return Err(failure(ErrorKind::Unsupported, text));
             }
+            HostMessage::Main(request) => self.attach_to_main(id, &request)?,
             HostMessage::Shutdown { grace_ms } => {
                 self.link(id).message(&GuestMessage::Done);
-                self.ending = Some(Ending::Shutdown { grace: Duration::from_millis(grace_ms) });
+                self.begin_shutdown(Duration::from_millis(grace_ms), now);
             }
             HostMessage::Signal { .. }
             | HostMessage::Eof { .. }
@@ -467,6 +499,9 @@ impl Server {
     fn fail(&mut self, id: u32, error: GuestError) {
         if let Some(stream) = self.streams.remove(&id) {
             stop(stream);
+        }
+        if let Some(main) = self.main_on(id) {
+            main.detach();
         }
         self.link(id).message(&GuestMessage::Error(error));
     }

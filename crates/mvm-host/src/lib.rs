@@ -8,6 +8,7 @@ pub mod disks;
 pub mod guest;
 pub mod image;
 pub mod images;
+pub mod main_log;
 pub mod net;
 pub mod platform;
 pub mod process;

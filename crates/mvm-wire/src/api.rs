@@ -100,6 +100,22 @@ pub enum Call {
         follow: bool,
         /// Only the last lines.
         tail: Option<u32>,
+        /// Only what came at or after this time, in milliseconds since the Unix epoch; for logs of
+        /// the main process.
+        #[serde(default)]
+        since_unix_ms: Option<u64>,
+        /// Whether each line begins with the time at which it came; for logs of the main process.
+        #[serde(default)]
+        timestamps: bool,
+    },
+    /// Attaches to an instance's main process, from now on. Replies: `attached`, `exec_started`,
+    /// data, `exec_exit`. The caller sends standard input as data frames and ends it with an empty
+    /// one. Whoever hangs up leaves the process as it is.
+    Attach {
+        /// Which instance.
+        selector: Selector,
+        /// Whether to wait for a start; else the instance has to run.
+        wait: bool,
     },
     /// What instances use. Reply: `stats`.
     Stats {
@@ -136,6 +152,16 @@ pub enum Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogKind {
+    /// The main process's output if the instance has, or had, one, else the console.
+    Auto,
+    /// The main process's standard output.
+    Stdout,
+    /// The main process's standard error.
+    Stderr,
+    /// What mvm has to say about the main process: boots, ends, what was dropped.
+    Agent,
+    /// All of the three.
+    All,
     /// The serial console, kept on the host.
     Console,
     /// The guest kernel's ring buffer, from the guest.
@@ -173,6 +199,11 @@ pub enum Reply {
         /// The data disks that exist.
         #[serde(default)]
         disks: Vec<DiskView>,
+    },
+    /// The caller will see all that the main process does from now on.
+    Attached {
+        /// Of which instance.
+        instance: InstancePath,
     },
     /// The program runs.
     ExecStarted {

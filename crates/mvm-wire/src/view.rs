@@ -159,6 +159,9 @@ pub struct InstanceView {
     pub failures: u32,
     /// How its last run ended.
     pub last_death: Option<Death>,
+    /// What the main process of its last run ended with: its exit code, or 128 + the signal.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
 }
 
 /// A data disk.

@@ -22,6 +22,7 @@ const GLOBAL: &str = "Global options";
 
 const AFTER_HELP: &str = "\
 Examples:
+  mvm run --rm builtin -- uname -sr
   mvm up examples/hello.toml
   mvm ps
   mvm exec demo/hello -- uname -sr
@@ -37,7 +38,8 @@ Exit codes:
   3  the object does not exist     126  exec: the program may not be run
   4  denied by a limit             127  exec: the program does not exist
   5  conflict with the state       130  interrupted
-`mvm exec` otherwise ends with the program's own exit code, or 128 + the signal that ended it.";
+`mvm exec`, `mvm run` and `mvm attach` otherwise end with the program's own exit code, or
+128 + the signal that ended it.";
 
 /// Runs fleets of microVMs for many tenants on machines you own.
 ///
@@ -82,6 +84,8 @@ pub(crate) struct Global {
 enum Verb {
     Up(cmd::up::Up),
     Down(cmd::down::Down),
+    Run(cmd::run::Run),
+    Attach(cmd::attach::Attach),
     Ps(cmd::list::Ps),
     Exec(cmd::exec::Exec),
     Forward(cmd::forward::Forward),
@@ -236,6 +240,8 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
     match verb {
         Verb::Up(verb) => verb.run(context).await,
         Verb::Down(verb) => verb.run(context).await,
+        Verb::Run(verb) => return verb.run(context).await,
+        Verb::Attach(verb) => return verb.run(context).await,
         Verb::Ps(verb) => verb.run(context).await,
         Verb::Exec(verb) => return verb.run(context).await,
         Verb::Forward(verb) => return verb.run(context).await,

@@ -209,6 +209,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Disks(_) => "disks",
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
+        Reply::Attached { .. } => "attached",
         Reply::ExecStarted { .. } => "exec_started",
         Reply::ExecDetached => "exec detached",
         Reply::Connected { .. } => "connected",

@@ -13,7 +13,7 @@ use crate::units::Seconds;
 use crate::wait::{self, Goal, Snapshot};
 
 /// How long is waited unless told otherwise.
-const DEFAULT_TIMEOUT: Seconds = Seconds(900);
+pub(crate) const DEFAULT_TIMEOUT: Seconds = Seconds(900);
 
 /// Whether a verb waits until what it asks for is there.
 #[derive(Debug, Clone, Args)]
@@ -27,6 +27,12 @@ pub(crate) struct WaitArgs {
     /// How long to wait; the request goes on after that.
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT)]
     timeout: Seconds,
+}
+
+impl Default for WaitArgs {
+    fn default() -> Self {
+        Self { wait: true, no_wait: false, timeout: DEFAULT_TIMEOUT }
+    }
 }
 
 impl WaitArgs {

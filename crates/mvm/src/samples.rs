@@ -30,6 +30,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         boots: 1,
         failures: 0,
         last_death: None,
+        exit_code: None,
     }
 }
 

@@ -20,12 +20,14 @@ pub enum Feature {
     /// Data disks, mounted before the guest is configured. An older agent would let programs
     /// write to the root instead.
     Disks,
+    /// A main process.
+    Main,
 }
 
 impl Feature {
     /// All that this build has.
-    pub const ALL: [Self; 5] =
-        [Self::Terminal, Self::Detach, Self::Builtins, Self::Forward, Self::Disks];
+    pub const ALL: [Self; 6] =
+        [Self::Terminal, Self::Detach, Self::Builtins, Self::Forward, Self::Disks, Self::Main];
 
     /// The name in a hello.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Feature {
             Self::Builtins => "builtins",
             Self::Forward => "forward",
             Self::Disks => "disks",
+            Self::Main => "main",
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The transitions of [`super`], one match over phase and event.
 
 use super::{
-    Effect, Event, InstanceStatus, KILL_RETRY_MS, Outcome, Phase, RELEASE_RETRY_MS,
-    RESUMED_START_MS, STABLE_MS,
+    Effect, Event, InstanceStatus, KILL_RETRY_MS, MAIN_ENDED_GRACE_MS, MainEnd, Outcome, Phase,
+    RELEASE_RETRY_MS, RESUMED_START_MS, STABLE_MS,
 };
 use crate::death::{Cause, Death, classify};
+use crate::guest::ExitStatus;
 use crate::vmm::VmExit;
 
 /// The next status and what to do, once it is durable. An event that does not concern the phase
@@ -19,6 +20,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             next.phase = Phase::Starting { deadline_unix_ms: now.saturating_add(boot_timeout_ms) };
             next.generation = generation;
             next.revision.get_or_insert(revision);
+            next.main_end = None;
             vec![Effect::Boot]
         }
 
@@ -56,8 +58,8 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         (Phase::Stopping { kill_unix_ms, outcome }, Event::FoundAlive) => {
             // The guest may not have heard of it yet, and keeps the rest of its time.
             let grace_ms = match outcome {
-                Outcome::Failed => 0,
-                Outcome::Stopped | Outcome::Destroyed => kill_unix_ms.saturating_sub(now),
+                Outcome::Failed if status.main_end.is_none() => 0,
+                _ => kill_unix_ms.saturating_sub(now),
             };
             let mut effects = vec![Effect::Watch];
             effects.extend(next.stop(now, grace_ms, *outcome));
@@ -73,6 +75,16 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         (Phase::Starting { .. } | Phase::Running { .. }, Event::Destroy { grace_ms }) => {
             let grace_ms = if matches!(status.phase, Phase::Running { .. }) { grace_ms } else { 0 };
             next.stop(now, grace_ms, Outcome::Destroyed)
+        }
+
+        (Phase::Running { .. }, Event::MainExited(status)) => {
+            next.settle_series(now);
+            next.main_end = Some(MainEnd { status, asked: false });
+            next.stop(now, MAIN_ENDED_GRACE_MS, outcome_of(status))
+        }
+        (Phase::Stopping { .. }, Event::MainExited(end)) => {
+            next.main_end.get_or_insert(MainEnd { status: end, asked: true });
+            vec![]
         }
 
         (Phase::Stopping { .. }, Event::Launched(handle)) => {
@@ -172,12 +184,17 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
 
 impl InstanceStatus {
     fn died(&mut self, cause: Cause, now: u64, exit: Option<VmExit>, console_tail: Vec<String>) {
+        self.settle_series(now);
+        self.last_death = Some(Death { cause, at_unix_ms: now, exit, console_tail });
+    }
+
+    /// Ends a series of failures if the run that ends now was a stable one.
+    fn settle_series(&mut self, now: u64) {
         let stable = matches!(self.phase, Phase::Running { since_unix_ms }
             if now.saturating_sub(since_unix_ms) >= STABLE_MS);
         if stable {
             self.failures = 0;
         }
-        self.last_death = Some(Death { cause, at_unix_ms: now, exit, console_tail });
     }
 
     fn stop(&mut self, now: u64, grace_ms: u64, outcome: Outcome) -> Vec<Effect> {
@@ -219,10 +236,13 @@ impl InstanceStatus {
     ) -> Vec<Effect> {
         self.vm = None;
         let found = if host_rebooted { Cause::HostReboot } else { classify(&exit, &console_tail) };
-        let (cause, outcome) = match &self.phase {
+        let main_end = self.main_end.filter(|end| !end.asked).map(|end| end.status);
+        let (cause, outcome) = match (&self.phase, main_end) {
+            // The way down from there is of no interest.
+            (Phase::Stopping { outcome, .. }, Some(status)) => (status.into(), *outcome),
             // Why it had to end (a boot that failed, a time limit) is known, unless that was only
             // the symptom of what the guest did by itself.
-            Phase::Stopping { outcome: Outcome::Failed, .. } => {
+            (Phase::Stopping { outcome: Outcome::Failed, .. }, None) => {
                 if let Some(death) = &mut self.last_death {
                     if matches!(
                         found,
@@ -238,14 +258,24 @@ impl InstanceStatus {
                 }
                 return self.release(Outcome::Failed);
             }
-            Phase::Stopping { outcome, .. } => (Cause::Operator, *outcome),
-            Phase::Running { .. } if matches!(found, Cause::GuestShutdown | Cause::GuestReboot) => {
+            (Phase::Stopping { outcome, .. }, None) => (Cause::Operator, *outcome),
+            (Phase::Running { .. }, _)
+                if matches!(found, Cause::GuestShutdown | Cause::GuestReboot) =>
+            {
                 (found, Outcome::Stopped)
             }
             _ => (found, Outcome::Failed),
         };
         self.died(cause, now, Some(exit), console_tail);
         self.release(outcome)
+    }
+}
+
+/// What the end of a main process leads to: only 0 is a success.
+fn outcome_of(status: ExitStatus) -> Outcome {
+    match status {
+        ExitStatus::Exited { code: 0 } => Outcome::Stopped,
+        _ => Outcome::Failed,
     }
 }
 

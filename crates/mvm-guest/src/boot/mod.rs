@@ -16,11 +16,15 @@ mod root;
 use std::time::Duration;
 
 use crate::console::{self, complain, note};
+use crate::init::Init;
 use crate::machine::{Machine, bring_up_loopback};
 use crate::server::{Ending, Server};
 
 /// On the kernel's command line: stay in the initial RAM filesystem.
 const NO_ROOT: &str = "mvm.root=none";
+
+/// On the kernel's command line: the image's own init, which becomes process 1.
+const INIT: &str = "mvm.init=";
 
 /// Boots, serves and stops the machine.
 pub(crate) fn run() -> ! {
@@ -47,18 +51,28 @@ pub(crate) fn run() -> ! {
         }
     };
     mounts::mount_runtime_filesystems();
-    let grace = serve(root_failure).unwrap_or_else(|reason| {
+    let path = words.split_ascii_whitespace().find_map(|word| word.strip_prefix(INIT));
+    let init = match path.filter(|_| root_failure.is_none()).map(Init::make_room).transpose() {
+        Ok(init) => init,
+        Err(error) => {
+            complain(&format!("there is no room for the image's init: {error}"));
+            None
+        }
+    };
+    let mut machine = Machine::Own { root_failure, init };
+    let grace = serve(&mut machine).unwrap_or_else(|reason| {
         complain(&reason);
         Duration::ZERO
     });
     note("stopping");
-    power::stop(grace, writable)
+    let Machine::Own { init: Some(init), .. } = machine else { power::stop(grace, writable) };
+    init.power_off(grace);
+    power::stop(Duration::ZERO, writable)
 }
 
 /// Serves until a shutdown is asked for, and tells its grace.
-fn serve(root_failure: Option<String>) -> Result<Duration, String> {
-    let mut server =
-        Server::new(Machine::Own { root_failure }).map_err(|error| error.to_string())?;
+fn serve(machine: &mut Machine) -> Result<Duration, String> {
+    let mut server = Server::new(machine).map_err(|error| error.to_string())?;
     let port = port::open()?;
     note("port is open");
     match server.serve(port) {

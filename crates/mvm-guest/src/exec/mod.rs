@@ -10,6 +10,7 @@
 //! between being started and being known.
 
 mod identity;
+mod main_process;
 mod program;
 mod spawn;
 pub(crate) mod stdio;
@@ -27,6 +28,7 @@ use crate::failure::{failure, invalid};
 use crate::process;
 use crate::session::Link;
 use identity::Identity;
+pub(crate) use main_process::MainProcess;
 use program::{ChildStep, Program};
 use stdio::{Input, InputEnd, Output, QUIET};
 
@@ -68,14 +70,8 @@ impl Exec {
         let own_uid = rustix::process::geteuid().as_raw();
         let identity = Identity::resolve(request.user.as_deref(), own_uid)?;
         let program = Program::new(request, identity)?;
-        let child = spawn::spawn(&program, request).map_err(|error| {
-            let limits = [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM];
-            let kind = match error.raw_os_error() {
-                Some(errno) if limits.contains(&errno) => ErrorKind::Limit,
-                _ => ErrorKind::System,
-            };
-            failure(kind, format!("cannot start a process for `{}`: {error}", program.name))
-        })?;
+        let child = spawn::spawn(&program, request)
+            .map_err(|error| spawn_failure(&program.name, &error))?;
         let input_end = match request.terminal {
             Some(_) => InputEnd::Character,
             None => InputEnd::Close,
@@ -265,6 +261,16 @@ impl Exec {
 
 /// A time limit that is none, in milliseconds: a hundred years.
 const FOREVER_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+
+/// No process could be made for a program.
+fn spawn_failure(program: &str, error: &std::io::Error) -> GuestError {
+    let limits = [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM];
+    let kind = match error.raw_os_error() {
+        Some(errno) if limits.contains(&errno) => ErrorKind::Limit,
+        _ => ErrorKind::System,
+    };
+    failure(kind, format!("cannot start a process for `{program}`: {error}"))
+}
 
 fn violation(error: CreditError) -> GuestError {
     invalid(error.to_string())

@@ -176,8 +176,10 @@ impl Start<'_> {
                     return (ChildStep::Execute, errno());
                 }
             }
-            // The one signal that Rust's runtime ignores; handlers end with `execve`.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            // What Rust's runtime ignores, and the agent beside an init; handlers end with `execve`.
+            for signal in [libc::SIGPIPE, libc::SIGTERM, libc::SIGHUP, libc::SIGINT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());

@@ -59,6 +59,11 @@ impl Input {
         }
     }
 
+    /// Another session writes from now on, with credit of its own.
+    pub(crate) fn renew(&mut self) {
+        self.window = ReceiveWindow::default();
+    }
+
     /// Whether data may come: it was asked for and has not ended.
     pub(crate) fn is_open(&self) -> bool {
         !self.is_ended

@@ -11,6 +11,7 @@ mod network;
 use mvm_core::guest::{Configuration, ErrorKind, GuestError};
 
 use crate::failure::{failure, invalid};
+use crate::init::Init;
 
 pub(crate) use disks::unmount_all as unmount_disks;
 pub(crate) use network::bring_up_loopback;
@@ -18,10 +19,12 @@ pub(crate) use network::bring_up_loopback;
 /// The machine that the agent runs on.
 #[derive(Debug)]
 pub(crate) enum Machine {
-    /// The agent is PID 1.
+    /// The agent is PID 1, or has left that to the image's init.
     Own {
         /// Why the root filesystem could not be mounted.
         root_failure: Option<String>,
+        /// The image's own init.
+        init: Option<Init>,
     },
     /// The agent is a process like any other.
     Borrowed,
@@ -31,8 +34,16 @@ impl Machine {
     /// Why there is no root filesystem to run programs in.
     pub(crate) fn root_failure(&self) -> Option<&str> {
         match self {
-            Self::Own { root_failure } => root_failure.as_deref(),
+            Self::Own { root_failure, .. } => root_failure.as_deref(),
             Self::Borrowed => None,
+        }
+    }
+
+    /// Lets the image's own init begin, unless it has.
+    pub(crate) fn start_init(&mut self) -> Result<(), GuestError> {
+        match self {
+            Self::Own { init: Some(init), .. } => init.start(),
+            _ => Err(invalid("this boot was not told of an init")),
         }
     }
 

@@ -17,6 +17,8 @@ const ITEM_COST: usize = 64;
 pub(crate) enum Event {
     /// Something came out of the byte stream.
     Accepted(Accepted),
+    /// No host is attached to the byte stream any more; one may come again.
+    HostGone,
     /// The byte stream ended for good.
     Closed,
 }

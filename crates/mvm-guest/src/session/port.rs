@@ -52,7 +52,7 @@ impl Port {
         let mut buffer = vec![0; 32 * 1024];
         loop {
             if self.kind == PortKind::VirtioSerial {
-                self.wait_for_bytes();
+                self.wait_for_bytes(inbox);
             }
             match self.file.read(&mut buffer) {
                 Ok(0) if self.kind == PortKind::Socket => break inbox.push(Event::Closed),
@@ -69,11 +69,15 @@ impl Port {
         }
     }
 
-    fn wait_for_bytes(&self) {
+    fn wait_for_bytes(&self, inbox: &Inbox) {
+        let mut is_told = false;
         loop {
             let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
             if poll(&mut fds, None).is_ok() && fds[0].revents().contains(PollFlags::IN) {
                 return;
+            }
+            if fds[0].revents().contains(PollFlags::HUP) && !std::mem::replace(&mut is_told, true) {
+                inbox.push(Event::HostGone);
             }
             thread::sleep(HOST_ABSENT);
         }

@@ -8,6 +8,7 @@
 mod error;
 mod exec;
 mod forward;
+mod main_process;
 mod outgoing;
 mod session;
 pub mod sim;
@@ -16,6 +17,7 @@ mod streams;
 pub use error::SessionError;
 pub use exec::{Exec, ExecEvent, ExecEvents, ExecInput, ExecOutput, KernelLog};
 pub use forward::{Forward, ForwardEvent, ForwardEvents};
+pub use main_process::{MainEvent, MainEvents, MainInput};
 pub use session::{Session, SessionMode};
 
 /// The guest agent: a static program for this machine's architecture. Empty on hosts other than

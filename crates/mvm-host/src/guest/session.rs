@@ -7,7 +7,7 @@ use mvm_core::frame::{Decoder, KIND_STDIN};
 use mvm_core::guest::{
     Configuration, ExecRequest, FLUSH_LEN, Feature, ForwardTarget, GUEST_MAGIC, GuestMessage,
     HOST_MAGIC, Health, Hello, HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION,
-    Preamble,
+    MainRequest, MainState, Preamble,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::error::SessionError;
 use super::exec::{Exec, KernelLog};
 use super::forward::Forward;
+use super::main_process::{self, MainEvents, MainInput};
 use super::outgoing::{Outgoing, Step};
 use super::streams::{Item, Stream, Streams};
 use crate::vmm::GuestStream;
@@ -158,6 +159,21 @@ impl Session {
         let request = HostMessage::Exec(request);
         let channel = self.open_stream("exec", &request, start_limit).await?;
         Ok(Exec::new(channel, has_stdin, start_limit))
+    }
+
+    /// Starts the guest's main process unless this boot has started it, and listens to it.
+    ///
+    /// # Errors
+    /// It cannot be started (the same answer comes for the rest of the boot), the guest does not
+    /// answer within `limit`, or the session is over.
+    pub async fn main_process(
+        &self,
+        request: MainRequest,
+        limit: Duration,
+    ) -> Result<(MainState, MainEvents, MainInput), SessionError> {
+        self.need(Feature::Main)?;
+        let request = HostMessage::Main(request);
+        main_process::attach(self.open_stream("main", &request, limit).await?, limit).await
     }
 
     /// Connects to a socket in the guest. It returns when the request is on its way; the first

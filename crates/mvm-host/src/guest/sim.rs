@@ -3,6 +3,7 @@
 //! The simulated VMM serves it on an in-process stream, so that everything above the VMM seam runs
 //! unchanged. It knows a handful of programs and no files, users or processes.
 
+mod main_process;
 mod programs;
 mod serve;
 
@@ -55,6 +56,7 @@ struct State {
     sessions: u64,
     last_pid: u32,
     mem_total_kib: u64,
+    main: Option<main_process::SimMain>,
 }
 
 /// The kernel release that a simulated guest claims.

@@ -267,10 +267,12 @@ impl Streams {
         }
         let mut state = stream.state();
         match message {
-            GuestMessage::Started { .. } | GuestMessage::Connected if state.is_started => {
+            GuestMessage::Started { .. } | GuestMessage::Connected | GuestMessage::Main(_)
+                if state.is_started =>
+            {
                 return Err(SessionError::protocol(format!("stream {id} started twice")));
             }
-            GuestMessage::Started { .. } | GuestMessage::Connected => {
+            GuestMessage::Started { .. } | GuestMessage::Connected | GuestMessage::Main(_) => {
                 state.is_started = true;
                 state.items.push_back(Item::Message(message));
                 drop(state);

@@ -3,13 +3,14 @@
 use std::io::{self, Read};
 
 use clap::Args;
-use mvm_core::guest::ExecRequest;
+use mvm_core::guest::{ExecRequest, ExitStatus};
 use mvm_core::name::Selector;
-use mvm_wire::Call;
 use mvm_wire::connection::DATA_PIECE;
+use mvm_wire::{Call, Connection};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::process_args::variable;
 use crate::cli::Context;
 use crate::detach_keys::{DetachFilter, DetachKeys};
 use crate::error::{Error, Result, exit};
@@ -69,24 +70,12 @@ pub(crate) struct Exec {
     command: Vec<String>,
 }
 
-fn variable(text: &str) -> Result<(String, String), &'static str> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("expected NAME=VALUE"),
-    }
-}
-
 impl Exec {
     /// Runs the verb; the result is the program's exit code.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
         let mut env = self.env;
         if self.tty {
-            if !terminal::is_present() {
-                return Err(Error::Usage {
-                    message: "-t needs a terminal, and standard input is none".to_owned(),
-                    hint: "leave -t out: -i alone passes standard input on".to_owned(),
-                });
-            }
+            need_terminal()?;
             let is_set = env.iter().any(|(name, _)| name == "TERM");
             if let Some(term) = std::env::var("TERM").ok().filter(|_| !is_set) {
                 env.push(("TERM".to_owned(), term));
@@ -108,6 +97,17 @@ impl Exec {
     }
 }
 
+/// Refuses -t without a terminal.
+pub(crate) fn need_terminal() -> Result<()> {
+    match terminal::is_present() {
+        true => Ok(()),
+        false => Err(Error::Usage {
+            message: "-t needs a terminal, and standard input is none".to_owned(),
+            hint: "leave -t out: -i alone passes standard input on".to_owned(),
+        }),
+    }
+}
+
 /// Runs a program in a guest with this command's standard streams, and with its terminal if the
 /// request has one; the result is the program's exit code.
 ///
@@ -121,6 +121,30 @@ pub(crate) async fn run(
 ) -> Result<u8> {
     let (has_stdin, has_terminal) = (request.stdin, request.terminal.is_some());
     let connection = context.client.start(&Call::Exec { selector, request }).await?;
+    match carry(connection, has_stdin, has_terminal, detach_keys).await? {
+        Outcome::Exited(status) => Ok(exit_code(status)),
+        Outcome::Detached => {
+            context.ui.remark("detached: the program runs on");
+            Ok(exit::OK)
+        }
+    }
+}
+
+/// What this command ends with after a program has.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    u8::try_from(status.shell_code() & 0xff).unwrap_or(u8::MAX)
+}
+
+/// Carries a program's streams, signals and sizes between this command's own and a connection.
+///
+/// # Errors
+/// The program could not be run, the connection to it was lost, or the person hung up.
+pub(crate) async fn carry(
+    connection: Connection,
+    has_stdin: bool,
+    has_terminal: bool,
+    detach_keys: Option<DetachKeys>,
+) -> Result<Outcome> {
     let signals_failed = |source| Error::Read { what: "signals".to_owned(), source };
     let terminal = match has_terminal && has_stdin {
         true => RawTerminal::enter()
@@ -129,6 +153,10 @@ pub(crate) async fn run(
     };
     let (sender, events) = mpsc::channel(8);
     forward_signals(sender.clone()).map_err(signals_failed)?;
+    if has_terminal {
+        // Room for one is there.
+        let _ = sender.try_send(Event::Resize(terminal::size()));
+    }
     let follow = follow_terminal(terminal, has_terminal, sender).map_err(signals_failed)?;
     let streams = Streams {
         stdin: has_stdin.then(standard_input),
@@ -139,16 +167,9 @@ pub(crate) async fn run(
         stderr: tokio::io::stderr(),
     };
     // The terminal is given back before anything else is printed on it.
-    let outcome = tokio::select! {
+    tokio::select! {
         outcome = attach(connection, streams) => outcome,
         () = follow => Err(Error::HungUp),
-    };
-    match outcome? {
-        Outcome::Exited(status) => Ok(u8::try_from(status.shell_code() & 0xff).unwrap_or(u8::MAX)),
-        Outcome::Detached => {
-            context.ui.remark("detached: the program runs on");
-            Ok(exit::OK)
-        }
     }
 }
 
@@ -225,17 +246,4 @@ fn forward_signals(events: mpsc::Sender<Event>) -> io::Result<()> {
         }
     });
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_variable_has_a_name_and_a_value() {
-        assert_eq!(variable("A=b=c").unwrap(), ("A".into(), "b=c".into()));
-        assert_eq!(variable("A=").unwrap(), ("A".into(), String::new()));
-        assert!(variable("A").is_err());
-        assert!(variable("=b").is_err());
-    }
 }

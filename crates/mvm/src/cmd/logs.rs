@@ -1,7 +1,9 @@
 //! `mvm logs`, `mvm instance logs`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use clap::{Args, ValueEnum};
-use mvm_core::frame::KIND_STDOUT;
+use mvm_core::frame::{KIND_STDERR, KIND_STDOUT};
 use mvm_core::name::Selector;
 use mvm_wire::{Call, ConnectionError, Item, LogKind, Reply};
 use tokio::io::AsyncWriteExt;
@@ -13,6 +15,14 @@ use crate::error::{Error, Result};
 /// Which log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Source {
+    /// The main process's standard output.
+    Stdout,
+    /// The main process's standard error.
+    Stderr,
+    /// What mvm has to say about the main process: boots, ends, what was dropped.
+    Agent,
+    /// All three of the main process, in the order in which they came.
+    All,
     /// The serial console, kept on the host, also of an instance that has ended.
     Console,
     /// The guest kernel's messages, from the guest.
@@ -26,8 +36,13 @@ enum Source {
 #[command(after_help = "\
 Examples:
   mvm logs demo/hello
-  mvm logs i-3f2a -f --tail 20
-  mvm logs i-3f2a --source kernel")]
+  mvm logs i-3f2a -f -n 20
+  mvm logs i-3f2a --since 10m --timestamps --source all
+  mvm logs i-3f2a --source kernel
+
+Without --source it is what the main process wrote, standard output and error each to its own, or
+the console of an instance without a main process. Logs stay after an instance has ended, until it
+is destroyed; of a flood only the newest part is kept.")]
 pub(crate) struct Logs {
     /// TENANT/POOL/INSTANCE, a prefix of an id, or TENANT/POOL of a pool with one instance.
     selector: Selector,
@@ -35,30 +50,49 @@ pub(crate) struct Logs {
     #[arg(short, long)]
     follow: bool,
     /// Which log.
-    #[arg(long, value_enum, default_value = "console")]
-    source: Source,
+    #[arg(long, value_enum)]
+    source: Option<Source>,
     /// Only the last lines.
-    #[arg(long, value_name = "LINES")]
+    #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<u32>,
+    /// Only what came since: a time such as 2026-01-31T12:00:00Z, or how long ago, such as 10m.
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<SystemTime>,
+    /// Begin each line with the time at which it came, in UTC.
+    #[arg(short, long)]
+    timestamps: bool,
 }
 
 impl Logs {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         let kind = match self.source {
-            Source::Console => LogKind::Console,
-            Source::Kernel => LogKind::Kernel,
-            Source::Vmm => LogKind::Vmm,
+            None => LogKind::Auto,
+            Some(Source::Stdout) => LogKind::Stdout,
+            Some(Source::Stderr) => LogKind::Stderr,
+            Some(Source::Agent) => LogKind::Agent,
+            Some(Source::All) => LogKind::All,
+            Some(Source::Console) => LogKind::Console,
+            Some(Source::Kernel) => LogKind::Kernel,
+            Some(Source::Vmm) => LogKind::Vmm,
         };
-        let Self { selector, follow, tail, .. } = self;
-        let call = Call::Logs { selector, kind, follow, tail };
+        let Self { selector, follow, tail, timestamps, .. } = self;
+        let since_unix_ms = self.since.map(|since| {
+            let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        });
+        let call = Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps };
         let mut connection = context.client.start(&call).await?;
-        let mut stdout = tokio::io::stdout();
+        let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
         loop {
             match connection.read.next().await?.ok_or(ConnectionError::HungUp)? {
                 Item::Data { kind: KIND_STDOUT, bytes } => {
                     stdout.write_all(&bytes).await.map_err(Error::output)?;
                     stdout.flush().await.map_err(Error::output)?;
+                }
+                Item::Data { kind: KIND_STDERR, bytes } => {
+                    stderr.write_all(&bytes).await.map_err(Error::output)?;
+                    stderr.flush().await.map_err(Error::output)?;
                 }
                 Item::Data { .. } => {}
                 message @ Item::Message(_) => match message.parse()? {
@@ -67,6 +101,33 @@ impl Logs {
                     other => return Err(unexpected(&other)),
                 },
             }
+        }
+    }
+}
+
+/// Parses a time, or how long ago it was.
+fn since(text: &str) -> std::result::Result<SystemTime, String> {
+    if let Ok(time) = humantime::parse_rfc3339_weak(text) {
+        return Ok(time);
+    }
+    let ago =
+        humantime::parse_duration(text).ok().and_then(|ago| SystemTime::now().checked_sub(ago));
+    ago.ok_or_else(|| "expected a time such as 2026-01-31T12:00:00Z, or 10m, 2h or 1day".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_moment_or_a_while_ago() {
+        let moment = since("1970-01-01T00:01:00Z").unwrap();
+        assert_eq!(moment.duration_since(UNIX_EPOCH).unwrap().as_secs(), 60);
+        assert_eq!(since("1970-01-01 00:01:00").unwrap(), moment);
+        let ago = SystemTime::now().duration_since(since("10m").unwrap()).unwrap().as_secs();
+        assert!((600..660).contains(&ago), "{ago}");
+        for bad in ["", "soon", "10", "-5m", "2026-13-01"] {
+            assert!(since(bad).is_err(), "{bad:?}");
         }
     }
 }

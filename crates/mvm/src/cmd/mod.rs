@@ -1,6 +1,7 @@
 //! One file per verb or noun; the doc comment of its arguments is its manual.
 
 pub(crate) mod agent;
+pub(crate) mod attach;
 pub(crate) mod bootstrap;
 pub(crate) mod completions;
 pub(crate) mod create;
@@ -18,8 +19,10 @@ pub(crate) mod man;
 pub(crate) mod net;
 pub(crate) mod node;
 pub(crate) mod pool;
+pub(crate) mod process_args;
 pub(crate) mod record;
 pub(crate) mod restart;
+pub(crate) mod run;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod stop;

@@ -7,6 +7,7 @@ use mvm_core::image::ImageSpec;
 use mvm_core::name::{PoolPath, TenantName};
 use mvm_core::spec::{NetMode, PoolSpec, RestartPolicy};
 
+use super::process_args::ProcessArgs;
 use crate::cli::Context;
 use crate::client::only;
 use crate::error::Result;
@@ -42,6 +43,7 @@ enum Verb {
 Examples:
   mvm pool create demo/hello
   mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always
+  mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080
   mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
 struct Create {
     /// The pool, as TENANT/POOL.
@@ -49,7 +51,12 @@ struct Create {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
     wait: WaitArgs,
+    /// The main process's command and arguments, instead of the image's.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
 }
 
 /// What every instance of the pool is like.
@@ -94,6 +101,7 @@ impl From<SpecArgs> for PoolSpec {
             restart,
             boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
             disks: disk_attach,
+            ..Self::default()
         }
     }
 }
@@ -194,8 +202,9 @@ impl Pool {
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
                 return outcome.print_instances(context);
             }
-            Verb::Create(Create { path, spec, wait }) => {
-                let request = Request::PoolCreate { path: path.clone(), spec: spec.into() };
+            Verb::Create(Create { path, spec, process, wait, command }) => {
+                let spec = PoolSpec { process: process.into_spec(command), ..spec.into() };
+                let request = Request::PoolCreate { path: path.clone(), spec };
                 (request, Goal::Settled, path, wait)
             }
             Verb::Build(Build { path, wait }) => {

@@ -60,7 +60,7 @@ impl Up {
 }
 
 /// Whether the agent runs no real microVMs and so needs nothing of the machine.
-async fn is_simulated(context: &Context) -> Result<bool> {
+pub(crate) async fn is_simulated(context: &Context) -> Result<bool> {
     let vmm = match context.client.running_agent().await? {
         Some(node) => Some(node.vmm),
         None => context.client.wanted().vmm,

@@ -90,6 +90,9 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         let at = moment(death.at_unix_ms, now);
         rows.push(("last end", format!("{}, {at}", death.cause)));
     }
+    if let Some(code) = view.exit_code {
+        rows.push(("exit code", code.to_string()));
+    }
     fields(rows)
 }
 

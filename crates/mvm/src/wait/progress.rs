@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use mvm_core::death::Cause;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::plan::Waiting;
@@ -261,6 +262,8 @@ fn running(
     let settled = view.activity.is_none() && view.generation >= target.generation;
     match view.state {
         State::Running if settled => Level::Reached,
+        // It has done its work and is not to do it again.
+        State::Stopped if settled && has_succeeded(view) => Level::Reached,
         // Ended, after the wish was acted upon.
         State::Failed | State::Stopped if settled => Level::Failed(instance_failure(view)),
         _ => match (&view.waiting, snapshot.pools.get(&view.path.pool)) {
@@ -268,6 +271,11 @@ fn running(
             _ => Level::NotYet(describe(view, now)),
         },
     }
+}
+
+fn has_succeeded(view: &InstanceView) -> bool {
+    let is_left_so = matches!(view.waiting, Some(Waiting::RestartPolicy { .. }));
+    is_left_so && view.last_death.as_ref().is_some_and(|d| d.cause == Cause::Exited { code: 0 })
 }
 
 fn stopped(view: &InstanceView, now: u64) -> Level {

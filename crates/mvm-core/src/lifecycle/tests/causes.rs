@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::death::Cause;
+use crate::guest::ExitStatus;
 
 fn cause(events: Vec<Event>) -> Cause {
     run(events).0.last_death.expect("nothing died").cause
@@ -46,6 +47,54 @@ fn a_guest_that_powers_off_before_it_answers_has_failed() {
     let outcome = Outcome::Failed;
     assert_eq!(status.phase, Phase::Releasing { retry_unix_ms: None, outcome });
     assert_eq!(status.last_death.unwrap().cause, Cause::GuestShutdown);
+}
+
+fn main_exited(code: i32) -> Event {
+    Event::MainExited(ExitStatus::Exited { code })
+}
+
+#[test]
+fn the_end_of_the_main_process_is_the_cause_however_the_vm_ends() {
+    let killed = ExitStatus::Signaled { signal: 9 };
+    for (main, expected, outcome) in [
+        (main_exited(0), Cause::Exited { code: 0 }, Outcome::Stopped),
+        (main_exited(7), Cause::Exited { code: 7 }, Outcome::Failed),
+        (Event::MainExited(killed), Cause::Signaled { signal: 9 }, Outcome::Failed),
+    ] {
+        for end in [exited(powered_off()), exited(signalled(9)), panics(), found_gone()] {
+            let (status, effects) = run(with("running", [main.clone()]));
+            assert_eq!(effects, [Effect::Shutdown { grace_ms: MAIN_ENDED_GRACE_MS }]);
+            assert!(status.deadline_unix_ms().is_some());
+            let (status, _) = run(with("running", [main.clone(), end]));
+            assert_eq!(status.phase, Phase::Releasing { retry_unix_ms: None, outcome });
+            assert_eq!(status.last_death.unwrap().cause, expected);
+        }
+    }
+}
+
+#[test]
+fn an_operators_stop_is_the_cause_and_the_exit_code_is_kept() {
+    let (status, effects) = run(with("stopping", [main_exited(143)]));
+    assert!(effects.is_empty());
+    let end = status.main_end.unwrap();
+    assert_eq!((end.status.shell_code(), end.asked), (143, true));
+    let cause = cause(with("stopping", [main_exited(143), exited(powered_off())]));
+    assert_eq!(cause, Cause::Operator);
+}
+
+#[test]
+fn the_exit_code_of_an_earlier_run_does_not_count_for_the_next() {
+    let released = Event::Released { everything: false };
+    let events = [main_exited(7), exited(powered_off()), released, start(2)];
+    let (status, _) = run(with("running", events));
+    assert!(status.last_death.is_some());
+    assert_eq!(status.main_end, None);
+}
+
+#[test]
+fn a_main_process_that_ends_after_the_operator_gave_it_time_is_left_that_time_by_a_new_agent() {
+    let (status, effects) = run(with("running", [main_exited(7), Event::FoundAlive]));
+    assert!(matches!(effects.as_slice(), [Effect::Watch, Effect::Shutdown { .. }]), "{status:?}");
 }
 
 #[test]

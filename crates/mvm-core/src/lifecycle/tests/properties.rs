@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::guest::ExitStatus;
 use crate::property::cases;
 
 fn any_exit() -> impl Strategy<Value = VmExit> {
@@ -24,6 +25,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => Just(Event::Ready),
         2 => Just(boot_failed()),
         1 => Just(Event::ShutdownFailed),
+        2 => (0..2).prop_map(|code| Event::MainExited(ExitStatus::Exited { code })),
         3 => any_exit().prop_map(exited),
         4 => any::<bool>().prop_map(|everything| Event::Released { everything }),
         1 => Just(Event::ReleaseFailed),

@@ -109,6 +109,29 @@ fn the_restart_policy_decides_over_what_ended_by_itself() {
 }
 
 #[test]
+fn a_pool_that_goes_with_its_instance_goes_when_that_has_ended_for_good() {
+    let much_later = NOW + BACKOFF_MAX_MS;
+    let with = |desired, restart| {
+        let mut record = record(1, desired);
+        record.spec.restart = restart;
+        record.spec.auto_remove = true;
+        record
+    };
+    let (run, rest) = (DesiredState::Running, DesiredState::Stopped);
+    let gone = vec![Action::DestroyPool(pool())];
+    for (record, status, actions) in [
+        (with(run, RestartPolicy::Never), ended(Phase::Failed, 1), &gone),
+        (with(run, RestartPolicy::Never), ended(Phase::Stopped, 0), &gone),
+        (with(rest, RestartPolicy::Always), ended(Phase::Stopped, 0), &gone),
+        (with(run, RestartPolicy::Always), ended(Phase::Stopped, 0), &vec![start_action()]),
+        (with(rest, RestartPolicy::Never), status(Phase::Created), &vec![]),
+        (with(run, RestartPolicy::Never), status(RUNNING), &vec![]),
+    ] {
+        assert_eq!(plan_one(record, status.clone(), much_later).actions, *actions, "{status:?}");
+    }
+}
+
+#[test]
 fn the_node_starts_no_more_at_once_than_it_should() {
     let desired = desired((1..=4).map(|number| record(number, DesiredState::Running)));
     let observed = observed(built(), [(2, status(STARTING))]);

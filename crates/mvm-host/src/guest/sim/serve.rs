@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sp
 use tokio::time::{Instant, sleep_until};
 
 use super::SimGuest;
+use super::main_process::MainStream;
 use super::programs::{Program, find};
 
 /// Unsent bytes at which nothing more is read.
@@ -67,6 +68,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite>(stream: S, guest: SimGuest) -> io:
 enum Stream {
     Exec(Exec),
     Log { offset: usize, follow: bool, window: SendWindow },
+    Main(MainStream),
 }
 
 #[derive(Debug)]
@@ -141,6 +143,16 @@ impl Server {
                 }
                 Ok(())
             }
+            (KIND_STDIN, Some(Stream::Main(main))) => {
+                main.stdin.receive(frame.body.len()).map_err(invalid)?;
+                let returned = main.stdin.consume(frame.body.len());
+                self.guest.with_main(|main| main.input(&frame.body));
+                if let Some(bytes) = returned {
+                    let kind = KIND_STDIN;
+                    self.send(frame.stream, &GuestMessage::Credit { kind, bytes });
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -161,6 +173,12 @@ impl Server {
                 if exec.status.is_none() && signal > 0 =>
             {
                 exec.status = Some(ExitStatus::Signaled { signal });
+            }
+            (HostMessage::Signal { signal }, Some(Stream::Main(_))) => {
+                self.guest.with_main(|main| main.signal(signal));
+            }
+            (HostMessage::Eof { kind: KIND_STDIN }, Some(Stream::Main(_))) => {
+                self.guest.with_main(|main| main.end_input());
             }
             (HostMessage::Eof { kind: KIND_STDIN }, Some(Stream::Exec(exec))) => {
                 exec.is_input_over = true;
@@ -198,6 +216,11 @@ impl Server {
                 self.send(id, &GuestMessage::Started { pid: self.guest.next_pid() });
                 self.streams.insert(id, Stream::Exec(exec));
             }
+            HostMessage::Main(request) => {
+                let (state, stream) = self.guest.attach(&request, Instant::now())?;
+                self.send(id, &GuestMessage::Main(state));
+                self.streams.insert(id, Stream::Main(stream));
+            }
             HostMessage::Logs { follow, .. } => {
                 let window = SendWindow::default();
                 self.streams.insert(id, Stream::Log { offset: 0, follow, window });
@@ -219,9 +242,14 @@ impl Server {
             match self.advance_stream(id, &mut stream, now) {
                 Some(last) => self.send(id, &last),
                 None => {
-                    if let Stream::Exec(exec) = &stream {
-                        alarm = [alarm, exec.deadline, exec.wakes].into_iter().flatten().min();
-                    }
+                    let due = match &stream {
+                        Stream::Exec(exec) => [exec.deadline, exec.wakes],
+                        Stream::Main(_) => {
+                            [self.guest.with_main(|main| main.alarm()).flatten(), None]
+                        }
+                        Stream::Log { .. } => [None, None],
+                    };
+                    alarm = due.into_iter().chain([alarm]).flatten().min();
                     self.streams.insert(id, stream);
                 }
             }
@@ -254,6 +282,15 @@ impl Server {
                 let is_over = exec.pending.is_empty();
                 exec.status.filter(|_| is_over).map(GuestMessage::Exit)
             }
+            Stream::Main(main) => loop {
+                let longest = if self.out.len() < LIMIT { MAX_BODY as usize } else { 0 };
+                let advanced = self.guest.with_main(|it| it.advance(main, longest, now));
+                let (piece, status) = advanced?;
+                if piece.is_empty() {
+                    break status.map(GuestMessage::Exit);
+                }
+                self.send_frame(id, KIND_STDOUT, &piece);
+            },
             Stream::Log { offset, follow, window } => {
                 let (start, piece, end) = self
                     .guest
@@ -294,7 +331,9 @@ impl Server {
 impl Stream {
     fn grant(&mut self, kind: u8, bytes: u32) -> Result<(), CreditError> {
         match self {
-            Self::Exec(Exec { stdout: window, .. }) | Self::Log { window, .. }
+            Self::Exec(Exec { stdout: window, .. })
+            | Self::Log { window, .. }
+            | Self::Main(MainStream { window, .. })
                 if kind == KIND_STDOUT =>
             {
                 window.grant(bytes)

@@ -1,0 +1,169 @@
+//! The call that attaches to an instance's main process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::frame;
+use mvm_core::lifecycle::State;
+use mvm_core::name::{InstancePath, Selector};
+use mvm_host::guest::MainInput;
+use mvm_host::unix_socket::HangUp;
+use mvm_wire::{
+    ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::main_process::News;
+use crate::node::Node;
+use crate::server::{finish, one};
+
+/// How long a guest that an agent has just adopted has to tell of its main process.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often an actor is looked for.
+const ACTOR_POLL: Duration = Duration::from_millis(10);
+
+type Input = watch::Receiver<Option<(u32, MainInput)>>;
+
+/// Lets the caller hear, feed and signal the main process until that ends, or the caller hangs up.
+pub(crate) async fn attach(
+    node: &Arc<Node>,
+    selector: &Selector,
+    wait: bool,
+    connection: Connection,
+    hang_up: &HangUp,
+) -> Result<(), ConnectionError> {
+    let Connection { read, mut write } = connection;
+    let (path, news, mut input) = match find(node, selector).await {
+        Ok(found) => found,
+        Err(error) => return finish(&mut write, Err(error)).await,
+    };
+    let running = match wait {
+        true => Ok(None),
+        false => tokio::select! {
+            running = running(node, &path, &mut input) => running.map(Some),
+            () = hang_up.wait() => return Ok(()),
+        },
+    };
+    let pid = match running {
+        Ok(pid) => pid,
+        Err(error) => return finish(&mut write, Err(error)).await,
+    };
+    write.message(&Reply::Attached { instance: path.clone() }).await?;
+    if let Some(pid) = pid {
+        write.message(&Reply::ExecStarted { instance: path.clone(), pid }).await?;
+    }
+    tokio::select! {
+        carried = carry_out(&path, news, &mut write, pid.is_some()) => return carried,
+        () = carry_in(read, input) => {}
+        // Neither output nor room for input may ever come again.
+        () = hang_up.wait() => return Ok(()),
+    }
+    // The caller wants no more of it, and may be there to hear that.
+    write.message(&Reply::ExecDetached).await
+}
+
+/// The instance, and the ways from and to its main process.
+async fn find(
+    node: &Arc<Node>,
+    selector: &Selector,
+) -> Result<(InstancePath, mpsc::Receiver<News>, Input), ApiError> {
+    let path = one(&node.state.now(), selector)?;
+    // An instance that was made this moment has no actor yet.
+    let actor = async {
+        loop {
+            match node.instance(&path) {
+                Some(handle) => break (handle.main.listen(), handle.main.input()),
+                None => tokio::time::sleep(ACTOR_POLL).await,
+            }
+        }
+    };
+    match timeout(JOIN_LIMIT, actor).await {
+        Ok((news, input)) => Ok((path, news, input)),
+        Err(_) => {
+            let message = format!("{path} is not there any more");
+            Err(ApiError::new(ErrorCode::Conflict, message).hint("see `mvm ps -a`"))
+        }
+    }
+}
+
+/// The process id of a main process that runs.
+async fn running(
+    node: &Arc<Node>,
+    path: &InstancePath,
+    input: &mut Input,
+) -> Result<u32, ApiError> {
+    let state = node.state.now().status(path).state();
+    if state != State::Running {
+        let message = format!("{path} is {state}, not running");
+        let hint = format!("start it with `mvm start {}`, or see `mvm logs {}`", path.id, path.id);
+        return Err(ApiError::new(ErrorCode::Conflict, message).hint(hint));
+    }
+    let joined = timeout(JOIN_LIMIT, input.wait_for(Option::is_some)).await;
+    let pid =
+        joined.ok().and_then(Result::ok).and_then(|input| input.as_ref().map(|(pid, _)| *pid));
+    pid.ok_or_else(|| {
+        let message = format!("{path} has no main process to attach to");
+        let hint = format!("run a program in it with `mvm exec {} -- COMMAND`", path.id);
+        ApiError::new(ErrorCode::Conflict, message).hint(hint)
+    })
+}
+
+async fn carry_out(
+    path: &InstancePath,
+    mut news: mpsc::Receiver<News>,
+    write: &mut WriteHalf,
+    mut has_started: bool,
+) -> Result<(), ConnectionError> {
+    loop {
+        match news.recv().await {
+            // Another agent session with the same process is no other start.
+            Some(News::Started(_)) if has_started => {}
+            Some(News::Started(pid)) => {
+                has_started = true;
+                let instance = path.clone();
+                write.message(&Reply::ExecStarted { instance, pid }).await?;
+            }
+            Some(News::Stdout(bytes)) => write.data(frame::KIND_STDOUT, &bytes).await?,
+            Some(News::Stderr(bytes)) => write.data(frame::KIND_STDERR, &bytes).await?,
+            Some(News::Exited(status)) => return write.message(&Reply::ExecExit(status)).await,
+            Some(News::Ended(cause)) => {
+                let error = ApiError::new(ErrorCode::Guest, format!("{path}: {cause}"))
+                    .hint(format!("see `mvm why {}` and `mvm logs {}`", path.id, path.id));
+                return finish(write, Err(error)).await;
+            }
+            None => {
+                let message = format!("{path} is gone, or its guest was lost");
+                let error = ApiError::new(ErrorCode::Guest, message).hint("see `mvm ps -a`");
+                return finish(write, Err(error)).await;
+            }
+        }
+    }
+}
+
+/// Carries standard input and signals to the process, once there is one; returns when the caller
+/// hangs up.
+async fn carry_in(mut read: ReadHalf, mut input: Input) {
+    while let Ok(Some(item)) = read.next().await {
+        let way = input.wait_for(Option::is_some).await;
+        let Some((_, way)) = way.ok().and_then(|way| way.clone()) else {
+            // The instance is gone, which the other direction tells.
+            return std::future::pending().await;
+        };
+        // A failure means that the process has ended, which the other direction tells.
+        let _ = match item {
+            Item::Data { kind: frame::KIND_STDIN, bytes } if bytes.is_empty() => {
+                way.close_stdin().await
+            }
+            Item::Data { kind: frame::KIND_STDIN, bytes } => way.write_stdin(&bytes).await,
+            Item::Data { .. } => Ok(()),
+            message => match message.parse::<Call>() {
+                Ok(Call::Signal { signal }) => way.signal(signal).await,
+                Ok(Call::Resize { size }) => way.resize(size).await,
+                Ok(Call::Detach) => return,
+                Ok(_) | Err(_) => Ok(()),
+            },
+        };
+    }
+}

@@ -1,0 +1,167 @@
+//! The image's own init as process 1, with the agent beside it.
+//!
+//! ```text
+//!  process 1 ── fork ──┬─> waits for the word ── execve ──> the image's init
+//!                      └─> the agent: serves, configures the guest, then gives the word
+//! ```
+//!
+//! So the init finds a guest that has its name, its network and its data disks. The agent stays a
+//! child that no init has started: its name begins with `@`, which systemd spares when it kills
+//! what is left, and it does not mind the signals by which others do that.
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_char};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::Path;
+use std::process::Command;
+use std::ptr;
+use std::thread;
+use std::time::Duration;
+
+use mvm_core::guest::{ErrorKind, GuestError};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::console::{complain, note};
+use crate::failure::failure;
+use crate::process;
+
+/// systemd's word for an orderly power-off: `SIGRTMIN+4` as systemd counts, from 34.
+const SYSTEMD_POWEROFF: i32 = 38;
+/// Where a `poweroff` is that knows its init.
+const POWEROFF: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff"];
+/// The limit of open files that an init starts with, as the kernel sets it.
+const NOFILE: libc::rlimit = libc::rlimit { rlim_cur: 1024, rlim_max: 524_288 };
+
+unsafe extern "C" {
+    /// The C library's pointer to the process's own first argument.
+    static program_invocation_name: *mut c_char;
+}
+
+/// The init that waits for the agent's word, or runs.
+#[derive(Debug)]
+pub(crate) struct Init {
+    path: String,
+    go: Option<File>,
+    report: File,
+    failure: Option<GuestError>,
+}
+
+impl Init {
+    /// Leaves process 1 to the init: returns in a child, which is the agent from now on. Nothing
+    /// may run in other threads yet.
+    pub(crate) fn make_room(path: &str) -> io::Result<Self> {
+        let program = CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (wait, go) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (report, tell) = pipe_with(PipeFlags::CLOEXEC)?;
+        // SAFETY: the process has one thread, so that the child may go on with all of it.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop((wait, tell));
+                step_aside();
+                let go = Some(go.into());
+                Ok(Self { path: path.to_owned(), go, report: report.into(), failure: None })
+            }
+            _ => {
+                drop((go, report));
+                become_init(&program, wait.into(), tell.into())
+            }
+        }
+    }
+
+    /// Gives the word, once, and tells whether the init runs.
+    pub(crate) fn start(&mut self) -> Result<(), GuestError> {
+        if let Some(mut go) = self.go.take() {
+            let mut errno = [0; 4];
+            let told = go.write_all(b"!").and_then(|()| self.report.read_exact(&mut errno));
+            // The report ends without a word when the program runs.
+            if told.is_ok() {
+                let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+                let kind = match error.kind() {
+                    io::ErrorKind::NotFound => ErrorKind::NotFound,
+                    io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+                    _ => ErrorKind::System,
+                };
+                self.failure = Some(failure(kind, format!("init `{}`: {error}", self.path)));
+            } else {
+                note(&format!("{} is process 1", self.path));
+            }
+        }
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Asks the init to power the machine off, in the way that it understands. It takes the agent
+    /// along; this returns when it has not done so in time.
+    pub(crate) fn power_off(&self, grace: Duration) {
+        let program = fs::read_link("/proc/1/exe").unwrap_or_default();
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        if self.go.is_some() || self.failure.is_some() {
+            return;
+        }
+        match &*name {
+            "systemd" => signal_init(SYSTEMD_POWEROFF),
+            "busybox" => signal_init(libc::SIGUSR2),
+            // SysV, runit, OpenRC and s6 bring a program that knows how to ask.
+            _ => {
+                let found = POWEROFF.iter().find(|path| Path::new(path).exists());
+                match found.map(|path| Command::new(path).spawn()) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => complain(&format!("cannot run poweroff: {error}")),
+                    None => return complain(&format!("{name} cannot be asked to power off")),
+                }
+            }
+        }
+        thread::sleep(grace);
+        complain("the init has not powered off in time");
+    }
+}
+
+fn signal_init(signal: i32) {
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(1, signal) };
+}
+
+/// The agent's way out of the init's sight.
+fn step_aside() {
+    // SAFETY: plain system calls; the first argument is memory of this process, at least one byte
+    // long, that nothing else looks at.
+    unsafe {
+        libc::setsid();
+        for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT] {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+        let name = program_invocation_name;
+        if !name.is_null() && *name != 0 {
+            *name = b'@' as c_char;
+        }
+    }
+}
+
+/// What is left of the first process: waits for the word, and becomes the init.
+fn become_init(program: &CString, mut wait: File, mut tell: File) -> ! {
+    // Without an agent there is nobody to give the word: better an init than nothing.
+    let _ = wait.read(&mut [0]);
+    let argv = [program.as_ptr(), ptr::null()];
+    let env = [
+        c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(),
+        c"HOME=/".as_ptr(),
+        c"TERM=linux".as_ptr(),
+        ptr::null(),
+    ];
+    // SAFETY: the arrays end with a null pointer, the strings with a zero.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &NOFILE);
+        libc::umask(0o022);
+        libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr());
+    }
+    let errno = io::Error::last_os_error().raw_os_error().unwrap_or_default();
+    // The agent tells it to the host, which ends the machine.
+    let _ = tell.write_all(&errno.to_ne_bytes());
+    drop(tell);
+    loop {
+        while process::reap().is_some() {}
+        thread::sleep(Duration::from_secs(1));
+    }
+}

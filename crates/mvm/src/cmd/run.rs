@@ -1,0 +1,290 @@
+//! `mvm run`.
+
+use clap::Args;
+use mvm_core::admit::Request;
+use mvm_core::image::ImageSpec;
+use mvm_core::name::{InstancePath, PoolName, PoolPath, Selector, TenantName};
+use mvm_core::spec::{NetMode, PoolSpec, Quota, RestartPolicy};
+use mvm_wire::ErrorCode;
+
+use super::attach::Ways;
+use super::process_args::ProcessArgs;
+use super::{attach, bootstrap, exec, up};
+use crate::cli::Context;
+use crate::detach_keys::DetachKeys;
+use crate::error::{Error, Result, exit};
+use crate::request::{self, WaitArgs, carry_out};
+use crate::units::Mib;
+use crate::wait::{self, Goal};
+
+/// Attempts at a name that nobody has.
+const NAME_ATTEMPTS: u32 = 8;
+
+/// Run one microVM with one main process.
+///
+/// It makes a pool with one instance, shows what the main process writes, and ends with its exit
+/// code. The command replaces the image's own; without any, the image's is run. Ctrl-C goes to the
+/// process; a second one within two seconds leaves it running in the background, as the end of this
+/// command does in any other way. `mvm attach` comes back to it.
+#[derive(Debug, Args)]
+#[command(override_usage = "mvm run [OPTIONS] <IMAGE> [--] [COMMAND]...")]
+#[command(after_help = "\
+Examples:
+  mvm run --rm builtin -- sh -c 'echo hello from $(uname -sr)'
+  echo hello | mvm run --rm -i builtin -- cat
+  mvm run --rm -it builtin -- sh
+  mvm run -d --name web builtin -- httpd -f -p 80
+  mvm run --rm -e NAME=value -u nobody -w /tmp builtin -- env
+
+The exit code is the process's own, or 128 + the signal that ended it.")]
+pub(crate) struct Run {
+    /// Where the root filesystem comes from: builtin.
+    image: ImageSpec,
+    /// The command and its arguments; `--` before it may be left out.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+    /// Remove the microVM, its pool and its logs when it has ended, also if nobody watches.
+    #[arg(long)]
+    rm: bool,
+    /// Run it in the background, and print the instance's path.
+    #[arg(short, long)]
+    detach: bool,
+    /// Pass standard input on to the process; with -d, keep it open for `mvm attach`.
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the process a terminal: this one, unless -d is given.
+    #[arg(short, long)]
+    tty: bool,
+    /// The keys that leave the process running, or `none`.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", requires = "tty")]
+    detach_keys: DetachKeys,
+    /// The pool's name; made up from the image's if absent.
+    #[arg(long, value_name = "POOL")]
+    name: Option<PoolName>,
+    /// The tenant; made if it is missing.
+    #[arg(long, default_value = "default")]
+    tenant: TenantName,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
+    vcpus: u32,
+    /// Guest memory, such as 256 (MiB) or 2G.
+    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
+    mem: Mib,
+    /// Writable layer; it costs what is written.
+    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().disk_mib.into()))]
+    disk: Mib,
+    /// Whether it has a network: tenant or none.
+    #[arg(long, value_name = "NET", default_value_t = PoolSpec::default().net)]
+    net: NetMode,
+    /// What happens when it ends by itself: always, on-failure or never.
+    #[arg(long, value_name = "POLICY", default_value_t = RestartPolicy::Never)]
+    restart: RestartPolicy,
+    /// Fetch what this machine lacks without asking.
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+impl Run {
+    /// Runs the verb; the result is the process's exit code.
+    pub(crate) async fn run(self, context: &Context) -> Result<u8> {
+        if !up::is_simulated(context).await? {
+            bootstrap::ensure_ready(context, self.yes).await?;
+        }
+        let Self { rm, detach, name, tenant, .. } = &self;
+        let (rm, is_detached) = (*rm, *detach);
+        let ways = Ways {
+            has_stdin: self.interactive,
+            has_terminal: self.tty,
+            detach_keys: self.detach_keys.clone(),
+        };
+        if self.tty && !self.detach {
+            exec::need_terminal()?;
+        }
+        let (name, tenant) = (name.clone(), tenant.clone());
+        let spec = self.into_spec();
+        ensure_tenant(context, &tenant).await?;
+        let pool = create_pool(context, tenant, name, spec).await?;
+        let started = start(context, &pool, is_detached).await;
+        let (connection, path) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                // Nothing of it has run: it leaves nothing behind.
+                drop(destroy(context, &pool).await);
+                return Err(error);
+            }
+        };
+        let Some(connection) = connection else {
+            context.ui.data(&path, || path.to_string())?;
+            return Ok(exit::OK);
+        };
+        let code = attach::follow(connection, ways).await;
+        match &code {
+            // The person left; the microVM goes on, and is removed at its end if that was asked.
+            Err(Error::HungUp) => {
+                context.ui.remark(&format!("{path} goes on: see `mvm attach {}`", path.id));
+            }
+            _ if rm => destroy(context, &pool).await?,
+            _ => {}
+        }
+        code
+    }
+
+    fn into_spec(self) -> PoolSpec {
+        let mut process = self.process.into_spec(self.command);
+        process.stdin = self.interactive;
+        process.tty = self.tty;
+        if let Some(term) = std::env::var("TERM").ok().filter(|_| self.tty) {
+            process.env.entry("TERM".to_owned()).or_insert(term);
+        }
+        PoolSpec {
+            image: self.image,
+            vcpus: self.vcpus,
+            mem_mib: self.mem.saturating_u32(),
+            disk_mib: self.disk.saturating_u32(),
+            net: self.net,
+            restart: self.restart,
+            process,
+            auto_remove: self.rm,
+            ..PoolSpec::default()
+        }
+    }
+}
+
+async fn ensure_tenant(context: &Context, name: &TenantName) -> Result<()> {
+    if !context.client.tenants(None).await?.iter().any(|tenant| tenant.name == *name) {
+        let request =
+            Request::TenantCreate { name: name.clone(), subnet: None, quota: Quota::default() };
+        match context.client.submit(request).await {
+            // Another command may have been quicker.
+            Ok(_) => {}
+            Err(Error::Api(error)) if error.code == ErrorCode::Conflict => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Makes the pool, under a name of its own unless one was given.
+async fn create_pool(
+    context: &Context,
+    tenant: TenantName,
+    name: Option<PoolName>,
+    spec: PoolSpec,
+) -> Result<PoolPath> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let pool = match &name {
+            Some(name) => name.clone(),
+            None => made_up_name(&spec.image)?,
+        };
+        let path = PoolPath { tenant: tenant.clone(), pool };
+        let request = Request::PoolCreate { path: path.clone(), spec: spec.clone() };
+        match context.client.submit(request).await {
+            Ok(_) => return Ok(path),
+            Err(Error::Api(error))
+                if error.code == ErrorCode::Conflict
+                    && name.is_none()
+                    && attempts < NAME_ATTEMPTS => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The last word of the image's name and four random digits.
+fn made_up_name(image: &ImageSpec) -> Result<PoolName> {
+    let draw = getrandom::u32().map_err(|error| Error::Read {
+        what: "the system's random numbers".to_owned(),
+        source: std::io::Error::other(error),
+    })?;
+    let stem = stem(&image.to_string());
+    let name = format!("{stem}-{:04x}", draw & 0xffff);
+    name.parse().map_err(|error: mvm_core::name::NameError| Error::Usage {
+        message: error.to_string(),
+        hint: "name the pool with --name".to_owned(),
+    })
+}
+
+/// What of an image's name can be in a pool's: `docker.io/library/nginx:1.27` is `nginx`.
+fn stem(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    let last = last.split(['@', ':']).find(|word| !word.is_empty()).unwrap_or_default();
+    let plain: String = last
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .filter(|c| c.is_ascii_alphanumeric())
+        .take(16)
+        .collect();
+    match plain.chars().next() {
+        Some(first) if first.is_ascii_lowercase() => plain,
+        _ => format!("run{plain}").chars().take(16).collect(),
+    }
+}
+
+/// Builds the image, makes the instance, attaches to it unless it is to run in the background, and
+/// starts it.
+async fn start(
+    context: &Context,
+    pool: &PoolPath,
+    is_detached: bool,
+) -> Result<(Option<mvm_wire::Connection>, InstancePath)> {
+    let wait = WaitArgs::default();
+    let build = Request::PoolBuild { path: pool.clone() };
+    carry_out(context, build, Goal::Built, &wait).await?;
+    let create = Request::InstanceCreate { pool: pool.clone(), count: 1, start: false, disks: Vec::new() };
+    let created = context.client.submit(create).await?;
+    let Some(path) = created.instances.into_iter().next().map(|target| target.path) else {
+        return Err(Error::UnexpectedReply("accepted without an instance"));
+    };
+    let selector = Selector::Id { pool: Some(pool.clone()), prefix: path.id.to_string() };
+    let start = Request::InstanceStart { selector: selector.clone(), all: false };
+    if is_detached {
+        let submitted = request::submit(context, start).await?;
+        request::finish(context, submitted, &Goal::Settled, &wait).await?;
+        return Ok((None, path));
+    }
+    let (connection, path) = attach::open(context, selector, true).await?;
+    context.client.submit(start).await?;
+    Ok((Some(connection), path))
+}
+
+/// Removes the pool and what is in it; that it is gone already is as good.
+async fn destroy(context: &Context, pool: &PoolPath) -> Result<()> {
+    let submitted_unix_ms = wait::now_unix_ms();
+    let request = Request::PoolDestroy { path: pool.clone(), force: true };
+    let accepted = match context.client.submit(request).await {
+        Ok(accepted) => accepted,
+        Err(Error::Api(error)) if error.code == ErrorCode::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let goal = Goal::Gone { tenant: None };
+    let request = wait::Request { accepted: &accepted, goal: &goal, submitted_unix_ms };
+    let interrupt = async { drop(tokio::signal::ctrl_c().await) };
+    // Nobody waits for words about it.
+    wait::wait(&context.client, &request, request::DEFAULT_TIMEOUT, interrupt, |_| {}).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_made_up_name_is_readable_and_valid() {
+        for (image, expected) in [
+            ("builtin", "builtin"),
+            ("docker.io/library/nginx:1.27", "nginx"),
+            ("ghcr.io/Some_One/My.App@sha256:00", "myapp"),
+            ("debian:bookworm", "debian"),
+            ("./3d", "run3d"),
+            ("/", "run"),
+            ("averyveryverylongimagename", "averyveryverylon"),
+        ] {
+            assert_eq!(stem(image), expected, "{image}");
+            assert!(format!("{expected}-0a1b").parse::<PoolName>().is_ok(), "{image}");
+        }
+        assert!(made_up_name(&ImageSpec::Builtin).unwrap().to_string().starts_with("builtin-"));
+    }
+}

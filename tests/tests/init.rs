@@ -1,0 +1,116 @@
+//! An image's own init in real microVMs: process 1 is its, and the guest agent is beside it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use mvm_tests::Node;
+use serde_json::json;
+
+const INITTAB: &str = "\
+::sysinit:/bin/busybox sh -c 'hostname > /run/name; echo init-was-here > /dev/console'
+::shutdown:/bin/busybox sh -c 'echo init-says-bye > /dev/console'
+";
+
+/// Runs a tool that every Debian has and returns what it prints.
+fn tool(name: &str, args: &[&str]) -> String {
+    let output = Command::new(name).args(args).output().unwrap();
+    assert!(output.status.success(), "{name} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `docker save` would write of this tree, whose command is `/sbin/init`.
+fn archive(dir: &Path, root: &Path) -> PathBuf {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let parts = dir.join("parts");
+    fs::create_dir(&parts).unwrap();
+    let layer = parts.join("layer.tar");
+    tool("tar", &["-C", &text(root), "--owner=0", "--group=0", "-cf", &text(&layer), "."]);
+    let digest = tool("sha256sum", &[&text(&layer)]);
+    let digest = format!("sha256:{}", digest.split(' ').next().unwrap());
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": { "Cmd": ["/sbin/init"] },
+        "rootfs": { "type": "layers", "diff_ids": [digest] },
+    });
+    fs::write(parts.join("config.json"), config.to_string()).unwrap();
+    let manifest =
+        json!([{ "Config": "config.json", "RepoTags": ["init:1"], "Layers": ["layer.tar"] }]);
+    fs::write(parts.join("manifest.json"), manifest.to_string()).unwrap();
+    let archive = dir.join("image.tar");
+    let files = ["manifest.json", "config.json", "layer.tar"];
+    tool("tar", &[&["-C", &text(&parts), "-cf", &text(&archive)][..], &files].concat());
+    archive
+}
+
+/// A root with busybox and, if there is to be one, its init.
+fn root(node: &Node, dir: &Path, has_init: bool) -> PathBuf {
+    let root = dir.join("root");
+    for name in ["bin", "sbin", "etc", "dev", "proc", "sys", "run", "tmp"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let packages = fs::read_dir(node.dir().join("cache/packages")).unwrap();
+    let package = packages
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("busybox-static"))
+        .unwrap();
+    let unpacked = dir.join("busybox");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    tool("dpkg-deb", &["-x", &text(&package), &text(&unpacked)]);
+    fs::copy(unpacked.join("bin/busybox"), root.join("bin/busybox")).unwrap();
+    for name in ["sh", "cat", "hostname", "poweroff", "tr"] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    if has_init {
+        symlink("/bin/busybox", root.join("sbin/init")).unwrap();
+    }
+    fs::write(root.join("etc/inittab"), INITTAB).unwrap();
+    root
+}
+
+fn pool(node: &Node, name: &str, has_init: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = archive(dir.path(), &root(node, dir.path(), has_init));
+    let image = format!("docker-archive:{}", archive.display());
+    node.small_pool(name, &["--image", &image, "--restart", "never"]);
+    node.ok(&["pool", "build", name]);
+}
+
+#[test]
+fn an_init_is_process_1_is_asked_to_power_off_and_may_do_so_itself() {
+    let Some(node) = Node::new() else { return };
+    pool(&node, "acme/init", true);
+    let path = node.boot("acme/init");
+    assert_eq!(node.guest(&path, "cat /proc/1/comm"), "init");
+    let name = node.guest(&path, "while ! test -s /run/name; do :; done; cat /run/name");
+    assert_eq!(name, format!("init-{}", path.rsplit('/').next().unwrap()));
+    let agents = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done";
+    assert!(node.guest(&path, agents).lines().any(|line| line.starts_with('@')));
+    assert!(node.ok(&["logs", &path]).contains("init-was-here"));
+    node.mvm(&["attach", &path]).fails_with(5).says(&["no main process"]);
+
+    node.ok(&["stop", &path]);
+    let view = node.instance(&path);
+    assert_eq!(view["last_death"]["cause"], "operator");
+    assert_eq!(view["last_death"]["exit"]["reason"], "guest_shutdown", "{view:#}");
+    assert!(node.ok(&["logs", &path]).contains("init-says-bye"));
+
+    node.ok(&["start", &path]);
+    // The program's own end is not waited for: the machine goes.
+    drop(node.mvm(&["exec", &path, "--", "poweroff"]));
+    let view = node.until_state(&path, "stopped");
+    assert_eq!(view["last_death"]["cause"], "guest_shutdown", "{view:#}");
+}
+
+#[test]
+fn an_init_that_is_not_there_is_said() {
+    let Some(node) = Node::new() else { return };
+    pool(&node, "acme/none", false);
+    node.mvm(&["instance", "create", "acme/none", "--start"])
+        .fails_with(1)
+        .says(&["start failed: init `/sbin/init`: No such file or directory"]);
+}
