@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod bootstrap;
 pub(crate) mod completions;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod disk;
