@@ -17,7 +17,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{exec, forward, streams, submit, views};
+use crate::{exec, forward, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -85,6 +85,10 @@ async fn answer(
             };
             found.map(|(instance, _)| Reply::Connected { instance })
         }
+        Call::Ssh { selector } => tokio::select! {
+            prepared = ssh::prepare(node, &selector) => prepared.map(Reply::Ssh),
+            () = hang_up.wait() => return Ok(()),
+        },
         Call::Logs { selector, kind, follow, tail } => {
             return streams::logs(node, &selector, kind, follow, tail, connection).await;
         }
@@ -175,6 +179,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         | Call::Exec { .. }
         | Call::Forward { .. }
         | Call::Locate { .. }
+        | Call::Ssh { .. }
         | Call::Logs { .. }
         | Call::AgentStop => {
             Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))

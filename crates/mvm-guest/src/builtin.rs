@@ -4,6 +4,8 @@
 //! an exec has: pipes with credit, an exit code, and an end with whoever asked. What fails is said
 //! on standard error, for a person.
 
+mod sshd;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -21,6 +23,8 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
         ["unpack", "as", path, name, owners] => {
             unpack(&Target::As { path: PathBuf::from(path), name: OsString::from(name) }, owners)
         }
+        ["ssh-prepare", key] => sshd::prepare(key),
+        ["sshd"] => Err(sshd::serve()),
         _ => Err("this guest agent does not have that program".to_owned()),
     };
     match result {

@@ -21,6 +21,8 @@ pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod record;
 pub(crate) mod restart;
+pub(crate) mod ssh;
+pub(crate) mod ssh_config;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod stop;
