@@ -77,7 +77,7 @@ pub fn unpack(stream: impl Read, target: &Target, options: Options) -> Result<Su
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(FilesError::Stream)?;
     match unpacker {
         Some(unpacker) => unpacker.finish(),
-        None if matches!(target, Target::Into(_)) => Ok(Summary::default()),
+        None if matches!(target, Target::Into(_)) => target.place(true).map(|_| Summary::default()),
         None => Err(FilesError::Archive { problem: "it is empty".to_owned() }),
     }
 }

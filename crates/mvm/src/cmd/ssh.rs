@@ -26,16 +26,19 @@ Examples:
   mvm ssh i-3f2a -- uptime
   mvm ssh i-3f2a -L 8080:localhost:80 -N
 
-What follows the instance is passed on to `ssh`: its options first, the command behind --.")]
+What follows the instance is passed on to `ssh`: its options, and behind -- a command.")]
 pub(crate) struct Ssh {
     /// Be the transport of one connection, for the ProxyCommand of an SSH client.
     #[arg(long, hide = true)]
     stdio: bool,
     /// TENANT/POOL/INSTANCE, a prefix of an id, or TENANT/POOL for any running one of the pool.
     selector: Selector,
-    /// Options of `ssh` and, behind --, a command.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
-    rest: Vec<OsString>,
+    /// Options of `ssh`, such as -l USER; or a command, if the first is none.
+    #[arg(allow_hyphen_values = true, value_name = "OPTIONS")]
+    options: Vec<OsString>,
+    /// A command to run instead of a shell.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 impl Ssh {
@@ -62,12 +65,18 @@ impl Ssh {
             .into_iter()
             .flat_map(|(name, value)| ["-o".into(), format!("{name}={value}").into()])
             .collect();
+        let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
+        let (own, command) = match self.options.first().is_some_and(is_option) {
+            true => (self.options, self.command),
+            false => (Vec::new(), [self.options, self.command].concat()),
+        };
         // The host stands between the options of `ssh` and the command.
-        let split = self.rest.iter().position(|word| word == "--");
-        let (options, command) = self.rest.split_at(split.unwrap_or(self.rest.len()));
-        arguments.extend(options.iter().cloned());
+        arguments.extend(own);
         arguments.push(SshView::host(&view.instance).into());
-        arguments.extend(command.iter().cloned());
+        if !command.is_empty() {
+            arguments.push("--".into());
+            arguments.extend(command);
+        }
         let source = become_program(&program, &arguments);
         Err(Error::Read { what: program.display().to_string(), source })
     }
