@@ -322,7 +322,7 @@ fn connections_are_forwarded(guest: &Guest) {
     let args = ["forward", &guest.path, "--stdio", "8099"];
     assert!(guest.node.mvm_with_input(&args, request).ok().stdout.ends_with("page\n"));
     let refused = guest.node.mvm_with_input(&["forward", &guest.path, "--stdio", "1"], b"");
-    refused.fails_with(127).says(&["cannot connect to 127.0.0.1:1", "refused"]);
+    refused.fails_with(1).says(&["cannot connect to 127.0.0.1:1", "refused"]);
     guest.node.mvm(&["forward", &guest.path, "/run/x"]).fails_with(2).says(&["0:/run/x"]);
 }
 
