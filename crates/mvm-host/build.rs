@@ -18,7 +18,14 @@ const PT_INTERP: u32 = 3;
 fn main() -> Result<(), Box<dyn Error>> {
     let crates = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("..");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    for source in ["mvm-guest/src", "mvm-guest/Cargo.toml", "mvm-core/src", "mvm-core/Cargo.toml"] {
+    for source in [
+        "mvm-guest/src",
+        "mvm-guest/Cargo.toml",
+        "mvm-core/src",
+        "mvm-core/Cargo.toml",
+        "mvm-files/src",
+        "mvm-files/Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", crates.join(source).display());
     }
     println!("cargo::rerun-if-changed=build.rs");

@@ -219,7 +219,6 @@ async fn configure(
         hostname: format!("{}-{}", path.pool.pool, path.id),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
-        ssh_authorized_keys: Vec::new(),
         disks: disks::for_guest(&record),
     };
     let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };

@@ -8,7 +8,7 @@ use mvm_core::guest::ForwardTarget;
 use mvm_core::name::Selector;
 use mvm_host::guest::{ExecInput, ForwardEvent};
 use mvm_host::unix_socket::HangUp;
-use mvm_wire::{Connection, ConnectionError, Item, ReadHalf, Reply};
+use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply};
 
 use crate::exec::session_ended;
 use crate::node::Node;
@@ -35,9 +35,16 @@ pub(crate) async fn forward(
         },
         () = hang_up.wait() => return Ok(()),
     };
+    let failed = |error| match guest_error(&instance, &error) {
+        // A socket that refuses is no program that does not exist.
+        ApiError { code: ErrorCode::GuestNotFound | ErrorCode::GuestDenied, message, hint } => {
+            ApiError { code: ErrorCode::Guest, message, hint }
+        }
+        other => other,
+    };
     let forward = match session.forward(target, CONNECT_TIMEOUT).await {
         Ok(forward) => forward,
-        Err(error) => return finish(&mut write, Err(guest_error(&instance, &error))).await,
+        Err(error) => return finish(&mut write, Err(failed(error))).await,
     };
     let (mut events, input) = forward.split();
     // Dropping the events, however this ends, closes the socket in the guest.
@@ -52,7 +59,7 @@ pub(crate) async fn forward(
                 Some(Ok(ForwardEvent::Eof)) => write.data(KIND_STDOUT, &[]).await?,
                 Some(Ok(ForwardEvent::Closed)) => return write.message(&Reply::Done).await,
                 Some(Err(error)) => {
-                    return finish(&mut write, Err(guest_error(&instance, &error))).await;
+                    return finish(&mut write, Err(failed(error))).await;
                 }
                 None => return session_ended(&mut write, &instance).await,
             }

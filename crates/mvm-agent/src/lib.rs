@@ -26,6 +26,7 @@ mod node;
 mod reconcile;
 mod server;
 mod setup;
+mod ssh;
 mod state;
 mod streams;
 mod submit;

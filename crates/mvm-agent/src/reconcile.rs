@@ -23,6 +23,7 @@ use crate::actor::{self, Message};
 use crate::builder;
 use crate::disks;
 use crate::node::{Node, chain};
+use crate::ssh;
 use crate::state::Mirror;
 use crate::submit;
 
@@ -167,6 +168,11 @@ impl Reconciler {
 
     async fn remove_tenant(&self, desired: &Desired, tenant: &TenantName) {
         let Some(record) = desired.tenants.get(tenant) else { return };
+        let what = format!("removing the SSH key of tenant {tenant}");
+        if let Err(error) = ssh::remove_key(&self.node.config.state_dir, tenant) {
+            return self.node.set_problem(&what, Some(chain(&error)));
+        }
+        self.node.set_problem(&what, None);
         let what = format!("removing the network of tenant {tenant}");
         if let Err(error) = self.node.host.network.remove_tenant(record.network).await {
             return self.node.set_problem(&what, Some(chain(&error)));
@@ -225,6 +231,9 @@ impl Reconciler {
                 Ok(()) => {
                     self.bridged.insert(tenant.network.net_id);
                     self.node.set_problem(&what, None);
+                    let what = format!("the SSH key of tenant {}", tenant.name);
+                    let made = ssh::ensure_key(&self.node.config.state_dir, &tenant.name);
+                    self.node.set_problem(&what, made.err().map(|error| chain(&error)));
                 }
                 Err(error) => self.node.set_problem(&what, Some(chain(&error))),
             }

@@ -18,7 +18,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, exec, forward, logs, streams, submit, views};
+use crate::{attach, exec, forward, logs, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -86,6 +86,10 @@ async fn answer(
             };
             found.map(|(instance, _)| Reply::Connected { instance })
         }
+        Call::Ssh { selector } => tokio::select! {
+            prepared = ssh::prepare(node, &selector) => prepared.map(Reply::Ssh),
+            () = hang_up.wait() => return Ok(()),
+        },
         Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps } => {
             let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
             return logs::logs(node, &selector, query, connection).await;
@@ -181,6 +185,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         | Call::Attach { .. }
         | Call::Forward { .. }
         | Call::Locate { .. }
+        | Call::Ssh { .. }
         | Call::Logs { .. }
         | Call::AgentStop => {
             Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))

@@ -246,8 +246,6 @@ pub struct Configuration {
     pub network: Option<NetworkConfiguration>,
     /// The host's wall clock in nanoseconds since the Unix epoch, if the guest is to step its own.
     pub wall_clock_unix_ns: Option<u64>,
-    /// OpenSSH public keys, one line each, that may log in over the channel.
-    pub ssh_authorized_keys: Vec<String>,
     /// Data disks, in the order in which they are to be mounted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfiguration>,

@@ -6,6 +6,7 @@
 //! It never opens a network connection, and does nothing that the host has not asked for.
 
 mod boot;
+mod builtin;
 mod console;
 mod exec;
 mod failure;
@@ -25,6 +26,8 @@ use machine::Machine;
 use server::Server;
 use session::{Port, PortKind};
 
+/// The argument before the name of one of the agent's own programs.
+const BUILTIN: &str = "--builtin";
 /// Open files that a thousand execs need, with room.
 const OPEN_FILES: u64 = 8192;
 
@@ -34,6 +37,11 @@ fn main() -> ExitCode {
         boot::run();
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, rest @ ..] = &arguments[..]
+        && flag == BUILTIN
+    {
+        return builtin::run(rest);
+    }
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--serve-fd", number] => serve_fd(number),
         _ => Err("usage: mvm-guest --serve-fd N (or as PID 1 of a microVM)".into()),

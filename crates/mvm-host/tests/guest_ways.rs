@@ -66,8 +66,11 @@ async fn keys_reach_a_terminal_as_signals_and_as_an_end() {
     let mut exec = session.exec(in_terminal(command(&["cat"])), LIMIT).await.unwrap();
     exec.input().write_stdin(b"line\n").await.unwrap();
     let output = exec.output(1 << 16).await.unwrap();
-    assert_eq!(output.status, ExitStatus::Exited { code: 0 });
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "line\r\nline\r\n");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(
+        (text.as_str(), output.status),
+        ("line\r\nline\r\n", ExitStatus::Exited { code: 0 })
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

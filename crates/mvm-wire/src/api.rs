@@ -6,8 +6,8 @@ use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use serde::{Deserialize, Serialize};
 
 use crate::view::{
-    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
-    WhyView,
+    DiskView, InstanceView, NodeView, PoolView, RecordView, SshView, StatsView, TenantView,
+    VerifyView, WhyView,
 };
 
 /// What a caller asks of an agent.
@@ -78,6 +78,12 @@ pub enum Call {
     Detach,
     /// Looks for a running instance; one that starts is waited for. Reply: `connected`.
     Locate {
+        /// Which instance; any running one of a pool will do.
+        selector: Selector,
+    },
+    /// Makes a guest ready for an SSH client: its tenant's key may log in, and its host keys are
+    /// known. Reply: `ssh`.
+    Ssh {
         /// Which instance; any running one of a pool will do.
         selector: Selector,
     },
@@ -216,6 +222,8 @@ pub enum Reply {
     ExecExit(ExitStatus),
     /// The program runs on without the caller.
     ExecDetached,
+    /// What an SSH client needs.
+    Ssh(SshView),
     /// The instance runs and, if that was asked for, the connection to its socket is open.
     Connected {
         /// Which instance.

@@ -240,3 +240,31 @@ pub struct VerifyView {
     /// What differs, one line each; empty if all is as expected.
     pub differences: Vec<String>,
 }
+
+/// What an SSH client needs to log in to a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshView {
+    /// The instance.
+    pub instance: InstancePath,
+    /// The file with the tenant's private key.
+    pub identity_file: String,
+    /// The file with the guest's host keys, under [`SshView::host`].
+    pub known_hosts_file: String,
+}
+
+impl SshView {
+    /// The name of an instance for SSH clients.
+    pub fn host(instance: &InstancePath) -> String {
+        format!("{}-{}-{}.mvm", instance.pool.tenant, instance.pool.pool, instance.id)
+    }
+
+    /// The file with a tenant's private key, below the state directory.
+    pub fn identity_file(tenant: &TenantName) -> String {
+        format!("ssh/{tenant}/id_ed25519")
+    }
+
+    /// The file with a guest's host keys, below the state directory.
+    pub fn known_hosts_file(instance: &InstancePath) -> String {
+        format!("instances/{}/known_hosts", instance.id)
+    }
+}

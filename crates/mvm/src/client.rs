@@ -12,8 +12,8 @@ use mvm_core::admit::Request;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
-    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
-    WhyView,
+    DiskView, InstanceView, NodeView, PoolView, RecordView, SshView, StatsView, TenantView,
+    VerifyView, WhyView,
 };
 use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::net::UnixStream;
@@ -177,6 +177,16 @@ impl Client {
         }
     }
 
+    /// Makes a guest ready for an SSH client; a guest that starts is waited for.
+    pub(crate) async fn prepare_ssh(&self, selector: Selector) -> Result<SshView> {
+        let mut connection = self.start(&Call::Ssh { selector }).await?;
+        match connection.read.message().await? {
+            Reply::Ssh(view) => Ok(view),
+            Reply::Error(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
         let connection = self.open(when_absent).await?;
         match self.answer(connection, call).await? {
@@ -213,6 +223,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::ExecStarted { .. } => "exec_started",
         Reply::ExecDetached => "exec detached",
         Reply::Connected { .. } => "connected",
+        Reply::Ssh(_) => "ssh",
         Reply::ExecExit(_) => "exec_exit",
         Reply::Stats(_) => "stats",
         Reply::Why(_) => "why",

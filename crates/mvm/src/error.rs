@@ -158,6 +158,9 @@ pub(crate) enum Error {
     /// The person hung up on a program.
     #[error("interrupted")]
     HungUp,
+    /// Files cannot be copied.
+    #[error(transparent)]
+    Files(#[from] mvm_files::FilesError),
     /// The document cannot be used.
     #[error(transparent)]
     Document(#[from] DocumentError),
@@ -268,6 +271,7 @@ impl Error {
             | Self::Read { .. }
             | Self::Listen { .. }
             | Self::Write { .. }
+            | Self::Files(_)
             | Self::Output(_) => exit::FAILURE,
         }
     }
@@ -320,6 +324,7 @@ impl Error {
             | Self::Serve { .. }
             | Self::HungUp
             | Self::Listen { .. }
+            | Self::Files(_)
             | Self::Host(_)
             | Self::ChecksFailed(_)
             | Self::Read { .. }

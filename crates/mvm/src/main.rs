@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod client;
 mod cmd;
+mod copy;
 
 mod complete;
 mod detach_keys;

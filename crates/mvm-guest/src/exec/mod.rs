@@ -58,6 +58,8 @@ pub(crate) struct Exec {
     stdin: Input,
     outputs: [Output; 2],
     has_terminal: bool,
+    /// The terminal, held open until the program has ended.
+    terminal: Option<OwnedFd>,
     /// Whether it is to run on without the host.
     is_detaching: bool,
     deadline: Option<Instant>,
@@ -86,6 +88,7 @@ impl Exec {
                 Output::new(KIND_STDERR, child.ends.stderr),
             ],
             has_terminal: request.terminal.is_some(),
+            terminal: child.ends.terminal,
             is_detaching: request.detach,
             deadline: request.timeout_ms.map(|ms| now + Duration::from_millis(ms.min(FOREVER_MS))),
             is_timed_out: false,
@@ -228,6 +231,7 @@ impl Exec {
     pub(crate) fn ended(&mut self, status: ExitStatus, now: Instant) {
         self.status = Some(if self.is_timed_out { ExitStatus::TimedOut } else { status });
         self.deadline = None;
+        self.terminal = None;
         for output in &mut self.outputs {
             output.begin_drain(now);
         }

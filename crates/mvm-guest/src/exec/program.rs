@@ -1,6 +1,6 @@
 //! What to execute: a request checked and turned into what `execve` takes.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use mvm_core::guest::{ErrorKind, ExecRequest, GuestError};
 
@@ -8,6 +8,11 @@ use super::identity::Identity;
 use crate::failure::{failure, invalid};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The agent's own file, wherever it is by now: that of a booted guest has no path.
+const OWN_FILE: &CStr = c"/proc/self/exe";
+/// What its processes are called.
+const AGENT_NAME: &str = "mvm-guest";
 
 /// A program ready to be executed: a forked child may not allocate.
 #[derive(Debug)]
@@ -33,11 +38,14 @@ impl Program {
             _ => return Err(invalid("the command is empty")),
         };
         let env = environment(request, &identity)?;
-        let path = (!name.contains('/')).then(|| {
+        let own = [AGENT_NAME, crate::BUILTIN].map(str::to_owned);
+        let before = if request.builtin { &own[..] } else { &[] };
+        let path = (!request.builtin && !name.contains('/')).then(|| {
             let path = env.iter().find_map(|(key, value)| (*key == "PATH").then_some(*value));
             path.unwrap_or(DEFAULT_PATH).to_owned()
         });
         let candidates = match &path {
+            None if request.builtin => vec![OWN_FILE.into()],
             None => vec![c_string(name.clone())?],
             Some(path) => path
                 .split(':')
@@ -47,7 +55,12 @@ impl Program {
         Ok(Self {
             path,
             candidates,
-            argv: request.argv.iter().cloned().map(c_string).collect::<Result<_, _>>()?,
+            argv: before
+                .iter()
+                .chain(&request.argv)
+                .cloned()
+                .map(c_string)
+                .collect::<Result<_, _>>()?,
             env: env
                 .iter()
                 .map(|(key, value)| c_string(format!("{key}={value}")))

@@ -36,6 +36,9 @@ pub(super) struct Ends {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
+    /// The program's terminal itself. A terminal that nobody has open for a moment, as when a
+    /// program closes its outputs before it exits, is at its end for who reads it.
+    pub(super) terminal: Option<OwnedFd>,
 }
 
 /// The program's ends of its standard streams.
@@ -69,8 +72,8 @@ impl Stdio {
         };
         let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let ends =
-            Ends { stdin, stdout: Some(unblocked(stdout)?), stderr: Some(unblocked(stderr)?) };
+        let (stdout, stderr) = (Some(unblocked(stdout)?), Some(unblocked(stderr)?));
+        let ends = Ends { stdin, stdout, stderr, terminal: None };
         let streams = [stdin_read, stdout_write, stderr_write];
         Ok((Self { streams, is_terminal: false }, ends))
     }
@@ -86,8 +89,9 @@ impl Stdio {
         let _ = rustix::fs::fchown(&terminal, Some(rustix::fs::Uid::from_raw(uid)), None);
         let controller = unblocked(controller)?;
         let stdin = has_stdin.then(|| controller.try_clone()).transpose()?;
-        let streams = [terminal.try_clone()?, terminal.try_clone()?, terminal];
-        let ends = Ends { stdin, stdout: Some(controller), stderr: None };
+        let streams = [terminal.try_clone()?, terminal.try_clone()?, terminal.try_clone()?];
+        let terminal = Some(terminal);
+        let ends = Ends { stdin, stdout: Some(controller), stderr: None, terminal };
         Ok((Self { streams, is_terminal: true }, ends))
     }
 }

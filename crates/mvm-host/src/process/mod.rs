@@ -4,6 +4,7 @@
 //! [`ToolError`]. It never signals a bare pid: a number that the kernel has given to somebody else is
 //! recognised and left alone.
 
+mod become_program;
 mod daemon;
 mod exit_info;
 pub(crate) mod find;
@@ -26,6 +27,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
+pub use become_program::become_program;
 pub use daemon::spawn_daemon;
 pub use find::find_program;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
