@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use mvm_core::image::ImageSpec;
 use mvm_core::name::RevisionId;
 
-use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
+use super::stored::Kept;
+use super::{
+    BuiltImage, Collected, Images, ImagesError, InUse, OnStep, RevisionFiles, StoredImage,
+};
 use crate::bootstrap::{KernelStore, Outcome};
 use crate::guest::AGENT_BINARY;
 use crate::image::build::{BuildInputs, ImageStore};
@@ -36,6 +39,18 @@ impl LocalImages {
             layers: LayerCache::new(state_dir),
             templates: LayerTemplates::new(state_dir),
         }
+    }
+
+    /// Works on what is kept, on a thread that may block.
+    async fn kept<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Kept<'_>) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImagesError> {
+        let (state, store, layers) =
+            (self.state_dir.clone(), self.store.clone(), self.layers.clone());
+        let work = move || work(&Kept { state: &state, store: &store, layers: &layers });
+        let done = tokio::task::spawn_blocking(work).await.map_err(|error| failed(&error))?;
+        done.map_err(|error| failed(&error))
     }
 
     /// Finds out what an image is now; a tag of a registry may mean another image every time.
@@ -116,6 +131,20 @@ impl Images for LocalImages {
             root: revision.root(),
             config: revision.manifest().config.clone(),
         })
+    }
+
+    async fn list(&self) -> Result<Vec<StoredImage>, ImagesError> {
+        self.kept(|kept| kept.list()).await
+    }
+
+    async fn remove(&self, revision: &RevisionId) -> Result<u64, ImagesError> {
+        let revision = revision.clone();
+        self.kept(move |kept| kept.remove(&revision)).await
+    }
+
+    async fn collect(&self, in_use: &InUse, dry_run: bool) -> Result<Vec<Collected>, ImagesError> {
+        let in_use = in_use.clone();
+        self.kept(move |kept| kept.collect(&in_use, dry_run)).await
     }
 
     async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32) -> Result<(), ImagesError> {

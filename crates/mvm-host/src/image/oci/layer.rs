@@ -27,12 +27,11 @@ use super::blob::{Blob, Bounded, Decompressed, Hashing};
 use super::entry::{Bytes, Content, Entry, Meta};
 use super::error::{LayerProblem, OciError};
 use super::limits::{MAX_ENTRIES, MAX_FILE_SIZE};
+use super::registry::Downloads;
 use super::tar::{Header, Kind, TarReader};
 use crate::image::ImageError;
 use crate::image::digest::Digest;
-use crate::image::durable::{
-    FileError, NameLock, Named, names, remove_abandoned, remove_dir, write_new,
-};
+use crate::image::durable::{FileError, NameLock, Named, abandoned, names, remove_dir, write_new};
 use crate::process::boot_id;
 
 /// The version of the layout and of how entries are kept.
@@ -130,12 +129,14 @@ impl LayerCache {
         Ok(remove_dir(&self.layer_dir(diff_id))?)
     }
 
-    /// Removes what interrupted operations left behind; running ones are left alone.
-    ///
-    /// # Errors
-    /// A directory cannot be read or removed.
-    pub fn gc_temp(&self) -> Result<usize, ImageError> {
-        Ok(remove_abandoned(&self.dir)?)
+    /// What interrupted operations left behind.
+    pub(crate) fn leftovers(&self) -> Result<Vec<PathBuf>, ImageError> {
+        Ok(abandoned(&self.dir)?)
+    }
+
+    /// Downloads that are not unpacked, whole or not.
+    pub(crate) fn downloads(&self) -> Result<Vec<PathBuf>, ImageError> {
+        Downloads::new(&self.dir).list()
     }
 
     /// Unpacks a layer unless it is there, and checks its digests. Blocks its thread.
