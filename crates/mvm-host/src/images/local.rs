@@ -13,8 +13,9 @@ use super::{
 use crate::bootstrap::{KernelStore, Outcome};
 use crate::guest::AGENT_BINARY;
 use crate::image::build::{BuildInputs, ImageStore};
+use crate::image::debian;
 use crate::image::disk::{LayerTemplates, create_layer};
-use crate::image::oci::OciError;
+use crate::image::durable::Named;
 use crate::image::progress::{OnProgress, Progress};
 use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource, RegistryConfig};
 
@@ -79,10 +80,18 @@ impl LocalImages {
                 let config = RegistryConfig::from_environment(&self.state_dir);
                 Box::new(OciSource::pull(reference, &config, layers, progress).await?)
             }
-            ImageSpec::Debian { .. } | ImageSpec::RootFs { .. } => {
-                let image = spec.to_string();
-                let problem = "this version cannot build from it".to_owned();
-                return Err(OciError::Image { image, problem }.into());
+            ImageSpec::Debian { suite, packages } => {
+                Box::new(debian::make(suite, packages, layers, progress).await?)
+            }
+            ImageSpec::RootFs { path } => {
+                let file = Path::new(path);
+                Box::new(match file.metadata().named("read", file)?.is_dir() {
+                    true => OciSource::root_dir(file, layers, progress).await?,
+                    false => {
+                        let description = format!("archive {path}");
+                        OciSource::root_archive(file, description, layers, progress).await?
+                    }
+                })
             }
         })
     }

@@ -14,6 +14,7 @@ mod blob;
 mod document;
 mod entry;
 mod error;
+mod import;
 mod layer;
 mod layout;
 mod limits;
@@ -43,7 +44,8 @@ use super::digest::{Digest, InputDigest};
 use super::durable::Named;
 use super::progress::{OnProgress, Progress, human_size, step};
 use super::source::{ImageSource, Ownership, Times};
-use blob::Blob;
+use blob::{Blob, Bounded, Decompressed};
+use layer::Layer;
 use layout::{Archive, Files};
 use registry::{Downloads, Remote};
 use tree::Tree;
@@ -66,9 +68,14 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Most layers that are unpacked at once.
 const MAX_UNPACKING: usize = 4;
 
+/// The program that boots a system whose maker says nothing about it.
+const INIT: &str = "sbin/init";
+
 /// Where a layer is.
 #[derive(Debug, Clone)]
 pub(crate) enum LayerSource {
+    /// In the cache only.
+    Cached,
     /// On this machine.
     Here(Blob),
     /// At a registry.
@@ -79,7 +86,7 @@ impl LayerSource {
     /// What has to be downloaded, in bytes.
     fn remote_size(&self) -> u64 {
         match self {
-            Self::Here(_) => 0,
+            Self::Cached | Self::Here(_) => 0,
             Self::Remote { size, .. } => *size,
         }
     }
@@ -150,6 +157,57 @@ impl OciSource {
         Self::open(cache, move |scratch| {
             let archive = Archive::open(&file, scratch)?;
             layout::open_docker(&Files::Archive(archive), name.as_deref())
+        })
+        .await
+    }
+
+    /// Takes over a directory as an image of one layer.
+    ///
+    /// # Errors
+    /// It cannot be read as a whole.
+    pub async fn root_dir(
+        dir: &Path,
+        cache: &LayerCache,
+        progress: OnProgress<'_>,
+    ) -> Result<Self, ImageError> {
+        let (dir, into) = (dir.to_owned(), cache.clone());
+        let description = format!("directory {}", dir.display());
+        let stop = Arc::new(AtomicBool::new(false));
+        let _guard = StopOnDrop(stop.clone());
+        step(progress, format!("copying {}", dir.display()), async {
+            Self::open(cache, move |_| {
+                let diff_id = into.import(|writer| import::import_dir(&dir, writer, &stop))?;
+                one_layer(description, diff_id, &into)
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Takes over a tar archive of a whole tree, plain or compressed, as an image of one layer.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn root_archive(
+        file: &Path,
+        description: String,
+        cache: &LayerCache,
+        progress: OnProgress<'_>,
+    ) -> Result<Self, ImageError> {
+        let (file, into) = (file.to_owned(), cache.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let _guard = StopOnDrop(stop.clone());
+        step(progress, format!("reading {}", file.display()), async {
+            Self::open(cache, move |_| {
+                let blob = Blob::open(&file, None).named("open", &file)?;
+                let plain = Decompressed::new(blob.reader()).named("read", &file)?;
+                let plain = Bounded::new(plain, blob.length);
+                let diff_id = import::archive_digest(plain, &stop).named("read", &file)?;
+                // Now, as the file may be gone later.
+                into.unpack(&diff_id, &blob, &stop)?;
+                one_layer(description, diff_id, &into)
+            })
+            .await
         })
         .await
     }
@@ -267,6 +325,10 @@ struct LayerWork {
 impl LayerWork {
     async fn run(self, slots: Slots) -> Result<(), ImageError> {
         let (remote, digest, size) = match &self.source {
+            LayerSource::Cached => {
+                let problem = format!("its layer sha256:{} was removed", self.diff_id);
+                return Err(document::unusable("the image", problem).into());
+            }
             LayerSource::Here(blob) => return self.unpack(blob.clone(), &slots).await,
             LayerSource::Remote { remote, digest, size } => (remote.clone(), *digest, *size),
         };
@@ -371,6 +433,18 @@ impl ImageSource for OciSource {
     }
 }
 
+/// An image of one cached layer, which nobody told how to run: if it has an init, that runs.
+fn one_layer(
+    description: String,
+    diff_id: Digest,
+    cache: &LayerCache,
+) -> Result<OciImage, ImageError> {
+    let (tree, _) = merged(&description, cache, &[diff_id])?;
+    let init = tree.has_file(INIT).then(|| format!("/{INIT}"));
+    let config = ImageConfig { init, ..ImageConfig::default() };
+    Ok(OciImage { description, config, layers: vec![(diff_id, LayerSource::Cached)] })
+}
+
 fn merge(
     image: &str,
     cache: &LayerCache,
@@ -378,6 +452,19 @@ fn merge(
     dest: &PathBuf,
     stop: &AtomicBool,
 ) -> Result<(), ImageError> {
+    let (mut tree, layers) = merged(image, cache, diff_ids)?;
+    for (name, mode) in MOUNT_POINTS {
+        tree.ensure_mount_point(name, mode);
+    }
+    Ok(materialise::materialise(&tree, &layers, dest, stop)?)
+}
+
+/// The tree of these layers, and the layers without their entries.
+fn merged(
+    image: &str,
+    cache: &LayerCache,
+    diff_ids: &[Digest],
+) -> Result<(Tree, Vec<Layer>), ImageError> {
     let mut tree = Tree::new();
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (number, diff_id) in diff_ids.iter().enumerate() {
@@ -390,8 +477,5 @@ fn merge(
         })?;
         layers.push(layer);
     }
-    for (name, mode) in MOUNT_POINTS {
-        tree.ensure_mount_point(name, mode);
-    }
-    Ok(materialise::materialise(&tree, &layers, dest, stop)?)
+    Ok((tree, layers))
 }
