@@ -258,3 +258,35 @@ fn a_full_disk_in_the_middle_leaves_no_half_image() {
         });
     });
 }
+
+#[tokio::test]
+async fn a_debian_system_is_made_of_the_hosts_sources() {
+    if !can_run(&["apt-get", "mmdebstrap", "mkfs.erofs"]) {
+        return;
+    }
+    let release = fs::read_to_string("/etc/os-release").unwrap();
+    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let Some(suite) = codename.filter(|_| release.contains("ID=debian")) else {
+        println!("skipped: this machine's package sources are not Debian's");
+        return;
+    };
+    kernel().await;
+    let images = LocalImages::new(&image_support::cache());
+    let missing: ImageSpec = format!("mmdebstrap:{suite},no-such-package-at-all").parse().unwrap();
+    let error = images.build(&missing, &|_| ()).await.unwrap_err().to_string();
+    assert!(error.contains("no-such-package-at-all"), "{error}");
+    let spec = ImageSpec::debian(suite, ["busybox-static"]).unwrap();
+    let built = images.build(&spec, &|_| ()).await.unwrap();
+    let files = images.files(&built.revision).await.unwrap();
+    assert_eq!(files.config.init, None, "nothing that boots a system is in it");
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().to_owned();
+    with_own_mounts(move || {
+        let (root, at) = (files.root.to_str().unwrap(), mount.to_str().unwrap());
+        run("mount", &["-o", "loop,ro", root, at]);
+        let release = fs::read_to_string(mount.join("etc/os-release")).unwrap();
+        assert!(release.contains("ID=debian"), "{release}");
+        assert!(mount.join("usr/bin/dpkg").exists() && mount.join("bin/busybox").exists());
+        run("umount", &[at]);
+    });
+}

@@ -232,7 +232,7 @@ fn unpack_blob(
         ImageError::from(OciError::Layer {
             layer: blob.digest.unwrap_or(*diff_id),
             path: blob.path.clone(),
-            problem,
+            problem: Box::new(problem),
         })
     };
     let read = |error: io::Error| bad(LayerProblem::Tar(error.into()));
