@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mvm_core::record::{self, BuildState, PoolRecord, PoolStatus};
+use mvm_host::images::BuiltImage;
 use mvm_store::{StoreError, encode};
 use tokio::sync::mpsc;
 
@@ -19,8 +20,17 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
     // Steps are shown, not kept: the channel holds the latest few and drops what nobody reads.
     let (steps, mut step) = mpsc::channel(16);
     let on_step = move |text: String| drop(steps.try_send(text));
+    // Until the pool's record names the revision, nothing else says that it is in use.
+    let _images = node.images.read().await;
     let building = async {
-        let result = node.host.images.build(&pool.spec.image, &on_step).await;
+        let images = &node.host.images;
+        let result = match &pool.rolled_back_to {
+            None => images.build(&pool.spec.image, &on_step).await,
+            Some(revision) => images
+                .files(revision)
+                .await
+                .map(|_| BuiltImage { revision: revision.clone(), already_there: true }),
+        };
         drop(on_step);
         result
     };
@@ -36,11 +46,14 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
         Ok(built) => {
             let already_there = built.already_there;
             tracing::info!(pool = %pool.path, revision = %built.revision, already_there, "built");
-            PoolStatus {
-                revision: Some(built.revision),
-                build_generation: generation,
-                build: BuildState::Built { already_there, took_ms: now.saturating_sub(began) },
-            }
+            let image = &pool.spec.image;
+            let status = match &pool.rolled_back_to {
+                None => before.built(built.revision, image),
+                Some(revision) => before.rolled_back(revision.clone(), image),
+            };
+            let took_ms = now.saturating_sub(began);
+            let build = BuildState::Built { already_there, took_ms };
+            PoolStatus { build_generation: generation, build, ..status }
         }
         Err(error) => {
             tracing::warn!(pool = %pool.path, error = chain(&error), "build failed");

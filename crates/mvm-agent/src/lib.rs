@@ -19,6 +19,7 @@ mod disks;
 mod effects;
 mod exec;
 mod forward;
+mod images;
 mod lock;
 mod logs;
 mod main_process;

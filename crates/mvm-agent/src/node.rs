@@ -74,6 +74,8 @@ pub(crate) struct Node {
     waiting: watch::Sender<BTreeMap<InstancePath, Waiting>>,
     problems: Mutex<BTreeMap<String, String>>,
     poke: Notify,
+    /// Shared by builds; whoever removes images has it alone.
+    pub(crate) images: tokio::sync::RwLock<()>,
     /// Told to end.
     pub(crate) stop: Notify,
 }
@@ -91,6 +93,7 @@ impl Node {
             waiting: watch::Sender::new(BTreeMap::new()),
             problems: Mutex::default(),
             poke: Notify::new(),
+            images: tokio::sync::RwLock::default(),
             stop: Notify::new(),
         }
     }

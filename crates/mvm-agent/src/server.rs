@@ -18,7 +18,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, exec, forward, logs, ssh, streams, submit, views};
+use crate::{attach, exec, forward, images, logs, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -152,6 +152,13 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
                 }
                 _ => Ok(Reply::Disks(disks)),
             }
+        }
+        Call::Images => images::list(node, &mirror).await.map(Reply::Images),
+        Call::ImageRemove { revision } => {
+            images::remove(node, &revision).await.map(Reply::Collected)
+        }
+        Call::ImageCollect { dry_run } => {
+            images::collect(node, dry_run).await.map(Reply::Collected)
         }
         Call::Instances { selector } => {
             let instances = views::instances(node, &mirror, |path| selector.matches(path));

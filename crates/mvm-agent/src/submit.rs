@@ -58,6 +58,7 @@ async fn admit(
         foreign_net_ids: occupied.net_ids,
         foreign_subnets: occupied.subnets.into_iter().collect(),
         ended: ended(&mirror),
+        images: mirror.observed.pools.clone(),
     };
     let now = node.clock.now_ms();
     let mut entropy = || getrandom::u32().unwrap_or(now as u32);
@@ -93,6 +94,8 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         }
         Request::PoolCreate { path, .. }
         | Request::PoolBuild { path }
+        | Request::PoolUpdate { path, .. }
+        | Request::PoolRollback { path }
         | Request::PoolScale { path, .. }
         | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
         Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
@@ -239,6 +242,7 @@ fn denied(denial: &Denial) -> ApiError {
         | Denial::DiskHeld { .. }
         | Denial::DiskConflict(_)
         | Denial::SubnetOverlaps { .. }
+        | Denial::NoEarlierRevision { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
         Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
         Denial::Ambiguous { .. }

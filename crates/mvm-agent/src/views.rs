@@ -68,6 +68,8 @@ pub(crate) fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
         running: running as u32,
         instances: instances().count() as u32,
         revision: status.revision,
+        history: status.history,
+        rolled_back: record.rolled_back_to.is_some(),
         build: status.build,
         build_generation: status.build_generation,
         created_unix_ms: record.created_unix_ms,

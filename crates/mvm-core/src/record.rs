@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::ImageSpec;
 use crate::lifecycle::InstanceStatus;
 use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use crate::net::{InstanceNetwork, Slot, TenantNetwork};
@@ -56,6 +57,9 @@ pub struct PoolRecord {
     pub running: u32,
     /// Raised by each request to build; the builder reports the last one that it carried out.
     pub build_generation: u64,
+    /// The earlier revision that new instances get, instead of what the image is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back_to: Option<RevisionId>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
     /// Whether it is to exist.
@@ -131,16 +135,61 @@ pub struct DiskFailure {
     pub failures: u32,
 }
 
+/// Most earlier revisions that a pool can go back to.
+pub const MAX_HISTORY: usize = 5;
+
+/// A revision that a pool had before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRevision {
+    /// The revision.
+    pub revision: RevisionId,
+    /// The image that it was built from.
+    pub image: ImageSpec,
+}
+
 /// What is known of a pool's image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PoolStatus {
     /// The revision that new instances get.
     pub revision: Option<RevisionId>,
+    /// The image that the revision was built from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSpec>,
+    /// Earlier revisions, the latest last; at most [`MAX_HISTORY`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<PastRevision>,
     /// The last build request that was carried out, successfully or not.
     pub build_generation: u64,
     /// What the builder is doing or has met.
     pub build: BuildState,
+}
+
+impl PoolStatus {
+    /// After a build that made or found a revision of `image`.
+    #[must_use]
+    pub fn built(mut self, revision: RevisionId, image: &ImageSpec) -> Self {
+        let before = self.revision.replace(revision.clone()).zip(self.image.replace(image.clone()));
+        self.history.retain(|past| past.revision != revision);
+        if let Some((before, image)) = before.filter(|(before, _)| *before != revision) {
+            self.history.retain(|past| past.revision != before);
+            self.history.push(PastRevision { revision: before, image });
+            let surplus = self.history.len().saturating_sub(MAX_HISTORY);
+            self.history.drain(..surplus);
+        }
+        self
+    }
+
+    /// After going back to an earlier revision: what came after it is not gone back to again.
+    #[must_use]
+    pub fn rolled_back(mut self, revision: RevisionId, image: &ImageSpec) -> Self {
+        if let Some(at) = self.history.iter().position(|past| past.revision == revision) {
+            self.history.truncate(at);
+        }
+        self.revision = Some(revision);
+        self.image = Some(image.clone());
+        self
+    }
 }
 
 /// The state of a pool's image.
@@ -306,6 +355,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_remembers_its_last_few_revisions() {
+        let id = |number: u8| RevisionId::from_digest([number; 8]);
+        let image = |number: u8| format!("app:{number}").parse::<ImageSpec>().unwrap();
+        let past = |status: &PoolStatus| -> Vec<RevisionId> {
+            status.history.iter().map(|past| past.revision.clone()).collect()
+        };
+        let mut status = PoolStatus::default();
+        for number in [1, 2, 2, 3] {
+            status = status.built(id(number), &image(number));
+        }
+        assert_eq!(past(&status), [id(1), id(2)], "the same again is no news");
+        assert_eq!(status.history[1].image, image(2));
+        status = status.built(id(1), &image(1));
+        assert_eq!(past(&status), [id(2), id(3)], "each revision is there once");
+        status = status.rolled_back(id(2), &image(2));
+        assert_eq!((status.revision.clone(), past(&status)), (Some(id(2)), vec![]));
+        for number in 10..20 {
+            status = status.built(id(number), &image(number));
+        }
+        assert_eq!(past(&status), [14, 15, 16, 17, 18].map(id));
+    }
+
+    #[test]
     fn the_state_of_an_image_round_trips_through_json() {
         let error = "no mirror".to_owned();
         for build in [
@@ -315,7 +387,8 @@ mod tests {
             BuildState::Failed { error, at_unix_ms: 1, failures: 2 },
         ] {
             let revision = Some(RevisionId::from_digest([1; 8]));
-            let status = PoolStatus { revision, build_generation: 3, build };
+            let status =
+                PoolStatus { revision, build_generation: 3, build, ..PoolStatus::default() };
             let json = serde_json::to_string(&status).unwrap();
             assert_eq!(serde_json::from_str::<PoolStatus>(&json).unwrap(), status, "{json}");
         }

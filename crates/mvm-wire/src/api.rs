@@ -2,12 +2,12 @@
 
 use mvm_core::admit::Request;
 use mvm_core::guest::{ExecRequest, ExitStatus, ForwardTarget, TerminalSize};
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, TenantName};
 use serde::{Deserialize, Serialize};
 
 use crate::view::{
-    DiskView, InstanceView, NodeView, PoolView, RecordView, SshView, StatsView, TenantView,
-    VerifyView, WhyView,
+    CollectedView, DiskView, ImageView, InstanceView, NodeView, PoolView, RecordView, SshView,
+    StatsView, TenantView, VerifyView, WhyView,
 };
 
 /// What a caller asks of an agent.
@@ -36,6 +36,18 @@ pub enum Call {
         tenant: Option<TenantName>,
         /// Only this one; an error if it does not exist.
         path: Option<DiskPath>,
+    },
+    /// Built images. Reply: `images`.
+    Images,
+    /// Removes a built image that nothing uses. Reply: `collected`.
+    ImageRemove {
+        /// The revision.
+        revision: RevisionId,
+    },
+    /// Removes everything of images that nothing uses. Reply: `collected`.
+    ImageCollect {
+        /// Whether nothing is removed, but only told.
+        dry_run: bool,
     },
     /// Instances. Reply: `instances`.
     Instances {
@@ -192,6 +204,10 @@ pub enum Reply {
     Pools(Vec<PoolView>),
     /// Data disks.
     Disks(Vec<DiskView>),
+    /// Built images.
+    Images(Vec<ImageView>),
+    /// What was removed.
+    Collected(CollectedView),
     /// Instances.
     Instances(Vec<InstanceView>),
     /// What a watch sees.

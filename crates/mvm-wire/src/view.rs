@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use mvm_core::admit::{Capacity, Usage};
 use mvm_core::death::Death;
 use mvm_core::disk::{DiskMount, MountPath};
+use mvm_core::image::ImageConfig;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use mvm_core::net::MacAddr;
 use mvm_core::plan::Waiting;
-use mvm_core::record::{BuildState, DesiredState};
+use mvm_core::record::{BuildState, DesiredState, PastRevision};
 use mvm_core::spec::{PoolSpec, Quota};
 use mvm_core::vmm::{Accel, VmmKind};
 use serde::{Deserialize, Serialize};
@@ -101,6 +102,12 @@ pub struct PoolView {
     pub instances: u32,
     /// The revision that new instances get.
     pub revision: Option<RevisionId>,
+    /// Earlier revisions, the latest last: a rollback goes back to that.
+    #[serde(default)]
+    pub history: Vec<PastRevision>,
+    /// Whether new instances get an earlier revision than the last that was built.
+    #[serde(default)]
+    pub rolled_back: bool,
     /// The state of its image.
     pub build: BuildState,
     /// The last build request that was carried out.
@@ -109,6 +116,51 @@ pub struct PoolView {
     pub created_unix_ms: u64,
     /// Whether it is being removed.
     pub removing: bool,
+}
+
+/// A built image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    /// The revision.
+    pub revision: RevisionId,
+    /// What it was made from, in words; empty if that cannot be told.
+    pub source: String,
+    /// The disk space that it takes, in bytes.
+    pub bytes: u64,
+    /// When it was built, in milliseconds since the Unix epoch.
+    pub built_unix_ms: u64,
+    /// The release of its kernel.
+    pub kernel: String,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+    /// The layers that it was made of, from the bottom.
+    pub layers: Vec<String>,
+    /// The pools and instances that use it.
+    pub used_by: Vec<String>,
+    /// What is wrong with it.
+    pub damage: Option<String>,
+}
+
+/// What a collection of images removed, or would remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectedView {
+    /// Whether nothing was removed.
+    pub dry_run: bool,
+    /// The disk space of all of it, in bytes.
+    pub bytes: u64,
+    /// Each thing.
+    pub items: Vec<CollectedItem>,
+}
+
+/// One thing that a collection of images removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectedItem {
+    /// `revision`, `layer`, `download`, `upload` or `leftover`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The disk space that it took, in bytes.
+    pub bytes: u64,
 }
 
 /// An instance.

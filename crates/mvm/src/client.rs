@@ -9,11 +9,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, TenantName};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
-    DiskView, InstanceView, NodeView, PoolView, RecordView, SshView, StatsView, TenantView,
-    VerifyView, WhyView,
+    CollectedView, DiskView, ImageView, InstanceView, NodeView, PoolView, RecordView, SshView,
+    StatsView, TenantView, VerifyView, WhyView,
 };
 use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::net::UnixStream;
@@ -217,6 +217,8 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Tenants(_) => "tenants",
         Reply::Pools(_) => "pools",
         Reply::Disks(_) => "disks",
+        Reply::Images(_) => "images",
+        Reply::Collected(_) => "collected",
         Reply::Instances(_) => "instances",
         Reply::Snapshot { .. } => "snapshot",
         Reply::Attached { .. } => "attached",
@@ -263,6 +265,14 @@ calls! {
     /// Data disks, all, a tenant's or one.
     disks(tenant: Option<TenantName>, path: Option<DiskPath>) -> Vec<DiskView>:
         Call::Disks { tenant, path }, Start, Reply::Disks(disks) => disks;
+    /// Built images.
+    images() -> Vec<ImageView>: Call::Images, Start, Reply::Images(images) => images;
+    /// Removes a built image.
+    image_remove(revision: RevisionId) -> CollectedView:
+        Call::ImageRemove { revision }, Start, Reply::Collected(collected) => collected;
+    /// Removes everything of images that nothing uses.
+    image_collect(dry_run: bool) -> CollectedView:
+        Call::ImageCollect { dry_run }, Start, Reply::Collected(collected) => collected;
     /// Instances.
     instances(selector: Selector) -> Vec<InstanceView>:
         Call::Instances { selector }, Start, Reply::Instances(instances) => instances;

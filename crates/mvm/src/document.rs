@@ -7,6 +7,7 @@ use std::path::Path;
 
 use mvm_core::spec::Document;
 
+use crate::image_source::absolute;
 use crate::units::SUBNET_EXPECTED;
 
 /// The language of a document.
@@ -57,7 +58,7 @@ pub(crate) fn read(path: &Path) -> Result<Document, DocumentError> {
         if let Err(source) = io::stdin().lock().read_to_string(&mut text) {
             return Err(DocumentError::Read { name, source });
         }
-        return parse(&name, &text, guess(&text));
+        return located(parse(&name, &text, guess(&text))?, path);
     }
     let name = path.display().to_string();
     let language = match path.extension().and_then(|extension| extension.to_str()) {
@@ -67,9 +68,26 @@ pub(crate) fn read(path: &Path) -> Result<Document, DocumentError> {
         _ => return Err(DocumentError::Language { name }),
     };
     match std::fs::read_to_string(path) {
-        Ok(text) => parse(&name, &text, language),
+        Ok(text) => located(parse(&name, &text, language)?, path),
         Err(source) => Err(DocumentError::Read { name, source }),
     }
+}
+
+/// The document with its images' relative paths taken from its own directory.
+fn located(mut document: Document, path: &Path) -> Result<Document, DocumentError> {
+    let base = |source| DocumentError::Read { name: path.display().to_string(), source };
+    let path = std::path::absolute(path).map_err(base)?;
+    let base = path.parent().unwrap_or(Path::new("/"));
+    for pool in document.pools.values_mut() {
+        let image = std::mem::take(&mut pool.spec.image);
+        pool.spec.image = absolute(image, base).map_err(|message| DocumentError::Parse {
+            name: path.display().to_string(),
+            place: String::new(),
+            message,
+            line: String::new(),
+        })?;
+    }
+    Ok(document)
 }
 
 /// The language of a text without a name: the first line with content tells `key = value` and
@@ -165,6 +183,15 @@ mod tests {
         let toml = read(&examples.join("hello.toml")).unwrap();
         assert_eq!(toml, read(&examples.join("hello.yaml")).unwrap());
         assert_eq!(toml.pools.len(), 1);
+    }
+
+    #[test]
+    fn images_beside_the_document_are_found_from_everywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fleet.toml");
+        std::fs::write(&file, "tenant = \"a\"\n[pools.b]\nimage = \"oci:layout:v1\"\n").unwrap();
+        let image = &read(&file).unwrap().pools.into_values().next().unwrap().spec.image;
+        assert_eq!(image.to_string(), format!("oci:{}:v1", dir.path().join("layout").display()));
     }
 
     #[test]

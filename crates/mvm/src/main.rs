@@ -15,6 +15,7 @@ mod document;
 mod error;
 mod exec;
 mod forward;
+mod image_source;
 mod output;
 mod request;
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub(crate) fn pool(path: &str) -> PoolView {
         running: 1,
         instances: 1,
         revision: None,
+        history: Vec::new(),
+        rolled_back: false,
         build: BuildState::Idle,
         build_generation: 0,
         created_unix_ms: 0,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use mvm_core::admit::Request;
 use mvm_core::guest::{ExecRequest, ExitStatus};
+use mvm_core::image::ImageSpec;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::BuildState;
@@ -82,6 +83,17 @@ impl Client {
     /// Has a pool's image built, and waits for it.
     pub(super) async fn build(&self, path: &PoolPath) -> anyhow::Result<()> {
         let accepted = self.submit(Request::PoolBuild { path: path.clone() }).await?;
+        self.built(path, accepted).await
+    }
+
+    /// Gives a pool another image, and waits for the build.
+    pub(super) async fn update(&self, path: &PoolPath, image: ImageSpec) -> anyhow::Result<()> {
+        let request = Request::PoolUpdate { path: path.clone(), image: Some(image) };
+        let accepted = self.submit(request).await?;
+        self.built(path, accepted).await
+    }
+
+    async fn built(&self, path: &PoolPath, accepted: Accepted) -> anyhow::Result<()> {
         let Some(target) = accepted.pools.first() else { bail!("no pool was to be built") };
         let pools = vec![path.clone()];
         let call = Call::Watch { instances: Vec::new(), pools, tenant: None, disks: vec![] };

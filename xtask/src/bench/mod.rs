@@ -6,6 +6,7 @@
 mod client;
 mod create;
 mod idle;
+mod image;
 mod lab;
 mod list;
 mod parallel;
@@ -47,6 +48,8 @@ enum Name {
     Create,
     /// 20 starts at once, against 20 bare VMMs.
     Parallel,
+    /// A revision from a local image, against umoci and mkfs.erofs by hand.
+    Image,
     /// `mvm ps -a` of 1,000 instances, against `mvm --version`.
     List,
     /// CPU and memory of an agent with 20 idle instances.
@@ -56,7 +59,9 @@ enum Name {
 impl Name {
     fn machines(self) -> Machines {
         match self {
-            Self::Start | Self::Create | Self::Parallel | Self::Idle => Machines::Real,
+            Self::Start | Self::Create | Self::Parallel | Self::Image | Self::Idle => {
+                Machines::Real
+            }
             Self::List => Machines::Simulated,
         }
     }
@@ -64,7 +69,7 @@ impl Name {
     fn default_runs(self) -> u32 {
         match self {
             Self::Start => 10,
-            Self::Create | Self::Parallel => 3,
+            Self::Create | Self::Parallel | Self::Image => 3,
             Self::List => 30,
             Self::Idle => 1,
         }
@@ -105,6 +110,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Start => start::run(&lab, runs).await,
             Name::Create => create::run(&lab, runs).await,
             Name::Parallel => parallel::run(&lab, runs).await,
+            Name::Image => image::run(&lab, runs).await,
             Name::List => list::run(&lab, runs).await,
             Name::Idle => idle::run(&lab, runs).await,
         }

@@ -1,5 +1,6 @@
 //! The declarative document: `up` makes the node agree with it, `down` removes what it describes.
 
+use super::pools::ask_for_build;
 use super::{DEFAULT_GRACE_MS, Denial, Draft};
 use crate::name::{DiskPath, PoolPath};
 use crate::record::Existence;
@@ -65,6 +66,9 @@ impl Draft<'_> {
         let Some(pool) = self.edit.desired.pools.get_mut(path) else { return };
         if pool.spec == wanted.spec {
             return;
+        }
+        if pool.spec.image != wanted.spec.image {
+            ask_for_build(pool);
         }
         pool.spec = wanted.spec.clone();
         let older = self.edit.desired.instances_in(path).count();

@@ -215,6 +215,12 @@ pub enum Denial {
     /// No net id is left.
     #[error("all {} tenant networks of this machine are in use", NetId::COUNT)]
     NoNetwork,
+    /// The pool had no other revision before.
+    #[error("pool {pool} has no earlier revision to go back to")]
+    NoEarlierRevision {
+        /// The pool.
+        pool: PoolPath,
+    },
     /// The number makes no sense.
     #[error("{what} is {value}, but must be {expected}")]
     Number {
@@ -283,6 +289,9 @@ impl Denial {
             Self::SubnetFixed { name, .. } => Some(format!(
                 "leave the subnet out of the document, or `mvm tenant destroy {name}` first"
             )),
+            Self::NoEarlierRevision { pool } => {
+                Some(format!("give it another image with `mvm pool update {pool} --image IMAGE`"))
+            }
             Self::Spec { .. }
             | Self::Mounts { .. }
             | Self::DiskShrinks { .. }

@@ -13,7 +13,7 @@ mod limits;
 mod pools;
 mod tenants;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -22,9 +22,10 @@ pub use denial::{Denial, DiskConflict, Limit};
 pub use limits::{Usage, node_usage, tenant_usage};
 
 use crate::disk::DiskMount;
+use crate::image::ImageSpec;
 use crate::name::{DiskPath, InstanceId, InstancePath, PoolPath, Selector, TenantName};
 use crate::net::NetId;
-use crate::record::{Desired, Existence};
+use crate::record::{Desired, Existence, PoolStatus};
 use crate::spec::{Document, PoolSpec, Quota};
 
 /// How long a guest has to shut down unless the request says otherwise, in milliseconds.
@@ -71,6 +72,18 @@ pub enum Request {
     },
     /// Builds a pool's image, or finds it built.
     PoolBuild {
+        /// Its path.
+        path: PoolPath,
+    },
+    /// Builds what a pool's image is now, or another image, for new instances.
+    PoolUpdate {
+        /// Its path.
+        path: PoolPath,
+        /// The image; the same as before if absent.
+        image: Option<ImageSpec>,
+    },
+    /// Gives new instances of a pool the revision before the present one.
+    PoolRollback {
         /// Its path.
         path: PoolPath,
     },
@@ -176,6 +189,8 @@ pub struct NodeFacts {
     pub foreign_subnets: Vec<Ipv4Net>,
     /// Instances that were to run and ended by themselves: a request to run them is a fresh wish.
     pub ended: BTreeSet<InstancePath>,
+    /// What is known of pools' images.
+    pub images: BTreeMap<PoolPath, PoolStatus>,
 }
 
 /// What a node can hold.
@@ -236,7 +251,9 @@ pub fn admit(
         Request::TenantUpdate { name, quota, lift } => draft.tenant_update(name, quota, lift)?,
         Request::TenantDestroy { name, force } => draft.tenant_destroy(name, *force)?,
         Request::PoolCreate { path, spec } => draft.pool_create(path, spec)?,
-        Request::PoolBuild { path } => draft.pool_build(path)?,
+        Request::PoolBuild { path } => draft.pool_update(path, None)?,
+        Request::PoolUpdate { path, image } => draft.pool_update(path, image.as_ref())?,
+        Request::PoolRollback { path } => draft.pool_rollback(path)?,
         Request::PoolScale { path, running } => draft.pool_scale(path, *running)?,
         Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
         Request::InstanceCreate { pool, count, start, disks } => {

@@ -2,9 +2,16 @@
 
 use super::instances::NEVER_GENERATION;
 use super::{DEFAULT_GRACE_MS, Denial, Draft, MAX_CREATE};
+use crate::image::ImageSpec;
 use crate::name::{InstancePath, PoolPath};
-use crate::record::{DesiredState, Existence, PoolRecord};
+use crate::record::{BuildState, DesiredState, Existence, PoolRecord};
 use crate::spec::PoolSpec;
+
+/// Raises the generation that the builder is to report, and gives up going back.
+pub(super) fn ask_for_build(pool: &mut PoolRecord) {
+    pool.build_generation += 1;
+    pool.rolled_back_to = None;
+}
 
 impl Draft<'_> {
     pub(super) fn pool_create(&mut self, path: &PoolPath, spec: &PoolSpec) -> Result<(), Denial> {
@@ -24,6 +31,7 @@ impl Draft<'_> {
             spec: spec.clone(),
             running: 0,
             build_generation: NEVER_GENERATION,
+            rolled_back_to: None,
             created_unix_ms: self.now,
             existence: Existence::Kept,
         };
@@ -38,13 +46,50 @@ impl Draft<'_> {
         self.require_mounts(&format_args!("pool {path}"), &path.tenant, &spec.disks)
     }
 
-    pub(super) fn pool_build(&mut self, path: &PoolPath) -> Result<(), Denial> {
+    /// Asks for a build of what the image is now, or of another image.
+    pub(super) fn pool_update(
+        &mut self,
+        path: &PoolPath,
+        image: Option<&ImageSpec>,
+    ) -> Result<(), Denial> {
         self.require_pool(path)?;
         if let Some(pool) = self.edit.desired.pools.get_mut(path) {
-            pool.build_generation += 1;
+            if let Some(image) = image {
+                pool.spec.image = image.clone();
+                let error = |error| Denial::Spec { pool: path.clone(), error };
+                pool.spec.check().map_err(error)?;
+            }
+            ask_for_build(pool);
         }
         self.edit.pools.push(path.clone());
         Ok(())
+    }
+
+    /// Asks for the latest of the earlier revisions, together with its image.
+    pub(super) fn pool_rollback(&mut self, path: &PoolPath) -> Result<(), Denial> {
+        self.require_pool(path)?;
+        let history = self.node.images.get(path).map(|status| status.history.as_slice());
+        let Some(past) = history.and_then(<[_]>::last) else {
+            return Err(Denial::NoEarlierRevision { pool: path.clone() });
+        };
+        if let Some(pool) = self.edit.desired.pools.get_mut(path) {
+            ask_for_build(pool);
+            pool.rolled_back_to = Some(past.revision.clone());
+            pool.spec.image = past.image.clone();
+        }
+        self.note(format!("new instances get {} ({})", past.revision, past.image));
+        self.edit.pools.push(path.clone());
+        Ok(())
+    }
+
+    /// A person who asks again does not wait for the planner's next attempt.
+    fn retry_failed_build(&mut self, path: &PoolPath) {
+        let status = self.node.images.get(path);
+        let has_failed =
+            status.is_some_and(|status| matches!(status.build, BuildState::Failed { .. }));
+        if let Some(pool) = self.edit.desired.pools.get_mut(path).filter(|_| has_failed) {
+            pool.build_generation += 1;
+        }
     }
 
     /// Starts stopped instances before it makes new ones, and stops the newest first.
@@ -54,6 +99,7 @@ impl Draft<'_> {
             let expected = format!("at most {MAX_CREATE}");
             return Err(Denial::Number { what: "the count", value: running.into(), expected });
         }
+        self.retry_failed_build(path);
         let mut by_age: Vec<_> =
             self.edit.desired.instances_in(path).map(|i| (i.created_unix_ms, i.slot, i)).collect();
         by_age.sort_by_key(|(created, slot, _)| (*created, *slot));

@@ -59,6 +59,7 @@ fn desired(instances: impl IntoIterator<Item = InstanceRecord>) -> Desired {
         spec: PoolSpec::default(),
         running: 0,
         build_generation: 0,
+        rolled_back_to: None,
         created_unix_ms: 0,
         existence: Existence::Kept,
     };

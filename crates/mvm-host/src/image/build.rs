@@ -15,7 +15,7 @@ use mvm_core::name::RevisionId;
 
 use super::ImageError;
 use super::digest::{Digest, InputDigest};
-use super::durable::{NameLock, Named, names, remove_abandoned, remove_dir, write_new};
+use super::durable::{NameLock, Named, abandoned, names, remove_abandoned, remove_dir, write_new};
 use super::initrd::write_initrd;
 use super::progress::{OnProgress, step};
 use super::revision::{
@@ -64,6 +64,32 @@ impl ImageStore {
     /// There is none of this id, or it is damaged.
     pub fn open(&self, id: &RevisionId) -> Result<Revision, ImageError> {
         Revision::open(&self.dir.join(id.as_str()))
+    }
+
+    /// Where a revision is, or would be.
+    pub(crate) fn dir_of(&self, id: &RevisionId) -> PathBuf {
+        self.dir.join(id.as_str())
+    }
+
+    /// Removes a revision; whoever needs it cannot start any more.
+    pub(crate) fn remove(&self, id: &RevisionId) -> Result<(), ImageError> {
+        let _lock = NameLock::acquire(&self.dir, id.as_str())?;
+        // Under another name first: half a revision must never look like a whole one.
+        let dying = self.dir.join(format!(".tmp-{id}"));
+        remove_dir(&dying)?;
+        let dir = self.dir_of(id);
+        match fs::rename(&dir, &dying) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => {
+                renamed.named("remove", &dir)?;
+                Ok(remove_dir(&dying)?)
+            }
+        }
+    }
+
+    /// What interrupted builds left behind.
+    pub(crate) fn leftovers(&self) -> Result<Vec<PathBuf>, ImageError> {
+        Ok(abandoned(&self.dir)?)
     }
 
     /// The ids of all revisions, damaged ones included.

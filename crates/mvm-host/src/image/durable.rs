@@ -214,6 +214,18 @@ pub(crate) fn remove_abandoned(dir: &Path) -> Result<usize, FileError> {
     Ok(removed)
 }
 
+/// The temporary directories whose holders were interrupted.
+pub(crate) fn abandoned(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let mut found = Vec::new();
+    for file in names(dir)? {
+        let Some(name) = file.strip_prefix(TEMP) else { continue };
+        if NameLock::try_acquire(dir, name)?.is_some() {
+            found.push(dir.join(&file));
+        }
+    }
+    Ok(found)
+}
+
 /// The names in a directory; none if it does not exist.
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>, FileError> {
     let entries = match fs::read_dir(dir) {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 pub mod build;
 pub mod builtin;
 pub(crate) mod cpio;
+pub(crate) mod debian;
 pub mod digest;
 pub mod disk;
 pub mod durable;

@@ -6,12 +6,16 @@ use async_trait::async_trait;
 use mvm_core::image::ImageSpec;
 use mvm_core::name::RevisionId;
 
-use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
+use super::stored::Kept;
+use super::{
+    BuiltImage, Collected, Images, ImagesError, InUse, OnStep, RevisionFiles, StoredImage,
+};
 use crate::bootstrap::{KernelStore, Outcome};
 use crate::guest::AGENT_BINARY;
 use crate::image::build::{BuildInputs, ImageStore};
+use crate::image::debian;
 use crate::image::disk::{LayerTemplates, create_layer};
-use crate::image::oci::OciError;
+use crate::image::durable::Named;
 use crate::image::progress::{OnProgress, Progress};
 use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource, RegistryConfig};
 
@@ -36,6 +40,18 @@ impl LocalImages {
             layers: LayerCache::new(state_dir),
             templates: LayerTemplates::new(state_dir),
         }
+    }
+
+    /// Works on what is kept, on a thread that may block.
+    async fn kept<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Kept<'_>) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImagesError> {
+        let (state, store, layers) =
+            (self.state_dir.clone(), self.store.clone(), self.layers.clone());
+        let work = move || work(&Kept { state: &state, store: &store, layers: &layers });
+        let done = tokio::task::spawn_blocking(work).await.map_err(|error| failed(&error))?;
+        done.map_err(|error| failed(&error))
     }
 
     /// Finds out what an image is now; a tag of a registry may mean another image every time.
@@ -64,10 +80,18 @@ impl LocalImages {
                 let config = RegistryConfig::from_environment(&self.state_dir);
                 Box::new(OciSource::pull(reference, &config, layers, progress).await?)
             }
-            ImageSpec::Debian { .. } | ImageSpec::RootFs { .. } => {
-                let image = spec.to_string();
-                let problem = "this version cannot build from it".to_owned();
-                return Err(OciError::Image { image, problem }.into());
+            ImageSpec::Debian { suite, packages } => {
+                Box::new(debian::make(suite, packages, layers, progress).await?)
+            }
+            ImageSpec::RootFs { path } => {
+                let file = Path::new(path);
+                Box::new(match file.metadata().named("read", file)?.is_dir() {
+                    true => OciSource::root_dir(file, layers, progress).await?,
+                    false => {
+                        let description = format!("archive {path}");
+                        OciSource::root_archive(file, description, layers, progress).await?
+                    }
+                })
             }
         })
     }
@@ -116,6 +140,20 @@ impl Images for LocalImages {
             root: revision.root(),
             config: revision.manifest().config.clone(),
         })
+    }
+
+    async fn list(&self) -> Result<Vec<StoredImage>, ImagesError> {
+        self.kept(|kept| kept.list()).await
+    }
+
+    async fn remove(&self, revision: &RevisionId) -> Result<u64, ImagesError> {
+        let revision = revision.clone();
+        self.kept(move |kept| kept.remove(&revision)).await
+    }
+
+    async fn collect(&self, in_use: &InUse, dry_run: bool) -> Result<Vec<Collected>, ImagesError> {
+        let in_use = in_use.clone();
+        self.kept(move |kept| kept.collect(&in_use, dry_run)).await
     }
 
     async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32) -> Result<(), ImagesError> {

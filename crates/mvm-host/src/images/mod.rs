@@ -4,6 +4,7 @@
 
 mod local;
 mod sim;
+mod stored;
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use mvm_core::name::RevisionId;
 
 pub use local::LocalImages;
 pub use sim::SimImages;
+pub use stored::{Collected, CollectedKind, InUse, StoredImage, UPLOADS};
 
 /// What a microVM boots from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,25 @@ pub trait Images: Send + Sync {
     /// # Errors
     /// The revision is not there, or is damaged.
     async fn files(&self, revision: &RevisionId) -> Result<RevisionFiles, ImagesError>;
+
+    /// The revisions that are kept, sorted.
+    ///
+    /// # Errors
+    /// The directory of images cannot be read.
+    async fn list(&self) -> Result<Vec<StoredImage>, ImagesError>;
+
+    /// Removes a revision that nothing uses, and returns the disk space that it took, in bytes.
+    ///
+    /// # Errors
+    /// It is not there or cannot be removed.
+    async fn remove(&self, revision: &RevisionId) -> Result<u64, ImagesError>;
+
+    /// Removes everything of images that is not in use; with `dry_run`, says only what that is. The
+    /// caller sees to it that no build runs.
+    ///
+    /// # Errors
+    /// Something cannot be read or removed; what was removed before stays removed.
+    async fn collect(&self, in_use: &InUse, dry_run: bool) -> Result<Vec<Collected>, ImagesError>;
 
     /// Makes an instance's writable layer unless it is there.
     ///

@@ -8,7 +8,12 @@ use async_trait::async_trait;
 use mvm_core::image::{ImageConfig, ImageSpec};
 use mvm_core::name::RevisionId;
 
-use super::{BuiltImage, Images, ImagesError, OnStep, RevisionFiles};
+use crate::image::digest::Digest;
+
+use super::{
+    BuiltImage, Collected, CollectedKind, Images, ImagesError, InUse, OnStep, RevisionFiles,
+    StoredImage,
+};
 
 /// Images and layers that are empty files.
 #[derive(Debug, Clone)]
@@ -42,7 +47,8 @@ impl Images for SimImages {
         if let Some(message) = failure {
             return Err(ImagesError { message });
         }
-        let revision = RevisionId::from_digest(*b"simulate");
+        let digest = Digest::of(spec.to_string().as_bytes());
+        let revision = RevisionId::from_digest(digest.prefix());
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         let already_there = !built.insert(revision.clone());
         Ok(BuiltImage { revision, already_there })
@@ -61,6 +67,43 @@ impl Images for SimImages {
             std::fs::File::create(file).map_err(|error| cannot_create(file, &error))?;
         }
         Ok(files)
+    }
+
+    async fn list(&self) -> Result<Vec<StoredImage>, ImagesError> {
+        let built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = |revision: &RevisionId| StoredImage {
+            revision: revision.clone(),
+            source: "simulated".to_owned(),
+            bytes: 0,
+            built_unix_ms: 0,
+            kernel: "simulated".to_owned(),
+            config: ImageConfig::default(),
+            layers: Vec::new(),
+            damage: None,
+        };
+        Ok(built.iter().map(stored).collect())
+    }
+
+    async fn remove(&self, revision: &RevisionId) -> Result<u64, ImagesError> {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        match built.remove(revision) {
+            true => Ok(0),
+            false => Err(ImagesError { message: format!("there is no revision {revision}") }),
+        }
+    }
+
+    async fn collect(&self, in_use: &InUse, dry_run: bool) -> Result<Vec<Collected>, ImagesError> {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused: Vec<_> = built.difference(&in_use.revisions).cloned().collect();
+        if !dry_run {
+            built.retain(|revision| in_use.revisions.contains(revision));
+        }
+        let revision = |id: RevisionId| Collected {
+            kind: CollectedKind::Revision,
+            name: id.to_string(),
+            bytes: 0,
+        };
+        Ok(unused.into_iter().map(revision).collect())
     }
 
     async fn ensure_layer(

@@ -47,3 +47,12 @@ pub(crate) fn umoci_tree(layout: &Path, tag: &str, dest: &Path) -> tree::Snapsho
     run("umoci", &["raw", "unpack", "--image", &image, dest.to_str().unwrap()]);
     tree::snapshot(dest)
 }
+
+/// Names in a directory, sorted.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}

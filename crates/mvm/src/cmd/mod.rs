@@ -12,6 +12,7 @@ pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod exec;
 pub(crate) mod forward;
+pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod instance;
 pub(crate) mod list;

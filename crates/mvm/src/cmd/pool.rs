@@ -3,7 +3,6 @@
 use clap::{Args, Subcommand};
 use mvm_core::admit::Request;
 use mvm_core::disk::DiskMount;
-use mvm_core::image::ImageSpec;
 use mvm_core::name::{PoolPath, TenantName};
 use mvm_core::spec::{NetMode, PoolSpec, RestartPolicy};
 
@@ -11,6 +10,7 @@ use super::process_args::ProcessArgs;
 use crate::cli::Context;
 use crate::client::only;
 use crate::error::Result;
+use crate::image_source::ImageArgs;
 use crate::output::tenants;
 use crate::request::{WaitArgs, carry_out};
 use crate::units::{Mib, Seconds};
@@ -33,6 +33,8 @@ enum Verb {
     List(List),
     Info(Info),
     Build(Build),
+    Update(Update),
+    Rollback(Rollback),
     Scale(Scale),
     Destroy(Destroy),
 }
@@ -42,6 +44,9 @@ enum Verb {
 #[command(after_help = "\
 Examples:
   mvm pool create demo/hello
+  mvm pool create demo/web --image nginx:1.27
+  mvm pool create demo/box --debian bookworm --packages curl,openssh-server
+  docker save app | mvm pool create demo/app --image docker-archive:-
   mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always
   mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080
   mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
@@ -62,9 +67,8 @@ struct Create {
 /// What every instance of the pool is like.
 #[derive(Debug, Args)]
 struct SpecArgs {
-    /// Where the root filesystem comes from: builtin.
-    #[arg(long, value_name = "IMAGE", default_value_t = PoolSpec::default().image)]
-    image: ImageSpec,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Virtual CPUs of each instance.
     #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
     vcpus: u32,
@@ -89,11 +93,11 @@ struct SpecArgs {
     disk_attach: Vec<DiskMount>,
 }
 
-impl From<SpecArgs> for PoolSpec {
-    fn from(args: SpecArgs) -> Self {
-        let SpecArgs { image, vcpus, mem, disk, net, restart, boot_timeout, disk_attach } = args;
-        Self {
-            image,
+impl SpecArgs {
+    async fn into_spec(self, context: &Context) -> Result<PoolSpec> {
+        let SpecArgs { image, vcpus, mem, disk, net, restart, boot_timeout, disk_attach } = self;
+        Ok(PoolSpec {
+            image: image.into_image(context).await?.unwrap_or_default(),
             vcpus,
             mem_mib: mem.saturating_u32(),
             disk_mib: disk.saturating_u32(),
@@ -101,8 +105,8 @@ impl From<SpecArgs> for PoolSpec {
             restart,
             boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
             disks: disk_attach,
-            ..Self::default()
-        }
+            ..PoolSpec::default()
+        })
     }
 }
 
@@ -136,6 +140,39 @@ struct Info {
 Examples:
   mvm pool build demo/hello")]
 struct Build {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Give new instances of a pool what its image is now, or another image.
+///
+/// A tag of a registry is looked up again. Instances that exist keep the image that they were first
+/// started with. `mvm pool rollback` goes back.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool update demo/web
+  mvm pool update demo/web --image nginx:1.28")]
+struct Update {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+    #[command(flatten)]
+    image: ImageArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Give new instances of a pool the image that it had before the present one.
+///
+/// Done again, it goes back one more, up to five. Instances that exist stay as they are. The next
+/// update or build goes forward.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool rollback demo/web")]
+struct Rollback {
     /// The pool, as TENANT/POOL.
     path: PoolPath,
     #[command(flatten)]
@@ -203,12 +240,20 @@ impl Pool {
                 return outcome.print_instances(context);
             }
             Verb::Create(Create { path, spec, process, wait, command }) => {
-                let spec = PoolSpec { process: process.into_spec(command), ..spec.into() };
+                let process = process.into_spec(command);
+                let spec = PoolSpec { process, ..spec.into_spec(context).await? };
                 let request = Request::PoolCreate { path: path.clone(), spec };
                 (request, Goal::Settled, path, wait)
             }
             Verb::Build(Build { path, wait }) => {
                 (Request::PoolBuild { path: path.clone() }, Goal::Built, path, wait)
+            }
+            Verb::Update(Update { path, image, wait }) => {
+                let image = image.into_image(context).await?;
+                (Request::PoolUpdate { path: path.clone(), image }, Goal::Built, path, wait)
+            }
+            Verb::Rollback(Rollback { path, wait }) => {
+                (Request::PoolRollback { path: path.clone() }, Goal::Built, path, wait)
             }
             Verb::Destroy(Destroy { path, force, wait }) => {
                 let request = Request::PoolDestroy { path: path.clone(), force };

@@ -4,6 +4,7 @@
 //! wire are shown as they are with `-o json|yaml`, and as tables for people.
 
 pub(crate) mod disks;
+pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod node;
 pub(crate) mod spinner;

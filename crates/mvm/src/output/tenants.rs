@@ -103,10 +103,15 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         }
         state @ (BuildState::Idle | BuildState::Built { .. }) => build(state).to_owned(),
     };
+    let rolled_back = if view.rolled_back { " (rolled back)" } else { "" };
+    let revision = format!("{}{rolled_back}", or_dash(view.revision.as_ref()));
+    let earlier: Vec<String> =
+        view.history.iter().rev().map(|past| past.revision.to_string()).collect();
     let mut rows = vec![
         ("pool", format!("{}{}", view.path, removing(view.removing))),
         ("image", spec.image.to_string()),
-        ("revision", or_dash(view.revision.as_ref())),
+        ("revision", revision),
+        ("earlier", or_dash((!earlier.is_empty()).then(|| earlier.join(", ")))),
         ("build", build),
         ("running", format!("{} of {} wished", view.running, view.desired_running)),
         ("instances", view.instances.to_string()),

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::record::{BuildState, PoolStatus};
 
 fn two_pools() -> Document {
     document(json!({
@@ -66,4 +67,67 @@ fn a_document_with_a_spec_out_of_range_is_refused_for_old_and_new_pools() {
         let denial = node.deny(Request::Apply { document: tiny.clone() });
         assert_eq!(denial.to_string(), "pool demo/web: mem_mib is 1, but must be at least 96");
     }
+}
+
+#[test]
+fn another_image_in_the_document_is_built() {
+    let mut node = Node::new();
+    let with = |image: &str| {
+        let pools = serde_json::json!({ "web": { "image": image } });
+        document(serde_json::json!({ "tenant": "demo", "pools": pools }))
+    };
+    let path: PoolPath = "demo/web".parse().unwrap();
+    node.accept(Request::Apply { document: with("app:1") });
+    let before = node.desired.pools[&path].build_generation;
+    node.accept(Request::Apply { document: with("app:1") });
+    assert_eq!(node.desired.pools[&path].build_generation, before, "the same is no news");
+    node.accept(Request::Apply { document: with("app:2") });
+    assert_eq!(node.desired.pools[&path].build_generation, before + 1);
+}
+
+#[test]
+fn a_second_up_after_a_failed_build_builds_at_once() {
+    let mut node = Node::new();
+    let pools = serde_json::json!({ "web": {} });
+    let document = document(serde_json::json!({ "tenant": "demo", "pools": pools }));
+    let path: PoolPath = "demo/web".parse().unwrap();
+    node.accept(Request::Apply { document: document.clone() });
+    let before = node.desired.pools[&path].build_generation;
+    let build = BuildState::Failed { error: "no mirror".into(), at_unix_ms: 1, failures: 9 };
+    let status = PoolStatus { build_generation: before, build, ..PoolStatus::default() };
+    node.facts.images.insert(path.clone(), status);
+    node.accept(Request::Apply { document });
+    assert_eq!(node.desired.pools[&path].build_generation, before + 1);
+    let observed = crate::record::Observed {
+        pools: node.facts.images.clone(),
+        ..crate::record::Observed::default()
+    };
+    let limits = crate::plan::PlanLimits { starting: 1 };
+    let plan = crate::plan::plan(&node.desired, &observed, limits, 2);
+    let build = crate::plan::Action::Build { pool: path, generation: before + 1 };
+    assert!(plan.actions.contains(&build), "{plan:?}");
+}
+
+#[test]
+fn an_update_builds_and_a_rollback_goes_back_one_revision_at_a_time() {
+    let mut node = Node::with_pool();
+    let path: PoolPath = "demo/web".parse().unwrap();
+    let image = |text: &str| Some(text.parse().unwrap());
+    let denial = node.deny(Request::PoolRollback { path: path.clone() });
+    assert!(denial.hint().unwrap().contains("mvm pool update demo/web"), "{denial}");
+    let update = |image| Request::PoolUpdate { path: path.clone(), image };
+    assert!(matches!(node.deny(update(image("oci:relative"))), Denial::Spec { .. }));
+    let [one, two] = [1, 2].map(|number| crate::name::RevisionId::from_digest([number; 8]));
+    let status = PoolStatus::default()
+        .built(one.clone(), &image("app:1").unwrap())
+        .built(two, &image("app:2").unwrap());
+    node.accept(update(image("app:2")));
+    node.facts.images.insert(path.clone(), status);
+    node.accept(Request::PoolRollback { path: path.clone() });
+    let pool = &node.desired.pools[&path];
+    assert_eq!((pool.rolled_back_to.as_ref(), pool.build_generation), (Some(&one), 2));
+    assert_eq!(pool.spec.image.to_string(), "docker.io/library/app:1");
+    node.accept(update(None));
+    let pool = &node.desired.pools[&path];
+    assert_eq!((pool.rolled_back_to.as_ref(), pool.build_generation), (None, 3));
 }

@@ -133,6 +133,9 @@ impl Model {
 
     fn carry_out(&mut self, request: &Request) -> Option<()> {
         match request {
+            Request::PoolUpdate { .. } | Request::PoolRollback { .. } => {
+                panic!("not generated")
+            }
             Request::TenantCreate { name, quota, subnet } => {
                 self.add_tenant(name, quota, *subnet)?;
             }

@@ -56,6 +56,7 @@ fn any_image() -> impl Strategy<Value = PoolStatus> {
         revision: has_revision.then(revision),
         build_generation,
         build,
+        ..PoolStatus::default()
     })
 }
 

@@ -202,7 +202,7 @@ pub(crate) struct Bounded<R> {
 
 impl<R> Bounded<R> {
     pub(crate) fn new(inner: R, compressed: u64) -> Self {
-        let most = compressed.saturating_mul(BOMB_RATIO).max(BOMB_SIZE).min(MAX_LAYER_SIZE);
+        let most = compressed.saturating_mul(BOMB_RATIO).clamp(BOMB_SIZE, MAX_LAYER_SIZE);
         Self { inner, left: most }
     }
 

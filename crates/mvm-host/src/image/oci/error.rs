@@ -75,7 +75,7 @@ pub enum OciError {
         /// The file that it is in.
         path: PathBuf,
         /// Why.
-        problem: LayerProblem,
+        problem: Box<LayerProblem>,
     },
     /// The layers do not fit together, or one is hostile.
     #[error("layer {number} of {image} is not usable: {problem}")]

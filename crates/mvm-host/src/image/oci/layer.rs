@@ -27,11 +27,12 @@ use super::blob::{Blob, Bounded, Decompressed, Hashing};
 use super::entry::{Bytes, Content, Entry, Meta};
 use super::error::{LayerProblem, OciError};
 use super::limits::{MAX_ENTRIES, MAX_FILE_SIZE};
+use super::registry::Downloads;
 use super::tar::{Header, Kind, TarReader};
 use crate::image::ImageError;
-use crate::image::digest::Digest;
+use crate::image::digest::{Digest, Hasher};
 use crate::image::durable::{
-    FileError, NameLock, Named, names, remove_abandoned, remove_dir, write_new,
+    FileError, NameLock, Named, TempTree, abandoned, names, remove_dir, write_new,
 };
 use crate::process::boot_id;
 
@@ -41,6 +42,7 @@ const INDEX: &str = "index.json";
 const DATA: &str = "data";
 const DURABLE: &str = "durable";
 const PREFIX: &str = "sha256-";
+const SCRATCH: &str = "scratch";
 const COPY_BUFFER: usize = 128 * 1024;
 /// The shortest run of zeroes that is worth a hole.
 const HOLE: usize = 16 * 1024;
@@ -130,12 +132,17 @@ impl LayerCache {
         Ok(remove_dir(&self.layer_dir(diff_id))?)
     }
 
-    /// Removes what interrupted operations left behind; running ones are left alone.
-    ///
-    /// # Errors
-    /// A directory cannot be read or removed.
-    pub fn gc_temp(&self) -> Result<usize, ImageError> {
-        Ok(remove_abandoned(&self.dir)?)
+    /// What interrupted operations left behind. No build may run.
+    pub(crate) fn leftovers(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let scratch = self.scratch();
+        let mut found = abandoned(&self.dir)?;
+        found.extend(names(&scratch)?.into_iter().map(|name| scratch.join(name)));
+        Ok(found)
+    }
+
+    /// Downloads that are not unpacked, whole or not.
+    pub(crate) fn downloads(&self) -> Result<Vec<PathBuf>, ImageError> {
+        Downloads::new(&self.dir).list()
     }
 
     /// Unpacks a layer unless it is there, and checks its digests. Blocks its thread.
@@ -158,12 +165,38 @@ impl LayerCache {
         let temp = lock.temp_tree()?;
         let data = temp.path().join(DATA);
         fs::create_dir(&data).named("create directory", &data)?;
-        let entries = unpack_blob(diff_id, blob, &data, stop)?;
-        let boot_id = boot_id().named("read", Path::new("/proc/sys/kernel/random/boot_id"))?;
-        let path = temp.path().join(INDEX);
-        let index = serde_json::to_vec(&Index { schema: SCHEMA, boot_id, entries });
-        write_new(&path, &index.named("encode", &path)?, 0o600)?;
+        write_index(&temp, unpack_blob(diff_id, blob, &data, stop)?)?;
         Ok(temp.rename(&dest)?)
+    }
+
+    /// Takes over what `fill` writes as a layer, under the name that it returns. Blocks its thread.
+    ///
+    /// # Errors
+    /// Nothing is left behind.
+    pub(crate) fn import(
+        &self,
+        fill: impl FnOnce(&mut LayerWriter<'_>) -> Result<Digest, ImageError>,
+    ) -> Result<Digest, ImageError> {
+        // The name is known at the end only, so the work goes on under one of its own.
+        let own = format!("import-{}-{:?}", std::process::id(), std::thread::current().id());
+        let temp = NameLock::acquire(&self.dir, &own)?.temp_tree()?;
+        let data = temp.path().join(DATA);
+        fs::create_dir(&data).named("create directory", &data)?;
+        let mut writer = LayerWriter::new(&data)?;
+        let diff_id = fill(&mut writer)?;
+        let _lock = NameLock::acquire(&self.dir, &format!("{PREFIX}{diff_id}"))?;
+        if !self.has(&diff_id) {
+            write_index(&temp, writer.entries)?;
+            let dest = self.layer_dir(&diff_id);
+            remove_dir(&dest)?;
+            temp.rename(&dest)?;
+        }
+        Ok(diff_id)
+    }
+
+    /// A directory for files that are on their way into a layer.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.dir.join(SCRATCH)
     }
 
     /// Puts these layers on the disk, so that they are there after a loss of power. Blocks its
@@ -182,6 +215,13 @@ impl LayerCache {
     }
 }
 
+fn write_index(temp: &TempTree, entries: Vec<Entry>) -> Result<(), FileError> {
+    let boot_id = boot_id().named("read", Path::new("/proc/sys/kernel/random/boot_id"))?;
+    let path = temp.path().join(INDEX);
+    let index = serde_json::to_vec(&Index { schema: SCHEMA, boot_id, entries });
+    write_new(&path, &index.named("encode", &path)?, 0o600)
+}
+
 fn unpack_blob(
     diff_id: &Digest,
     blob: &Blob,
@@ -192,14 +232,14 @@ fn unpack_blob(
         ImageError::from(OciError::Layer {
             layer: blob.digest.unwrap_or(*diff_id),
             path: blob.path.clone(),
-            problem,
+            problem: Box::new(problem),
         })
     };
     let read = |error: io::Error| bad(LayerProblem::Tar(error.into()));
     let compressed = Hashing::new(Stoppable { inner: blob.reader(), stop });
     let plain = Decompressed::new(compressed).map_err(read)?;
     let mut tar = TarReader::new(Hashing::new(Bounded::new(plain, blob.length)));
-    let unpacked = Unpacker::new(data)?.run(&mut tar, &bad)?;
+    let unpacked = LayerWriter::new(data)?.run(&mut tar, &bad)?;
     let (found, plain) = tar.into_inner().finish().map_err(read)?;
     let compressed =
         plain.into_inner().into_inner().ok_or_else(|| read(io::ErrorKind::Other.into()))?;
@@ -229,7 +269,7 @@ impl<R: Read> Read for Stoppable<'_, R> {
 }
 
 /// Writes a layer's files and collects its entries.
-struct Unpacker<'a> {
+pub(crate) struct LayerWriter<'a> {
     dir: OwnedFd,
     path: &'a Path,
     entries: Vec<Entry>,
@@ -237,7 +277,7 @@ struct Unpacker<'a> {
     buffer: Vec<u8>,
 }
 
-impl<'a> Unpacker<'a> {
+impl<'a> LayerWriter<'a> {
     fn new(path: &'a Path) -> Result<Self, FileError> {
         let dir = openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let dir = dir.named("open", path)?;
@@ -272,24 +312,62 @@ impl<'a> Unpacker<'a> {
         Ok(self.entries)
     }
 
+    /// Adds an entry, and returns how many there are.
+    pub(crate) fn push(&mut self, entry: Entry) -> usize {
+        self.entries.push(entry);
+        self.entries.len()
+    }
+
+    /// A new data file with its number.
+    fn create(&mut self) -> Result<(u32, File, PathBuf), FileError> {
+        let number = self.files;
+        self.files += 1;
+        let name = number.to_string();
+        let path = self.path.join(&name);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(&self.dir, name.as_str(), flags, Mode::RUSR | Mode::WUSR);
+        Ok((number, File::from(file.named("create", &path)?), path))
+    }
+
+    /// Copies a file of this machine, and returns its content's digest with it.
+    pub(crate) fn copy(
+        &mut self,
+        source: &mut File,
+        size: u64,
+        meta: &Meta,
+        source_path: &Path,
+    ) -> Result<(Content, Digest), ImageError> {
+        let (number, mut file, path) = self.create()?;
+        let mut hasher = Hasher::default();
+        let mut left = size;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let read = source.read(&mut self.buffer[..wanted]).named("read", source_path)?;
+            if read == 0 {
+                let changed = io::Error::other("it became shorter during the build");
+                return Err(FileError::new("read", source_path, changed).into());
+            }
+            left -= read as u64;
+            hasher.update(&self.buffer[..read]);
+            write_sparsely(&mut file, &self.buffer[..read]).named("write", &path)?;
+        }
+        file.set_len(size).named("write", &path)?;
+        apply_meta(&file, meta).named("set the attributes of", &path)?;
+        Ok((Content::File { data: number, size }, hasher.finish()))
+    }
+
     fn file<R: Read>(
         &mut self,
         header: &Header,
         tar: &mut TarReader<R>,
         bad: &dyn Fn(LayerProblem) -> ImageError,
     ) -> Result<Content, ImageError> {
-        let number = self.files;
-        self.files += 1;
-        let name = number.to_string();
-        let path = || self.path.join(&name);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = openat(&self.dir, name.as_str(), flags, Mode::RUSR | Mode::WUSR);
-        let mut file = File::from(file.map_err(|e| FileError::new("create", &path(), e))?);
+        let (number, mut file, path) = self.create()?;
         let whole = [(0, header.size)];
         let mut end = 0;
         for (offset, length) in header.parts.as_deref().unwrap_or(&whole) {
             if *offset != end {
-                file.seek(SeekFrom::Start(*offset)).named("write", &path())?;
+                file.seek(SeekFrom::Start(*offset)).named("write", &path)?;
             }
             end = offset + length;
             let mut left = *length;
@@ -302,11 +380,11 @@ impl<'a> Unpacker<'a> {
                     return Err(bad(LayerProblem::Tar(early.into())));
                 }
                 left -= read as u64;
-                write_sparsely(&mut file, &chunk[..read]).named("write", &path())?;
+                write_sparsely(&mut file, &chunk[..read]).named("write", &path)?;
             }
         }
-        file.set_len(header.size).named("write", &path())?;
-        apply_meta(&file, &meta_of(header)).named("set the attributes of", &path())?;
+        file.set_len(header.size).named("write", &path)?;
+        apply_meta(&file, &meta_of(header)).named("set the attributes of", &path)?;
         Ok(Content::File { data: number, size: header.size })
     }
 }

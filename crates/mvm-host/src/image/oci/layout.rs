@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mvm_core::image::Reference;
 use serde::Deserialize;
 
 use super::blob::{Blob, Bounded, Decompressed};
@@ -320,8 +321,9 @@ pub(crate) fn open_docker(files: &Files, name: Option<&str>) -> Result<OciImage,
     let tags = |saved: &SavedImage| saved.repo_tags.clone().unwrap_or_default();
     let is_named = |saved: &&SavedImage| {
         name.is_none_or(|name| {
-            // `busybox` stands for `busybox:latest`, as for Docker.
-            tags(saved).iter().any(|tag| tag == name || *tag == format!("{name}:latest"))
+            // `busybox` stands for `docker.io/library/busybox:latest`, as for Docker.
+            let meant = name.parse::<Reference>();
+            tags(saved).iter().any(|tag| tag == name || (meant.is_ok() && tag.parse() == meant))
         })
     };
     let found: Vec<&SavedImage> = saved.iter().filter(is_named).collect();

@@ -12,8 +12,10 @@
 
 mod blob;
 mod document;
+mod ensure;
 mod entry;
 mod error;
+mod import;
 mod layer;
 mod layout;
 mod limits;
@@ -22,17 +24,13 @@ mod registry;
 mod tar;
 mod tree;
 
-use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use mvm_core::image::{ImageConfig, Reference};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 pub use error::{LayerProblem, MergeProblem, OciError, TarProblem};
 pub use layer::{LayerCache, StoredLayer};
@@ -41,11 +39,12 @@ pub use registry::{RegistryConfig, RegistryError};
 use super::ImageError;
 use super::digest::{Digest, InputDigest};
 use super::durable::Named;
-use super::progress::{OnProgress, Progress, human_size, step};
+use super::progress::{OnProgress, step};
 use super::source::{ImageSource, Ownership, Times};
-use blob::Blob;
+use blob::{Blob, Bounded, Decompressed};
+use layer::Layer;
 use layout::{Archive, Files};
-use registry::{Downloads, Remote};
+use registry::Remote;
 use tree::Tree;
 
 /// The version of what layers mean; part of each image's fingerprint.
@@ -59,16 +58,15 @@ const MOUNT_POINTS: [(&str, u32); 6] = [
     ("sys", 0o555),
     ("tmp", 0o1777),
 ];
-/// Most layers that are downloaded at once.
-const MAX_DOWNLOADS: usize = 4;
-/// How often the state of downloads is told.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-/// Most layers that are unpacked at once.
-const MAX_UNPACKING: usize = 4;
+
+/// The program that boots a system whose maker says nothing about it.
+const INIT: &str = "sbin/init";
 
 /// Where a layer is.
 #[derive(Debug, Clone)]
 pub(crate) enum LayerSource {
+    /// In the cache only.
+    Cached,
     /// On this machine.
     Here(Blob),
     /// At a registry.
@@ -79,7 +77,7 @@ impl LayerSource {
     /// What has to be downloaded, in bytes.
     fn remote_size(&self) -> u64 {
         match self {
-            Self::Here(_) => 0,
+            Self::Cached | Self::Here(_) => 0,
             Self::Remote { size, .. } => *size,
         }
     }
@@ -154,6 +152,57 @@ impl OciSource {
         .await
     }
 
+    /// Takes over a directory as an image of one layer.
+    ///
+    /// # Errors
+    /// It cannot be read as a whole.
+    pub async fn root_dir(
+        dir: &Path,
+        cache: &LayerCache,
+        progress: OnProgress<'_>,
+    ) -> Result<Self, ImageError> {
+        let (dir, into) = (dir.to_owned(), cache.clone());
+        let description = format!("directory {}", dir.display());
+        let stop = Arc::new(AtomicBool::new(false));
+        let _guard = StopOnDrop(stop.clone());
+        step(progress, format!("copying {}", dir.display()), async {
+            Self::open(cache, move |_| {
+                let diff_id = into.import(|writer| import::import_dir(&dir, writer, &stop))?;
+                one_layer(description, diff_id, &into)
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Takes over a tar archive of a whole tree, plain or compressed, as an image of one layer.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn root_archive(
+        file: &Path,
+        description: String,
+        cache: &LayerCache,
+        progress: OnProgress<'_>,
+    ) -> Result<Self, ImageError> {
+        let (file, into) = (file.to_owned(), cache.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let _guard = StopOnDrop(stop.clone());
+        step(progress, format!("reading {}", file.display()), async {
+            Self::open(cache, move |_| {
+                let blob = Blob::open(&file, None).named("open", &file)?;
+                let plain = Decompressed::new(blob.reader()).named("read", &file)?;
+                let plain = Bounded::new(plain, blob.length);
+                let diff_id = import::archive_digest(plain, &stop).named("read", &file)?;
+                // Now, as the file may be gone later.
+                into.unpack(&diff_id, &blob, &stop)?;
+                one_layer(description, diff_id, &into)
+            })
+            .await
+        })
+        .await
+    }
+
     async fn open(
         cache: &LayerCache,
         open: impl FnOnce(&Path) -> Result<OciImage, ImageError> + Send + 'static,
@@ -178,132 +227,6 @@ impl OciSource {
             registry::resolve(reference, config).await
         });
         Ok(Self { image: image.await?, cache: cache.clone() })
-    }
-
-    /// Downloads and unpacks the layers that are not there yet, several at once.
-    async fn ensure_layers(
-        &self,
-        stop: &Arc<AtomicBool>,
-        progress: OnProgress<'_>,
-    ) -> Result<(), ImageError> {
-        let mut wanted = BTreeSet::new();
-        let missing: Vec<&(Digest, LayerSource)> = self
-            .image
-            .layers
-            .iter()
-            .filter(|(diff_id, _)| wanted.insert(*diff_id) && !self.cache.has(diff_id))
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-        let slots = Slots {
-            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
-            unpacking: Arc::new(Semaphore::new(at_once.min(MAX_UNPACKING))),
-        };
-        let received = Arc::new(AtomicU64::new(0));
-        let size = missing.iter().map(|(_, source)| source.remote_size()).sum();
-        let count = missing.len();
-        let mut work = JoinSet::new();
-        for (diff_id, source) in missing {
-            let layer = LayerWork {
-                diff_id: *diff_id,
-                source: source.clone(),
-                cache: self.cache.clone(),
-                stop: stop.clone(),
-                received: received.clone(),
-            };
-            work.spawn(layer.run(slots.clone()));
-        }
-        let mut done = 0;
-        let mut shown = String::new();
-        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-        while !work.is_empty() {
-            let joined = tokio::select! {
-                joined = work.join_next() => joined,
-                _ = tick.tick() => None,
-            };
-            if let Some(layer) = joined {
-                layer.map_err(io::Error::other).named("unpack in", self.cache.dir())??;
-                done += 1;
-                continue;
-            }
-            let text = layers_step(done, count, received.load(Ordering::Relaxed), size);
-            if text != shown {
-                progress(Progress::Began(text.clone()));
-                shown = text;
-            }
-        }
-        progress(Progress::Ended);
-        Ok(())
-    }
-}
-
-/// Where the work on layers stands, for people.
-fn layers_step(done: usize, count: usize, received: u64, size: u64) -> String {
-    if size == 0 {
-        return format!("unpacking layers: {done} of {count}");
-    }
-    let (received, size) = (human_size(received), human_size(size));
-    format!("pulling layers: {received} of {size}, {done} of {count} unpacked")
-}
-
-/// Bounds on what happens at once.
-#[derive(Clone)]
-struct Slots {
-    downloads: Arc<Semaphore>,
-    unpacking: Arc<Semaphore>,
-}
-
-/// One layer that is not in the cache yet.
-struct LayerWork {
-    diff_id: Digest,
-    source: LayerSource,
-    cache: LayerCache,
-    stop: Arc<AtomicBool>,
-    received: Arc<AtomicU64>,
-}
-
-impl LayerWork {
-    async fn run(self, slots: Slots) -> Result<(), ImageError> {
-        let (remote, digest, size) = match &self.source {
-            LayerSource::Here(blob) => return self.unpack(blob.clone(), &slots).await,
-            LayerSource::Remote { remote, digest, size } => (remote.clone(), *digest, *size),
-        };
-        let downloads = Downloads::new(self.cache.dir());
-        let mut is_first = true;
-        loop {
-            let slot = slots.downloads.acquire().await;
-            let download = downloads.fetch(&remote, digest, size, &self.received).await?;
-            drop(slot);
-            let blob = download.blob.clone();
-            match self.unpack(blob, &slots).await {
-                Ok(()) => {
-                    download.remove();
-                    return Ok(());
-                }
-                // What an earlier attempt left behind may be damaged; a new download is not.
-                Err(ImageError::Oci(OciError::Layer { .. })) if is_first => {
-                    download.remove();
-                    self.received.fetch_sub(size, Ordering::Relaxed);
-                    is_first = false;
-                }
-                Err(error @ ImageError::Oci(OciError::Layer { .. })) => {
-                    download.remove();
-                    return Err(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn unpack(&self, blob: Blob, slots: &Slots) -> Result<(), ImageError> {
-        let slot = slots.unpacking.acquire().await;
-        let (cache, diff_id, stop) = (self.cache.clone(), self.diff_id, self.stop.clone());
-        let unpacked = tokio::task::spawn_blocking(move || cache.unpack(&diff_id, &blob, &stop));
-        let unpacked = unpacked.await;
-        drop(slot);
-        unpacked.map_err(io::Error::other).named("unpack in", self.cache.dir())?
     }
 }
 
@@ -371,13 +294,38 @@ impl ImageSource for OciSource {
     }
 }
 
+/// An image of one cached layer, which nobody told how to run: if it has an init, that runs.
+fn one_layer(
+    description: String,
+    diff_id: Digest,
+    cache: &LayerCache,
+) -> Result<OciImage, ImageError> {
+    let (tree, _) = merged(&description, cache, &[diff_id])?;
+    let init = tree.has_file(INIT).then(|| format!("/{INIT}"));
+    let config = ImageConfig { init, ..ImageConfig::default() };
+    Ok(OciImage { description, config, layers: vec![(diff_id, LayerSource::Cached)] })
+}
+
 fn merge(
     image: &str,
     cache: &LayerCache,
     diff_ids: &[Digest],
-    dest: &PathBuf,
+    dest: &Path,
     stop: &AtomicBool,
 ) -> Result<(), ImageError> {
+    let (mut tree, layers) = merged(image, cache, diff_ids)?;
+    for (name, mode) in MOUNT_POINTS {
+        tree.ensure_mount_point(name, mode);
+    }
+    Ok(materialise::materialise(&tree, &layers, dest, stop)?)
+}
+
+/// The tree of these layers, and the layers without their entries.
+fn merged(
+    image: &str,
+    cache: &LayerCache,
+    diff_ids: &[Digest],
+) -> Result<(Tree, Vec<Layer>), ImageError> {
     let mut tree = Tree::new();
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (number, diff_id) in diff_ids.iter().enumerate() {
@@ -390,8 +338,5 @@ fn merge(
         })?;
         layers.push(layer);
     }
-    for (name, mode) in MOUNT_POINTS {
-        tree.ensure_mount_point(name, mode);
-    }
-    Ok(materialise::materialise(&tree, &layers, dest, stop)?)
+    Ok((tree, layers))
 }

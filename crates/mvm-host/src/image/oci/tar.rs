@@ -134,13 +134,16 @@ impl<R: Read> TarReader<R> {
                     None => malformed("has a longer header than any image needs"),
                     Some(error) => error.into(),
                 })?;
-                match flag {
-                    b'x' => parse_records(&text, &mut records).ok_or(()),
-                    b'g' => parse_records(&text, &mut self.global).ok_or(()),
-                    b'L' => Ok(long_path = Some(until_nul(&text))),
-                    _ => Ok(long_link = Some(until_nul(&text))),
-                }
-                .map_err(|()| malformed("has a malformed extended header"))?;
+                let parsed = match flag {
+                    b'x' => parse_records(&text, &mut records),
+                    b'g' => parse_records(&text, &mut self.global),
+                    _ => {
+                        let long = if flag == b'L' { &mut long_path } else { &mut long_link };
+                        *long = Some(until_nul(&text));
+                        Some(())
+                    }
+                };
+                parsed.ok_or_else(|| malformed("has a malformed extended header"))?;
                 continue;
             }
             for (name, value) in &self.global {

@@ -259,6 +259,13 @@ impl Tree {
         Ok(dir)
     }
 
+    /// Whether a path leads to a file, through symbolic links or not.
+    pub(crate) fn has_file(&self, path: &str) -> bool {
+        let names: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
+        // A file at the end of the way is told from a directory by the error that it gives.
+        matches!(self.resolve(&names, &Bytes(path.into())), Err(MergeError::BelowFile { .. }))
+    }
+
     /// Makes a directory of the root, unless something of its name is there.
     pub(crate) fn ensure_mount_point(&mut self, name: &str, mode: u32) {
         let layer = self.layers;

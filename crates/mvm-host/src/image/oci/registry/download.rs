@@ -48,11 +48,10 @@ impl Downloads {
         Self { dir: layers.join(DIR) }
     }
 
-    /// The downloads that are there, finished or not, with their sizes in bytes.
-    pub(crate) fn list(&self) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+    /// The downloads that are there, finished or not.
+    pub(crate) fn list(&self) -> Result<Vec<PathBuf>, ImageError> {
         let names = names(&self.dir)?;
-        let paths = names.iter().filter(|name| name.starts_with(PREFIX)).map(|n| self.dir.join(n));
-        Ok(paths.map(|path| (path.clone(), path.metadata().map_or(0, |meta| meta.len()))).collect())
+        Ok(names.iter().filter(|name| name.starts_with(PREFIX)).map(|n| self.dir.join(n)).collect())
     }
 
     /// Downloads a layer, or what is missing of it. `received` counts the bytes that are there.

@@ -1,0 +1,128 @@
+//! Built images: what uses them, and the removal of those that nothing uses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use mvm_core::image::ImageSpec;
+use mvm_core::name::RevisionId;
+use mvm_host::images::{Collected, CollectedKind, InUse, StoredImage};
+use mvm_wire::view::{CollectedItem, CollectedView, ImageView};
+use mvm_wire::{ApiError, ErrorCode};
+
+use crate::node::Node;
+use crate::state::Mirror;
+use crate::submit::internal;
+
+/// Every built image with what uses it.
+pub(crate) async fn list(node: &Node, mirror: &Mirror) -> Result<Vec<ImageView>, ApiError> {
+    let users = users(mirror);
+    let stored = node.host.images.list().await.map_err(|error| internal(&error))?;
+    let view = |image: StoredImage| ImageView {
+        used_by: users.get(&image.revision).cloned().unwrap_or_default(),
+        revision: image.revision,
+        source: image.source,
+        bytes: image.bytes,
+        built_unix_ms: image.built_unix_ms,
+        kernel: image.kernel,
+        config: image.config,
+        layers: image.layers,
+        damage: image.damage,
+    };
+    Ok(stored.into_iter().map(view).collect())
+}
+
+/// What uses each revision, in words.
+fn users(mirror: &Mirror) -> BTreeMap<RevisionId, Vec<String>> {
+    let mut users: BTreeMap<RevisionId, Vec<String>> = BTreeMap::new();
+    let mut uses = |revision: &RevisionId, who: String| {
+        let users = users.entry(revision.clone()).or_default();
+        if !users.contains(&who) {
+            users.push(who);
+        }
+    };
+    for (path, pool) in &mirror.desired.pools {
+        if let Some(revision) = &pool.rolled_back_to {
+            uses(revision, format!("pool {path}"));
+        }
+    }
+    for (path, status) in &mirror.observed.pools {
+        if let Some(revision) = &status.revision {
+            uses(revision, format!("pool {path}"));
+        }
+        for past in &status.history {
+            uses(&past.revision, format!("pool {path}, to go back to"));
+        }
+    }
+    for (path, status) in &mirror.observed.instances {
+        if let Some(revision) = &status.revision {
+            uses(revision, format!("instance {path}"));
+        }
+    }
+    users
+}
+
+/// Files that pools are built from now, or were in the revisions that they can go back to.
+fn sources(mirror: &Mirror) -> BTreeSet<PathBuf> {
+    let now = mirror.desired.pools.values().map(|pool| &pool.spec.image);
+    let before = mirror.observed.pools.values().flat_map(|status| &status.history);
+    let images = now.chain(before.map(|past| &past.image));
+    images.filter_map(ImageSpec::path).map(PathBuf::from).collect()
+}
+
+/// Removes one image, unless something uses it.
+pub(crate) async fn remove(node: &Node, revision: &RevisionId) -> Result<CollectedView, ApiError> {
+    let _alone = alone(node)?;
+    let mirror = node.state.now();
+    known(&mirror)?;
+    if let Some(users) = users(&mirror).get(revision) {
+        let message = format!("image {revision} is in use by {}", users.join(", "));
+        return Err(ApiError::new(ErrorCode::Conflict, message).hint(
+            "destroy what uses it, or leave it: an image is shared by all instances that use it",
+        ));
+    }
+    let stored = node.host.images.list().await.map_err(|error| internal(&error))?;
+    if !stored.iter().any(|image| image.revision == *revision) {
+        return Err(ApiError::new(ErrorCode::NotFound, format!("there is no image {revision}"))
+            .hint("see `mvm image list`"));
+    }
+    let bytes = node.host.images.remove(revision).await.map_err(|error| internal(&error))?;
+    let kind = CollectedKind::Revision;
+    Ok(view(false, vec![Collected { kind, name: revision.to_string(), bytes }]))
+}
+
+/// Removes everything that nothing uses.
+pub(crate) async fn collect(node: &Node, dry_run: bool) -> Result<CollectedView, ApiError> {
+    let _alone = alone(node)?;
+    let mirror = node.state.now();
+    known(&mirror)?;
+    let in_use = InUse { revisions: users(&mirror).into_keys().collect(), paths: sources(&mirror) };
+    let collected = node.host.images.collect(&in_use, dry_run).await;
+    collected.map(|items| view(dry_run, items)).map_err(|error| internal(&error))
+}
+
+/// Keeps builds from beginning; a build that runs is not waited for.
+fn alone(node: &Node) -> Result<tokio::sync::RwLockWriteGuard<'_, ()>, ApiError> {
+    node.images.try_write().map_err(|_| {
+        let message = "an image is being built, and what it needs cannot be told yet";
+        ApiError::new(ErrorCode::Conflict, message)
+            .hint("wait until `mvm pool list` shows no build, then try again")
+    })
+}
+
+/// A record that does not parse may name any image.
+fn known(mirror: &Mirror) -> Result<(), ApiError> {
+    match mirror.bad.iter().next() {
+        None => Ok(()),
+        Some((key, reason)) => Err(crate::submit::bad_record_error(key, reason)),
+    }
+}
+
+fn view(dry_run: bool, collected: Vec<Collected>) -> CollectedView {
+    let item = |item: Collected| CollectedItem {
+        kind: item.kind.name().to_owned(),
+        name: item.name,
+        bytes: item.bytes,
+    };
+    let items: Vec<CollectedItem> = collected.into_iter().map(item).collect();
+    CollectedView { dry_run, bytes: items.iter().map(|item| item.bytes).sum(), items }
+}
