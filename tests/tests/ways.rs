@@ -2,6 +2,7 @@
 //! has no network.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
