@@ -1,6 +1,7 @@
 //! Images of other people: pulled from a registry, updated, rolled back and collected.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
