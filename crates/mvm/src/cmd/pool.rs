@@ -29,7 +29,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Create(Create),
+    Create(Box<Create>),
     List(List),
     Info(Info),
     Build(Build),
@@ -239,7 +239,8 @@ impl Pool {
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
                 return outcome.print_instances(context);
             }
-            Verb::Create(Create { path, spec, process, wait, command }) => {
+            Verb::Create(create) => {
+                let Create { path, spec, process, wait, command } = *create;
                 let process = process.into_spec(command);
                 let spec = PoolSpec { process, ..spec.into_spec(context).await? };
                 let request = Request::PoolCreate { path: path.clone(), spec };
