@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mvm_core::credit::{CreditError, ReceiveWindow, SendWindow};
 use mvm_core::frame::KIND_STDIN;
 use mvm_core::guest::GuestMessage;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::session::Link;
@@ -253,8 +254,20 @@ impl Output {
             drain.active = now;
             return false;
         }
-        let is_quiet = now.duration_since(drain.active) >= QUIET;
+        let mut is_quiet = now.duration_since(drain.active) >= QUIET;
+        // On a machine that is busy the time may be over before anybody has looked.
+        if is_quiet && self.pipe.as_ref().is_some_and(holds_data) {
+            drain.active = now;
+            is_quiet = false;
+        }
         let is_settled = drain.bytes >= OWED && now.duration_since(drain.since) >= LONGEST_DRAIN;
         is_quiet || is_settled
     }
+}
+
+/// Whether there is something to read, or an end to be found.
+fn holds_data(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
 }

@@ -366,3 +366,12 @@ fn a_socket_that_is_no_socket_is_reported_with_its_path() {
     let ran = run_alone(&format!("agent status --state-dir {}", dir.path().display()));
     assert_eq!(ran.code, 7, "{}", ran.talk);
 }
+
+#[test]
+fn an_agent_that_accepts_and_says_nothing_does_not_hold_a_command_for_ever() {
+    let agent = FakeAgent::new(|_| vec![Act::Stay]);
+    let ran = run(&agent, "tenant list");
+    assert_eq!(ran.code, 7, "{}", ran.talk);
+    assert!(ran.talk.contains("did not answer within 10 s"), "{}", ran.talk);
+    assert!(ran.talk.contains("agent.log"), "{}", ran.talk);
+}
