@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use mvm_wire::view::{
-    DiskView, InstanceView, NodeView, PoolView, RecordView, StatsView, TenantView, VerifyView,
-    WhyView,
+    CollectedView, DiskView, ImageView, InstanceView, NodeView, PoolView, RecordView, StatsView,
+    TenantView, VerifyView, WhyView,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +33,8 @@ fn the_documented_fields_are_those_that_programs_get() {
     assert_documented::<PoolView>("pool");
     assert_documented::<InstanceView>("instance");
     assert_documented::<DiskView>("disk");
+    assert_documented::<ImageView>("image");
+    assert_documented::<CollectedView>("collected");
     assert_documented::<NodeView>("node");
     assert_documented::<StatsView>("stats");
     assert_documented::<WhyView>("why");
