@@ -1,32 +1,25 @@
-//! `mvm`: runs fleets of microVMs for many tenants on machines you own.
-//!
-//! The command line: it parses into typed values, calls the agent and shows what it answers.
-//! It never touches a microVM, a network or the store itself; `mvm agent serve` is the agent.
+//! `mvm`: the command line itself, or where that cannot run, the way into a Lima machine.
 
-mod agent;
-mod cli;
-mod client;
-mod cmd;
-mod copy;
-
-mod complete;
-mod detach_keys;
-mod document;
-mod error;
-mod exec;
-mod forward;
-mod image_source;
-mod output;
-mod request;
-#[cfg(test)]
-mod samples;
-mod terminal;
-#[cfg(test)]
-mod tests;
-mod units;
-mod wait;
+use mvm_lima::{Platform, VARIABLE};
 
 fn main() {
+    let code = match mvm_lima::machine(Platform::HERE, std::env::var_os(VARIABLE)) {
+        Some(machine) => mvm_lima::hand_over(&machine),
+        None => run_here(),
+    };
     // Not a return: a thread may still be blocked in a read of standard input.
-    std::process::exit(cli::main())
+    std::process::exit(code)
+}
+
+#[cfg(target_os = "linux")]
+fn run_here() -> i32 {
+    mvm::run()
+}
+
+#[cfg(not(target_os = "linux"))]
+#[allow(clippy::print_stderr)] // there is nobody else to say it
+fn run_here() -> i32 {
+    eprintln!("error: microVMs need Linux, and {VARIABLE} is empty");
+    eprintln!("hint: unset {VARIABLE}, or name a Lima machine in it");
+    1
 }

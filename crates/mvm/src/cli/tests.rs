@@ -186,3 +186,18 @@ fn an_errors_usage_is_the_verbs_own_whatever_the_environment_sets() {
     assert!(text.contains("Usage: mvm disk create [OPTIONS] --size <SIZE> <PATH>"), "{text}");
     assert!(!text.contains("--state-dir"), "{text}");
 }
+
+#[test]
+fn the_way_into_a_lima_machine_knows_which_global_options_have_a_value() {
+    let command = Cli::command();
+    let with_value = command.get_arguments().filter(|arg| arg.get_action().takes_values());
+    let spelled = with_value.flat_map(|arg| {
+        let short = arg.get_short().map(|short| format!("-{short}"));
+        short.into_iter().chain(arg.get_long().map(|long| format!("--{long}")))
+    });
+    let mut known = mvm_lima::OPTIONS_WITH_VALUES.to_vec();
+    let mut spelled: Vec<String> = spelled.collect();
+    known.sort_unstable();
+    spelled.sort_unstable();
+    assert_eq!(spelled, known);
+}
