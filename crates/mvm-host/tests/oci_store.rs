@@ -1,6 +1,7 @@
 //! What becomes of images on this machine: revisions, trees that are no container images, archives,
 //! and what is collected.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 mod image_support;
 mod oci_support;
