@@ -72,11 +72,9 @@ impl Ssh {
         };
         // The host stands between the options of `ssh` and the command.
         arguments.extend(own);
+        arguments.push("--".into());
         arguments.push(SshView::host(&view.instance).into());
-        if !command.is_empty() {
-            arguments.push("--".into());
-            arguments.extend(command);
-        }
+        arguments.extend(command);
         let source = become_program(&program, &arguments);
         Err(Error::Read { what: program.display().to_string(), source })
     }
