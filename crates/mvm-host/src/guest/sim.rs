@@ -110,7 +110,7 @@ impl SimGuest {
             kernel: KERNEL.into(),
             session: state.sessions,
             configured: state.configuration.is_some(),
-            features: vec![Feature::Disks.name().to_owned()],
+            features: vec![Feature::Disks.name().to_owned(), Feature::Main.name().to_owned()],
         }
     }
 

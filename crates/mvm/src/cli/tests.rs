@@ -29,7 +29,8 @@ fn examples(command: &Command) -> Vec<String> {
 /// is a remark.
 fn split(line: &str) -> Vec<String> {
     let line = line.split_once("  ").map_or(line, |(command, _)| command);
-    let line = line.rsplit_once("| ").map_or(line, |(_, last)| last);
+    let mut piped = line.split("| ");
+    let line = piped.find(|part| part.starts_with("mvm")).unwrap_or(line);
     let line = line.split_once(" > ").map_or(line, |(first, _)| first);
     let mut words = Vec::new();
     for (i, part) in line.split('\'').enumerate() {
