@@ -39,20 +39,28 @@ impl ImageArgs {
                 Err(message) => Err(usage(message)),
             };
         }
-        let Some(image) = self.image else { return Ok(None) };
-        if image.path() == Some("-") {
-            // The agent makes the state directory as it should be.
-            context.client.node().await?;
-            let file = upload(context.state_dir()).map_err(|(path, source)| Error::Read {
-                what: format!("standard input into {}", path.display()),
-                source,
-            })?;
-            return in_place(image, &file).map(Some);
+        match self.image {
+            Some(image) => complete(image, context).await.map(Some),
+            None => Ok(None),
         }
-        let here = std::env::current_dir()
-            .map_err(|source| Error::Read { what: "the working directory".to_owned(), source })?;
-        absolute(image, &here).map(Some).map_err(usage)
     }
+}
+
+/// An image as the agent can find it: with an absolute path, and what comes over standard input in
+/// a file of the state directory.
+pub(crate) async fn complete(image: ImageSpec, context: &Context) -> Result<ImageSpec> {
+    if image.path() == Some("-") {
+        // The agent makes the state directory as it should be.
+        context.client.node().await?;
+        let file = upload(context.state_dir()).map_err(|(path, source)| Error::Read {
+            what: format!("standard input into {}", path.display()),
+            source,
+        })?;
+        return in_place(image, &file);
+    }
+    let here = std::env::current_dir()
+        .map_err(|source| Error::Read { what: "the working directory".to_owned(), source })?;
+    absolute(image, &here).map_err(usage)
 }
 
 fn usage(message: String) -> Error {

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use mvm_core::admit::Request;
+use mvm_core::disk::DiskMount;
 use mvm_core::image::ImageSpec;
 use mvm_core::name::{InstancePath, PoolName, PoolPath, Selector, TenantName};
 use mvm_core::spec::{NetMode, PoolSpec, Quota, RestartPolicy};
@@ -13,6 +14,7 @@ use super::{attach, bootstrap, exec, up};
 use crate::cli::Context;
 use crate::detach_keys::DetachKeys;
 use crate::error::{Error, Result, exit};
+use crate::image_source;
 use crate::request::{self, WaitArgs, carry_out};
 use crate::units::Mib;
 use crate::wait::{self, Goal};
@@ -34,11 +36,13 @@ Examples:
   echo hello | mvm run --rm -i builtin -- cat
   mvm run --rm -it builtin -- sh
   mvm run -d --name web builtin -- httpd -f -p 80
+  mvm run --rm -v data:/data alpine:3.20 -- ls /data
   mvm run --rm -e NAME=value -u nobody -w /tmp builtin -- env
 
 The exit code is the process's own, or 128 + the signal that ended it.")]
 pub(crate) struct Run {
-    /// Where the root filesystem comes from: builtin.
+    /// Where the root filesystem comes from: builtin, an image of a registry such as nginx:1.27,
+    /// or any other that `mvm pool create --image` takes.
     image: ImageSpec,
     /// The command and its arguments; `--` before it may be left out.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
@@ -76,6 +80,9 @@ pub(crate) struct Run {
     /// Whether it has a network: tenant or none.
     #[arg(long, value_name = "NET", default_value_t = PoolSpec::default().net)]
     net: NetMode,
+    /// Attach a data disk of the tenant, to be read and written or, with :ro, read.
+    #[arg(short = 'v', long = "disk-attach", value_name = "NAME:/PATH[:ro]")]
+    disks: Vec<DiskMount>,
     /// What happens when it ends by itself: always, on-failure or never.
     #[arg(long, value_name = "POLICY", default_value_t = RestartPolicy::Never)]
     restart: RestartPolicy,
@@ -103,7 +110,7 @@ impl Run {
             exec::need_terminal()?;
         }
         let (name, tenant) = (name.clone(), tenant.clone());
-        let spec = self.into_spec();
+        let spec = self.into_spec(context).await?;
         ensure_tenant(context, &tenant).await?;
         let pool = create_pool(context, tenant, name, spec).await?;
         let started = start(context, &pool, is_detached).await;
@@ -131,15 +138,15 @@ impl Run {
         code
     }
 
-    fn into_spec(self) -> PoolSpec {
+    async fn into_spec(self, context: &Context) -> Result<PoolSpec> {
         let mut process = self.process.into_spec(self.command);
         process.stdin = self.interactive;
         process.tty = self.tty;
         if let Some(term) = std::env::var("TERM").ok().filter(|_| self.tty) {
             process.env.entry("TERM".to_owned()).or_insert(term);
         }
-        PoolSpec {
-            image: self.image,
+        Ok(PoolSpec {
+            image: image_source::complete(self.image, context).await?,
             vcpus: self.vcpus,
             mem_mib: self.mem.saturating_u32(),
             disk_mib: self.disk.saturating_u32(),
@@ -147,8 +154,9 @@ impl Run {
             restart: self.restart,
             process,
             auto_remove: self.rm,
+            disks: self.disks,
             ..PoolSpec::default()
-        }
+        })
     }
 }
 
