@@ -1,6 +1,7 @@
 //! Serves the protocol: one thread that owns every stream, and waits in one `poll` for all of them.
 
 mod main_process;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,18 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mvm_core::accept::{self, Accepted};
-use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDIN};
-use mvm_core::guest::{
-    ErrorKind, ExecRequest, Feature, GuestError, GuestMessage, Hello, HostMessage, LogSource,
-    MAX_STREAMS, Preamble,
-};
+use mvm_core::guest::{Feature, GuestError, GuestMessage, Hello, Preamble};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::note;
 use crate::exec::{Exec, MainProcess, Pipe};
-use crate::failure::{failure, invalid};
+use crate::failure::invalid;
 use crate::forward::{End, Forward};
-use crate::health;
 use crate::kernel_log::KernelLog;
 use crate::machine::Machine;
 use crate::process::{self, ChildEnds};
@@ -339,160 +335,6 @@ impl<'a> Server<'a> {
             stop(stream);
         }
         self.detach_main();
-    }
-
-    fn take_frame(&mut self, frame: Frame, now: Instant) {
-        let stream = frame.stream;
-        let result = match frame.kind {
-            KIND_MESSAGE => match serde_json::from_slice(&frame.body) {
-                Ok(message) => self.take_message(stream, message, now),
-                Err(error) => Err(invalid(format!("malformed message: {error}"))),
-            },
-            KIND_STDIN => self.take_input(stream, frame.body),
-            _ => Ok(()),
-        };
-        if let Err(error) = result {
-            self.fail(stream, error);
-        }
-    }
-
-    fn take_message(
-        &mut self,
-        id: u32,
-        message: HostMessage,
-        now: Instant,
-    ) -> Result<(), GuestError> {
-        if let Some(main) = self.main_on(id) {
-            let told = main_process::tell(main, id, message);
-            // Credit lets more output go.
-            self.waker.wake();
-            return told;
-        }
-        let stream = self.streams.get_mut(&id);
-        match (message, stream) {
-            (HostMessage::Unknown, _) => {
-                let text = "the guest agent does not know this message";
-                Err(failure(ErrorKind::Unsupported, text))
-            }
-            (HostMessage::Cancel, _) => {
-                if let Some(stream) = self.streams.remove(&id) {
-                    stop(stream);
-                }
-                Ok(())
-            }
-            (HostMessage::Credit { kind, bytes }, Some(Stream::Exec(exec))) => {
-                exec.grant(kind, bytes)
-            }
-            (HostMessage::Credit { kind, bytes }, Some(Stream::Forward(forward))) => {
-                forward.grant(kind, bytes)
-            }
-            (HostMessage::Credit { kind, bytes }, Some(Stream::KernelLog(log))) => {
-                log.grant(kind, bytes)
-            }
-            (HostMessage::Resize(size), Some(Stream::Exec(exec))) => {
-                exec.resize(size);
-                Ok(())
-            }
-            (HostMessage::Detach, Some(Stream::Exec(exec))) => {
-                exec.detach();
-                self.waker.wake();
-                Ok(())
-            }
-            (HostMessage::Signal { signal }, Some(Stream::Exec(exec))) => {
-                exec.signal(signal);
-                Ok(())
-            }
-            (HostMessage::Eof { kind }, Some(Stream::Exec(exec))) => {
-                exec.end_of(kind);
-                Ok(())
-            }
-            (HostMessage::Eof { kind }, Some(Stream::Forward(forward))) => {
-                forward.end_of(kind);
-                self.waker.wake();
-                Ok(())
-            }
-            // They may have crossed the stream's last message on the way.
-            (
-                HostMessage::Credit { .. }
-                | HostMessage::Signal { .. }
-                | HostMessage::Eof { .. }
-                | HostMessage::Resize(_)
-                | HostMessage::Detach,
-                _,
-            ) => Ok(()),
-            (_, Some(_)) => Err(invalid(format!("stream {id} is in use"))),
-            (_, None) if id == 0 => Err(invalid("stream 0 takes no requests")),
-            (request, None) => self.take_request(id, request, now),
-        }
-    }
-
-    fn take_request(
-        &mut self,
-        id: u32,
-        request: HostMessage,
-        now: Instant,
-    ) -> Result<(), GuestError> {
-        match request {
-            HostMessage::Configure(configuration) => {
-                self.machine.configure(&configuration)?;
-                self.is_configured = true;
-                self.link(id).message(&GuestMessage::Done);
-            }
-            HostMessage::Health => {
-                let ready = self.is_configured && self.machine.root_failure().is_none();
-                let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
-                let health = health::measure(ready, execs + self.detached.len());
-                self.link(id).message(&GuestMessage::Health(health));
-            }
-            HostMessage::Exec(request) => self.start_exec(id, &request, now)?,
-            HostMessage::Forward(target) => {
-                self.check_limit()?;
-                self.streams.insert(id, Stream::Forward(Box::new(Forward::open(&target, now)?)));
-            }
-            HostMessage::Logs { source: LogSource::Kernel, follow } => {
-                self.check_limit()?;
-                self.streams.insert(id, Stream::KernelLog(KernelLog::open(follow)?));
-                self.handle(Source::KernelLog(id), now);
-            }
-            HostMessage::Logs { source: LogSource::Unknown, .. } => {
-                let text = "the guest agent does not know this log";
-                return Err(failure(ErrorKind::Unsupported, text));
-            }
-            HostMessage::Main(request) => self.attach_to_main(id, &request)?,
-            HostMessage::Shutdown { grace_ms } => {
-                self.link(id).message(&GuestMessage::Done);
-                self.begin_shutdown(Duration::from_millis(grace_ms), now);
-            }
-            HostMessage::Signal { .. }
-            | HostMessage::Eof { .. }
-            | HostMessage::Credit { .. }
-            | HostMessage::Resize(_)
-            | HostMessage::Detach
-            | HostMessage::Cancel
-            | HostMessage::Unknown => {}
-        }
-        Ok(())
-    }
-
-    fn start_exec(
-        &mut self,
-        id: u32,
-        request: &ExecRequest,
-        now: Instant,
-    ) -> Result<(), GuestError> {
-        self.check_limit()?;
-        if let Some(reason) = self.machine.root_failure() {
-            return Err(failure(ErrorKind::System, format!("the root is not mounted: {reason}")));
-        }
-        self.streams.insert(id, Stream::Exec(Box::new(Exec::start(request, now)?)));
-        Ok(())
-    }
-
-    fn check_limit(&self) -> Result<(), GuestError> {
-        if self.streams.len() + self.detached.len() < MAX_STREAMS {
-            return Ok(());
-        }
-        Err(failure(ErrorKind::Limit, format!("{MAX_STREAMS} streams are open already")))
     }
 
     /// Ends a stream with an error.
