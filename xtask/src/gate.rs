@@ -116,7 +116,8 @@ impl Stage {
                 cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"], &[])
             }
             Self::Test => {
-                cargo(&["test", "--workspace", "--locked", "--exclude", "mvm-tests"], &[])
+                let tests = ["--workspace", "--exclude", "mvm-tests"];
+                cargo(&[&["test", "--locked", "--no-fail-fast"], &tests[..]].concat(), &[])
             }
             Self::Doc => cargo(
                 &["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"],
@@ -142,8 +143,9 @@ fn vm() -> anyhow::Result<Outcome> {
     let binary = root.join("target/release/mvm");
     let binary = binary.to_str().context("the repository's path is not UTF-8")?;
     // Each test boots a few microVMs: more tests at once would only wait for each other.
-    let args = ["test", "--locked", "-p", "mvm-tests", "--", "--test-threads", "2"];
-    cargo(&args, &[("MVM_BIN", binary)])
+    let threads = ["--", "--test-threads", "2"];
+    let args = ["test", "--locked", "--no-fail-fast", "-p", "mvm-tests"];
+    cargo(&[&args[..], &threads].concat(), &[("MVM_BIN", binary)])
 }
 
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Outcome> {

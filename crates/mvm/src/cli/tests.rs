@@ -31,7 +31,7 @@ fn split(line: &str) -> Vec<String> {
     let line = line.split_once("  ").map_or(line, |(command, _)| command);
     let mut piped = line.split("| ");
     let line = piped.find(|part| part.starts_with("mvm")).unwrap_or(line);
-    let line = line.split_once(" > ").map_or(line, |(first, _)| first);
+    let line = [" >", " &&"].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
     let mut words = Vec::new();
     for (i, part) in line.split('\'').enumerate() {
         match i % 2 {
