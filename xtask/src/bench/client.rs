@@ -1,6 +1,7 @@
 //! Calls to the agent under test, through the same contract as the command line.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use mvm_core::admit::Request;
@@ -31,7 +32,7 @@ impl Client {
     }
 
     /// Opens a connection and makes a call; the replies are for the caller to read.
-    async fn start(&self, call: &Call) -> anyhow::Result<Connection> {
+    pub(super) async fn start(&self, call: &Call) -> anyhow::Result<Connection> {
         let mut connection = Connection::new(unix_socket::connect(&self.socket).await?);
         connection.write.message(call).await?;
         Ok(connection)
@@ -144,17 +145,21 @@ impl Client {
         Ok(())
     }
 
-    /// Runs the first program in an instance that is ready.
-    pub(super) async fn exec(&self, instance: &InstancePath) -> anyhow::Result<()> {
+    /// Runs the first program in an instance that is ready, to its end; the moment at which it was
+    /// known to have started.
+    pub(super) async fn exec(&self, instance: &InstancePath) -> anyhow::Result<Instant> {
         let selector = only(instance);
         let call = Call::Exec { selector, request: first_program() };
         let mut connection = self.start(&call).await?;
+        let mut started = None;
         loop {
             let item = connection.read.next().await?.context("the agent hung up in an exec")?;
             let Item::Message(_) = item else { continue };
             match accepted(item.parse()?)? {
-                Reply::ExecStarted { .. } => {}
-                Reply::ExecExit(ExitStatus::Exited { code: 0 }) => return Ok(()),
+                Reply::ExecStarted { .. } => started = Some(Instant::now()),
+                Reply::ExecExit(ExitStatus::Exited { code: 0 }) => {
+                    return started.context("a program ended that had not started");
+                }
                 other => return unexpected(&other),
             }
         }
@@ -192,7 +197,8 @@ pub(super) fn check(view: &InstanceView) -> anyhow::Result<()> {
     }
 }
 
-fn accepted(reply: Reply) -> anyhow::Result<Reply> {
+/// The reply of a call that did not fail.
+pub(super) fn accepted(reply: Reply) -> anyhow::Result<Reply> {
     match reply {
         Reply::Error(error) => Err(error.into()),
         reply => Ok(reply),

@@ -116,6 +116,11 @@ impl Lab {
     /// Makes a tenant with one pool, whose image is built on real machines. Instances that end stay
     /// ended: a benchmark is about starts that succeed.
     pub(super) async fn pool(&self) -> anyhow::Result<PoolPath> {
+        self.pool_of(PoolSpec::default()).await
+    }
+
+    /// The same of another kind of instances.
+    pub(super) async fn pool_of(&self, spec: PoolSpec) -> anyhow::Result<PoolPath> {
         let path: PoolPath = "bench/boot".parse()?;
         let request = Request::TenantCreate {
             name: path.tenant.clone(),
@@ -127,8 +132,7 @@ impl Lab {
             },
         };
         self.client.submit(request).await?;
-        let spec =
-            PoolSpec { restart: RestartPolicy::Never, boot_timeout_s: 600, ..PoolSpec::default() };
+        let spec = PoolSpec { restart: RestartPolicy::Never, boot_timeout_s: 600, ..spec };
         self.client.submit(Request::PoolCreate { path: path.clone(), spec }).await?;
         self.client.build(&path).await?;
         Ok(path)

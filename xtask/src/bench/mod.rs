@@ -4,11 +4,15 @@
 //! nothing. A benchmark fails if a target is missed. It cleans up after itself however it ends.
 
 mod client;
+mod cp;
 mod create;
+mod exec;
 mod idle;
 mod image;
 mod lab;
 mod list;
+mod logs;
+mod microvm;
 mod parallel;
 mod process;
 mod raw;
@@ -54,15 +58,26 @@ enum Name {
     List,
     /// CPU and memory of an agent with 20 idle instances.
     Idle,
+    /// `true` in a guest, against an echo; and data out of the guest and into it.
+    Exec,
+    /// `mvm cp` both ways, against `cat` and `tar` over an exec.
+    Cp,
+    /// Writing and reading a log, against writing into an exec.
+    Logs,
 }
 
 impl Name {
     fn machines(self) -> Machines {
         match self {
-            Self::Start | Self::Create | Self::Parallel | Self::Image | Self::Idle => {
-                Machines::Real
-            }
             Self::List => Machines::Simulated,
+            Self::Start
+            | Self::Create
+            | Self::Parallel
+            | Self::Image
+            | Self::Idle
+            | Self::Exec
+            | Self::Cp
+            | Self::Logs => Machines::Real,
         }
     }
 
@@ -72,6 +87,8 @@ impl Name {
             Self::Create | Self::Parallel | Self::Image => 3,
             Self::List => 30,
             Self::Idle => 1,
+            Self::Exec => 100,
+            Self::Cp | Self::Logs => 5,
         }
     }
 }
@@ -113,6 +130,9 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Image => image::run(&lab, runs).await,
             Name::List => list::run(&lab, runs).await,
             Name::Idle => idle::run(&lab, runs).await,
+            Name::Exec => exec::run(&lab, runs).await,
+            Name::Cp => cp::run(&lab, runs).await,
+            Name::Logs => logs::run(&lab, runs).await,
         }
     };
     let measured = tokio::select! {

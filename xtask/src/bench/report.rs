@@ -36,15 +36,19 @@ pub(super) struct Part {
     pub(super) unit: &'static str,
 }
 
-/// A figure with an upper bound.
+/// A figure with a bound.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Target {
     /// What it is, in words.
     pub(super) name: String,
     /// What was measured.
     pub(super) value: f64,
-    /// What it may be.
-    pub(super) at_most: f64,
+    /// What it may be, if that is bounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) at_most: Option<f64>,
+    /// What it has to be, if that is bounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) at_least: Option<f64>,
     /// The unit of both; empty for a ratio.
     pub(super) unit: &'static str,
     /// Whether the measured value is within the bound.
@@ -69,7 +73,7 @@ impl Report {
         self.parts.push(Part { name: name.into(), value, unit });
     }
 
-    /// Adds a bound on a figure.
+    /// Adds an upper bound on a figure.
     pub(super) fn target(
         &mut self,
         name: impl Into<String>,
@@ -77,8 +81,22 @@ impl Report {
         at_most: f64,
         unit: &'static str,
     ) {
-        let is_met = value <= at_most;
-        self.targets.push(Target { name: name.into(), value, at_most, unit, is_met });
+        let (name, is_met) = (name.into(), value <= at_most);
+        let (at_most, at_least) = (Some(at_most), None);
+        self.targets.push(Target { name, value, at_most, at_least, unit, is_met });
+    }
+
+    /// Adds a lower bound on a figure.
+    pub(super) fn target_at_least(
+        &mut self,
+        name: impl Into<String>,
+        value: f64,
+        at_least: f64,
+        unit: &'static str,
+    ) {
+        let (name, is_met) = (name.into(), value >= at_least);
+        let (at_most, at_least) = (None, Some(at_least));
+        self.targets.push(Target { name, value, at_most, at_least, unit, is_met });
     }
 
     /// Bounds the ratio of the medians.
@@ -113,10 +131,14 @@ impl fmt::Display for Report {
         for Part { name, value, unit } in &self.parts {
             writeln!(f, "  {name:width$}  {value:>10.2} {unit}")?;
         }
-        for Target { name, value, at_most, unit, is_met } in &self.targets {
+        for Target { name, value, at_most, at_least, unit, is_met } in &self.targets {
             let mut line = format!("  {name:width$}  {value:>10.2} {unit}");
             let verdict = if *is_met { "met" } else { "MISSED" };
-            write!(line, "  (at most {at_most} {unit}: {verdict})")?;
+            for (words, bound) in [("at most", at_most), ("at least", at_least)] {
+                if let Some(bound) = bound {
+                    write!(line, "  ({words} {bound} {unit}: {verdict})")?;
+                }
+            }
             writeln!(f, "{}", line.replace(" :", ":"))?;
         }
         Ok(())
@@ -134,6 +156,7 @@ mod tests {
         report.part("accepted", 3.25, "ms");
         report.target_ratio(1.05);
         report.target("disk", 0.5, 1.0, "MiB");
+        report.target_at_least("rate", 40.0, 50.0, "MB/s");
         report
     }
 
@@ -148,6 +171,7 @@ ratio       1.100 x
   accepted            3.25 ms
   ratio at p50        1.10   (at most 1.05: MISSED)
   disk                0.50 MiB  (at most 1 MiB: met)
+  rate               40.00 MB/s  (at least 50 MB/s: MISSED)
 ";
         assert_eq!(report().to_string(), expected);
     }
@@ -163,9 +187,10 @@ ratio       1.100 x
 
     #[test]
     fn a_bound_is_missed_only_beyond_it() {
-        assert_eq!(report().missed(), ["ratio at p50"]);
+        assert_eq!(report().missed(), ["ratio at p50", "rate"]);
         let mut report = Report { targets: Vec::new(), ..report() };
         report.target("exact", 2.0, 2.0, "ms");
+        report.target_at_least("exact", 2.0, 2.0, "ms");
         assert!(report.missed().is_empty());
     }
 
