@@ -32,14 +32,13 @@ fn a_main_process_has_the_terminal_is_left_alone_and_found_again() {
     leaving_needs_no_guest(&node, &mut terminal);
     assert_eq!(terminal.wait(), Some(0));
     let path = node.instances()[0]["path"].as_str().unwrap().to_owned();
-    node.until_state(&path, "running");
-    // It was not seen when it was written.
+
+    let mut terminal = attach(&node);
+    // The boot is waited for now. What the program wrote at its start may be seen or not.
+    terminal.until_raw();
     until("the first size is in the log", SOON, || {
         node.ok(&["logs", &path]).contains("<33 101> <vt220>").then_some(())
     });
-
-    let mut terminal = attach(&node);
-    terminal.until_raw();
     terminal.resize(44, 80);
     terminal.until_seen("<44 80>");
     terminal.key("\x03");

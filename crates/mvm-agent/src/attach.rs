@@ -8,6 +8,7 @@ use mvm_core::frame;
 use mvm_core::guest::TerminalSize;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, Selector};
+use mvm_core::record::DesiredState;
 use mvm_host::guest::MainInput;
 use mvm_host::unix_socket::HangUp;
 use mvm_wire::{
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 use crate::main_process::{MainHub, News};
 use crate::node::Node;
 use crate::server::{finish, one};
+use crate::state::Mirror;
 
 /// How long a guest that an agent has just adopted has to tell of its main process.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
@@ -97,12 +99,20 @@ async fn find(
     }
 }
 
-/// The process id of a main process that runs.
+/// The process id of a main process that runs, or will once its machine has booted.
 async fn running(
     node: &Arc<Node>,
     path: &InstancePath,
     input: &mut Input,
 ) -> Result<u32, ApiError> {
+    // Whoever left while it booted may come back before it has.
+    let is_coming = |mirror: &Arc<Mirror>| {
+        let instance = mirror.desired.instances.get(path);
+        instance.is_some_and(|instance| instance.desired == DesiredState::Running)
+            && matches!(mirror.status(path).state(), State::Created | State::Stopped)
+    };
+    // An agent that ends needs no answer.
+    drop(node.state.follow().wait_for(|mirror| !is_coming(mirror)).await);
     let state = node.state.now().status(path).state();
     if state != State::Running {
         let message = format!("{path} is {state}, not running");

@@ -20,6 +20,7 @@ use crate::exec::Outcome;
 Examples:
   mvm attach default/builtin-3f2a
   echo hello | mvm attach i-3f2a -i
+  mvm attach -it i-3f2a                  # for `mvm run -it`; Ctrl-P Ctrl-Q leaves it again
 
 Standard input reaches a process that was started with it, such as by `mvm run -i`.")]
 pub(crate) struct Attach {
