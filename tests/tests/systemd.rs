@@ -66,7 +66,7 @@ fn systemd_is_process_1_and_ends_in_its_own_order() {
     let Some(node) = Node::new() else { return };
     let Some(image) = debian() else { return };
     let path = boot(&node, &image);
-    assert_eq!(node.guest(&path, "cat /proc/1/comm"), "systemd");
+    assert_eq!(node.guest(&path, "readlink /proc/1/exe"), "/usr/lib/systemd/systemd");
     until_up(&node, &path);
     let install = "cat >/etc/systemd/system/last.service && systemctl enable --now last.service";
     let args = ["exec", "-i", &path, "--", "sh", "-c", install];
@@ -76,7 +76,11 @@ fn systemd_is_process_1_and_ends_in_its_own_order() {
     let death = node.instance(&path)["last_death"].clone();
     assert_eq!(death["cause"], "operator", "{death:#}");
     assert_eq!(death["exit"]["reason"], "guest_shutdown", "{death:#}");
-    assert!(node.ok(&["logs", &path]).contains("unit-is-stopped"));
+    let console = node.ok(&["logs", &path]);
+    assert!(console.contains("unit-is-stopped"), "{console}");
+    // The guest agent is spared to the end.
+    assert!(console.contains("marked to be excluded from killing"), "{console}");
+    assert!(!console.contains("Timed out waiting for device"), "{console}");
 
     // What was written is there after it.
     node.ok(&["start", &path]);
