@@ -8,6 +8,7 @@
 // It tells people why tests are skipped, and ends them at the first surprise.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod archive;
 pub mod binary;
 pub mod cleanup;
 pub mod host;
@@ -15,8 +16,10 @@ pub mod netns;
 pub mod node;
 pub mod run;
 pub mod seed;
+pub mod terminal;
 pub mod wait;
 
 pub use node::Node;
 pub use run::{Output, Running};
+pub use terminal::Terminal;
 pub use wait::{LIMIT, until};

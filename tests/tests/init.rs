@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mvm_tests::Node;
-use serde_json::json;
+use mvm_tests::archive::docker_archive;
 
 const INITTAB: &str = "\
 ::sysinit:/bin/busybox sh -c 'hostname > /run/name; echo init-was-here > /dev/console'
@@ -23,28 +23,12 @@ fn tool(name: &str, args: &[&str]) -> String {
 
 /// What `docker save` would write of this tree, whose command is `/sbin/init`.
 fn archive(dir: &Path, root: &Path) -> PathBuf {
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
     let parts = dir.join("parts");
     fs::create_dir(&parts).unwrap();
     let layer = parts.join("layer.tar");
-    tool("tar", &["-C", &text(root), "--owner=0", "--group=0", "-cf", &text(&layer), "."]);
-    let digest = tool("sha256sum", &[&text(&layer)]);
-    let digest = format!("sha256:{}", digest.split(' ').next().unwrap());
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = json!({
-        "architecture": architecture,
-        "os": "linux",
-        "config": { "Cmd": ["/sbin/init"] },
-        "rootfs": { "type": "layers", "diff_ids": [digest] },
-    });
-    fs::write(parts.join("config.json"), config.to_string()).unwrap();
-    let manifest =
-        json!([{ "Config": "config.json", "RepoTags": ["init:1"], "Layers": ["layer.tar"] }]);
-    fs::write(parts.join("manifest.json"), manifest.to_string()).unwrap();
-    let archive = dir.join("image.tar");
-    let files = ["manifest.json", "config.json", "layer.tar"];
-    tool("tar", &[&["-C", &text(&parts), "-cf", &text(&archive)][..], &files].concat());
-    archive
+    let [root, layer] = [root, &layer].map(|path| path.to_str().unwrap());
+    tool("tar", &["-C", root, "--owner=0", "--group=0", "-cf", layer, "."]);
+    docker_archive(&parts, "layer.tar", &["/sbin/init"])
 }
 
 /// A root with busybox and, if there is to be one, its init.

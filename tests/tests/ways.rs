@@ -7,18 +7,13 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mvm_tests::{LIMIT, Node, Running, until};
+use mvm_tests::{LIMIT, Node, Running, Terminal, until};
 use rustix::process::Signal;
-use rustix::pty::OpenptFlags;
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 /// How long what happens at once may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
@@ -64,77 +59,6 @@ fn every_way_into_a_guest_works_without_a_network() {
     ssh_scp_and_rsync(&guest);
 }
 
-/// A command on a pseudo-terminal of its own.
-struct Terminal {
-    controller: File,
-    terminal: OwnedFd,
-    child: Child,
-    seen: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Terminal {
-    fn start(mut command: Command) -> Self {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let controller = rustix::pty::openpt(flags).unwrap();
-        rustix::pty::unlockpt(&controller).unwrap();
-        let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, flags).unwrap();
-        let stdio = || Stdio::from(terminal.try_clone().unwrap());
-        command.stdin(stdio()).stdout(stdio()).stderr(stdio()).env("TERM", "vt220");
-        let controller = File::from(controller);
-        resize(&controller, 33, 101);
-        let child = command.process_group(0).spawn().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (mut reader, ours) = (controller.try_clone().unwrap(), Arc::clone(&seen));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(len @ 1..) = reader.read(&mut buffer) {
-                ours.lock().unwrap().extend_from_slice(&buffer[..len]);
-            }
-        });
-        Self { controller, terminal, child, seen }
-    }
-
-    fn key(&mut self, keys: &str) {
-        self.controller.write_all(keys.as_bytes()).unwrap();
-    }
-
-    fn until_seen(&self, text: &str) {
-        until(&format!("{text:?} is on the terminal"), SOON, || {
-            let seen = String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned();
-            seen.contains(text).then_some(())
-        });
-    }
-
-    /// Whether keys are lines here, as they are for a shell.
-    fn is_cooked(&self) -> bool {
-        tcgetattr(&self.terminal)
-            .unwrap()
-            .local_modes
-            .contains(LocalModes::ICANON | LocalModes::ECHO)
-    }
-
-    fn until_raw(&self) {
-        until("the terminal is raw", SOON, || (!self.is_cooked()).then_some(()));
-    }
-
-    fn wait(mut self) -> Option<i32> {
-        let status = until("the command ends", SOON, || self.child.try_wait().unwrap());
-        assert!(self.is_cooked(), "the terminal was not given back");
-        status.code()
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn resize(terminal: &File, ws_row: u16, ws_col: u16) {
-    tcsetwinsize(terminal, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
-}
-
 fn on_terminal(guest: &Guest, script: &str) -> Terminal {
     Terminal::start(guest.node.command(&["exec", "-it", &guest.path, "--", "sh", "-c", script]))
 }
@@ -145,10 +69,7 @@ fn a_terminal_is_as_if_the_program_ran_here(guest: &Guest) {
     let mut terminal = on_terminal(guest, script);
     terminal.until_seen("<33 101> <vt220> </dev/pts/");
     terminal.until_raw();
-    resize(&terminal.controller, 44, 80);
-    // The kernel tells the foreground of a session, and the command is in none.
-    rustix::process::kill_process(rustix::process::Pid::from_child(&terminal.child), Signal::WINCH)
-        .unwrap();
+    terminal.resize(44, 80);
     terminal.until_seen("<44 80>");
     terminal.key("\x03");
     terminal.until_seen("told");
@@ -160,8 +81,7 @@ fn a_terminal_is_given_back_however_it_ends(guest: &Guest) {
         let terminal = on_terminal(guest, "echo ready; trap '' HUP INT TERM; sleep 5001");
         terminal.until_seen("ready");
         terminal.until_raw();
-        let pid = rustix::process::Pid::from_child(&terminal.child);
-        rustix::process::kill_process(pid, signal).unwrap();
+        terminal.signal(signal);
         assert_eq!(terminal.wait(), Some(130), "{signal:?}");
         until_gone(guest, "sleep 5001");
     }

@@ -1,11 +1,14 @@
 //! The call that attaches to an instance's main process.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::frame;
+use mvm_core::guest::TerminalSize;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, Selector};
+use mvm_core::record::DesiredState;
 use mvm_host::guest::MainInput;
 use mvm_host::unix_socket::HangUp;
 use mvm_wire::{
@@ -14,15 +17,19 @@ use mvm_wire::{
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::main_process::News;
+use crate::main_process::{MainHub, News};
 use crate::node::Node;
 use crate::server::{finish, one};
+use crate::state::Mirror;
 
 /// How long a guest that an agent has just adopted has to tell of its main process.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often an actor is looked for.
 const ACTOR_POLL: Duration = Duration::from_millis(10);
+
+/// Pieces of input, of at most 64 KiB, that wait for a process that does not run yet.
+const MOST_WAITING: usize = 64;
 
 type Input = watch::Receiver<Option<(u32, MainInput)>>;
 
@@ -35,10 +42,11 @@ pub(crate) async fn attach(
     hang_up: &HangUp,
 ) -> Result<(), ConnectionError> {
     let Connection { read, mut write } = connection;
-    let (path, news, mut input) = match find(node, selector).await {
+    let (path, hub, news) = match find(node, selector).await {
         Ok(found) => found,
         Err(error) => return finish(&mut write, Err(error)).await,
     };
+    let mut input = hub.input();
     let running = match wait {
         true => Ok(None),
         false => tokio::select! {
@@ -56,7 +64,7 @@ pub(crate) async fn attach(
     }
     tokio::select! {
         carried = carry_out(&path, news, &mut write, pid.is_some()) => return carried,
-        () = carry_in(read, input) => {}
+        () = carry_in(&hub, read, input) => {}
         // Neither output nor room for input may ever come again.
         () = hang_up.wait() => return Ok(()),
     }
@@ -64,23 +72,26 @@ pub(crate) async fn attach(
     write.message(&Reply::ExecDetached).await
 }
 
-/// The instance, and the ways from and to its main process.
+/// The instance, and what its main process says from now on.
 async fn find(
     node: &Arc<Node>,
     selector: &Selector,
-) -> Result<(InstancePath, mpsc::Receiver<News>, Input), ApiError> {
+) -> Result<(InstancePath, Arc<MainHub>, mpsc::Receiver<News>), ApiError> {
     let path = one(&node.state.now(), selector)?;
     // An instance that was made this moment has no actor yet.
     let actor = async {
         loop {
             match node.instance(&path) {
-                Some(handle) => break (handle.main.listen(), handle.main.input()),
+                Some(handle) => break handle.main.clone(),
                 None => tokio::time::sleep(ACTOR_POLL).await,
             }
         }
     };
     match timeout(JOIN_LIMIT, actor).await {
-        Ok((news, input)) => Ok((path, news, input)),
+        Ok(hub) => {
+            let news = hub.listen();
+            Ok((path, hub, news))
+        }
         Err(_) => {
             let message = format!("{path} is not there any more");
             Err(ApiError::new(ErrorCode::Conflict, message).hint("see `mvm ps -a`"))
@@ -88,12 +99,20 @@ async fn find(
     }
 }
 
-/// The process id of a main process that runs.
+/// The process id of a main process that runs, or will once its machine has booted.
 async fn running(
     node: &Arc<Node>,
     path: &InstancePath,
     input: &mut Input,
 ) -> Result<u32, ApiError> {
+    // Whoever left while it booted may come back before it has.
+    let is_coming = |mirror: &Arc<Mirror>| {
+        let instance = mirror.desired.instances.get(path);
+        instance.is_some_and(|instance| instance.desired == DesiredState::Running)
+            && matches!(mirror.status(path).state(), State::Created | State::Stopped)
+    };
+    // An agent that ends needs no answer.
+    drop(node.state.follow().wait_for(|mirror| !is_coming(mirror)).await);
     let state = node.state.now().status(path).state();
     if state != State::Running {
         let message = format!("{path} is {state}, not running");
@@ -142,28 +161,73 @@ async fn carry_out(
     }
 }
 
-/// Carries standard input and signals to the process, once there is one; returns when the caller
-/// hangs up.
-async fn carry_in(mut read: ReadHalf, mut input: Input) {
-    while let Ok(Some(item)) = read.next().await {
-        let way = input.wait_for(Option::is_some).await;
-        let Some((_, way)) = way.ok().and_then(|way| way.clone()) else {
-            // The instance is gone, which the other direction tells.
-            return std::future::pending().await;
-        };
-        // A failure means that the process has ended, which the other direction tells.
-        let _ = match item {
-            Item::Data { kind: frame::KIND_STDIN, bytes } if bytes.is_empty() => {
-                way.close_stdin().await
-            }
-            Item::Data { kind: frame::KIND_STDIN, bytes } => way.write_stdin(&bytes).await,
-            Item::Data { .. } => Ok(()),
-            message => match message.parse::<Call>() {
-                Ok(Call::Signal { signal }) => way.signal(signal).await,
-                Ok(Call::Resize { size }) => way.resize(size).await,
-                Ok(Call::Detach) => return,
-                Ok(_) | Err(_) => Ok(()),
+/// What a caller sends on.
+enum Word {
+    Input(Vec<u8>),
+    EndOfInput,
+    Signal(i32),
+    Resize(TerminalSize),
+    Detach,
+    /// Of a newer caller.
+    Unknown,
+}
+
+impl From<Item> for Word {
+    fn from(item: Item) -> Self {
+        match item {
+            Item::Data { kind: frame::KIND_STDIN, bytes } if bytes.is_empty() => Self::EndOfInput,
+            Item::Data { kind: frame::KIND_STDIN, bytes } => Self::Input(bytes),
+            Item::Data { .. } => Self::Unknown,
+            message @ Item::Message(_) => match message.parse::<Call>() {
+                Ok(Call::Signal { signal }) => Self::Signal(signal),
+                Ok(Call::Resize { size }) => Self::Resize(size),
+                Ok(Call::Detach) => Self::Detach,
+                Ok(_) | Err(_) => Self::Unknown,
             },
-        };
+        }
     }
+}
+
+/// Carries standard input, sizes and signals to the process, and keeps what comes before there is
+/// one; returns when the caller hangs up or detaches, which needs no process.
+async fn carry_in(hub: &MainHub, mut read: ReadHalf, mut input: Input) {
+    let mut waiting = VecDeque::new();
+    loop {
+        let way = input.borrow_and_update().clone();
+        if let Some((_, way)) = way
+            && let Some(word) = waiting.pop_front()
+        {
+            pass_on(word, &way).await;
+            continue;
+        }
+        tokio::select! {
+            item = read.next(), if waiting.len() < MOST_WAITING => {
+                let Ok(Some(item)) = item else { return };
+                match Word::from(item) {
+                    Word::Detach => return,
+                    word => {
+                        if let Word::Resize(size) = word {
+                            hub.note_size(size);
+                        }
+                        waiting.push_back(word);
+                    }
+                }
+            }
+            changed = input.changed(), if !waiting.is_empty() => if changed.is_err() {
+                // The instance is gone, which the other direction tells.
+                return std::future::pending().await;
+            },
+        }
+    }
+}
+
+async fn pass_on(word: Word, way: &MainInput) {
+    // A failure means that the process has ended, which the other direction tells.
+    let _ = match word {
+        Word::Input(bytes) => way.write_stdin(&bytes).await,
+        Word::EndOfInput => way.close_stdin().await,
+        Word::Signal(signal) => way.signal(signal).await,
+        Word::Resize(size) => way.resize(size).await,
+        Word::Detach | Word::Unknown => Ok(()),
+    };
 }

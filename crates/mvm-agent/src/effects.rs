@@ -79,7 +79,9 @@ async fn spec(
     let revision = status.revision.as_ref().ok_or(EffectError::NoRevision)?;
     let files = node.host.images.files(revision).await?;
     let kernel_args = match resolve(&files.config, &record.spec.process).map_err(MainError::from)? {
-        MainProcess::Init { path } => format!("mvm.init={path}"),
+        // The console is a log: a login prompt there has nobody to ask, and systemd would wait a
+        // minute and a half for the device in an image without udev.
+        MainProcess::Init { path } => format!("mvm.init={path} systemd.getty_auto=0"),
         MainProcess::Nothing | MainProcess::Program(_) => String::new(),
     };
     let dir = node.instance_dir(&record.path.id);

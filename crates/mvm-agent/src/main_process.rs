@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mvm_core::guest::{ExitStatus, MainRequest};
+use mvm_core::guest::{ExitStatus, MainRequest, TerminalSize};
 use mvm_core::image::ImageConfig;
 use mvm_core::main_process::{MainProcess, ProcessError, ProcessSpec, resolve};
 use mvm_core::name::InstancePath;
@@ -71,6 +71,8 @@ pub(crate) struct MainHub {
     dir: PathBuf,
     listeners: Mutex<Vec<mpsc::Sender<News>>>,
     input: watch::Sender<Option<(u32, MainInput)>>,
+    /// That of the terminal which was attached last.
+    size: Mutex<TerminalSize>,
     /// Held by whoever writes.
     log: Arc<AsyncMutex<Log>>,
 }
@@ -87,7 +89,8 @@ impl MainHub {
     /// The hub of an instance with this directory.
     pub(crate) fn new(dir: PathBuf) -> Self {
         let input = watch::Sender::new(None);
-        Self { dir, listeners: Mutex::default(), input, log: Arc::default() }
+        let (listeners, size) = (Mutex::default(), Mutex::default());
+        Self { dir, listeners, input, size, log: Arc::default() }
     }
 
     /// Hears everything from now on.
@@ -100,6 +103,15 @@ impl MainHub {
     /// The process's id in the guest and the way to it, while there is one.
     pub(crate) fn input(&self) -> watch::Receiver<Option<(u32, MainInput)>> {
         self.input.subscribe()
+    }
+
+    /// Notes the size of a caller's terminal: the next process's own is made like it.
+    pub(crate) fn note_size(&self, size: TerminalSize) {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = size;
+    }
+
+    fn size(&self) -> TerminalSize {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn listeners(&self) -> MutexGuard<'_, Vec<mpsc::Sender<News>>> {
@@ -159,7 +171,8 @@ pub(crate) async fn attach(
 ) -> Result<Option<Attached>, MainError> {
     let mut request = match resolve(image, spec)? {
         MainProcess::Nothing => return Ok(None),
-        MainProcess::Program(program) => {
+        MainProcess::Program(mut program) => {
+            program.terminal = program.terminal.map(|_| hub.size());
             MainRequest { program: Some(*program), ..MainRequest::default() }
         }
         MainProcess::Init { path } => {

@@ -8,7 +8,7 @@ use super::exec;
 use crate::cli::Context;
 use crate::client::unexpected;
 use crate::detach_keys::DetachKeys;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, exit};
 use crate::exec::Outcome;
 
 /// Attach to an instance's main process.
@@ -20,6 +20,7 @@ use crate::exec::Outcome;
 Examples:
   mvm attach default/builtin-3f2a
   echo hello | mvm attach i-3f2a -i
+  mvm attach -it i-3f2a                  # for `mvm run -it`; Ctrl-P Ctrl-Q leaves it again
 
 Standard input reaches a process that was started with it, such as by `mvm run -i`.")]
 pub(crate) struct Attach {
@@ -45,11 +46,11 @@ impl Attach {
         let (connection, path) = open(context, self.selector, false).await?;
         let (has_stdin, has_terminal) = (self.interactive, self.tty);
         let ways = Ways { has_stdin, has_terminal, detach_keys: self.detach_keys };
-        let code = follow(connection, ways).await;
-        if matches!(code, Err(Error::HungUp)) {
-            context.ui.remark(&format!("{path} goes on"));
+        let outcome = follow(connection, ways).await;
+        if matches!(outcome, Err(Error::HungUp) | Ok(Outcome::Detached)) {
+            context.ui.remark(&format!("detached: {path} goes on"));
         }
-        code
+        outcome.map(exit_code)
     }
 }
 
@@ -78,16 +79,33 @@ pub(crate) struct Ways {
     pub(crate) detach_keys: DetachKeys,
 }
 
-/// Follows the main process to its end; the result is its exit code.
+impl Ways {
+    /// What `mvm attach` needs for the same ways, with a blank behind it.
+    pub(crate) fn flags(&self) -> &'static str {
+        match (self.has_stdin, self.has_terminal) {
+            (true, true) => "-it ",
+            (true, false) => "-i ",
+            (false, true) => "-t ",
+            (false, false) => "",
+        }
+    }
+}
+
+/// Follows the main process to its end, or until the detach keys are typed.
 ///
 /// # Errors
-/// It could not be started, or the connection to it was lost. A person who leaves it running
-/// has hung up.
-pub(crate) async fn follow(connection: Connection, ways: Ways) -> Result<u8> {
+/// It could not be started, the connection to it was lost, or the person hung up, which leaves it
+/// running.
+pub(crate) async fn follow(connection: Connection, ways: Ways) -> Result<Outcome> {
     let Ways { has_stdin, has_terminal, detach_keys } = ways;
     let keys = (has_stdin && has_terminal).then_some(detach_keys);
-    match exec::carry(connection, has_stdin, has_terminal, keys).await? {
-        Outcome::Exited(status) => Ok(exec::exit_code(status)),
-        Outcome::Detached => Err(Error::HungUp),
+    exec::carry(connection, has_stdin, has_terminal, keys).await
+}
+
+/// What a command that has followed a main process ends with.
+pub(crate) fn exit_code(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Exited(status) => exec::exit_code(status),
+        Outcome::Detached => exit::OK,
     }
 }

@@ -14,6 +14,7 @@ use super::{attach, bootstrap, exec, up};
 use crate::cli::Context;
 use crate::detach_keys::DetachKeys;
 use crate::error::{Error, Result, exit};
+use crate::exec::Outcome;
 use crate::image_source;
 use crate::request::{self, WaitArgs, carry_out};
 use crate::units::Mib;
@@ -126,16 +127,18 @@ impl Run {
             context.ui.data(&path, || path.to_string())?;
             return Ok(exit::OK);
         };
-        let code = attach::follow(connection, ways).await;
-        match &code {
+        let flags = ways.flags();
+        let outcome = attach::follow(connection, ways).await;
+        match &outcome {
             // The person left; the microVM goes on, and is removed at its end if that was asked.
-            Err(Error::HungUp) => {
-                context.ui.remark(&format!("{path} goes on: see `mvm attach {}`", path.id));
+            Err(Error::HungUp) | Ok(Outcome::Detached) => {
+                let again = format!("mvm attach {flags}{}", path.id);
+                context.ui.remark(&format!("detached: {path} goes on; come back with `{again}`"));
             }
             _ if rm => destroy(context, &pool).await?,
             _ => {}
         }
-        code
+        outcome.map(attach::exit_code)
     }
 
     async fn into_spec(self, context: &Context) -> Result<PoolSpec> {
