@@ -22,7 +22,9 @@ fn examples(command: &Command) -> Vec<String> {
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let Some((_, rest)) = help.split_once("Examples:\n") else { return Vec::new() };
     let lines = rest.lines().take_while(|line| line.starts_with("  "));
-    lines.map(|line| line.trim().to_owned()).collect()
+    // Some show what another program does with the result.
+    let is_ours = |line: &&str| line.split("| ").any(|part| part.starts_with("mvm "));
+    lines.map(str::trim).filter(is_ours).map(str::to_owned).collect()
 }
 
 /// The arguments of a command in an example, as a shell would split them. What follows two blanks

@@ -33,12 +33,9 @@ pub(crate) struct Ssh {
     stdio: bool,
     /// TENANT/POOL/INSTANCE, a prefix of an id, or TENANT/POOL for any running one of the pool.
     selector: Selector,
-    /// Options of `ssh`, such as -l USER; or a command, if the first is none.
-    #[arg(allow_hyphen_values = true, value_name = "OPTIONS")]
-    options: Vec<OsString>,
-    /// A command to run instead of a shell.
-    #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
+    /// A command to run instead of a shell; before it, options of `ssh`, such as -l USER, and --.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS -- COMMAND")]
+    rest: Vec<OsString>,
 }
 
 impl Ssh {
@@ -61,22 +58,29 @@ impl Ssh {
                 hint: "install an OpenSSH client, or use `mvm exec -it`".to_owned(),
             });
         };
-        let mut arguments: Vec<OsString> = options(context.state_dir(), &view.instance)?
-            .into_iter()
-            .flat_map(|(name, value)| ["-o".into(), format!("{name}={value}").into()])
-            .collect();
-        let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
-        let (own, command) = match self.options.first().is_some_and(is_option) {
-            true => (self.options, self.command),
-            false => (Vec::new(), [self.options, self.command].concat()),
-        };
-        // The host stands between the options of `ssh` and the command.
-        arguments.extend(own);
+        // To `ssh` the first word on something counts: options that were given go before ours. The
+        // host stands between them and the command.
+        let (own, command) = split(&self.rest);
+        let mut arguments = own.to_vec();
+        for (name, value) in options(context.state_dir(), &view.instance)? {
+            arguments.extend(["-o".into(), format!("{name}={value}").into()]);
+        }
         arguments.push("--".into());
         arguments.push(SshView::host(&view.instance).into());
-        arguments.extend(command);
+        arguments.extend_from_slice(command);
         let source = become_program(&program, &arguments);
         Err(Error::Read { what: program.display().to_string(), source })
+    }
+}
+
+/// The options of `ssh` and the command: without options, all is the command.
+fn split(words: &[OsString]) -> (&[OsString], &[OsString]) {
+    let begins_with_option =
+        words.first().is_some_and(|word| word.as_encoded_bytes().starts_with(b"-"));
+    match words.iter().position(|word| word == "--") {
+        _ if !begins_with_option => (&[], words),
+        Some(at) => (&words[..at], &words[at + 1..]),
+        None => (words, &[]),
     }
 }
 
@@ -120,6 +124,29 @@ fn for_shell(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_is_told_from_the_options_before_it() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            ssh: Ssh,
+        }
+        for (line, own, command) in [
+            ("ssh web", "", ""),
+            ("ssh web -- id -un", "", "id -un"),
+            ("ssh web id -un", "", "id -un"),
+            ("ssh web -l mvm", "-l mvm", ""),
+            ("ssh web -l mvm -- id -un", "-l mvm", "id -un"),
+            ("ssh web -v -- echo -- x", "-v", "echo -- x"),
+        ] {
+            let parsed = Line::parse_from(line.split(' ')).ssh.rest;
+            let (first, second) = split(&parsed);
+            let text = |words: &[OsString]| words.join(" ".as_ref()).into_string().unwrap();
+            assert_eq!((text(first), text(second)), (own.to_owned(), command.to_owned()), "{line}");
+        }
+    }
 
     #[test]
     fn paths_with_spaces_quotes_and_percent_signs_stay_one_word() {
