@@ -1,7 +1,7 @@
 //! Files and trees as tar streams.
 //!
 //! `mvm cp` has one side of a copy in the command and the other in the guest agent, which is there
-//! in images without a `tar`: both call this. [`pack`] writes what a path holds, [`unpack`] makes
+//! in images without a `tar`: both call this. [`pack()`] writes what a path holds, [`unpack()`] makes
 //! it again at a [`Target`]. It starts no process, and what it is given to unpack may be hostile:
 //! nothing is written outside the target, whatever the names and links in the stream.
 

@@ -1,6 +1,8 @@
 //! Image sources as they are typed: completed here, where the working directory and standard input
 //! are, so that the agent gets what it can find by itself.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "help texts are no Markdown")]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

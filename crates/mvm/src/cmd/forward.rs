@@ -1,5 +1,7 @@
 //! `mvm forward`.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "help texts are no Markdown")]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
