@@ -109,7 +109,7 @@ fn what_makes_no_sense_is_a_usage_error_that_says_what_would() {
         (&["pool", "create", "demo/x", "--mem", "lots"], 2, &["a size such as 256"]),
         (&["pool", "create", "demo/x", "--vcpus", "0"], 2, &["vcpus is 0", "1 to 32"]),
         (&["pool", "create", "demo/x", "--disk", "1"], 2, &["disk_mib is 1", "at least 16"]),
-        (&["pool", "create", "demo/x", "--image", "nope"], 2, &["expected builtin"]),
+        (&["pool", "create", "demo/x", "--image", "No Pe"], 2, &["expected builtin"]),
         (&["pool", "create", "demo/x", "--net", "nope"], 2, &["expected tenant or none"]),
         (&["pool", "create", "demo/x", "--boot-timeout", "0"], 2, &["at least 1"]),
         (&["start", "demo/web/x"], 2, &["`i-` and up to 8 hexadecimal digits"]),
