@@ -99,6 +99,8 @@ impl Drop for Registry {
 #[test]
 fn an_image_of_a_registry_boots_and_a_moved_tag_is_followed_and_left_again() {
     let Some(node) = Node::new() else { return };
+    // What earlier tests have left in the cache is none of this test's.
+    node.ok(&["image", "gc"]);
     let Some(registry) = Registry::start() else { return };
     let image = registry.push("app:v1", "hello from layer two\n");
     let pool = node.json(&["tenant", "create", "demo"]);
@@ -146,6 +148,8 @@ fn an_image_of_a_registry_boots_and_a_moved_tag_is_followed_and_left_again() {
 #[test]
 fn an_image_that_cannot_be_had_is_explained_and_asked_for_again() {
     let Some(node) = Node::new() else { return };
+    // What earlier tests have left in the cache is none of this test's.
+    node.ok(&["image", "gc"]);
     node.ok(&["tenant", "create", "demo"]);
     let wrong = node.mvm(&["pool", "create", "demo/x", "--image", "Not An Image"]);
     assert_eq!(wrong.code, 2, "{}", wrong.stderr);
@@ -162,6 +166,8 @@ fn an_image_that_cannot_be_had_is_explained_and_asked_for_again() {
 #[test]
 fn an_archive_may_come_over_standard_input() {
     let Some(node) = Node::new() else { return };
+    // What earlier tests have left in the cache is none of this test's.
+    node.ok(&["image", "gc"]);
     let Some(registry) = Registry::start() else { return };
     registry.push("app:v1", "from a pipe\n");
     let archive = registry.dir.path().join("app.tar");

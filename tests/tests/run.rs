@@ -101,6 +101,7 @@ fn the_exit_code_decides_whether_it_is_started_again() {
     let view = until("it has succeeded", LIMIT, || {
         Some(node.instance(&path))
             .filter(|view| view["exit_code"] == 0 && view["state"] == "stopped")
+            .filter(|view| view["activity"].is_null())
     });
     assert_eq!(view["boots"], 2);
     assert_eq!(
