@@ -10,8 +10,8 @@ const SOON: Duration = Duration::from_secs(30);
 /// Leaves a program alone.
 const DETACH: &str = "\x10\x11";
 /// Says its size at once and at each change, counts interrupts, and ends with what it is told.
-const PROGRAM: &str = "echo \"<$(stty size)> <$TERM>\"; trap 'echo \"<$(stty size)>\"' WINCH; \
-                       trap 'echo interrupted' INT; \
+const PROGRAM: &str = "trap 'echo \"<$(stty size)>\"' WINCH; trap 'echo interrupted' INT; \
+                       echo \"<$(stty size)> <$TERM>\"; \
                        while :; do if read -r line; then echo \"got <$line>\"; \
                        case $line in exit*) exit ${line#exit };; esac; fi; done";
 
