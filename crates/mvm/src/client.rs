@@ -110,7 +110,10 @@ impl Client {
         match connect(&socket).await {
             Ok(stream) => Ok(Some(Connection::new(stream))),
             Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                // Reset: it ended before it accepted.
+                io::ErrorKind::NotFound
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset => Ok(None),
                 kind => Err(Error::Unreachable {
                     socket,
                     source: Box::new(io::Error::new(kind, error)),
