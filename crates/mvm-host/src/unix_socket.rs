@@ -6,13 +6,17 @@
 //! a process that still listens on it.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -98,6 +102,33 @@ impl HangUp {
             }
         }
         std::future::pending().await
+    }
+}
+
+/// Sends one byte with a descriptor, of which the receiver gets a copy.
+///
+/// # Errors
+/// The peer is gone, or does not take it.
+pub(crate) async fn send_descriptor(
+    stream: &UnixStream,
+    byte: u8,
+    descriptor: &impl AsFd,
+) -> io::Result<()> {
+    loop {
+        stream.writable().await?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            let descriptors = [descriptor.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            // The space is made for one.
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let byte = [IoSlice::new(std::slice::from_ref(&byte))];
+            Ok(rustix::net::sendmsg(stream, &byte, &mut control, SendFlags::NOSIGNAL)?)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return sent.map(drop),
+        }
     }
 }
 

@@ -5,12 +5,20 @@
 mod image_support;
 mod vmm_support;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
+<<<<<<< HEAD
 use mvm_host::vmm::{CONSOLE_LOG, DiskAccess, Nic, VmSpec, Vmm, VmmError};
+=======
+use mvm_host::vmm::{
+    CONSOLE_LOG, DEVICE_STATE, MEMORY_IMAGE, MemoryImage, MemoryPart, Nic, Restore, Vm, VmSpec,
+    Vmm, VmmError,
+};
+>>>>>>> 182dd8e (vmm: pause, save and restore microVMs; memory is an image and what was changed of it)
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, processes_of, qemu::Qemu, sim::Sim, text_of,
 };
@@ -48,6 +56,9 @@ contract! {
     a_failed_launch_leaves_nothing,
     two_microvms_share_a_base_and_no_layer,
     strays_of_one_instance_are_ended,
+    a_saved_microvm_goes_on_where_it_was_time_after_time,
+    microvms_restored_from_one_image_do_not_see_each_others_memory,
+    a_failed_save_or_restore_leaves_nothing,
 }
 
 async fn a_launched_guest_runs_sees_its_disks_in_order_and_its_console_is_kept<B: Backend>(
@@ -105,6 +116,114 @@ async fn an_end_while_no_agent_watched_is_told_to_the_next<B: Backend>(host: Hos
         let exit = vmm.exit_of(&handle, &spec).await;
         assert_eq!((exit.process, exit.reason), (ProcessEnd::Unobserved, Some(reason)));
     }
+}
+
+async fn a_saved_microvm_goes_on_where_it_was_time_after_time<B: Backend>(host: Host<B>) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    let mut vm = vmm.launch(&spec).await.unwrap();
+    assert_eq!(Guest::of(&vm).await.ask("note 0").await, "0");
+    let first = saved_into(&host, &vm, "saved-0").await;
+    let path = first.join(MEMORY_IMAGE);
+    let image = Arc::new(MemoryImage::own(&path, spec.uid).unwrap());
+    let content = std::fs::read(&path).unwrap();
+    let mut from = Restore { dir: first, memory: image };
+    for cycle in 1..=3 {
+        vm.kill().await.unwrap();
+        vm.wait().await;
+        vm = vmm.restore(&spec, &from).await.unwrap();
+        vm.resume().await.unwrap();
+        let mut guest = Guest::of(&vm).await;
+        assert_eq!(guest.ask("notes").await, (cycle - 1).to_string());
+        assert_eq!(guest.ask(&format!("note {cycle}")).await, cycle.to_string());
+        drop(guest);
+        from.dir = saved_into(&host, &vm, &format!("saved-{cycle}")).await;
+    }
+    // What was saved is not touched by the microVM that goes on.
+    assert!(std::fs::read(&path).unwrap() == content, "the image changed");
+    // A microVM that was saved can go on in the same process, too.
+    vm.resume().await.unwrap();
+    let mut guest = Guest::of(&vm).await;
+    assert_eq!(guest.ask("notes").await, "3");
+    // Adopted, it can be paused and saved as before.
+    let adopted = host.backend.vmm().adopt(vm.handle(), &spec).await.unwrap().unwrap();
+    drop((guest, vm));
+    let from = Restore { dir: saved_into(&host, &adopted, "adopted").await, ..from };
+    adopted.kill().await.unwrap();
+    adopted.wait().await;
+    let vm = vmm.restore(&spec, &from).await.unwrap();
+    vm.resume().await.unwrap();
+    let mut guest = Guest::of(&vm).await;
+    assert_eq!(guest.ask("disks").await.trim_end(), "vda 6144 1 vdb 10240 0");
+    guest.tell("off").await;
+    assert_eq!(vm.wait().await.reason, Some(ShutdownReason::GuestShutdown));
+}
+
+/// Pauses and saves a microVM.
+async fn saved_into<B: Backend>(host: &Host<B>, vm: &Arc<dyn Vm>, name: &str) -> PathBuf {
+    let dir = host.root.path().join(name);
+    std::fs::create_dir(&dir).unwrap();
+    vm.pause().await.unwrap();
+    let saved = vm.save(&dir).await.unwrap();
+    if saved.part == MemoryPart::Changes {
+        // Far less than the guest's 128 MiB.
+        assert!(saved.bytes < 32 << 20, "{saved:?}");
+    }
+    dir
+}
+
+async fn microvms_restored_from_one_image_do_not_see_each_others_memory<B: Backend>(host: Host<B>) {
+    let (vmm, specs) = (host.backend.vmm(), [host.spec(1), host.spec(2)]);
+    let origin = vmm.launch(&specs[0]).await.unwrap();
+    Guest::of(&origin).await.ask("note origin").await;
+    let dir = saved_into(&host, &origin, "origin").await;
+    origin.kill().await.unwrap();
+    origin.wait().await;
+    let memory = Arc::new(MemoryImage::share(&dir.join(MEMORY_IMAGE)).unwrap());
+    let from = Restore { dir, memory };
+    let mut forks = Vec::new();
+    for spec in &specs {
+        let vm = vmm.restore(spec, &from).await.unwrap();
+        vm.resume().await.unwrap();
+        let guest = Guest::of(&vm).await;
+        forks.push((vm, guest));
+    }
+    for (number, (_, guest)) in forks.iter_mut().enumerate() {
+        assert_eq!(guest.ask("notes").await, "origin");
+        guest.ask(&format!("note fork {number}")).await;
+    }
+    for (number, (vm, guest)) in forks.iter_mut().enumerate() {
+        assert_eq!(guest.ask("notes").await, format!("fork {number}"));
+        vm.kill().await.unwrap();
+    }
+}
+
+async fn a_failed_save_or_restore_leaves_nothing<B: Backend>(host: Host<B>) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    let vm = vmm.launch(&spec).await.unwrap();
+    Guest::of(&vm).await;
+    let dir = host.root.path().join("refused");
+    std::fs::create_dir(&dir).unwrap();
+    let error = vm.save(&dir).await.unwrap_err().to_string();
+    assert!(error.contains("only a paused one can be saved"), "{error}");
+    Guest::of(&vm).await;
+    let dir = saved_into(&host, &vm, "saved").await;
+    vm.kill().await.unwrap();
+    vm.wait().await;
+    assert!(vm.pause().await.is_err());
+    let memory = Arc::new(MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap());
+    let state = std::fs::read(dir.join(DEVICE_STATE)).unwrap();
+    let from = Restore { dir: dir.clone(), memory };
+    for damaged in [&state[..state.len() / 2], &[], b"not the state of any device"] {
+        std::fs::write(dir.join(DEVICE_STATE), damaged).unwrap();
+        let error = vmm.restore(&spec, &from).await.err();
+        assert!(matches!(error, Some(VmmError::DiedAtStart { .. })), "{error:?}");
+        assert_eq!(processes_of(spec.uid), []);
+    }
+    std::fs::write(dir.join(DEVICE_STATE), &state).unwrap();
+    let vm = vmm.restore(&spec, &from).await.unwrap();
+    vm.resume().await.unwrap();
+    Guest::of(&vm).await;
+    vm.kill().await.unwrap();
 }
 
 async fn until_gone<B: Backend>(vmm: &dyn Vmm, handle: &VmHandle, host: &Host<B>) {

@@ -3,14 +3,16 @@
 //! The agent's instance actors call it; it never decides whether a microVM should run.
 
 pub mod console;
+mod memory;
 pub mod qemu;
 pub mod qmp;
 pub mod sim;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use memory::MemoryImage;
 use mvm_core::name::InstanceId;
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{Accel, VmExit, VmHandle, VmmKind};
@@ -20,6 +22,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub const CONSOLE_LOG: &str = "console.log";
 /// File in [`VmSpec::dir`] that keeps what the VMM itself printed.
 pub const VMM_LOG: &str = "vmm.log";
+
+/// File of a saved microVM with the state of its devices.
+pub const DEVICE_STATE: &str = "device.state";
+/// File of a saved microVM with its whole memory; see [`MemoryImage`].
+pub const MEMORY_IMAGE: &str = "memory.image";
+/// File of a saved microVM with what it changed of the image that it was restored from.
+pub const MEMORY_CHANGES: &str = "memory.changes";
 
 /// Whether a disk may be written. A disk that one microVM writes is refused to every other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +102,33 @@ impl VmSpec {
         }
         Ok(())
     }
+}
+
+/// What was saved of a microVM's memory, besides the state of its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// Which part of it.
+    pub part: MemoryPart,
+    /// Bytes of memory that were written.
+    pub bytes: u64,
+}
+
+/// A part of a microVM's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryPart {
+    /// All of it, as [`MEMORY_IMAGE`].
+    Whole,
+    /// What it changed of its image, as [`MEMORY_CHANGES`].
+    Changes,
+}
+
+/// A saved microVM that is to go on.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// The directory that it was saved into, or one with copies of its files.
+    pub dir: PathBuf,
+    /// The memory that it begins with: its own image, or the one that its changes are about.
+    pub memory: Arc<MemoryImage>,
 }
 
 /// Why a VMM operation failed.
@@ -201,6 +237,14 @@ pub trait Vmm: Send + Sync {
     /// Nothing is left behind: no process, no socket.
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError>;
 
+    /// Starts a saved microVM: on return its process runs, and its vCPUs are where they were when
+    /// it was saved, paused. The specification is the one that it was launched with, except for
+    /// the instance's own paths, tap and user; its disks have the content that they had then.
+    ///
+    /// # Errors
+    /// The files are damaged or of another microVM. Nothing is left behind: no process, no socket.
+    async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError>;
+
     /// Ends every microVM of this instance that its agent does not know of: one that was launched
     /// by an agent that died before it could say so. On return none of its processes runs.
     ///
@@ -241,6 +285,25 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// The operating system refused.
     async fn kill(&self) -> Result<(), VmmError>;
+
+    /// Stops the vCPUs. On return the guest does nothing, and its writes are in its disks' files.
+    ///
+    /// # Errors
+    /// The microVM is gone or does not answer.
+    async fn pause(&self) -> Result<(), VmmError>;
+
+    /// Lets the vCPUs run again.
+    ///
+    /// # Errors
+    /// The microVM is gone or does not answer.
+    async fn resume(&self) -> Result<(), VmmError>;
+
+    /// Writes a paused microVM's devices and memory into an empty directory, durably. It stays
+    /// paused, and can be resumed or ended. Its disks are for the caller to keep.
+    ///
+    /// # Errors
+    /// The microVM runs, or its files cannot be written: the directory is then of no use.
+    async fn save(&self, dest: &Path) -> Result<Saved, VmmError>;
 
     /// Opens the byte stream to the guest agent. A microVM has one: a second caller waits or fails
     /// until the first has dropped its stream.

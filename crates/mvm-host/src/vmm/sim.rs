@@ -21,9 +21,9 @@ use mvm_core::vmm::{Accel, ProcessEnd, ShutdownReason, VmExit, VmHandle, VmmKind
 
 pub use agent::guest_agents;
 pub use guest::{SimGuestControl, SimGuestService};
-use machine::{Machine, SimVm};
+use machine::{Begin, Machine, Past, SimVm};
 
-use super::{DiskAccess, Vm, VmSpec, Vmm, VmmError, console};
+use super::{DEVICE_STATE, DiskAccess, Restore, Vm, VmSpec, Vmm, VmmError, console};
 
 /// How long the simulated parts take.
 #[derive(Debug, Clone, Copy)]
@@ -156,19 +156,9 @@ impl SimVmm {
     pub fn new(world: SimWorld) -> Self {
         Self { world }
     }
-}
 
-#[async_trait]
-impl Vmm for SimVmm {
-    fn kind(&self) -> VmmKind {
-        VmmKind::Sim
-    }
-
-    fn host_boot_id(&self) -> String {
-        self.world.state().boot_id()
-    }
-
-    async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
+    /// Starts a machine that boots, or goes on from its past.
+    async fn start(&self, spec: &VmSpec, past: Option<Past>) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         for path in [&spec.kernel, &spec.initrd] {
             check_file(path)?;
@@ -194,10 +184,34 @@ impl Vmm for SimVmm {
             start_ticks: u64::from(state.next_pid) * 100,
             host_boot_id: state.boot_id(),
         };
+        let begin = match past {
+            None => Begin::Boot(self.world.times.boot),
+            Some(past) => Begin::GoOn(past),
+        };
         let service = self.world.service.clone();
-        let machine = Machine::start(handle, spec, self.world.times.boot, console, fault, service);
+        let machine = Machine::start(handle, spec, begin, console, fault, service);
         state.machines.insert(machine.handle().pid, Arc::clone(&machine));
         Ok(Arc::new(SimVm::new(machine)))
+    }
+}
+
+#[async_trait]
+impl Vmm for SimVmm {
+    fn kind(&self) -> VmmKind {
+        VmmKind::Sim
+    }
+
+    fn host_boot_id(&self) -> String {
+        self.world.state().boot_id()
+    }
+
+    async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
+        self.start(spec, None).await
+    }
+
+    async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
+        let past = Past::load(&from.dir.join(DEVICE_STATE))?;
+        self.start(spec, Some(past)).await
     }
 
     async fn adopt(

@@ -21,7 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// A VMM on which the contract runs. Its guests read lines from the agent's port and obey:
-/// `echo WORDS` answers the words, `disks` answers `NAME SECTORS READONLY` for each disk,
+/// `echo WORDS` answers the words, `note WORDS` does too and keeps them in the guest's memory,
+/// `notes` answers what was noted last, `disks` answers `NAME SECTORS READONLY` for each disk,
 /// `off`, `reset` and `panic` end the guest.
 pub(crate) trait Backend {
     /// A driver as a fresh agent would make it, over the same host.

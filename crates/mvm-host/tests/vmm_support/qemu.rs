@@ -47,6 +47,8 @@ while :; do
     echo) echo "$rest" >&3 ;;
     disks) a=; for d in vda vdb; do
         a="$a$d $($B cat /sys/block/$d/size) $($B cat /sys/block/$d/ro) "; done; echo $a >&3 ;;
+    note) echo "$rest" > /note; $B tail -n 1 /note >&3 ;;
+    notes) $B cat /note >&3 ;;
     mac) $B cat /sys/class/net/eth0/address >&3 ;;
     off) $B poweroff -f ;;
     reset) $B reboot -f ;;

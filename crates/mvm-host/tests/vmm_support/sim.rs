@@ -48,8 +48,13 @@ async fn obey(stream: DuplexStream, control: SimGuestControl) {
     while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
         let answer = match line.trim_end().split_once(' ') {
             Some(("echo", words)) => format!("{words}\n"),
+            Some(("note", words)) => {
+                control.remember("note", words);
+                format!("{words}\n")
+            }
             _ => match line.trim_end() {
                 "disks" => "vda 6144 1 vdb 10240 0\n".to_owned(),
+                "notes" => format!("{}\n", control.recall("note").unwrap_or_default()),
                 "off" => return control.power_off(),
                 "reset" => return control.reset(),
                 "panic" => return control.panic("sysrq triggered crash"),

@@ -23,6 +23,8 @@ const FIRST_DISK_SET: usize = 1;
 #[derive(Debug, Clone)]
 pub(super) struct Descriptors {
     pub(super) memory: RawFd,
+    /// The devices' state, if the microVM is restored: its memory is then an image.
+    pub(super) device_state: Option<RawFd>,
     pub(super) kernel: RawFd,
     pub(super) initrd: RawFd,
     pub(super) console: RawFd,
@@ -52,9 +54,11 @@ pub(super) fn arguments(
     // No legacy timers and interrupt controllers: the guest is told the frequency of its counter.
     // The clock chip stays, so that the guest knows the time from its first line on, and so do
     // option ROMs: without them the firmware of newer QEMUs loads no kernel.
+    // A saved state of devices is complete without their description, which is for people.
     args.option(
         "-machine",
-        "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram",
+        "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram,\
+         suppress-vmdesc=on",
     );
     match accel {
         Accel::Kvm => args.option("-accel", "kvm").option("-cpu", "host"),
@@ -68,7 +72,7 @@ pub(super) fn arguments(
         .json(
             "-object",
             &json!({
-                "qom-type": "memory-backend-file", "id": "ram", "share": true,
+                "qom-type": "memory-backend-file", "id": "ram", "share": fds.device_state.is_none(),
                 "mem-path": descriptor_path(fds.memory), "size": u64::from(spec.mem_mib) << 20,
             }),
         )
@@ -101,6 +105,13 @@ pub(super) fn arguments(
         .json("-device", &json!({ "driver": "virtio-rng-device", "rng": "rng" }))
         // Through this port the guest's kernel reports a panic.
         .json("-device", &json!({ "driver": "pvpanic" }));
+    if fds.device_state.is_some() {
+        // The guest waits for its devices' state, which is written without a head that names the
+        // machine; it stays paused then.
+        args.flags(&["-S"])
+            .option("-incoming", "defer")
+            .option("-global", "migration.send-configuration=off");
+    }
     // The guest numbers its disks in the order of these devices.
     for (index, disk) in fds.disks.iter().enumerate() {
         let set = FIRST_DISK_SET + index;
@@ -214,6 +225,7 @@ mod tests {
         let disk = |fd, access| DiskDescriptor { fd, access };
         Descriptors {
             memory: 10,
+            device_state: None,
             kernel: 11,
             initrd: 12,
             console: 13,
@@ -280,6 +292,23 @@ mod tests {
             (values(&kvm, "-accel"), values(&kvm, "-cpu")),
             (vec!["kvm".into()], vec!["host".into()])
         );
+    }
+
+    #[test]
+    fn a_restored_microvm_waits_for_its_devices_and_keeps_its_image_as_it_is() {
+        let backend = |fds: &Descriptors| {
+            let args = arguments(&spec(), Accel::Tcg, None, fds);
+            let objects = values(&args, "-object").into_iter();
+            let mut objects = objects.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+            let memory = objects.find(|object| object["id"] == "ram").unwrap();
+            (args, memory["share"].clone())
+        };
+        let (args, share) = backend(&fds());
+        assert!(values(&args, "-incoming").is_empty() && share == true);
+        let (args, share) = backend(&Descriptors { device_state: Some(30), ..fds() });
+        assert_eq!(values(&args, "-incoming"), ["defer"]);
+        assert_eq!(share, false);
+        assert!(args.iter().any(|arg| arg == "-S"));
     }
 
     #[test]

@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, MemfdFlags, flock};
 use rustix::io::Errno;
 
+<<<<<<< HEAD
 use super::super::{Disk, DiskAccess, VMM_LOG, VmSpec, VmmError, console};
+=======
+use super::super::{DEVICE_STATE, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console};
+>>>>>>> 182dd8e (vmm: pause, save and restore microVMs; memory is an image and what was changed of it)
 use super::args::{Descriptors, DiskDescriptor};
 use super::journal::{self, Journal};
 use super::{AGENT_SOCKET, QMP_SOCKET, tap, with_source};
@@ -20,6 +24,7 @@ use crate::unix_socket;
 #[derive(Debug)]
 pub(super) struct Handover {
     memory: OwnedFd,
+    device_state: Option<File>,
     kernel: File,
     initrd: File,
     disks: Vec<(File, DiskAccess)>,
@@ -50,8 +55,9 @@ impl Drop for Made {
 }
 
 impl Handover {
-    /// Opens everything, or leaves nothing.
-    pub(super) async fn open(spec: &VmSpec) -> Result<Self, VmmError> {
+    /// Opens everything, or leaves nothing. A microVM that is not restored begins with fresh
+    /// memory.
+    pub(super) async fn open(spec: &VmSpec, restore: Option<&Restore>) -> Result<Self, VmmError> {
         let kernel = open_for_user(&spec.kernel, spec.uid)?;
         let initrd = open_for_user(&spec.initrd, spec.uid)?;
         let disks = spec
@@ -65,7 +71,14 @@ impl Handover {
                 Ok((file, disk.access))
             })
             .collect::<Result<Vec<_>, VmmError>>()?;
-        let memory = guest_memory(spec.mem_mib)?;
+        let (memory, device_state) = match restore {
+            None => (guest_memory(spec.mem_mib)?, None),
+            Some(restore) => {
+                let path = restore.dir.join(DEVICE_STATE);
+                let device_state = File::open(&path).map_err(file_error(&path))?;
+                (image_of(restore, spec.mem_mib)?, Some(device_state))
+            }
+        };
         let tap = match &spec.nic {
             None => None,
             Some(nic) => {
@@ -100,13 +113,27 @@ impl Handover {
             .mode(0o600)
             .open(&log_path)
             .map_err(file_error(&log_path))?;
-        Ok(Self { memory, kernel, initrd, disks, tap, qmp, agent, console, log, journal, made })
+        Ok(Self {
+            memory,
+            device_state,
+            kernel,
+            initrd,
+            disks,
+            tap,
+            qmp,
+            agent,
+            console,
+            log,
+            journal,
+            made,
+        })
     }
 
     /// The numbers for QEMU's arguments, the same here and there.
     pub(super) fn descriptors(&self) -> Descriptors {
         Descriptors {
             memory: self.memory.as_raw_fd(),
+            device_state: self.device_state.as_ref().map(AsRawFd::as_raw_fd),
             kernel: self.kernel.as_raw_fd(),
             initrd: self.initrd.as_raw_fd(),
             console: self.console.as_raw_fd(),
@@ -124,7 +151,8 @@ impl Handover {
 
     /// What QEMU is to inherit.
     pub(super) fn to_keep(&self) -> Vec<BorrowedFd<'_>> {
-        let files = [&self.kernel, &self.initrd, &self.console].into_iter().map(AsFd::as_fd);
+        let files = [&self.kernel, &self.initrd, &self.console].into_iter();
+        let files = files.chain(&self.device_state).map(AsFd::as_fd);
         let owned = [&self.memory, &self.qmp, &self.agent, &self.journal.dir].into_iter();
         let disks = self.disks.iter().map(|(file, _)| file.as_fd());
         files
@@ -174,6 +202,7 @@ fn open_for_user(path: &Path, uid: u32) -> Result<File, VmmError> {
     open().map_err(file_error(path))
 }
 
+<<<<<<< HEAD
 /// Locks a disk, shared to read and alone to write. The lock belongs to the open file that QEMU
 /// inherits, so it lasts exactly as long as the disk is open in any process, whatever becomes of
 /// the agent. QEMU's own locks, on byte ranges, are independent of it.
@@ -187,6 +216,21 @@ fn lock(file: &File, disk: &Disk) -> Result<(), VmmError> {
         Err(Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { path: disk.path.clone() }),
         Err(error) => Err(file_error(&disk.path)(error.into())),
     }
+=======
+/// The image that a restored microVM maps.
+fn image_of(restore: &Restore, mem_mib: u32) -> Result<OwnedFd, VmmError> {
+    let image = &restore.memory;
+    if image.bytes() != u64::from(mem_mib) << 20 {
+        return Err(VmmError::Control {
+            operation: "restore the microVM".into(),
+            message: format!("its memory has {} bytes, not {mem_mib} MiB", image.bytes()),
+        });
+    }
+    image
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| VmmError::System { operation: "open a memory image".into(), source })
+>>>>>>> 182dd8e (vmm: pause, save and restore microVMs; memory is an image and what was changed of it)
 }
 
 /// Memory that belongs to no filesystem and is freed with the last process that has it mapped.

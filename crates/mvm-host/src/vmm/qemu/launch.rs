@@ -9,10 +9,10 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::super::qmp::QmpClient;
-use super::super::{VMM_LOG, VmSpec, VmmError};
+use super::super::{Restore, VMM_LOG, VmSpec, VmmError};
 use super::handover::Handover;
 use super::vm::QemuVm;
-use super::{QemuConfig, args, connect_qmp, qmp_failed};
+use super::{QemuConfig, args, connect_qmp, qmp_failed, save};
 use crate::console;
 use crate::process::{Process, Spawn, spawn};
 
@@ -30,12 +30,47 @@ pub(super) async fn launch(
     tsc_khz: Option<u64>,
     spec: &VmSpec,
 ) -> Result<QemuVm, VmmError> {
+    let (starting, handover) = start(config, tsc_khz, spec, None).await?;
+    let running = ask_until_running(&spec.dir, config.start_limit);
+    or_last_words(starting.process()?, spec, running).await?;
+    finish(config, spec, starting, handover)
+}
+
+/// Starts QEMU with the memory and the devices of a saved microVM, which is paused on return. If
+/// this fails or is given up, no process and no socket is left.
+pub(super) async fn restore(
+    config: &QemuConfig,
+    tsc_khz: Option<u64>,
+    spec: &VmSpec,
+    from: &Restore,
+) -> Result<QemuVm, VmmError> {
+    let (starting, handover) = start(config, tsc_khz, spec, Some(from)).await?;
+    let process = starting.process()?;
+    let loading = async {
+        let qmp = connect_qmp(&spec.dir, config.start_limit).await?;
+        let pid = process.identity().pid;
+        save::apply_changes(pid, u64::from(spec.mem_mib) << 20, &from.dir).await?;
+        match handover.descriptors().device_state {
+            Some(descriptor) => save::load_devices(&qmp, descriptor).await,
+            None => Ok(()),
+        }
+    };
+    or_last_words(process, spec, loading).await?;
+    finish(config, spec, starting, handover)
+}
+
+async fn start(
+    config: &QemuConfig,
+    tsc_khz: Option<u64>,
+    spec: &VmSpec,
+    restore: Option<&Restore>,
+) -> Result<(Starting, Handover), VmmError> {
     spec.check()?;
     let groups = match config.accel {
         Accel::Kvm => kvm_groups(Path::new("/dev/kvm"))?,
         Accel::Tcg => Vec::new(),
     };
-    let handover = Handover::open(spec).await?;
+    let handover = Handover::open(spec, restore).await?;
     let args = args::arguments(spec, config.accel, tsc_khz, &handover.descriptors());
     let process = spawn(&Spawn {
         program: &config.program,
@@ -49,8 +84,15 @@ pub(super) async fn launch(
         program: config.program.to_string_lossy().into_owned(),
         source,
     })?;
-    let starting = Starting(Some(process));
-    wait_until_running(starting.process()?, spec, config.start_limit).await?;
+    Ok((Starting(Some(process)), handover))
+}
+
+fn finish(
+    config: &QemuConfig,
+    spec: &VmSpec,
+    starting: Starting,
+    handover: Handover,
+) -> Result<QemuVm, VmmError> {
     let process = starting.succeed()?;
     handover.complete();
     let identity = process.identity().clone();
@@ -103,17 +145,18 @@ impl Drop for Starting {
     }
 }
 
-async fn wait_until_running(
+/// Waits for `work`; if QEMU ends meanwhile, what it said is the error.
+async fn or_last_words(
     process: &Process,
     spec: &VmSpec,
-    limit: Duration,
+    work: impl Future<Output = Result<(), VmmError>>,
 ) -> Result<(), VmmError> {
-    let answered = tokio::select! {
+    let done = tokio::select! {
         biased;
         _ = process.wait() => return Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
-        answered = ask_until_running(&spec.dir, limit) => answered,
+        done = work => done,
     };
-    let Err(error) = answered else { return Ok(()) };
+    let Err(error) = done else { return Ok(()) };
     // A QEMU that gives up hangs up first: what it says then is worth more than that it did.
     match tokio::time::timeout(LAST_WORDS_LIMIT, process.wait()).await {
         Ok(_) => Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),

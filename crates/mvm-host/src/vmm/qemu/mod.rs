@@ -14,9 +14,11 @@
 //! The instance actors use it through the [`Vmm`] trait.
 
 mod args;
+mod guest_memory;
 mod handover;
 mod journal;
 mod launch;
+mod save;
 mod tap;
 mod tsc;
 mod version;
@@ -33,7 +35,7 @@ use tokio::sync::OnceCell;
 pub use version::{MINIMUM_VERSION, parse_version};
 
 use super::qmp::{QmpClient, QmpError, Version};
-use super::{Vm, VmSpec, Vmm, VmmError};
+use super::{Restore, Vm, VmSpec, Vmm, VmmError};
 use crate::process::{self, Process, ProcessIdentity};
 use crate::unix_socket;
 
@@ -123,6 +125,13 @@ impl Vmm for QemuVmm {
         let (version, tsc_khz) = tokio::join!(self.version(), self.tsc_khz());
         version?;
         let vm = launch::launch(&self.config, tsc_khz, spec).await?;
+        Ok(Arc::new(vm))
+    }
+
+    async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
+        let (version, tsc_khz) = tokio::join!(self.version(), self.tsc_khz());
+        version?;
+        let vm = launch::restore(&self.config, tsc_khz, spec, from).await?;
         Ok(Arc::new(vm))
     }
 

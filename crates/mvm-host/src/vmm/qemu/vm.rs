@@ -1,13 +1,13 @@
 //! One running QEMU.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use mvm_core::vmm::{VmExit, VmHandle};
 
-use super::super::{GuestStream, Vm, VmSpec, VmUsage, VmmError};
-use super::{AGENT_SOCKET, journal, with_source};
+use super::super::{GuestStream, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::{AGENT_SOCKET, journal, save, with_source};
 use crate::process::Process;
 use crate::unix_socket;
 
@@ -17,11 +17,12 @@ pub(super) struct QemuVm {
     handle: VmHandle,
     process: Process,
     dir: PathBuf,
+    mem_mib: u32,
 }
 
 impl QemuVm {
     pub(super) fn new(handle: VmHandle, process: Process, spec: &VmSpec) -> Self {
-        Self { handle, process, dir: spec.dir.clone() }
+        Self { handle, process, dir: spec.dir.clone(), mem_mib: spec.mem_mib }
     }
 
     fn failed(&self, operation: &str) -> impl FnOnce(io::Error) -> VmmError {
@@ -43,6 +44,18 @@ impl Vm for QemuVm {
 
     async fn kill(&self) -> Result<(), VmmError> {
         self.process.kill().await.map_err(self.failed("end"))
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        save::pause(&self.dir).await
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        save::resume(&self.dir).await
+    }
+
+    async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+        save::save(&self.dir, self.handle.pid, u64::from(self.mem_mib) << 20, dest).await
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {

@@ -13,22 +13,23 @@ const MEM_TOTAL_KIB: u64 = 256 * 1024;
 /// Gives every simulated microVM a simulated guest agent: one guest for each boot, whatever the
 /// number of connections to it. A guest that is told to shut down powers its microVM off.
 pub fn guest_agents() -> SimGuestService {
-    let guests: Mutex<BTreeMap<String, SimGuest>> = Mutex::default();
+    let guests: Mutex<BTreeMap<String, (SimGuest, SimGuestControl)>> = Mutex::default();
     Arc::new(move |stream, control: SimGuestControl| {
         let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
         let boot = format!("{} {}", control.id(), control.boot_id());
-        let guest = guests.entry(boot).or_insert_with(|| {
-            let guest = SimGuest::new(control.boot_id(), MEM_TOTAL_KIB);
-            let (switch, control) = (guest.clone(), control.clone());
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = switch.shut_down() => control.power_off(),
-                    () = control.ended() => {}
-                }
-            });
-            guest
-        });
-        let guest = guest.clone();
+        let guest = match guests.get(&boot) {
+            Some((guest, known)) if known.is_same(&control) => guest.clone(),
+            // A guest that was restored goes on as it was, in another microVM.
+            before => {
+                let guest = before.map_or_else(
+                    || SimGuest::new(control.boot_id(), MEM_TOTAL_KIB),
+                    |(guest, _)| guest.clone(),
+                );
+                tokio::spawn(obey_switch(guest.clone(), control.clone()));
+                guests.insert(boot, (guest.clone(), control.clone()));
+                guest
+            }
+        };
         // The stream's end, or the microVM's, is the end of it.
         tokio::spawn(async move {
             tokio::select! {
@@ -37,4 +38,12 @@ pub fn guest_agents() -> SimGuestService {
             }
         });
     })
+}
+
+/// Powers the microVM off when its guest is told to shut down.
+async fn obey_switch(guest: SimGuest, control: SimGuestControl) {
+    tokio::select! {
+        () = guest.shut_down() => control.power_off(),
+        () = control.ended() => {}
+    }
 }

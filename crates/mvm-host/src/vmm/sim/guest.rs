@@ -1,8 +1,9 @@
 //! What a simulated guest can do to its microVM.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mvm_core::name::InstanceId;
@@ -27,14 +28,63 @@ struct Shared {
     boot_id: String,
     started: Instant,
     console: File,
+    memory: Mutex<BTreeMap<String, String>>,
+    is_paused: watch::Sender<bool>,
     exit: watch::Sender<Option<VmExit>>,
 }
 
 impl SimGuestControl {
-    pub(super) fn new(id: InstanceId, boot_id: String, console: File) -> Self {
-        let started = Instant::now();
-        let exit = watch::Sender::new(None);
-        Self { shared: Arc::new(Shared { id, boot_id, started, console, exit }) }
+    pub(super) fn new(
+        id: InstanceId,
+        boot_id: String,
+        memory: BTreeMap<String, String>,
+        console: File,
+    ) -> Self {
+        let shared = Shared {
+            id,
+            boot_id,
+            started: Instant::now(),
+            console,
+            memory: Mutex::new(memory),
+            is_paused: watch::Sender::new(false),
+            exit: watch::Sender::new(None),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Notes something in the guest's memory, which is saved and restored with it.
+    pub fn remember(&self, name: &str, value: &str) {
+        let mut memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// What the guest's memory holds under a name.
+    pub fn recall(&self, name: &str) -> Option<String> {
+        self.memory().get(name).cloned()
+    }
+
+    /// Whether both are the same microVM.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    pub(super) fn memory(&self) -> BTreeMap<String, String> {
+        self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        *self.shared.is_paused.borrow()
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.shared.is_paused.send_replace(paused);
+    }
+
+    /// Waits while the vCPUs are paused.
+    pub(super) async fn runs(&self) {
+        let mut paused = self.shared.is_paused.subscribe();
+        // The sender lives in `self`, so the channel cannot close first.
+        let _ = paused.wait_for(|paused| !paused).await;
     }
 
     /// The instance.

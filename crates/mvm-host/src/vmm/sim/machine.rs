@@ -1,7 +1,9 @@
 //! One simulated VMM process and its guest.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -10,17 +12,49 @@ use std::time::Duration;
 use async_trait::async_trait;
 use mvm_core::name::InstanceId;
 use mvm_core::vmm::{ProcessEnd, VmExit, VmHandle};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, copy_bidirectional};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::super::{Disk, GuestStream, Vm, VmSpec, VmUsage, VmmError};
+use super::super::{
+    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, Saved, Vm, VmSpec, VmUsage, VmmError,
+};
 use super::{SimFault, SimGuestControl, SimGuestService};
 
 /// Bytes that each direction of the agent's port holds.
 const PORT_BYTES: usize = 64 * 1024;
 const SIGKILL: i32 = 9;
 const SIGSEGV: i32 = 11;
+
+/// How a machine begins.
+pub(super) enum Begin {
+    /// Its guest boots, which takes this long.
+    Boot(Duration),
+    /// It goes on, paused, where it was saved.
+    GoOn(Past),
+}
+
+/// What is saved of a machine: the content of its [`DEVICE_STATE`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Past {
+    boot_id: String,
+    memory: BTreeMap<String, String>,
+}
+
+impl Past {
+    /// Reads it back.
+    pub(super) fn load(path: &Path) -> Result<Self, VmmError> {
+        let text = std::fs::read(path).map_err(file_error(path))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| VmmError::DiedAtStart { log: format!("{}: {error}", path.display()) })
+    }
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> VmmError {
+    let path = path.to_owned();
+    move |source| VmmError::File { path, source }
+}
 
 /// A simulated VMM process.
 pub(super) struct Machine {
@@ -40,13 +74,20 @@ impl Machine {
     pub(super) fn start(
         handle: VmHandle,
         spec: &VmSpec,
-        boot: Duration,
+        begin: Begin,
         console: File,
         fault: Option<SimFault>,
         service: Option<SimGuestService>,
     ) -> Arc<Self> {
-        let boot_id = format!("{}-{}", handle.host_boot_id, handle.pid);
-        let control = SimGuestControl::new(spec.id.clone(), boot_id, console);
+        let (boot, past) = match begin {
+            Begin::Boot(time) => {
+                let boot_id = format!("{}-{}", handle.host_boot_id, handle.pid);
+                (Some(time), Past { boot_id, memory: BTreeMap::new() })
+            }
+            Begin::GoOn(past) => (None, past),
+        };
+        let control = SimGuestControl::new(spec.id.clone(), past.boot_id, past.memory, console);
+        control.set_paused(boot.is_none());
         let (booting, booted) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let command_line = spec.kernel_args.clone();
@@ -117,7 +158,7 @@ impl Machine {
 
 /// Connects one host connection with the guest's service, once there is one.
 async fn serve(
-    mut outer: DuplexStream,
+    outer: DuplexStream,
     host_gone: oneshot::Receiver<()>,
     mut booted: watch::Receiver<bool>,
     service: Option<SimGuestService>,
@@ -133,10 +174,32 @@ async fn serve(
         service = ready => service,
         _ = host_gone => return,
     };
-    let (mut inner, guest) = tokio::io::duplex(PORT_BYTES);
-    service(guest, control);
+    let (inner, guest) = tokio::io::duplex(PORT_BYTES);
+    service(guest, control.clone());
+    let (host_reads, host_writes) = tokio::io::split(outer);
+    let (guest_reads, guest_writes) = tokio::io::split(inner);
     // Either end may hang up at any time: that ends the connection, nothing else.
-    let _hung_up = copy_bidirectional(&mut outer, &mut inner).await;
+    tokio::select! {
+        _ = carry(host_reads, guest_writes, &control) => {}
+        _ = carry(guest_reads, host_writes, &control) => {}
+    }
+}
+
+/// Carries bytes while the vCPUs run.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    control: &SimGuestControl,
+) -> io::Result<()> {
+    let mut piece = vec![0; PORT_BYTES];
+    loop {
+        let len = from.read(&mut piece).await?;
+        control.runs().await;
+        if len == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&piece[..len]).await?;
+    }
 }
 
 /// The host's end of the port, which is free for the next when this is dropped.
@@ -178,15 +241,17 @@ impl AsyncWrite for HostEnd {
 async fn live(
     control: SimGuestControl,
     command_line: String,
-    boot: Duration,
+    boot: Option<Duration>,
     fault: Option<SimFault>,
     booted: watch::Sender<bool>,
 ) {
-    control.print("Linux version 6.1.0-simulated");
-    control.print(&format!("Command line: console=ttyS0 {command_line}"));
     let boot = async {
-        tokio::time::sleep(boot).await;
-        control.print("Run /init as init process");
+        if let Some(time) = boot {
+            control.print("Linux version 6.1.0-simulated");
+            control.print(&format!("Command line: console=ttyS0 {command_line}"));
+            tokio::time::sleep(time).await;
+            control.print("Run /init as init process");
+        }
         booted.send_replace(true);
         control.ended().await;
     };
@@ -222,6 +287,13 @@ impl SimVm {
         Self { machine }
     }
 
+    fn alive(&self, operation: &str) -> Result<&SimGuestControl, VmmError> {
+        match self.machine.exit() {
+            None => Ok(&self.machine.control),
+            Some(_) => Err(self.gone(operation)),
+        }
+    }
+
     fn gone(&self, operation: &str) -> VmmError {
         VmmError::Control {
             operation: operation.to_owned(),
@@ -243,6 +315,35 @@ impl Vm for SimVm {
     async fn kill(&self) -> Result<(), VmmError> {
         self.machine.end_by_signal();
         Ok(())
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        self.alive("pause")?.set_paused(true);
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        self.alive("resume")?.set_paused(false);
+        Ok(())
+    }
+
+    async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+        let control = self.alive("save")?;
+        if !control.is_paused() {
+            return Err(VmmError::Control {
+                operation: "save the microVM".into(),
+                message: "it is `running`, and only a paused one can be saved".into(),
+            });
+        }
+        let past = Past { boot_id: control.boot_id().to_owned(), memory: control.memory() };
+        let path = dest.join(DEVICE_STATE);
+        let text =
+            serde_json::to_vec(&past).map_err(io::Error::other).map_err(file_error(&path))?;
+        std::fs::write(&path, text).map_err(file_error(&path))?;
+        let path = dest.join(MEMORY_IMAGE);
+        let image = File::create_new(&path).map_err(file_error(&path))?;
+        image.set_len(u64::from(self.machine.mem_mib) << 20).map_err(file_error(&path))?;
+        Ok(Saved { part: MemoryPart::Whole, bytes: 0 })
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {

@@ -1,0 +1,229 @@
+//! The file that holds the changed pages of a memory.
+//!
+//! ```text
+//!  0    magic "MVMPAGE1"
+//!  8    size of the memory in bytes
+//!  16   number of runs
+//!  24   for each run: its first page, and how many pages follow one another
+//!  …    zeroes up to a whole page, then the pages of all runs
+//! ```
+//!
+//! Integers are 64 bits wide and little-endian. A reader checks every number before it uses it.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+
+/// Bytes of a page of guest memory.
+pub(crate) const PAGE: usize = 4096;
+const MAGIC: [u8; 8] = *b"MVMPAGE1";
+const HEADER: usize = 24;
+/// Pages that are carried at once.
+const BATCH: usize = 256;
+
+/// Pages that follow one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The first page's number.
+    pub(crate) first: u64,
+    /// How many there are; never 0.
+    pub(crate) count: u64,
+}
+
+/// Joins neighbouring pages, whose numbers ascend, into runs.
+pub(crate) fn runs_of(pages: impl IntoIterator<Item = u64>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(run) if run.first + run.count == page => run.count += 1,
+            _ => runs.push(Run { first: page, count: 1 }),
+        }
+    }
+    runs
+}
+
+/// Writes the pages of these runs, which `read` takes out of the memory at an offset in bytes.
+/// Returns the file's size in bytes.
+///
+/// # Errors
+/// Those of the file and of `read`.
+pub(crate) fn write(
+    file: &File,
+    memory_bytes: u64,
+    runs: &[Run],
+    mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut out = BufWriter::with_capacity(BATCH * PAGE, file);
+    out.write_all(&MAGIC)?;
+    out.write_all(&memory_bytes.to_le_bytes())?;
+    out.write_all(&(runs.len() as u64).to_le_bytes())?;
+    for run in runs {
+        out.write_all(&run.first.to_le_bytes())?;
+        out.write_all(&run.count.to_le_bytes())?;
+    }
+    let data = data_offset(runs.len() as u64);
+    let index = HEADER + runs.len() * 16;
+    out.write_all(&[0; PAGE][..usize::try_from(data).map_err(io::Error::other)? - index])?;
+    let mut batch = vec![0; BATCH * PAGE];
+    let mut pages = 0;
+    for (first, count) in batches(runs) {
+        let batch = &mut batch[..count * PAGE];
+        read(first * PAGE as u64, batch)?;
+        out.write_all(batch)?;
+        pages += count as u64;
+    }
+    out.flush()?;
+    Ok(data + pages * PAGE as u64)
+}
+
+/// Hands every page of the file to `write`, by its offset in the memory in bytes. Returns the
+/// number of pages.
+///
+/// # Errors
+/// The file is not one of these, is incomplete, or is of a memory of another size; and those of
+/// `write`.
+pub(crate) fn apply(
+    file: &File,
+    memory_bytes: u64,
+    mut write: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let size = file.metadata()?.len();
+    let mut from = BufReader::with_capacity(BATCH * PAGE, file);
+    let mut header = [0; HEADER];
+    from.read_exact(&mut header)?;
+    let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+    if header[..8] != MAGIC {
+        return Err(damaged("it does not begin as one"));
+    }
+    if number(8) != memory_bytes {
+        return Err(damaged("it is of a memory of another size"));
+    }
+    let all_pages = memory_bytes / PAGE as u64;
+    let count = number(16);
+    if count > all_pages {
+        return Err(damaged("it has more runs than there are pages"));
+    }
+    let (mut runs, mut end, mut pages) = (Vec::new(), 0, 0);
+    for _ in 0..count {
+        let mut entry = [0; 16];
+        from.read_exact(&mut entry)?;
+        let [first, count] =
+            [0, 8].map(|at| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap_or_default()));
+        let next = first.checked_add(count).filter(|next| *next <= all_pages);
+        match next {
+            Some(next) if first >= end && count > 0 => end = next,
+            _ => return Err(damaged("its runs are not in order, or beyond the memory")),
+        }
+        runs.push(Run { first, count });
+        pages += count;
+    }
+    let data = data_offset(count);
+    if size != data + pages * PAGE as u64 {
+        return Err(damaged("it does not have the size that its runs need"));
+    }
+    let padding = data - (HEADER as u64 + count * 16);
+    io::copy(&mut from.by_ref().take(padding), &mut io::sink())?;
+    let mut batch = vec![0; BATCH * PAGE];
+    for (first, count) in batches(&runs) {
+        let batch = &mut batch[..count * PAGE];
+        from.read_exact(batch)?;
+        write(first * PAGE as u64, batch)?;
+    }
+    Ok(pages)
+}
+
+fn damaged(how: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("not a file of changed pages: {how}"))
+}
+
+/// Where the pages begin: at a multiple of their size.
+fn data_offset(runs: u64) -> u64 {
+    (HEADER as u64 + runs * 16).next_multiple_of(PAGE as u64)
+}
+
+/// The runs cut into pieces that fit a batch: first page and number of pages.
+fn batches(runs: &[Run]) -> impl Iterator<Item = (u64, usize)> {
+    runs.iter().flat_map(|run| {
+        (0..run.count).step_by(BATCH).map(move |at| {
+            let left = usize::try_from(run.count - at).unwrap_or(BATCH);
+            (run.first + at, left.min(BATCH))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::io::Seek;
+    use std::os::unix::fs::FileExt;
+
+    const PAGES: u64 = 2_000;
+    const MEMORY: u64 = PAGES * PAGE as u64;
+
+    fn content(page: u64) -> Vec<u8> {
+        page.to_le_bytes().repeat(PAGE / 8)
+    }
+
+    fn saved(pages: &BTreeSet<u64>) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        let runs = runs_of(pages.iter().copied());
+        let bytes = write(&file, MEMORY, &runs, |offset, out| {
+            for (at, page) in out.chunks_mut(PAGE).enumerate() {
+                page.copy_from_slice(&content(offset / PAGE as u64 + at as u64));
+            }
+            Ok(())
+        });
+        assert_eq!(bytes.unwrap(), file.metadata().unwrap().len());
+        file.rewind().unwrap();
+        file
+    }
+
+    fn applied(file: &File, memory: u64) -> io::Result<BTreeSet<u64>> {
+        let mut pages = BTreeSet::new();
+        let count = apply(file, memory, |offset, bytes| {
+            for (at, page) in bytes.chunks(PAGE).enumerate() {
+                let number = offset / PAGE as u64 + at as u64;
+                assert_eq!(page, content(number));
+                assert!(pages.insert(number));
+            }
+            Ok(())
+        })?;
+        assert_eq!(count, pages.len() as u64);
+        Ok(pages)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn what_is_written_is_applied(pages in proptest::collection::btree_set(0..PAGES, 0..600)) {
+            prop_assert_eq!(applied(&saved(&pages), MEMORY).unwrap(), pages);
+        }
+
+        #[test]
+        fn a_file_that_is_cut_or_damaged_in_its_head_is_refused(cut in 0u64..20_000, bit in 0usize..40 * 8) {
+            let pages: BTreeSet<u64> = [1, 2, 3, 9].into();
+            let file = saved(&pages);
+            let whole = file.metadata().unwrap().len();
+            if cut < whole {
+                file.set_len(cut).unwrap();
+                prop_assert!(applied(&file, MEMORY).is_err());
+            }
+            let file = saved(&pages);
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, bit as u64 / 8).unwrap();
+            file.write_all_at(&[byte[0] ^ (1 << (bit % 8))], bit as u64 / 8).unwrap();
+            let result = std::panic::catch_unwind(|| applied(&file, MEMORY));
+            // A changed page number may name another page, never one beyond the memory.
+            if let Ok(Ok(pages)) = result {
+                prop_assert!(pages.iter().all(|page| *page < PAGES));
+            }
+        }
+    }
+
+    #[test]
+    fn a_memory_of_another_size_is_refused() {
+        let file = saved(&[7].into());
+        assert!(applied(&file, MEMORY * 2).unwrap_err().to_string().contains("another size"));
+    }
+}

@@ -1,0 +1,257 @@
+//! The guest's memory in a QEMU process, seen from the agent: which pages were written, reading
+//! them, and writing them before the guest runs.
+//!
+//! A booted guest's memory is anonymous memory that QEMU maps shared: what was ever written holds
+//! data, the rest are holes. A restored guest's memory is a private mapping of an image: what was
+//! written is the process's own, and `/proc/PID/pagemap` tells these pages from the image's.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::super::MemoryPart;
+use super::super::memory::{PAGE, Run, data_of, runs_of};
+
+/// Entries of a page map that are read at once.
+const ENTRIES: usize = 64 * 1024;
+/// In an entry of a page map: the page is in memory, or swapped out.
+const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
+/// In an entry of a page map: the page belongs to a file, or to shared memory.
+const OF_A_FILE: u64 = 1 << 61;
+
+/// One part of the mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Region {
+    /// Where it begins in the process.
+    address: u64,
+    /// Where it begins in the guest's memory.
+    offset: u64,
+    bytes: u64,
+}
+
+/// A guest's memory in a QEMU process that does not run the guest at the moment.
+#[derive(Debug)]
+pub(super) struct GuestMemory {
+    pid: u32,
+    bytes: u64,
+    part: MemoryPart,
+    regions: Vec<Region>,
+    memory: File,
+}
+
+impl GuestMemory {
+    /// Finds the one mapping of this size. The caller knows that the process is the right one.
+    ///
+    /// # Errors
+    /// There is no such mapping, or the process is gone.
+    pub(super) fn of(pid: u32, bytes: u64) -> io::Result<Self> {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let (part, regions) = find(&maps, bytes)
+            .ok_or_else(|| io::Error::other("the guest's memory is not mapped as expected"))?;
+        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        Ok(Self { pid, bytes, part, regions, memory })
+    }
+
+    /// The part that has to be saved.
+    pub(super) fn part(&self) -> MemoryPart {
+        self.part
+    }
+
+    /// The pages that differ from the image.
+    pub(super) fn changed(&self) -> io::Result<Vec<Run>> {
+        let map = File::open(format!("/proc/{}/pagemap", self.pid))?;
+        let mut pages = Vec::new();
+        let mut buffer = vec![0; ENTRIES * 8];
+        for region in &self.regions {
+            let (mut page, end) = (0, region.bytes / PAGE as u64);
+            while page < end {
+                let count = usize::try_from(end - page).unwrap_or(ENTRIES).min(ENTRIES);
+                let at = (region.address / PAGE as u64 + page) * 8;
+                map.read_exact_at(&mut buffer[..count * 8], at)?;
+                let entries = buffer[..count * 8].chunks_exact(8);
+                let first = region.offset / PAGE as u64 + page;
+                pages.extend((first..).zip(entries).filter_map(|(page, entry)| {
+                    let entry = u64::from_ne_bytes(entry.try_into().unwrap_or_default());
+                    (entry & PRESENT_OR_SWAPPED != 0 && entry & OF_A_FILE == 0).then_some(page)
+                }));
+                page += count as u64;
+            }
+        }
+        Ok(runs_of(pages))
+    }
+
+    /// Copies the memory's data into a file of the same size, and leaves its holes. Returns the
+    /// bytes that were copied.
+    pub(super) fn copy_to(&self, file: &File) -> io::Result<u64> {
+        let region = self.regions.first().ok_or(io::ErrorKind::NotFound)?;
+        let (from, to) = (region.address, region.address + region.bytes);
+        let memory = File::open(format!("/proc/{}/map_files/{from:x}-{to:x}", self.pid))?;
+        file.set_len(self.bytes)?;
+        let mut batch = vec![0; 256 * PAGE];
+        let mut copied = 0;
+        for (mut at, end) in data_of(&memory)? {
+            while at < end {
+                let left = usize::try_from(end - at).unwrap_or(batch.len()).min(batch.len());
+                memory.read_exact_at(&mut batch[..left], at)?;
+                file.write_all_at(&batch[..left], at)?;
+                at += left as u64;
+                copied += left as u64;
+            }
+        }
+        Ok(copied)
+    }
+
+    /// Reads from an offset of the guest's memory.
+    pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.each_piece(offset, into.len(), |address, range| {
+            self.memory.read_exact_at(&mut into[range], address)
+        })
+    }
+
+    /// Writes to an offset of the guest's memory.
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.each_piece(offset, bytes.len(), |address, range| {
+            self.memory.write_all_at(&bytes[range], address)
+        })
+    }
+
+    /// Cuts a part of the memory at the borders of regions.
+    fn each_piece(
+        &self,
+        offset: u64,
+        len: usize,
+        mut work: impl FnMut(u64, std::ops::Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        for region in &self.regions {
+            let at = offset + done as u64;
+            if done == len || at < region.offset || at >= region.offset + region.bytes {
+                continue;
+            }
+            let inside = at - region.offset;
+            let here = usize::try_from(region.bytes - inside).unwrap_or(len).min(len - done);
+            work(region.address + inside, done..done + here)?;
+            done += here;
+        }
+        if done == len { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+}
+
+/// Finds the mapping of one file that covers it from its beginning and has exactly this size.
+fn find(maps: &str, bytes: u64) -> Option<(MemoryPart, Vec<Region>)> {
+    let mut mappings: Vec<(&str, MemoryPart, Vec<Region>)> = Vec::new();
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (range, modes, offset) = (words.next()?, words.next()?, words.next()?);
+        let (_device, inode) = (words.next()?, words.next()?);
+        if inode == "0" || !modes.starts_with("rw") {
+            continue;
+        }
+        let (from, to) = range.split_once('-')?;
+        let [from, to, offset] = [from, to, offset].map(|hex| u64::from_str_radix(hex, 16).ok());
+        let region = Region { address: from?, offset: offset?, bytes: to? - from? };
+        let part = match modes.ends_with('s') {
+            true => MemoryPart::Whole,
+            false => MemoryPart::Changes,
+        };
+        match mappings.last_mut() {
+            Some((last, _, regions)) if *last == inode && follows(regions, region) => {
+                regions.push(region);
+            }
+            _ => mappings.push((inode, part, vec![region])),
+        }
+    }
+    let size = |regions: &[Region]| regions.iter().map(|region| region.bytes).sum::<u64>();
+    let mut fitting = mappings.into_iter().filter(|(_, _, regions)| {
+        size(regions) == bytes && regions.first().is_some_and(|first| first.offset == 0)
+    });
+    let (_, part, regions) = fitting.next()?;
+    fitting.next().is_none().then_some((part, regions))
+}
+
+/// Whether a region goes on where the last one ends, in the process and in the file.
+fn follows(regions: &[Region], next: Region) -> bool {
+    regions.last().is_some_and(|last| {
+        last.address + last.bytes == next.address && last.offset + last.bytes == next.offset
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &str = "\
+55d0c0000000-55d0c0100000 r--p 00000000 fe:00 11 /usr/bin/qemu-system-x86_64
+55d0c0100000-55d0c0200000 rw-p 00100000 fe:00 11 /usr/bin/qemu-system-x86_64
+7f0000000000-7f0000100000 rw-p 00000000 00:00 0
+7f8000000000-7f8000600000 rw-p 00000000 00:01 42 /memfd:mvm-memory-image (deleted)
+7f8000600000-7f8000800000 rw-p 00600000 00:01 42 /memfd:mvm-memory-image (deleted)
+7f9000000000-7f9000300000 rw-s 00000000 00:01 43 /memfd:other (deleted)
+7fff00000000-7fff00021000 rw-p 00000000 00:00 0 [stack]
+";
+
+    #[test]
+    fn the_mapping_of_the_right_size_is_found_whole_or_in_parts() {
+        let (part, regions) = find(MAPS, 8 << 20).unwrap();
+        assert_eq!(part, MemoryPart::Changes);
+        let parts: Vec<_> = regions.iter().map(|region| (region.offset, region.bytes)).collect();
+        assert_eq!(parts, [(0, 6 << 20), (6 << 20, 2 << 20)]);
+        assert_eq!(find(MAPS, 3 << 20).unwrap().0, MemoryPart::Whole);
+        assert_eq!(find(MAPS, 1 << 20), None, "a part of a program is not a guest's memory");
+        assert_eq!(find(MAPS, 5 << 20), None);
+    }
+
+    #[test]
+    fn the_changed_pages_of_a_private_mapping_are_told_and_read() {
+        // This test's own process stands for QEMU.
+        let image = tempfile::tempfile().unwrap();
+        let bytes = 777 * PAGE as u64;
+        image.set_len(bytes).unwrap();
+        image.write_all_at(b"image", 5 * PAGE as u64).unwrap();
+        let mapping = Mapped::new(&image, bytes as usize);
+        let memory = GuestMemory::of(std::process::id(), bytes).unwrap();
+        assert_eq!(memory.part(), MemoryPart::Changes);
+        let mut page = [0; 5];
+        memory.read(5 * PAGE as u64, &mut page).unwrap();
+        assert_eq!(&page, b"image");
+        assert_eq!(memory.changed().unwrap(), []);
+        memory.write(5 * PAGE as u64 - 2, b"private").unwrap();
+        memory.write(bytes - 1, b"x").unwrap();
+        let runs = [Run { first: 4, count: 2 }, Run { first: 776, count: 1 }];
+        assert_eq!(memory.changed().unwrap(), runs);
+        assert_eq!(mapping.byte(5 * PAGE - 2), b'p');
+        assert!(memory.write(bytes - 1, b"xy").is_err(), "beyond the end");
+        image.read_exact_at(&mut page, 5 * PAGE as u64).unwrap();
+        assert_eq!(&page, b"image");
+    }
+
+    /// A private mapping.
+    struct Mapped(*mut std::ffi::c_void, usize);
+
+    #[allow(unsafe_code)]
+    impl Mapped {
+        fn new(file: &File, bytes: usize) -> Self {
+            use rustix::mm::{MapFlags, ProtFlags, mmap};
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: a fresh mapping at an address of the kernel's choice.
+            let at =
+                unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE, file, 0) };
+            Self(at.unwrap(), bytes)
+        }
+
+        fn byte(&self, offset: usize) -> u8 {
+            assert!(offset < self.1);
+            // SAFETY: inside the mapping, which lives as long as `self`; others write to it only
+            // through the kernel.
+            unsafe { self.0.cast::<u8>().add(offset).read_volatile() }
+        }
+    }
+
+    #[allow(unsafe_code)]
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            // SAFETY: mapped by `new`, and nothing borrows from it.
+            unsafe { rustix::mm::munmap(self.0, self.1) }.unwrap();
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Pausing, saving and restoring a QEMU.
+//!
+//! QEMU writes the state of its devices alone (tens of KiB); the agent takes the memory out of the
+//! process itself, and puts it back before the devices are loaded, because loading them reads the
+//! queues in the guest's memory. So a restored guest maps an image that others map too, and saving
+//! it again costs the pages that it wrote.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::super::memory;
+use super::super::qmp::QmpClient;
+use super::super::{DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Saved, VmmError};
+use super::guest_memory::GuestMemory;
+use super::{QMP_SOCKET, connect_qmp, qmp_failed, with_source};
+use crate::unix_socket;
+
+/// How long QEMU has for one command: writing out what its guest has in flight can take a while.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// How often a QEMU that loads devices is asked whether it is done.
+const LOAD_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Stops the vCPUs; on return nothing that the guest has begun is in flight.
+pub(super) async fn pause(dir: &Path) -> Result<(), VmmError> {
+    let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
+    execute(&qmp, "stop", json!({})).await
+}
+
+/// Lets the vCPUs run.
+pub(super) async fn resume(dir: &Path) -> Result<(), VmmError> {
+    let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
+    execute(&qmp, "cont", json!({})).await
+}
+
+/// Writes the files of a paused microVM, durably, into `dest`.
+pub(super) async fn save(
+    dir: &Path,
+    pid: u32,
+    memory_bytes: u64,
+    dest: &Path,
+) -> Result<Saved, VmmError> {
+    let device = create(&dest.join(DEVICE_STATE))?;
+    let qmp = connect_with(dir, &device).await?;
+    let status = status(&qmp).await?;
+    if status != "paused" {
+        return Err(VmmError::Control {
+            operation: "save the microVM".into(),
+            message: format!("it is `{status}`, and only a paused one can be saved"),
+        });
+    }
+    let set: FdSet = serde_json::from_value(
+        qmp.execute("add-fd", json!({}), COMMAND_LIMIT).await.map_err(qmp_failed)?,
+    )
+    .map_err(|error| VmmError::Control {
+        operation: "hand a file to QEMU".into(),
+        message: error.to_string(),
+    })?;
+    let saved = execute(
+        &qmp,
+        "xen-save-devices-state",
+        json!({ "filename": format!("/dev/fdset/{}", set.id), "live": false }),
+    )
+    .await;
+    execute(&qmp, "remove-fd", json!({ "fdset-id": set.id })).await?;
+    saved?;
+    drop(qmp);
+    let dest = dest.to_owned();
+    let work = move || {
+        sync(&device, &dest.join(DEVICE_STATE))?;
+        save_memory(pid, memory_bytes, &dest)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|error| system("save memory", error))?
+}
+
+#[derive(Deserialize)]
+struct FdSet {
+    #[serde(rename = "fdset-id")]
+    id: u64,
+}
+
+fn save_memory(pid: u32, bytes: u64, dest: &Path) -> Result<Saved, VmmError> {
+    let memory = GuestMemory::of(pid, bytes).map_err(|error| system("find the memory", error))?;
+    let part = memory.part();
+    let path = dest.join(match part {
+        MemoryPart::Whole => MEMORY_IMAGE,
+        MemoryPart::Changes => MEMORY_CHANGES,
+    });
+    let file = create(&path)?;
+    let written = match part {
+        MemoryPart::Whole => memory.copy_to(&file),
+        MemoryPart::Changes => memory.changed().and_then(|runs| {
+            memory::write(&file, bytes, &runs, |offset, into| memory.read(offset, into))
+        }),
+    };
+    let written = written.map_err(|source| VmmError::File { path: path.clone(), source })?;
+    sync(&file, &path)?;
+    Ok(Saved { part, bytes: written })
+}
+
+/// Puts the changes of a saved microVM into the memory of a fresh QEMU that waits for it.
+pub(super) async fn apply_changes(
+    pid: u32,
+    memory_bytes: u64,
+    saved: &Path,
+) -> Result<(), VmmError> {
+    let path = saved.join(MEMORY_CHANGES);
+    let work = move || {
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(VmmError::File { path, source }),
+        };
+        let memory =
+            GuestMemory::of(pid, memory_bytes).map_err(|error| system("find the memory", error))?;
+        memory::apply(&file, memory_bytes, |offset, bytes| memory.write(offset, bytes))
+            .map(drop)
+            .map_err(|source| VmmError::File { path, source })
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|error| system("restore memory", error))?
+}
+
+/// Loads the devices' state from an inherited descriptor; the guest is paused then.
+pub(super) async fn load_devices(qmp: &QmpClient, descriptor: i32) -> Result<(), VmmError> {
+    let uri = format!("fd:{descriptor}");
+    execute(qmp, "migrate-incoming", json!({ "uri": uri })).await?;
+    let deadline = Instant::now() + COMMAND_LIMIT;
+    loop {
+        match status(qmp).await?.as_str() {
+            "paused" => return Ok(()),
+            "inmigrate" | "restore-vm" | "prelaunch" if Instant::now() < deadline => {
+                sleep(LOAD_INTERVAL).await;
+            }
+            status => {
+                return Err(VmmError::Control {
+                    operation: "load the devices' state".into(),
+                    message: format!("QEMU says that it is `{status}`"),
+                });
+            }
+        }
+    }
+}
+
+async fn status(qmp: &QmpClient) -> Result<String, VmmError> {
+    #[derive(Deserialize)]
+    struct Status {
+        status: String,
+    }
+    let Status { status } = qmp.query("query-status", COMMAND_LIMIT).await.map_err(qmp_failed)?;
+    Ok(status)
+}
+
+async fn execute(qmp: &QmpClient, command: &str, arguments: Value) -> Result<(), VmmError> {
+    qmp.execute(command, arguments, COMMAND_LIMIT).await.map(drop).map_err(qmp_failed)
+}
+
+/// A QMP session whose next `add-fd` or `getfd` takes this file.
+async fn connect_with(dir: &Path, file: &File) -> Result<QmpClient, VmmError> {
+    let socket = dir.join(QMP_SOCKET);
+    let control = |message| VmmError::Control { operation: "connect to QMP".into(), message };
+    let stream =
+        unix_socket::connect(&socket).await.map_err(|error| control(with_source(&error)))?;
+    // White space between commands means nothing, and carries the descriptor.
+    unix_socket::send_descriptor(&stream, b' ', file)
+        .await
+        .map_err(|error| control(error.to_string()))?;
+    QmpClient::connect(stream, COMMAND_LIMIT).await.map_err(qmp_failed)
+}
+
+fn create(path: &Path) -> Result<File, VmmError> {
+    // Not for reading: QEMU takes a descriptor only with the very access that it wants.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(|source| VmmError::File { path: path.to_owned(), source })
+}
+
+fn sync(file: &File, path: &Path) -> Result<(), VmmError> {
+    file.sync_all().map_err(|source| VmmError::File { path: PathBuf::from(path), source })
+}
+
+fn system(operation: &str, error: impl Into<io::Error>) -> VmmError {
+    VmmError::System { operation: operation.to_owned(), source: error.into() }
+}
