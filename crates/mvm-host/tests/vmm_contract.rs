@@ -11,14 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
-<<<<<<< HEAD
-use mvm_host::vmm::{CONSOLE_LOG, DiskAccess, Nic, VmSpec, Vmm, VmmError};
-=======
 use mvm_host::vmm::{
-    CONSOLE_LOG, DEVICE_STATE, MEMORY_IMAGE, MemoryImage, MemoryPart, Nic, Restore, Vm, VmSpec,
-    Vmm, VmmError,
+    CONSOLE_LOG, DEVICE_STATE, DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Nic, Restore, Vm,
+    VmSpec, Vmm, VmmError,
 };
->>>>>>> 182dd8e (vmm: pause, save and restore microVMs; memory is an image and what was changed of it)
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, processes_of, qemu::Qemu, sim::Sim, text_of,
 };

@@ -10,11 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, MemfdFlags, flock};
 use rustix::io::Errno;
 
-<<<<<<< HEAD
-use super::super::{Disk, DiskAccess, VMM_LOG, VmSpec, VmmError, console};
-=======
-use super::super::{DEVICE_STATE, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console};
->>>>>>> 182dd8e (vmm: pause, save and restore microVMs; memory is an image and what was changed of it)
+use super::super::{DEVICE_STATE, Disk, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console};
 use super::args::{Descriptors, DiskDescriptor};
 use super::journal::{self, Journal};
 use super::{AGENT_SOCKET, QMP_SOCKET, tap, with_source};
@@ -202,7 +198,6 @@ fn open_for_user(path: &Path, uid: u32) -> Result<File, VmmError> {
     open().map_err(file_error(path))
 }
 
-<<<<<<< HEAD
 /// Locks a disk, shared to read and alone to write. The lock belongs to the open file that QEMU
 /// inherits, so it lasts exactly as long as the disk is open in any process, whatever becomes of
 /// the agent. QEMU's own locks, on byte ranges, are independent of it.
@@ -216,7 +211,8 @@ fn lock(file: &File, disk: &Disk) -> Result<(), VmmError> {
         Err(Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { path: disk.path.clone() }),
         Err(error) => Err(file_error(&disk.path)(error.into())),
     }
-=======
+}
+
 /// The image that a restored microVM maps.
 fn image_of(restore: &Restore, mem_mib: u32) -> Result<OwnedFd, VmmError> {
     let image = &restore.memory;
@@ -230,7 +226,6 @@ fn image_of(restore: &Restore, mem_mib: u32) -> Result<OwnedFd, VmmError> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(|source| VmmError::System { operation: "open a memory image".into(), source })
->>>>>>> 182dd8e (vmm: pause, save and restore microVMs; memory is an image and what was changed of it)
 }
 
 /// Memory that belongs to no filesystem and is freed with the last process that has it mapped.
