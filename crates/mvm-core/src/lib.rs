@@ -24,6 +24,7 @@ pub mod plan;
 #[cfg(test)]
 mod property;
 pub mod record;
+pub mod snapshot;
 pub mod spec;
 mod text;
 pub mod vmm;

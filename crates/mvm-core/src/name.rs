@@ -62,6 +62,21 @@ fn check_name(what: &'static str, text: &str) -> Result<(), NameError> {
     }
 }
 
+/// An id: a prefix and so many hexadecimal digits.
+fn check_id(
+    what: &'static str,
+    text: &str,
+    prefix: &str,
+    digits: usize,
+    expected: &'static str,
+) -> Result<(), NameError> {
+    let is_hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    match text.strip_prefix(prefix) {
+        Some(hex) if hex.len() == digits && hex.bytes().all(is_hex) => Ok(()),
+        _ => Err(NameError::Grammar { what, text: text.to_owned(), expected }),
+    }
+}
+
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
@@ -122,45 +137,33 @@ text_type!(
     /// The id of an instance, unique on its node: `i-` and 8 hexadecimal digits.
     InstanceId,
     "instance id",
-    |what, text| {
-        let ok = text.strip_prefix("i-").is_some_and(|hex| {
-            hex.len() == 8 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        if ok {
-            Ok(())
-        } else {
-            Err(NameError::Grammar {
-                what,
-                text: text.to_owned(),
-                expected: "`i-` and 8 hexadecimal digits",
-            })
-        }
-    }
+    |what, text| check_id(what, text, "i-", 8, "`i-` and 8 hexadecimal digits")
 );
 text_type!(
     /// The id of a built image: `r-` and 16 hexadecimal digits of the digest of its inputs.
     RevisionId,
     "revision id",
-    |what, text| {
-        let ok = text.strip_prefix("r-").is_some_and(|hex| {
-            hex.len() == 16 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        if ok {
-            Ok(())
-        } else {
-            Err(NameError::Grammar {
-                what,
-                text: text.to_owned(),
-                expected: "`r-` and 16 hexadecimal digits",
-            })
-        }
-    }
+    |what, text| check_id(what, text, "r-", 16, "`r-` and 16 hexadecimal digits")
+);
+text_type!(
+    /// The id of a snapshot that instances begin with, unique on its node: `s-` and 8 hexadecimal
+    /// digits.
+    SnapshotId,
+    "snapshot id",
+    |what, text| check_id(what, text, "s-", 8, "`s-` and 8 hexadecimal digits")
 );
 
 impl InstanceId {
     /// The id with these 32 bits.
     pub fn from_bits(bits: u32) -> Self {
         Self(format!("i-{bits:08x}"))
+    }
+}
+
+impl SnapshotId {
+    /// The id with these 32 bits.
+    pub fn from_bits(bits: u32) -> Self {
+        Self(format!("s-{bits:08x}"))
     }
 }
 
