@@ -8,6 +8,13 @@
 //!                          │    BootFailed └─────────────────────────────────────┤
 //!                          └──── Exited, BootFailed without a VM ────────────────┘
 //!  MainExited leads from Running through Stopping to Stopped (code 0) or Failed.
+//!
+//!            Pause                              Sleep              Saved, Exited, Released
+//!  Running <───────> Warm        Running, Warm ───────> Suspending ───────────────────────> Sleeping
+//!            Start                                          │ SleepFailed                      │
+//!                                  Running <────────────────┘          Starting <──────────────┘
+//!                                                                                     Start
+//!
 //!  Destroy leads from every phase through Stopping (if a VM runs) and Releasing to Destroyed.
 //!  Stop turns Failed into Stopped: nobody wants it to run any more.
 //! ```
@@ -22,7 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::death::Death;
 use crate::guest::ExitStatus;
-use crate::name::RevisionId;
+use crate::name::{RevisionId, SnapshotId};
+use crate::snapshot::{ImageRef, OwnSnapshot};
 use crate::vmm::{VmExit, VmHandle};
 
 mod step;
@@ -41,6 +49,9 @@ pub const KILL_RETRY_MS: u64 = 1_000;
 /// How long a start that an earlier agent began has at least, in milliseconds: the time without an
 /// agent is not the guest's.
 pub const RESUMED_START_MS: u64 = 60_000;
+/// Failed attempts in a row to restore a snapshot, for reasons that are not the snapshot's, after
+/// which the instance boots from its disk instead.
+pub const RESTORE_ATTEMPTS: u32 = 3;
 
 /// The state that people see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,6 +61,10 @@ pub enum State {
     Created,
     /// Its guest answers.
     Running,
+    /// Its vCPUs are stopped, its memory is kept.
+    Warm,
+    /// It has no process and no memory; it goes on from its snapshot.
+    Sleeping,
     /// It does not run; its disk and address are kept.
     Stopped,
     /// It ended, or could not be started, against its wish.
@@ -63,6 +78,8 @@ impl std::fmt::Display for State {
         f.pad(match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Warm => "warm",
+            Self::Sleeping => "sleeping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Destroyed => "destroyed",
@@ -80,6 +97,26 @@ pub enum Outcome {
     Failed,
     /// It goes.
     Destroyed,
+    /// It sleeps.
+    Asleep,
+}
+
+/// What a start begins with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum StartFrom {
+    /// Its kernel.
+    #[default]
+    Boot,
+    /// The VM that is there, whose vCPUs are stopped.
+    Warm,
+    /// Its own snapshot.
+    Own,
+    /// A snapshot that instances share.
+    Shared {
+        /// Which.
+        id: SnapshotId,
+    },
 }
 
 /// Where an instance is in its life. Times are milliseconds since the Unix epoch.
@@ -93,9 +130,27 @@ pub enum Phase {
     Starting {
         /// When the start has taken too long.
         deadline_unix_ms: u64,
+        /// What it begins with.
+        #[serde(default)]
+        begin: StartFrom,
     },
     /// Its guest has answered.
     Running {
+        /// Since when.
+        since_unix_ms: u64,
+    },
+    /// Its vCPUs are stopped.
+    Warm {
+        /// Since when.
+        since_unix_ms: u64,
+    },
+    /// Its guest is prepared, and then saved.
+    Suspending {
+        /// Since when it has been running.
+        since_unix_ms: u64,
+    },
+    /// It has a snapshot and no VM.
+    Sleeping {
         /// Since when.
         since_unix_ms: u64,
     },
@@ -144,6 +199,46 @@ pub struct InstanceStatus {
     /// How the main process of its last run ended, if it did while that was observed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub main_end: Option<MainEnd>,
+    /// What it goes on from. Taken away, durably, before a vCPU of a restored VM runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<OwnSnapshot>,
+    /// The image that its VM's memory is mapped from, if the VM was restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ImageRef>,
+    /// Snapshots that were made of it.
+    pub sleeps: u64,
+    /// Times that it went on from a snapshot.
+    pub wakes: u64,
+    /// What went wrong when it was last put to sleep or woken, until that succeeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub setback: Option<Setback>,
+    /// Why its last start was a boot although there was a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_boot: Option<ColdBoot>,
+}
+
+/// A failure that left the instance as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setback {
+    /// What could not be done, in words such as `put to sleep`.
+    pub what: String,
+    /// Why, with sources.
+    pub error: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The request to sleep that failed, if it was one.
+    pub request: Option<u64>,
+}
+
+/// A snapshot that was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColdBoot {
+    /// Why it could not be restored.
+    pub reason: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
 }
 
 /// The end of a main process.
@@ -166,6 +261,17 @@ pub enum Event {
         revision: RevisionId,
         /// How long it may take to answer, in milliseconds.
         boot_timeout_ms: u64,
+        /// The snapshot that it begins with if it has never run.
+        origin: Option<SnapshotId>,
+    },
+    /// Its vCPUs are to stop, and its memory is kept.
+    Pause,
+    /// It is to sleep.
+    Sleep {
+        /// Which request it is.
+        request: u64,
+        /// How long the guest's own preparations may take, in milliseconds; 0 asks for none.
+        hooks_ms: u64,
     },
     /// It is not to run.
     Stop {
@@ -217,16 +323,56 @@ pub enum Event {
         /// The console's last lines.
         console_tail: Vec<String>,
     },
+    /// Its vCPUs could not be stopped.
+    PauseFailed {
+        /// Why, with sources.
+        error: String,
+    },
+    /// Its vCPUs could not be set going again.
+    ResumeFailed {
+        /// Why, with sources.
+        error: String,
+    },
+    /// Its snapshot is complete, and on disk.
+    Saved(OwnSnapshot),
+    /// It could not be saved; its VM may be paused.
+    SleepFailed {
+        /// Why, with sources.
+        error: String,
+        /// The request that failed.
+        request: u64,
+    },
+    /// Its snapshot can never be restored here.
+    RestoreRefused {
+        /// Why, with sources.
+        error: String,
+    },
     /// Time has passed.
     Tick,
 }
 
-/// What the actor is to do.
+/// What the actor is to do. What concerns the vCPUs (`Pause`, `Resume`, `Suspend`) is done in the
+/// order in which it comes, one after the other: a late `Resume` would let the guest go on after it
+/// was saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// End a VM that was launched but not recorded, prepare disk and tap, launch the VM, report
     /// `Launched` or `BootFailed`.
     Boot,
+    /// End a VM that was launched but not recorded, prepare disk and tap, restore the snapshot that
+    /// the phase names, report `Launched`, `RestoreRefused` or `BootFailed`. Its vCPUs stay stopped.
+    Restore,
+    /// Stop the vCPUs; report `PauseFailed` if they do not.
+    Pause,
+    /// Let the vCPUs run; report `ResumeFailed` if they do not.
+    Resume,
+    /// Prepare the guest, stop its vCPUs, save it; report `Saved` or `SleepFailed`.
+    Suspend {
+        /// Which request it is.
+        request: u64,
+        /// How long the guest's own preparations may take, in milliseconds; 0 asks for none.
+        hooks_ms: u64,
+    },
     /// Report `Exited` when the VM ends.
     Watch,
     /// Open the session with the guest, configure it, report `Ready` or `BootFailed`.
@@ -254,10 +400,17 @@ impl InstanceStatus {
     pub fn state(&self) -> State {
         match &self.phase {
             Phase::Created => State::Created,
+            Phase::Starting { begin: StartFrom::Warm, .. } | Phase::Warm { .. } => State::Warm,
+            Phase::Starting { begin: StartFrom::Own, .. } | Phase::Sleeping { .. } => {
+                State::Sleeping
+            }
             Phase::Starting { .. } if self.last_death.is_none() => State::Created,
             Phase::Starting { .. } if self.failures > 0 => State::Failed,
             Phase::Starting { .. } => State::Stopped,
-            Phase::Running { .. } | Phase::Stopping { .. } => State::Running,
+            Phase::Running { .. } | Phase::Suspending { .. } | Phase::Stopping { .. } => {
+                State::Running
+            }
+            Phase::Releasing { outcome: Outcome::Asleep, .. } => State::Sleeping,
             Phase::Releasing { outcome: Outcome::Failed, .. } | Phase::Failed => State::Failed,
             Phase::Releasing { .. } | Phase::Stopped => State::Stopped,
             Phase::Destroyed => State::Destroyed,
@@ -267,7 +420,12 @@ impl InstanceStatus {
     /// What the instance is in the middle of, in one word.
     pub fn activity(&self) -> Option<&'static str> {
         match &self.phase {
+            Phase::Starting { begin: StartFrom::Warm, .. } => Some("resuming"),
+            Phase::Starting { begin: StartFrom::Own, .. } => Some("waking"),
             Phase::Starting { .. } => Some("starting"),
+            Phase::Suspending { .. }
+            | Phase::Stopping { outcome: Outcome::Asleep, .. }
+            | Phase::Releasing { outcome: Outcome::Asleep, .. } => Some("falling asleep"),
             Phase::Stopping { outcome: Outcome::Destroyed, .. }
             | Phase::Releasing { outcome: Outcome::Destroyed, .. } => Some("destroying"),
             Phase::Stopping { .. } | Phase::Releasing { .. } => Some("stopping"),
@@ -294,11 +452,14 @@ impl InstanceStatus {
     /// When a [`Event::Tick`] is due.
     pub fn deadline_unix_ms(&self) -> Option<u64> {
         match self.phase {
-            Phase::Starting { deadline_unix_ms } => Some(deadline_unix_ms),
+            Phase::Starting { deadline_unix_ms, .. } => Some(deadline_unix_ms),
             Phase::Stopping { kill_unix_ms, .. } => Some(kill_unix_ms),
             Phase::Releasing { retry_unix_ms, .. } => retry_unix_ms,
             Phase::Created
             | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. }
+            | Phase::Sleeping { .. }
             | Phase::Stopped
             | Phase::Failed
             | Phase::Destroyed => None,

@@ -42,6 +42,20 @@ pub enum Action {
         /// The revision to boot if it has none yet.
         revision: RevisionId,
     },
+    /// Stop an instance's vCPUs.
+    Pause {
+        /// The instance.
+        instance: InstancePath,
+    },
+    /// Put an instance to sleep.
+    Sleep {
+        /// The instance.
+        instance: InstancePath,
+        /// Which request it is.
+        request: u64,
+        /// How long the guest's own preparations may take, in milliseconds; 0 asks for none.
+        hooks_ms: u64,
+    },
     /// Stop an instance.
     Stop {
         /// The instance.
@@ -99,6 +113,15 @@ pub enum Waiting {
     Backoff {
         /// Failures in a row.
         failures: u32,
+        /// When it is tried again, in milliseconds since the Unix epoch.
+        until_unix_ms: u64,
+    },
+    /// It could not be put to sleep, paused or woken, and that is tried again later.
+    Setback {
+        /// What could not be done, in words such as `put to sleep`.
+        what: String,
+        /// Why, with sources.
+        error: String,
         /// When it is tried again, in milliseconds since the Unix epoch.
         until_unix_ms: u64,
     },
@@ -195,8 +218,8 @@ fn plan_pool(
     let nothing = PoolStatus::default();
     let status = status.unwrap_or(&nothing);
     let asked = status.build_generation < pool.build_generation;
-    let needed = status.revision.is_none()
-        && desired.instances_in(&pool.path).any(|i| i.desired == DesiredState::Running);
+    let needed =
+        status.revision.is_none() && desired.instances_in(&pool.path).any(|i| i.desired.is_alive());
     if !asked && !needed {
         return;
     }
@@ -236,8 +259,11 @@ fn plan_instance(
         DesiredState::Stopped => match status.phase {
             Phase::Starting { .. }
             | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. }
+            | Phase::Sleeping { .. }
             | Phase::Stopping { .. }
-            | Phase::Releasing { outcome: Outcome::Failed, .. }
+            | Phase::Releasing { outcome: Outcome::Failed | Outcome::Asleep, .. }
             | Phase::Failed => plan.actions.push(Action::Stop {
                 instance: path.clone(),
                 grace_ms: record.grace_ms,
@@ -246,49 +272,106 @@ fn plan_instance(
             Phase::Stopped if status.last_death.is_some() => auto_remove(plan, record),
             Phase::Created | Phase::Releasing { .. } | Phase::Stopped | Phase::Destroyed => {}
         },
-        DesiredState::Running => match &status.phase {
-            Phase::Starting { .. } | Phase::Running { .. } if behind => {
-                // The stop belongs to the wish before; the start that follows carries the new one.
-                plan.actions.push(Action::Stop {
-                    instance: path.clone(),
-                    grace_ms: record.grace_ms,
-                    generation: status.generation,
-                });
-            }
-            Phase::Running { .. } => {}
-            Phase::Starting { .. } | Phase::Stopping { .. } | Phase::Releasing { .. } => {
-                plan.waiting.insert(path.clone(), Waiting::Step);
-            }
-            Phase::Destroyed => {}
-            Phase::Created => start(plan, record, status, image, start_slots),
-            Phase::Stopped | Phase::Failed if behind => {
-                start(plan, record, status, image, start_slots);
-            }
-            Phase::Stopped | Phase::Failed => {
-                let rebooted =
-                    status.last_death.as_ref().is_some_and(|d| d.cause == Cause::GuestReboot);
-                let again = match record.spec.restart {
-                    RestartPolicy::Always => true,
-                    RestartPolicy::OnFailure => rebooted || status.phase == Phase::Failed,
-                    RestartPolicy::Never => false,
-                };
-                if !again {
-                    let policy = record.spec.restart;
-                    plan.waiting.insert(path.clone(), Waiting::RestartPolicy { policy });
-                    auto_remove(plan, record);
-                    return;
+        DesiredState::Running | DesiredState::Warm | DesiredState::Sleeping => {
+            match &status.phase {
+                Phase::Starting { .. }
+                | Phase::Running { .. }
+                | Phase::Warm { .. }
+                | Phase::Sleeping { .. }
+                    if behind =>
+                {
+                    // The stop belongs to the wish before; the start that follows carries the new one.
+                    plan.actions.push(Action::Stop {
+                        instance: path.clone(),
+                        grace_ms: record.grace_ms,
+                        generation: status.generation,
+                    });
                 }
-                let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
-                let failures = status.failures;
-                let until_unix_ms = died.saturating_add(backoff_ms(failures));
-                if now < until_unix_ms {
-                    plan.due(until_unix_ms);
-                    plan.waiting.insert(path.clone(), Waiting::Backoff { failures, until_unix_ms });
-                    return;
+                Phase::Running { .. } | Phase::Warm { .. } | Phase::Sleeping { .. } => {
+                    plan_rest(plan, record, status, image, start_slots, now);
                 }
-                start(plan, record, status, image, start_slots);
+                Phase::Starting { .. }
+                | Phase::Suspending { .. }
+                | Phase::Stopping { .. }
+                | Phase::Releasing { .. } => {
+                    plan.waiting.insert(path.clone(), Waiting::Step);
+                }
+                Phase::Destroyed => {}
+                Phase::Created => start(plan, record, status, image, start_slots),
+                Phase::Stopped | Phase::Failed if behind => {
+                    start(plan, record, status, image, start_slots);
+                }
+                Phase::Stopped | Phase::Failed => {
+                    let rebooted =
+                        status.last_death.as_ref().is_some_and(|d| d.cause == Cause::GuestReboot);
+                    let again = match record.spec.restart {
+                        RestartPolicy::Always => true,
+                        RestartPolicy::OnFailure => rebooted || status.phase == Phase::Failed,
+                        RestartPolicy::Never => false,
+                    };
+                    if !again {
+                        let policy = record.spec.restart;
+                        plan.waiting.insert(path.clone(), Waiting::RestartPolicy { policy });
+                        auto_remove(plan, record);
+                        return;
+                    }
+                    let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
+                    let failures = status.failures;
+                    let until_unix_ms = died.saturating_add(backoff_ms(failures));
+                    if now < until_unix_ms {
+                        plan.due(until_unix_ms);
+                        plan.waiting
+                            .insert(path.clone(), Waiting::Backoff { failures, until_unix_ms });
+                        return;
+                    }
+                    start(plan, record, status, image, start_slots);
+                }
             }
-        },
+        }
+    }
+}
+
+/// Between running, warm and sleeping. What failed is tried again later, unless it was asked for
+/// once more.
+fn plan_rest(
+    plan: &mut Plan,
+    record: &InstanceRecord,
+    status: &InstanceStatus,
+    image: Option<&PoolStatus>,
+    start_slots: &mut usize,
+    now: u64,
+) {
+    let instance = record.path.clone();
+    let is_there = matches!(
+        (record.desired, &status.phase),
+        (DesiredState::Running, Phase::Running { .. })
+            | (DesiredState::Warm, Phase::Warm { .. })
+            | (DesiredState::Sleeping, Phase::Sleeping { .. })
+    );
+    if is_there {
+        return;
+    }
+    if let Some(setback) = &status.setback
+        && setback.request.is_none_or(|request| request >= record.sleep_request)
+    {
+        let until_unix_ms = setback.at_unix_ms.saturating_add(backoff_ms(setback.failures));
+        if now < until_unix_ms {
+            plan.due(until_unix_ms);
+            let (what, error) = (setback.what.clone(), setback.error.clone());
+            plan.waiting.insert(instance, Waiting::Setback { what, error, until_unix_ms });
+            return;
+        }
+    }
+    match (record.desired, &status.phase) {
+        (DesiredState::Sleeping, _) => plan.actions.push(Action::Sleep {
+            instance,
+            request: record.sleep_request,
+            hooks_ms: record.hooks_ms,
+        }),
+        (DesiredState::Warm, Phase::Running { .. }) => {
+            plan.actions.push(Action::Pause { instance });
+        }
+        _ => start(plan, record, status, image, start_slots),
     }
 }
 

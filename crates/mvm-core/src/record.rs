@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::ImageSpec;
 use crate::lifecycle::InstanceStatus;
-use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
+use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
 use crate::net::{InstanceNetwork, Slot, TenantNetwork};
 use crate::spec::{NetMode, PoolSpec, Quota};
 
@@ -73,6 +73,10 @@ pub struct PoolRecord {
 pub enum DesiredState {
     /// Run.
     Running,
+    /// Stand still: its vCPUs do not run, its memory is kept.
+    Warm,
+    /// Sleep: go on some time from a snapshot, and take no memory until then.
+    Sleeping,
     /// Not run; its disk and address are kept.
     Stopped,
     /// Be removed with everything that it has.
@@ -95,8 +99,36 @@ pub struct InstanceRecord {
     pub generation: u64,
     /// How long the guest has to shut down, in milliseconds; 0 ends the VMM at once.
     pub grace_ms: u64,
+    /// Raised by each request to sleep; a failure that answers an earlier one is of no account.
+    #[serde(default)]
+    pub sleep_request: u64,
+    /// How long the guest has to prepare for its sleep, in milliseconds; 0 puts it to sleep as it is.
+    #[serde(default = "default_hooks_ms")]
+    pub hooks_ms: u64,
+    /// The snapshot that it begins with, instead of booting, when it runs for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<SnapshotId>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
+}
+
+/// How long a guest has to prepare for its sleep unless a request says otherwise, in milliseconds.
+pub const DEFAULT_HOOKS_MS: u64 = 10_000;
+
+fn default_hooks_ms() -> u64 {
+    DEFAULT_HOOKS_MS
+}
+
+impl DesiredState {
+    /// Whether an instance that is to do this has memory and processors reserved for it.
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Running | Self::Warm)
+    }
+
+    /// Whether it keeps what the guest has in memory.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Warm | Self::Sleeping)
+    }
 }
 
 /// A data disk, as asked for.

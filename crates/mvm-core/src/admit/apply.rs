@@ -47,7 +47,7 @@ impl Draft<'_> {
             } else {
                 self.pool_create(&path, &wanted.spec)?;
             }
-            self.pool_scale(&path, wanted.running)?;
+            self.pool_scale(&path, wanted.running, None, None)?;
         }
         let unnamed: Vec<PoolPath> = self
             .edit

@@ -142,6 +142,14 @@ pub enum Denial {
         /// As given.
         selector: String,
     },
+    /// Nothing runs that could be put to rest.
+    #[error(
+        "{instance} does not run, so there is nothing of it to keep in memory or to put to sleep"
+    )]
+    NotAlive {
+        /// The instance.
+        instance: InstancePath,
+    },
     /// Several instances are meant where one is needed.
     #[error("{selector} matches {} instances: {}", matches.len(), list(matches))]
     Ambiguous {
@@ -271,6 +279,9 @@ impl Denial {
                 disks.first().map(ToString::to_string).unwrap_or_default()
             )),
             Self::NoSuchInstance { .. } => Some("see `mvm ps -a`".to_owned()),
+            Self::NotAlive { instance } => {
+                Some(format!("start it first: `mvm start {}`", instance.id))
+            }
             Self::Ambiguous { .. } => Some("name one of them, or pass --all".to_owned()),
             Self::Exists { .. } => None,
             Self::BeingRemoved { .. } => {

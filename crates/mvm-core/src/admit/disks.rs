@@ -124,7 +124,7 @@ fn attached_to(desired: &Desired, path: &DiskPath) -> Vec<String> {
     pools.chain(instances).collect()
 }
 
-/// An instance that is to run with a disk.
+/// An instance that is to run with a disk, or sleeps with what it has not written to it yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Holder {
     instance: InstancePath,
@@ -137,7 +137,7 @@ fn holders(desired: &Desired, path: &DiskPath) -> Vec<Holder> {
 
 fn all_holders(desired: &Desired) -> BTreeMap<DiskPath, Vec<Holder>> {
     let mut holders: BTreeMap<DiskPath, Vec<Holder>> = BTreeMap::new();
-    let running = desired.instances.values().filter(|i| i.desired == DesiredState::Running);
+    let running = desired.instances.values().filter(|i| i.desired.is_alive());
     for instance in running {
         for mount in &instance.spec.disks {
             holders

@@ -6,7 +6,7 @@ use super::{DEFAULT_GRACE_MS, Denial, Draft, Limit, MAX_CREATE};
 use crate::disk::DiskMount;
 use crate::name::{InstancePath, PoolPath, Selector};
 use crate::net::{FIRST_SLOT, Slot};
-use crate::record::{DesiredState, InstanceRecord};
+use crate::record::{DEFAULT_HOOKS_MS, DesiredState, InstanceRecord};
 
 /// The generation of something that was never asked for.
 pub(super) const NEVER_GENERATION: u64 = 0;
@@ -43,7 +43,9 @@ impl Draft<'_> {
         spec.disks.extend_from_slice(disks);
         self.require_mounts(&format_args!("pool {pool}"), &pool.tenant, &spec.disks)?;
         let generation = match desired {
-            DesiredState::Running => NEVER_GENERATION + 1,
+            DesiredState::Running | DesiredState::Warm | DesiredState::Sleeping => {
+                NEVER_GENERATION + 1
+            }
             DesiredState::Stopped | DesiredState::Destroyed => NEVER_GENERATION,
         };
         for slot in self.free_slots(pool, count)? {
@@ -55,6 +57,9 @@ impl Draft<'_> {
                 desired,
                 generation,
                 grace_ms: DEFAULT_GRACE_MS,
+                sleep_request: 0,
+                hooks_ms: DEFAULT_HOOKS_MS,
+                origin: None,
                 created_unix_ms: self.now,
             };
             self.edit.desired.instances.insert(path.clone(), record);
@@ -106,6 +111,50 @@ impl Draft<'_> {
         Ok(())
     }
 
+    pub(super) fn instance_warm(&mut self, selector: &Selector, all: bool) -> Result<(), Denial> {
+        for path in self.select_alive(selector, all)? {
+            self.set_desired(&path, DesiredState::Warm, DEFAULT_GRACE_MS);
+            self.recount(&path.pool);
+        }
+        Ok(())
+    }
+
+    pub(super) fn instance_sleep(
+        &mut self,
+        selector: &Selector,
+        all: bool,
+        hooks_ms: u64,
+    ) -> Result<(), Denial> {
+        for path in self.select_alive(selector, all)? {
+            self.ask_to_sleep(&path, hooks_ms);
+            self.set_desired(&path, DesiredState::Sleeping, DEFAULT_GRACE_MS);
+            self.recount(&path.pool);
+        }
+        Ok(())
+    }
+
+    /// Makes a wish to sleep a fresh one.
+    pub(super) fn ask_to_sleep(&mut self, path: &InstancePath, hooks_ms: u64) {
+        if let Some(instance) = self.edit.desired.instances.get_mut(path) {
+            instance.sleep_request += 1;
+            instance.hooks_ms = hooks_ms;
+        }
+    }
+
+    /// What a selector means, of what runs, stands by or sleeps. One that is named has to.
+    fn select_alive(&self, selector: &Selector, all: bool) -> Result<Vec<InstancePath>, Denial> {
+        let paths = self.select(selector, all)?;
+        let is_alive = |path: &InstancePath| {
+            let desired = self.edit.desired.instances.get(path).map(|instance| instance.desired);
+            desired.is_some_and(DesiredState::is_alive) && !self.node.ended.contains(path)
+        };
+        let (alive, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_alive);
+        match others.into_iter().next() {
+            Some(instance) if alive.is_empty() => Err(Denial::NotAlive { instance }),
+            _ => Ok(alive),
+        }
+    }
+
     pub(super) fn instance_restart(
         &mut self,
         selector: &Selector,
@@ -132,9 +181,8 @@ impl Draft<'_> {
     ) -> Result<(), Denial> {
         let paths = self.select(selector, all)?;
         let instances = &self.edit.desired.instances;
-        let is_running = |path: &&InstancePath| {
-            instances.get(*path).is_some_and(|i| i.desired == DesiredState::Running)
-        };
+        let is_running =
+            |path: &&InstancePath| instances.get(*path).is_some_and(|i| i.desired.is_alive());
         let running: Vec<InstancePath> = paths.iter().filter(is_running).cloned().collect();
         if !force && !running.is_empty() {
             let typed = as_typed(selector);
@@ -178,20 +226,22 @@ impl Draft<'_> {
     }
 
     /// Changes what an instance is to do. To run what is already to run, but ended by itself, is a
-    /// fresh wish: the plan starts whatever lags behind its generation.
+    /// fresh wish: the plan starts whatever lags behind its generation. Between running and rest
+    /// there is no fresh start.
     pub(super) fn set_desired(
         &mut self,
         path: &InstancePath,
         desired: DesiredState,
         grace_ms: u64,
     ) {
-        let again = desired == DesiredState::Running && self.node.ended.contains(path);
+        let again = desired.is_alive() && self.node.ended.contains(path);
         if let Some(instance) = self.edit.desired.instances.get_mut(path) {
             instance.grace_ms = grace_ms;
-            if instance.desired != desired || again {
-                instance.desired = desired;
+            let goes_on = instance.desired.is_alive() && desired.is_alive();
+            if again || (instance.desired != desired && !goes_on) {
                 instance.generation += 1;
             }
+            instance.desired = desired;
         }
         self.concerns(path);
     }

@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{Denial, Limit, NodeFacts};
 use crate::name::{PoolPath, TenantName};
-use crate::record::{Desired, DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord};
+use crate::record::{Desired, DiskRecord, Existence, InstanceRecord, PoolRecord};
 
 /// What is reserved by what is desired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Virtual CPUs of instances that are to run.
+    /// Virtual CPUs of instances that are to run or to stand by warm.
     pub vcpus: u64,
-    /// Guest memory in MiB of instances that are to run.
+    /// Guest memory in MiB of instances that are to run or to stand by warm.
     pub mem_mib: u64,
     /// Writable layers of all instances and data disks, in MiB.
     pub disk_mib: u64,
-    /// Instances that are to run.
+    /// Instances that are to run or to stand by warm.
     pub running: u64,
     /// Pools, without those that are being removed.
     pub pools: u64,
@@ -31,7 +31,7 @@ impl Usage {
     fn add(&mut self, instance: &InstanceRecord) {
         self.disk_mib += u64::from(instance.spec.disk_mib);
         self.instances += 1;
-        if instance.desired == DesiredState::Running {
+        if instance.desired.is_up() {
             self.vcpus += u64::from(instance.spec.vcpus);
             self.mem_mib += u64::from(instance.spec.mem_mib);
             self.running += 1;

@@ -87,12 +87,19 @@ pub enum Request {
         /// Its path.
         path: PoolPath,
     },
-    /// Sets how many instances of a pool run.
+    /// Sets how many instances of a pool run, stand still and sleep.
     PoolScale {
         /// Its path.
         path: PoolPath,
-        /// How many.
+        /// How many run.
         running: u32,
+        /// How many have their vCPUs stopped; those that have, and are not needed to run, stay so
+        /// if absent.
+        #[serde(default)]
+        warm: Option<u32>,
+        /// How many sleep; those that do, and are not needed to run, stay so if absent.
+        #[serde(default)]
+        sleeping: Option<u32>,
     },
     /// Removes a pool and its stopped instances.
     PoolDestroy {
@@ -128,6 +135,22 @@ pub enum Request {
         all: bool,
         /// How long the guest has to shut down, in milliseconds; 0 ends it at once.
         grace_ms: u64,
+    },
+    /// Stops the vCPUs of instances and keeps their memory; sleeping ones are woken first.
+    InstanceWarm {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+    },
+    /// Puts instances to sleep.
+    InstanceSleep {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+        /// How long the guest has to prepare, in milliseconds; 0 does without.
+        hooks_ms: u64,
     },
     /// Stops and starts instances; stopped ones are started.
     InstanceRestart {
@@ -254,7 +277,9 @@ pub fn admit(
         Request::PoolBuild { path } => draft.pool_update(path, None)?,
         Request::PoolUpdate { path, image } => draft.pool_update(path, image.as_ref())?,
         Request::PoolRollback { path } => draft.pool_rollback(path)?,
-        Request::PoolScale { path, running } => draft.pool_scale(path, *running)?,
+        Request::PoolScale { path, running, warm, sleeping } => {
+            draft.pool_scale(path, *running, *warm, *sleeping)?;
+        }
         Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
         Request::InstanceCreate { pool, count, start, disks } => {
             draft.instance_create(pool, *count, *start, disks)?;
@@ -262,6 +287,10 @@ pub fn admit(
         Request::InstanceStart { selector, all } => draft.instance_start(selector, *all)?,
         Request::InstanceStop { selector, all, grace_ms } => {
             draft.instance_stop(selector, *all, *grace_ms)?;
+        }
+        Request::InstanceWarm { selector, all } => draft.instance_warm(selector, *all)?,
+        Request::InstanceSleep { selector, all, hooks_ms } => {
+            draft.instance_sleep(selector, *all, *hooks_ms)?;
         }
         Request::InstanceRestart { selector, all, grace_ms } => {
             draft.instance_restart(selector, *all, *grace_ms)?;

@@ -4,7 +4,7 @@ use super::instances::NEVER_GENERATION;
 use super::{DEFAULT_GRACE_MS, Denial, Draft, MAX_CREATE};
 use crate::image::ImageSpec;
 use crate::name::{InstancePath, PoolPath};
-use crate::record::{BuildState, DesiredState, Existence, PoolRecord};
+use crate::record::{BuildState, DEFAULT_HOOKS_MS, DesiredState, Existence, PoolRecord};
 use crate::spec::PoolSpec;
 
 /// Raises the generation that the builder is to report, and gives up going back.
@@ -92,44 +92,95 @@ impl Draft<'_> {
         }
     }
 
-    /// Starts stopped instances before it makes new ones, and stops the newest first.
-    pub(super) fn pool_scale(&mut self, path: &PoolPath, running: u32) -> Result<(), Denial> {
+    /// Wakes before it starts, and starts before it makes new ones; stops the newest first.
+    pub(super) fn pool_scale(
+        &mut self,
+        path: &PoolPath,
+        running: u32,
+        warm: Option<u32>,
+        sleeping: Option<u32>,
+    ) -> Result<(), Denial> {
+        use DesiredState::{Running, Sleeping, Stopped, Warm};
         self.require_pool(path)?;
-        if running > MAX_CREATE {
+        let count = u64::from(running)
+            + u64::from(warm.unwrap_or_default())
+            + u64::from(sleeping.unwrap_or_default());
+        if count > MAX_CREATE.into() {
             let expected = format!("at most {MAX_CREATE}");
-            return Err(Denial::Number { what: "the count", value: running.into(), expected });
+            return Err(Denial::Number { what: "the count", value: count, expected });
         }
         self.retry_failed_build(path);
-        let mut by_age: Vec<_> =
-            self.edit.desired.instances_in(path).map(|i| (i.created_unix_ms, i.slot, i)).collect();
-        by_age.sort_by_key(|(created, slot, _)| (*created, *slot));
-        let with = |state: DesiredState| -> Vec<InstancePath> {
-            let matching = by_age.iter().filter(|(_, _, i)| i.desired == state);
-            matching.map(|(_, _, instance)| instance.path.clone()).collect()
-        };
-        let (up, down) = (with(DesiredState::Running), with(DesiredState::Stopped));
-        let running = running as usize;
-        for instance in up.iter().take(running) {
-            self.set_desired(instance, DesiredState::Running, DEFAULT_GRACE_MS);
+        let mut left = self.by_state_and_age(path);
+        self.scale_to(path, &mut left, Running, running, &[Running, Warm, Sleeping, Stopped])?;
+        if let Some(warm) = warm {
+            self.scale_to(path, &mut left, Warm, warm, &[Warm, Running, Sleeping, Stopped])?;
         }
-        for instance in up.iter().skip(running) {
-            self.set_desired(instance, DesiredState::Stopped, DEFAULT_GRACE_MS);
+        if let Some(sleeping) = sleeping {
+            self.scale_to(
+                path,
+                &mut left,
+                Sleeping,
+                sleeping,
+                &[Sleeping, Warm, Running, Stopped],
+            )?;
         }
-        let missing = running.saturating_sub(up.len());
-        for instance in down.iter().take(missing) {
-            self.set_desired(instance, DesiredState::Running, DEFAULT_GRACE_MS);
+        for (instance, state) in left {
+            let stays = match state {
+                Warm => warm.is_none(),
+                Sleeping => sleeping.is_none(),
+                Running | Stopped | DesiredState::Destroyed => state != Running,
+            };
+            if !stays {
+                self.set_desired(&instance, Stopped, DEFAULT_GRACE_MS);
+            }
         }
-        let more = missing.saturating_sub(down.len());
-        self.create_some(path, more, DesiredState::Running, &[])?;
         self.recount(path);
         Ok(())
+    }
+
+    /// The pool's instances that are not being destroyed, the oldest first.
+    fn by_state_and_age(&self, path: &PoolPath) -> Vec<(InstancePath, DesiredState)> {
+        let mut by_age: Vec<_> = self
+            .edit
+            .desired
+            .instances_in(path)
+            .filter(|instance| instance.desired != DesiredState::Destroyed)
+            .collect();
+        by_age.sort_by_key(|instance| (instance.created_unix_ms, instance.slot));
+        by_age.into_iter().map(|instance| (instance.path.clone(), instance.desired)).collect()
+    }
+
+    /// Makes so many instances be in a state, taken from those that are `left` in this order, and
+    /// new ones.
+    fn scale_to(
+        &mut self,
+        path: &PoolPath,
+        left: &mut Vec<(InstancePath, DesiredState)>,
+        state: DesiredState,
+        count: u32,
+        from: &[DesiredState],
+    ) -> Result<(), Denial> {
+        let mut missing = count as usize;
+        for source in from {
+            while missing > 0
+                && let Some(at) = left.iter().position(|(_, state)| state == source)
+            {
+                let (instance, before) = left.remove(at);
+                if state == DesiredState::Sleeping && before != state {
+                    self.ask_to_sleep(&instance, DEFAULT_HOOKS_MS);
+                }
+                self.set_desired(&instance, state, DEFAULT_GRACE_MS);
+                missing -= 1;
+            }
+        }
+        self.create_some(path, missing, state, &[])
     }
 
     pub(super) fn pool_destroy(&mut self, path: &PoolPath, force: bool) -> Result<(), Denial> {
         if !self.edit.desired.pools.contains_key(path) {
             return Err(Denial::NoSuchPool { path: path.clone() });
         }
-        let running: Vec<InstancePath> = self.running_in(path);
+        let running: Vec<InstancePath> = self.alive_in(path);
         if !force && !running.is_empty() {
             return Err(Denial::StillRunning {
                 object: format!("pool {path}"),
@@ -162,6 +213,13 @@ impl Draft<'_> {
         let instances = self.edit.desired.instances_in(path);
         let running = instances.filter(|i| i.desired == DesiredState::Running);
         running.map(|instance| instance.path.clone()).collect()
+    }
+
+    /// Instances that run, stand by or sleep.
+    pub(super) fn alive_in(&self, path: &PoolPath) -> Vec<InstancePath> {
+        let instances = self.edit.desired.instances_in(path);
+        let alive = instances.filter(|instance| instance.desired.is_alive());
+        alive.map(|instance| instance.path.clone()).collect()
     }
 
     /// Keeps a pool's count what it says: how many of its instances are to run.

@@ -102,7 +102,7 @@ fn pool(path: &str) -> Request {
 }
 
 fn scale(path: &str, running: u32) -> Request {
-    Request::PoolScale { path: path.parse().unwrap(), running }
+    Request::PoolScale { path: path.parse().unwrap(), running, warm: None, sleeping: None }
 }
 
 fn create(pool: &str, count: u32, start: bool) -> Request {

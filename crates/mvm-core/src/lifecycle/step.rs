@@ -1,12 +1,13 @@
 //! The transitions of [`super`], one match over phase and event.
 
 use super::{
-    Effect, Event, InstanceStatus, KILL_RETRY_MS, MAIN_ENDED_GRACE_MS, MainEnd, Outcome, Phase,
-    RELEASE_RETRY_MS, RESUMED_START_MS, STABLE_MS,
+    ColdBoot, Effect, Event, InstanceStatus, KILL_RETRY_MS, MAIN_ENDED_GRACE_MS, MainEnd, Outcome,
+    Phase, RELEASE_RETRY_MS, RESTORE_ATTEMPTS, RESUMED_START_MS, STABLE_MS, Setback, StartFrom,
 };
 use crate::death::{Cause, Death, classify};
 use crate::guest::ExitStatus;
-use crate::vmm::VmExit;
+use crate::snapshot::ImageRef;
+use crate::vmm::{VmExit, VmHandle};
 
 /// The next status and what to do, once it is durable. An event that does not concern the phase
 /// changes nothing.
@@ -15,23 +16,55 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
     let effects = match (&status.phase, event) {
         (
             Phase::Created | Phase::Stopped | Phase::Failed,
-            Event::Start { generation, revision, boot_timeout_ms },
+            Event::Start { generation, revision, boot_timeout_ms, origin },
         ) => {
-            next.phase = Phase::Starting { deadline_unix_ms: now.saturating_add(boot_timeout_ms) };
+            let has_run = status.boots + status.wakes > 0;
+            let begin = match origin {
+                Some(id) if !has_run => StartFrom::Shared { id },
+                _ => StartFrom::Boot,
+            };
             next.generation = generation;
             next.revision.get_or_insert(revision);
             next.main_end = None;
-            vec![Effect::Boot]
+            next.begin(begin, now.saturating_add(boot_timeout_ms))
         }
 
-        (Phase::Starting { .. }, Event::Launched(handle)) => {
-            next.vm = Some(handle);
-            vec![Effect::Watch, Effect::Greet]
+        (Phase::Starting { begin, .. }, Event::Launched(handle)) => {
+            next.launched(begin, handle);
+            match begin {
+                StartFrom::Boot => vec![Effect::Watch, Effect::Greet],
+                // Its snapshot is used up from here on.
+                _ => vec![Effect::Watch, Effect::Resume, Effect::Greet],
+            }
         }
-        (Phase::Starting { .. }, Event::Ready) if status.vm.is_some() => {
+        (Phase::Starting { begin, .. }, Event::Ready) if status.vm.is_some() => {
             next.phase = Phase::Running { since_unix_ms: now };
-            next.boots += 1;
+            match begin {
+                StartFrom::Warm => {}
+                StartFrom::Boot => next.boots += 1,
+                StartFrom::Own | StartFrom::Shared { .. } => next.wakes += 1,
+            }
+            if *begin != StartFrom::Boot {
+                next.cold_boot = None;
+            }
+            next.setback = None;
             vec![]
+        }
+        (Phase::Starting { deadline_unix_ms, .. }, Event::RestoreRefused { error })
+            if status.vm.is_none() =>
+        {
+            next.boot_cold(error, *deadline_unix_ms, now)
+        }
+        (
+            Phase::Starting { begin: StartFrom::Own, deadline_unix_ms },
+            Event::BootFailed { error },
+        ) if status.vm.is_none() => {
+            // The snapshot is as good as it was.
+            let failures = next.set_back("woken", error.clone(), now, None);
+            match failures {
+                RESTORE_ATTEMPTS.. => next.boot_cold(error, *deadline_unix_ms, now),
+                _ => next.release(Outcome::Asleep),
+            }
         }
         (Phase::Starting { .. }, Event::BootFailed { error }) => {
             next.died(Cause::StartFailed { error }, now, None, Vec::new());
@@ -41,23 +74,35 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
                 next.release(Outcome::Failed)
             }
         }
-        (Phase::Starting { deadline_unix_ms }, Event::Tick) if now >= *deadline_unix_ms => {
+        (Phase::Starting { deadline_unix_ms, .. }, Event::Tick) if now >= *deadline_unix_ms => {
             next.died(Cause::BootTimeout, now, None, Vec::new());
             next.stop(now, 0, Outcome::Failed)
         }
         // It was never launched, or launched and not recorded.
-        (Phase::Starting { deadline_unix_ms }, Event::FoundGone { .. }) if status.vm.is_none() => {
-            next.phase = resumed(*deadline_unix_ms, now);
-            vec![Effect::Boot]
+        (Phase::Starting { deadline_unix_ms, begin }, Event::FoundGone { .. })
+            if status.vm.is_none() =>
+        {
+            next.begin(begin.clone(), with_more_time(*deadline_unix_ms, now))
         }
-        (Phase::Starting { deadline_unix_ms }, Event::FoundAlive) => {
-            next.phase = resumed(*deadline_unix_ms, now);
-            vec![Effect::Watch, Effect::Greet]
+        (Phase::Starting { deadline_unix_ms, begin }, Event::FoundAlive) => {
+            let deadline_unix_ms = with_more_time(*deadline_unix_ms, now);
+            next.phase = Phase::Starting { deadline_unix_ms, begin: begin.clone() };
+            match begin {
+                StartFrom::Boot => vec![Effect::Watch, Effect::Greet],
+                _ => vec![Effect::Watch, Effect::Resume, Effect::Greet],
+            }
         }
         (Phase::Running { .. }, Event::FoundAlive) => vec![Effect::Watch, Effect::Rejoin],
+        (Phase::Warm { .. }, Event::FoundAlive) => vec![Effect::Watch, Effect::Pause],
+        (Phase::Suspending { since_unix_ms }, Event::FoundAlive) => {
+            // Whatever the agent before had written is not complete.
+            next.phase = Phase::Running { since_unix_ms: *since_unix_ms };
+            vec![Effect::Watch, Effect::Resume, Effect::Rejoin]
+        }
         (Phase::Stopping { kill_unix_ms, outcome }, Event::FoundAlive) => {
             // The guest may not have heard of it yet, and keeps the rest of its time.
             let grace_ms = match outcome {
+                Outcome::Asleep => 0,
                 Outcome::Failed if status.main_end.is_none() => 0,
                 _ => kill_unix_ms.saturating_sub(now),
             };
@@ -66,21 +111,83 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             effects
         }
 
-        (Phase::Starting { .. } | Phase::Running { .. }, Event::Stop { grace_ms, generation }) => {
+        (
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Warm { .. },
+            Event::Stop { grace_ms, generation },
+        ) => {
             next.generation = generation;
-            // A guest that is not up yet has nothing to shut down in order.
-            let grace_ms = if matches!(status.phase, Phase::Running { .. }) { grace_ms } else { 0 };
-            next.stop(now, grace_ms, Outcome::Stopped)
+            next.stop(now, status.grace(grace_ms), Outcome::Stopped)
         }
-        (Phase::Starting { .. } | Phase::Running { .. }, Event::Destroy { grace_ms }) => {
-            let grace_ms = if matches!(status.phase, Phase::Running { .. }) { grace_ms } else { 0 };
-            next.stop(now, grace_ms, Outcome::Destroyed)
-        }
+        (
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Warm { .. },
+            Event::Destroy { grace_ms },
+        ) => next.stop(now, status.grace(grace_ms), Outcome::Destroyed),
 
-        (Phase::Running { .. }, Event::MainExited(status)) => {
+        (
+            Phase::Running { .. } | Phase::Warm { .. } | Phase::Suspending { .. },
+            Event::MainExited(status),
+        ) => {
             next.settle_series(now);
             next.main_end = Some(MainEnd { status, asked: false });
             next.stop(now, MAIN_ENDED_GRACE_MS, outcome_of(status))
+        }
+
+        (Phase::Running { .. }, Event::Pause) => {
+            next.phase = Phase::Warm { since_unix_ms: now };
+            vec![Effect::Pause]
+        }
+        (Phase::Warm { .. }, Event::PauseFailed { error }) => {
+            next.phase = Phase::Running { since_unix_ms: now };
+            next.set_back("paused", error, now, None);
+            vec![Effect::Resume]
+        }
+        (Phase::Warm { .. }, Event::Start { generation, boot_timeout_ms, .. }) => {
+            next.generation = generation;
+            next.phase = Phase::Starting {
+                deadline_unix_ms: now.saturating_add(boot_timeout_ms),
+                begin: StartFrom::Warm,
+            };
+            vec![Effect::Resume, Effect::Greet]
+        }
+        (
+            Phase::Running { since_unix_ms } | Phase::Warm { since_unix_ms },
+            Event::Sleep { request, hooks_ms },
+        ) => {
+            next.phase = Phase::Suspending { since_unix_ms: *since_unix_ms };
+            vec![Effect::Suspend { request, hooks_ms }]
+        }
+        (Phase::Suspending { .. }, Event::Saved(snapshot)) => {
+            next.sleeps = snapshot.number;
+            next.snapshot = Some(snapshot);
+            next.setback = None;
+            next.stop(now, 0, Outcome::Asleep)
+        }
+        (Phase::Suspending { since_unix_ms }, Event::SleepFailed { error, request }) => {
+            next.phase = Phase::Running { since_unix_ms: *since_unix_ms };
+            next.set_back("put to sleep", error, now, Some(request));
+            vec![Effect::Resume, Effect::Rejoin]
+        }
+        // In order, it is stopped once it sleeps, or could not.
+        (Phase::Suspending { .. }, Event::Stop { grace_ms: 0, generation }) => {
+            next.generation = generation;
+            next.stop(now, 0, Outcome::Stopped)
+        }
+        (Phase::Suspending { .. }, Event::Destroy { .. }) => next.stop(now, 0, Outcome::Destroyed),
+        (Phase::Running { .. } | Phase::Starting { .. }, Event::ResumeFailed { error })
+            if status.vm.is_some() =>
+        {
+            next.died(Cause::StartFailed { error }, now, None, Vec::new());
+            next.stop(now, 0, Outcome::Failed)
+        }
+
+        (Phase::Sleeping { .. }, Event::Start { generation, boot_timeout_ms, .. }) => {
+            next.generation = generation;
+            next.begin(StartFrom::Own, now.saturating_add(boot_timeout_ms))
+        }
+        (Phase::Sleeping { .. }, Event::Stop { generation, .. }) => {
+            next.generation = generation;
+            next.died(Cause::Operator, now, None, Vec::new());
+            next.release(Outcome::Stopped)
         }
         (Phase::Stopping { .. }, Event::MainExited(end)) => {
             next.main_end.get_or_insert(MainEnd { status: end, asked: true });
@@ -91,9 +198,10 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             next.vm = Some(handle);
             vec![Effect::Watch, Effect::Kill]
         }
-        (Phase::Stopping { outcome, .. }, Event::BootFailed { .. }) if status.vm.is_none() => {
-            next.release(*outcome)
-        }
+        (
+            Phase::Stopping { outcome, .. },
+            Event::BootFailed { .. } | Event::RestoreRefused { .. },
+        ) if status.vm.is_none() => next.release(*outcome),
         (Phase::Stopping { outcome, .. }, Event::FoundGone { .. }) if status.vm.is_none() => {
             next.release(*outcome)
         }
@@ -110,11 +218,19 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         }
 
         (
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. },
+            Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. }
+            | Phase::Stopping { .. },
             Event::Exited { exit, console_tail },
         ) if status.vm.is_some() => next.exited(now, exit, false, console_tail),
         (
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. },
+            Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. }
+            | Phase::Stopping { .. },
             Event::FoundGone { exit, host_rebooted, console_tail },
         ) => next.exited(now, exit, host_rebooted, console_tail),
 
@@ -125,7 +241,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             vec![]
         }
         (
-            Phase::Releasing { retry_unix_ms, outcome: Outcome::Failed },
+            Phase::Releasing { retry_unix_ms, outcome: Outcome::Failed | Outcome::Asleep },
             Event::Stop { generation, .. },
         ) => {
             let retry_unix_ms = *retry_unix_ms;
@@ -134,9 +250,10 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             vec![]
         }
 
-        (Phase::Created | Phase::Stopped | Phase::Failed, Event::Destroy { .. }) => {
-            next.release(Outcome::Destroyed)
-        }
+        (
+            Phase::Created | Phase::Stopped | Phase::Failed | Phase::Sleeping { .. },
+            Event::Destroy { .. },
+        ) => next.release(Outcome::Destroyed),
         (Phase::Releasing { outcome, .. }, Event::Destroy { .. })
             if *outcome != Outcome::Destroyed =>
         {
@@ -161,11 +278,17 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             Outcome::Stopped => {
                 next.phase = Phase::Stopped;
                 next.failures = 0;
+                next.snapshot = None;
+                next.memory = None;
                 vec![]
             }
             Outcome::Failed => {
                 next.phase = Phase::Failed;
                 next.failures = next.failures.saturating_add(1);
+                vec![]
+            }
+            Outcome::Asleep => {
+                next.phase = Phase::Sleeping { since_unix_ms: now };
                 vec![]
             }
             Outcome::Destroyed => {
@@ -183,6 +306,52 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
 }
 
 impl InstanceStatus {
+    /// Begins a start; nothing runs yet.
+    fn begin(&mut self, begin: StartFrom, deadline_unix_ms: u64) -> Vec<Effect> {
+        let effect = match begin {
+            StartFrom::Boot | StartFrom::Warm => Effect::Boot,
+            StartFrom::Own | StartFrom::Shared { .. } => Effect::Restore,
+        };
+        self.phase = Phase::Starting { deadline_unix_ms, begin };
+        vec![effect]
+    }
+
+    /// A VM runs, or is about to go on from a snapshot, which from now on is used up.
+    fn launched(&mut self, begin: &StartFrom, handle: VmHandle) {
+        self.vm = Some(handle);
+        self.memory = match begin {
+            StartFrom::Own => self.snapshot.take().map(|snapshot| snapshot.memory),
+            StartFrom::Shared { id } => Some(ImageRef::Shared { id: id.clone() }),
+            StartFrom::Boot | StartFrom::Warm => None,
+        };
+    }
+
+    /// Gives the snapshot up and boots from the disk.
+    fn boot_cold(&mut self, reason: String, deadline_unix_ms: u64, now: u64) -> Vec<Effect> {
+        self.snapshot = None;
+        self.memory = None;
+        self.setback = None;
+        self.cold_boot = Some(ColdBoot { reason, at_unix_ms: now });
+        self.begin(StartFrom::Boot, with_more_time(deadline_unix_ms, now))
+    }
+
+    /// Notes a failure that leaves things as they were; returns how many there are in a row.
+    fn set_back(&mut self, what: &str, error: String, now: u64, request: Option<u64>) -> u32 {
+        let before = self.setback.take().filter(|before| before.request == request);
+        let failures = before.map_or(0, |before| before.failures).saturating_add(1);
+        let what = what.to_owned();
+        self.setback = Some(Setback { what, error, at_unix_ms: now, failures, request });
+        failures
+    }
+
+    /// The time to shut down in order: a guest that is not up yet has nothing to shut down.
+    fn grace(&self, grace_ms: u64) -> u64 {
+        match self.phase {
+            Phase::Running { .. } | Phase::Warm { .. } => grace_ms,
+            _ => 0,
+        }
+    }
+
     fn died(&mut self, cause: Cause, now: u64, exit: Option<VmExit>, console_tail: Vec<String>) {
         self.settle_series(now);
         self.last_death = Some(Death { cause, at_unix_ms: now, exit, console_tail });
@@ -199,11 +368,15 @@ impl InstanceStatus {
 
     fn stop(&mut self, now: u64, grace_ms: u64, outcome: Outcome) -> Vec<Effect> {
         let wait_ms = if grace_ms == 0 { KILL_RETRY_MS } else { grace_ms };
+        let is_paused = matches!(self.phase, Phase::Warm { .. } | Phase::Suspending { .. });
         self.phase = Phase::Stopping { kill_unix_ms: now.saturating_add(wait_ms), outcome };
         match (&self.vm, grace_ms) {
             // The boot under way reports `Launched` or `BootFailed`.
             (None, _) => vec![],
             (Some(_), 0) => vec![Effect::Kill],
+            (Some(_), grace_ms) if is_paused => {
+                vec![Effect::Resume, Effect::Shutdown { grace_ms }]
+            }
             (Some(_), grace_ms) => vec![Effect::Shutdown { grace_ms }],
         }
     }
@@ -221,9 +394,13 @@ impl InstanceStatus {
 
     fn release(&mut self, outcome: Outcome) -> Vec<Effect> {
         self.phase = Phase::Releasing { retry_unix_ms: None, outcome };
+        if outcome != Outcome::Asleep {
+            self.snapshot = None;
+            self.memory = None;
+        }
         vec![match outcome {
             Outcome::Destroyed => Effect::ReleaseAll,
-            Outcome::Stopped | Outcome::Failed => Effect::Release,
+            Outcome::Stopped | Outcome::Failed | Outcome::Asleep => Effect::Release,
         }]
     }
 
@@ -235,6 +412,9 @@ impl InstanceStatus {
         console_tail: Vec<String>,
     ) -> Vec<Effect> {
         self.vm = None;
+        if matches!(self.phase, Phase::Stopping { outcome: Outcome::Asleep, .. }) {
+            return self.release(Outcome::Asleep);
+        }
         let found = if host_rebooted { Cause::HostReboot } else { classify(&exit, &console_tail) };
         let main_end = self.main_end.filter(|end| !end.asked).map(|end| end.status);
         let (cause, outcome) = match (&self.phase, main_end) {
@@ -279,6 +459,6 @@ fn outcome_of(status: ExitStatus) -> Outcome {
     }
 }
 
-fn resumed(deadline_unix_ms: u64, now: u64) -> Phase {
-    Phase::Starting { deadline_unix_ms: deadline_unix_ms.max(now.saturating_add(RESUMED_START_MS)) }
+fn with_more_time(deadline_unix_ms: u64, now: u64) -> u64 {
+    deadline_unix_ms.max(now.saturating_add(RESUMED_START_MS))
 }

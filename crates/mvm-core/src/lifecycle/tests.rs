@@ -4,11 +4,14 @@ mod causes;
 mod liveness;
 mod properties;
 mod records;
+mod sleep;
 mod transitions;
 pub(crate) mod world;
 
 use super::*;
 use crate::vmm::{Accel, ProcessEnd, ShutdownReason, VmmKind};
+
+use crate::snapshot::{ImageRef, OwnSnapshot};
 
 /// The default time of the tests, in milliseconds.
 pub(super) const NOW: u64 = 1_000_000;
@@ -30,7 +33,24 @@ pub(super) fn revision(number: u8) -> RevisionId {
 }
 
 pub(super) fn start(generation: u64) -> Event {
-    Event::Start { generation, revision: revision(1), boot_timeout_ms: BOOT_TIMEOUT_MS }
+    let boot_timeout_ms = BOOT_TIMEOUT_MS;
+    Event::Start { generation, revision: revision(1), boot_timeout_ms, origin: None }
+}
+
+pub(super) fn sleep(request: u64) -> Event {
+    Event::Sleep { request, hooks_ms: 1_000 }
+}
+
+pub(super) fn saved(number: u64) -> Event {
+    Event::Saved(OwnSnapshot { number, memory: ImageRef::Own { number } })
+}
+
+pub(super) fn sleep_failed(request: u64) -> Event {
+    Event::SleepFailed { error: "no space".to_owned(), request }
+}
+
+pub(super) fn restore_refused() -> Event {
+    Event::RestoreRefused { error: "its VMM version has changed".to_owned() }
 }
 
 pub(super) fn stop(generation: u64) -> Event {
@@ -81,6 +101,15 @@ pub(super) fn path_to(name: &str) -> Vec<Event> {
         "starting" => vec![start(1)],
         "launched" => vec![start(1), launched()],
         "running" => vec![start(1), launched(), Event::Ready],
+        "warm" => [path_to("running"), vec![Event::Pause]].concat(),
+        "suspending" => [path_to("running"), vec![sleep(1)]].concat(),
+        "saved" => [path_to("suspending"), vec![saved(1)]].concat(),
+        "sleeping" => {
+            let end = [exited(signalled(9)), Event::Released { everything: false }];
+            [path_to("saved"), end.to_vec()].concat()
+        }
+        "waking" => [path_to("sleeping"), vec![start(1)]].concat(),
+        "woken" => [path_to("waking"), vec![launched()]].concat(),
         "stopping" => vec![start(1), launched(), Event::Ready, stop(2)],
         "stopping before launch" => vec![start(1), stop(2)],
         "stopping to fail" => vec![start(1), launched(), boot_failed()],
@@ -97,7 +126,13 @@ pub(super) fn path_to(name: &str) -> Vec<Event> {
     }
 }
 
-pub(super) const PHASES: [&str; 14] = [
+pub(super) const PHASES: [&str; 20] = [
+    "warm",
+    "suspending",
+    "saved",
+    "sleeping",
+    "waking",
+    "woken",
     "created",
     "starting",
     "launched",

@@ -93,7 +93,7 @@ fn users<'a>(
     })
 }
 
-/// Whether an instance has, or is getting, a VM; a release may still find one that no record knew.
+/// Whether an instance has, or is getting, a VM, or sleeps with what it has not written yet; a release may still find one that no record knew.
 fn holds_disks(observed: &Observed, path: &InstancePath) -> bool {
     observed.instances.get(path).is_some_and(|status| {
         status.vm.is_some()
@@ -101,6 +101,9 @@ fn holds_disks(observed: &Observed, path: &InstancePath) -> bool {
                 status.phase,
                 Phase::Starting { .. }
                     | Phase::Running { .. }
+                    | Phase::Warm { .. }
+                    | Phase::Suspending { .. }
+                    | Phase::Sleeping { .. }
                     | Phase::Stopping { .. }
                     | Phase::Releasing { .. }
             )

@@ -9,10 +9,10 @@ mod removal;
 
 use super::*;
 use crate::death::{Cause, Death};
-use crate::lifecycle::Outcome;
+use crate::lifecycle::{Outcome, StartFrom};
 use crate::name::InstanceId;
 use crate::net::{NetId, Slot, TenantNetwork};
-use crate::record::TenantRecord;
+use crate::record::{DEFAULT_HOOKS_MS, TenantRecord};
 use crate::spec::{PoolSpec, Quota};
 
 const NOW: u64 = 1_000_000;
@@ -40,6 +40,9 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
         desired,
         generation: 2,
         grace_ms: GRACE_MS,
+        sleep_request: 0,
+        hooks_ms: DEFAULT_HOOKS_MS,
+        origin: None,
         created_unix_ms: 0,
     }
 }
@@ -111,7 +114,7 @@ fn stop_action(generation: u64) -> Action {
     Action::Stop { instance: path(1), grace_ms: GRACE_MS, generation }
 }
 
-const STARTING: Phase = Phase::Starting { deadline_unix_ms: NOW + 1 };
+const STARTING: Phase = Phase::Starting { deadline_unix_ms: NOW + 1, begin: StartFrom::Boot };
 const RUNNING: Phase = Phase::Running { since_unix_ms: NOW };
 
 const fn stopping(outcome: Outcome) -> Phase {

@@ -235,7 +235,7 @@ impl Pool {
                 return context.ui.data(&view, || tenants::pool_info(&view));
             }
             Verb::Scale(Scale { path, running, wait }) => {
-                let request = Request::PoolScale { path, running };
+                let request = Request::PoolScale { path, running, warm: None, sleeping: None };
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
                 return outcome.print_instances(context);
             }

@@ -133,7 +133,10 @@ impl Model {
 
     fn carry_out(&mut self, request: &Request) -> Option<()> {
         match request {
-            Request::PoolUpdate { .. } | Request::PoolRollback { .. } => {
+            Request::PoolUpdate { .. }
+            | Request::PoolRollback { .. }
+            | Request::InstanceWarm { .. }
+            | Request::InstanceSleep { .. } => {
                 panic!("not generated")
             }
             Request::TenantCreate { name, quota, subnet } => {
@@ -159,7 +162,7 @@ impl Model {
                 tenant.pools.insert(path.pool.clone(), pool_of(spec));
             }
             Request::PoolBuild { path } => drop(self.pool(path)?),
-            Request::PoolScale { path, running } => self.pool(path)?.scale((*running).into()),
+            Request::PoolScale { path, running, .. } => self.pool(path)?.scale((*running).into()),
             Request::PoolDestroy { path, force } => {
                 let pool = self.tenants.get_mut(&path.tenant)?.pools.get_mut(&path.pool)?;
                 if pool.running > 0 && !force {

@@ -82,7 +82,7 @@ fn any_request() -> impl Strategy<Value = Request> {
             Request::PoolCreate { path, spec }
         }),
         1 => path().prop_map(|path| Request::PoolBuild { path }),
-        6 => (path(), 0..6u32).prop_map(|(path, running)| Request::PoolScale { path, running }),
+        6 => (path(), 0..6u32).prop_map(|(path, running)| Request::PoolScale { path, running, warm: None, sleeping: None }),
         1 => (path(), any::<bool>())
             .prop_map(|(path, force)| Request::PoolDestroy { path, force }),
         4 => (path(), 1..4u32, any::<bool>())
@@ -236,7 +236,7 @@ proptest! {
         take(&mut node, history);
         let pool = path.to_string();
         let before: Vec<InstanceRecord> = node.instances(&pool).into_iter().cloned().collect();
-        if node.try_accept(&Request::PoolScale { path, running }).is_ok() {
+        if node.try_accept(&Request::PoolScale { path, running, warm: None, sleeping: None }).is_ok() {
             prop_assert_eq!(node.ids(&pool, DesiredState::Running).len(), running as usize);
             let made = node.instances(&pool).len() - before.len();
             let idle = node.ids(&pool, DesiredState::Stopped).len();

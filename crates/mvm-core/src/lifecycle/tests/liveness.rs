@@ -17,7 +17,7 @@ fn suffer(world: &mut World, choices: &mut Choices, wishes: &[Event]) -> u64 {
         match choices.pick(8) {
             0..=3 => drop(world.progress(now, choices)),
             4 => world.feed(Event::Tick, now),
-            5 => world.feed(start(1), now),
+            5 => world.feed([start(1), sleep(1), Event::Pause][choices.pick(3)].clone(), now),
             6 => world.feed(wishes[choices.pick(wishes.len())].clone(), now),
             _ => world.misfortune(now, choices),
         }
@@ -30,7 +30,7 @@ fn suffer(world: &mut World, choices: &mut Choices, wishes: &[Event]) -> u64 {
 fn pursue(
     world: &mut World,
     mut now: u64,
-    wish: &Event,
+    wish: impl Fn(&Phase) -> Event,
     fulfilled: impl Fn(&Phase) -> bool,
 ) -> u64 {
     let mut calm = Choices::new(vec![]);
@@ -38,7 +38,7 @@ fn pursue(
         if fulfilled(&world.status.phase) {
             return now;
         }
-        world.feed(wish.clone(), now);
+        world.feed(wish(&world.status.phase), now);
         if world.progress(now, &mut calm) {
             continue;
         }
@@ -47,8 +47,16 @@ fn pursue(
             world.feed(Event::Tick, now);
         }
     }
-    assert!(fulfilled(&world.status.phase), "{wish:?} is not fulfilled: {world:?}");
+    assert!(fulfilled(&world.status.phase), "never fulfilled: {world:?}");
     now
+}
+
+/// A wish for something that runs: what does not is started first.
+fn rest(wish: Event) -> impl Fn(&Phase) -> Event {
+    move |phase| match phase {
+        Phase::Running { .. } | Phase::Warm { .. } => wish.clone(),
+        _ => start(3),
+    }
 }
 
 proptest! {
@@ -60,11 +68,33 @@ proptest! {
     ) {
         let mut world = World::default();
         let now = suffer(&mut world, &mut Choices::new(bytes), &[stop(2)]);
-        let now = pursue(&mut world, now, &stop(3), |phase| {
+        let now = pursue(&mut world, now, |_| stop(3), |phase| {
             matches!(phase, Phase::Created | Phase::Stopped)
         });
         prop_assert!(world.is_at_rest(), "{world:?}");
-        pursue(&mut world, now, &start(4), |phase| matches!(phase, Phase::Running { .. }));
+        pursue(&mut world, now, |_| start(4), |phase| matches!(phase, Phase::Running { .. }));
+    }
+
+    #[test]
+    fn what_runs_falls_asleep_and_wakes_again(
+        bytes in prop::collection::vec(any::<u8>(), 0..240),
+    ) {
+        let mut world = World::default();
+        let now = suffer(&mut world, &mut Choices::new(bytes), &[stop(2), start(2)]);
+        let is_up = |phase: &Phase| matches!(phase, Phase::Running { .. });
+        let mut now = pursue(&mut world, now, |_| start(3), is_up);
+        for _ in 0..3 {
+            let wakes = world.status.wakes;
+            now = pursue(&mut world, now, rest(sleep(9)), |phase| {
+                matches!(phase, Phase::Sleeping { .. })
+            });
+            prop_assert!(world.is_at_rest(), "{world:?}");
+            now = pursue(&mut world, now, |_| start(3), is_up);
+            prop_assert_eq!(world.status.wakes, wakes + 1);
+            now = pursue(&mut world, now, rest(Event::Pause), |phase| {
+                matches!(phase, Phase::Warm { .. })
+            });
+        }
     }
 
     #[test]
@@ -74,7 +104,7 @@ proptest! {
         let mut world = World::default();
         let wishes = [stop(2), destroy(), Event::Destroy { grace_ms: 0 }];
         let now = suffer(&mut world, &mut Choices::new(bytes), &wishes);
-        pursue(&mut world, now, &destroy(), |phase| *phase == Phase::Destroyed);
+        pursue(&mut world, now, |_| destroy(), |phase| *phase == Phase::Destroyed);
         prop_assert!(world.is_at_rest() && world.is_forgotten, "{world:?}");
     }
 }

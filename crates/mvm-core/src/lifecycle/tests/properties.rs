@@ -17,7 +17,15 @@ fn any_event() -> impl Strategy<Value = Event> {
             generation,
             revision: revision(number),
             boot_timeout_ms: BOOT_TIMEOUT_MS,
+            origin: None,
         }),
+        2 => (1..4u64).prop_map(sleep),
+        2 => Just(Event::Pause),
+        2 => (1..9u64).prop_map(saved),
+        1 => (1..4u64).prop_map(sleep_failed),
+        1 => Just(restore_refused()),
+        1 => Just(Event::PauseFailed { error: "no answer".to_owned() }),
+        1 => Just(Event::ResumeFailed { error: "no answer".to_owned() }),
         2 => (grace.clone(), 1..9u64)
             .prop_map(|(grace_ms, generation)| Event::Stop { grace_ms, generation }),
         1 => grace.prop_map(|grace_ms| Event::Destroy { grace_ms }),
@@ -72,13 +80,15 @@ proptest! {
     fn a_vm_is_recorded_only_while_one_may_run(history in any_history()) {
         for (_, _, _, status, effects) in steps(history) {
             match status.phase {
-                Phase::Running { .. } => prop_assert!(status.vm.is_some()),
+                Phase::Running { .. } | Phase::Warm { .. } | Phase::Suspending { .. } => {
+                    prop_assert!(status.vm.is_some());
+                }
                 Phase::Starting { .. } | Phase::Stopping { .. } => {}
                 _ => prop_assert_eq!(&status.vm, &None),
             }
             let touches_the_vm = effects.iter().any(|effect| !matches!(
                 effect,
-                Effect::Boot | Effect::Release | Effect::ReleaseAll | Effect::Forget
+                Effect::Boot | Effect::Restore | Effect::Release | Effect::ReleaseAll | Effect::Forget
             ));
             prop_assert!(!touches_the_vm || status.vm.is_some(), "{effects:?}");
         }
@@ -90,16 +100,36 @@ proptest! {
         for (_, _, event, status, effects) in steps(history) {
             if matches!(
                 event,
-                Event::Launched(_) | Event::BootFailed { .. } | Event::FoundGone { .. }
+                Event::Launched(_)
+                    | Event::BootFailed { .. }
+                    | Event::RestoreRefused { .. }
+                    | Event::FoundGone { .. }
             ) {
                 boot_under_way = false;
             }
-            if effects.contains(&Effect::Boot) {
+            if effects.contains(&Effect::Boot) || effects.contains(&Effect::Restore) {
                 prop_assert!(!boot_under_way);
                 prop_assert_eq!(&status.vm, &None);
                 let is_starting = matches!(status.phase, Phase::Starting { .. });
                 prop_assert!(is_starting);
                 boot_under_way = true;
+            }
+        }
+    }
+
+    #[test]
+    fn vcpus_run_only_once_their_snapshot_is_used_up(history in any_history()) {
+        for (_, before, event, after, effects) in steps(history) {
+            if effects.contains(&Effect::Resume) || matches!(after.phase, Phase::Running { .. }) {
+                prop_assert_eq!(&after.snapshot, &None);
+            }
+            if after.snapshot.is_some() && before.snapshot.is_none() {
+                let was_saved = matches!(event, Event::Saved(_));
+                prop_assert!(was_saved);
+                prop_assert_eq!(effects, vec![Effect::Kill]);
+            }
+            if matches!(after.phase, Phase::Sleeping { .. }) {
+                prop_assert!(after.snapshot.is_some() && after.vm.is_none());
             }
         }
     }
@@ -123,8 +153,14 @@ proptest! {
     #[test]
     fn a_wish_that_is_repeated_changes_nothing(history in any_history()) {
         for (now, _, event, after, _) in steps(history) {
-            let is_wish =
-                matches!(event, Event::Start { .. } | Event::Stop { .. } | Event::Destroy { .. });
+            let is_wish = matches!(
+                event,
+                Event::Start { .. }
+                    | Event::Stop { .. }
+                    | Event::Destroy { .. }
+                    | Event::Sleep { .. }
+                    | Event::Pause
+            );
             if is_wish && after.phase != Phase::Destroyed {
                 for later in [now, now + 300, now + STABLE_MS] {
                     let again = step(&after, event.clone(), later);

@@ -20,8 +20,8 @@ fn a_status_of_an_older_agent_is_read_with_what_it_has() {
 
 #[test]
 fn a_status_of_an_unknown_phase_is_refused() {
-    let error = serde_json::from_str::<InstanceStatus>(r#"{"phase":"sleeping"}"#).unwrap_err();
-    assert!(error.to_string().contains("sleeping"), "{error}");
+    let error = serde_json::from_str::<InstanceStatus>(r#"{"phase":"dreaming"}"#).unwrap_err();
+    assert!(error.to_string().contains("dreaming"), "{error}");
 }
 
 #[test]

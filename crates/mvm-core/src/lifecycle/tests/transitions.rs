@@ -20,10 +20,15 @@ fn a_start_boots_with_a_deadline_and_fixes_the_revision() {
     let deadline_unix_ms = NOW + 100 + BOOT_TIMEOUT_MS;
     for name in ["created", "stopped", "failed"] {
         let (status, effects) = then(name, start(7));
-        assert_eq!(status.phase, Phase::Starting { deadline_unix_ms }, "{name}");
+        assert_eq!(
+            status.phase,
+            Phase::Starting { deadline_unix_ms, begin: StartFrom::Boot },
+            "{name}"
+        );
         assert_eq!((status.generation, effects), (7, vec![Effect::Boot]), "{name}");
     }
-    let other = Event::Start { generation: 8, revision: revision(2), boot_timeout_ms: 1 };
+    let other =
+        Event::Start { generation: 8, revision: revision(2), boot_timeout_ms: 1, origin: None };
     assert_eq!(then("stopped", other).0.revision, Some(revision(1)));
 }
 

@@ -9,6 +9,10 @@ use crate::property::Choices;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Task {
     Boot,
+    Restore,
+    Pause,
+    Resume,
+    Suspend { request: u64 },
     Watch,
     Greet,
     Rejoin,
@@ -23,6 +27,9 @@ struct Process {
     pid: u32,
     answers: bool,
     obeys: bool,
+    is_paused: bool,
+    /// The snapshot that it was restored from, until its vCPUs run.
+    restored: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -37,6 +44,10 @@ pub(crate) struct World {
     /// How the last process ended.
     end: Option<VmExit>,
     pids: u32,
+    /// Raised whenever vCPUs begin to run, as that is when the disk goes on.
+    disk: u64,
+    /// The snapshot on disk: its number, and the disk that belongs to it.
+    saved: Option<(u64, u64)>,
 }
 
 impl World {
@@ -57,6 +68,10 @@ impl World {
     fn begin(&mut self, effect: &Effect) {
         let task = match effect {
             Effect::Boot => Task::Boot,
+            Effect::Restore => Task::Restore,
+            Effect::Pause => Task::Pause,
+            Effect::Resume => Task::Resume,
+            Effect::Suspend { request, .. } => Task::Suspend { request: *request },
             Effect::Watch => Task::Watch,
             Effect::Greet => Task::Greet,
             Effect::Rejoin => Task::Rejoin,
@@ -70,21 +85,33 @@ impl World {
                 return;
             }
         };
+        let is_start = |task: &Task| matches!(task, Task::Boot | Task::Restore);
         assert!(
-            task != Task::Boot || !self.tasks.contains(&Task::Boot),
-            "two boots at once: {self:?}"
+            !is_start(&task) || !self.tasks.iter().any(is_start),
+            "two starts at once: {self:?}"
         );
         self.tasks.push(task);
     }
 
     fn check(&self) {
         match &self.status.phase {
-            Phase::Created | Phase::Stopped | Phase::Failed | Phase::Destroyed => {
+            Phase::Created
+            | Phase::Stopped
+            | Phase::Failed
+            | Phase::Destroyed
+            | Phase::Sleeping { .. } => {
                 assert!(self.process.is_none(), "a VM leaked: {self:?}");
                 assert!(!self.tasks.contains(&Task::Boot), "a boot leaked: {self:?}");
+                assert!(!self.tasks.contains(&Task::Restore), "a restore leaked: {self:?}");
             }
-            Phase::Running { .. } => assert!(self.status.vm.is_some(), "{self:?}"),
+            Phase::Running { .. } | Phase::Warm { .. } | Phase::Suspending { .. } => {
+                assert!(self.status.vm.is_some(), "{self:?}");
+            }
             Phase::Starting { .. } | Phase::Stopping { .. } | Phase::Releasing { .. } => {}
+        }
+        if matches!(self.status.phase, Phase::Sleeping { .. }) {
+            let number = self.status.snapshot.as_ref().map(|snapshot| snapshot.number);
+            assert_eq!(self.saved, number.map(|number| (number, self.disk)), "{self:?}");
         }
         if self.status.phase == Phase::Failed {
             let cause = self.status.last_death.as_ref().map(|death| &death.cause);
@@ -97,11 +124,19 @@ impl World {
         let can_complete = |task: &Task| match task {
             Task::Watch => self.process.is_none(),
             // A guest that never answers is waited for until the deadline.
-            Task::Greet => self.process.as_ref().is_none_or(|process| process.answers),
+            Task::Greet => {
+                self.process.as_ref().is_none_or(|process| process.answers && !process.is_paused)
+            }
             _ => true,
         };
-        let ready: Vec<usize> =
-            (0..self.tasks.len()).filter(|index| can_complete(&self.tasks[*index])).collect();
+        // What concerns the vCPUs is done in the order in which it was asked for.
+        let is_on_vcpus =
+            |task: &Task| matches!(task, Task::Pause | Task::Resume | Task::Suspend { .. });
+        let first = self.tasks.iter().position(is_on_vcpus);
+        let is_next = |index: usize| !is_on_vcpus(&self.tasks[index]) || first == Some(index);
+        let ready: Vec<usize> = (0..self.tasks.len())
+            .filter(|index| can_complete(&self.tasks[*index]) && is_next(*index))
+            .collect();
         if ready.is_empty() {
             return false;
         }
@@ -112,7 +147,31 @@ impl World {
 
     fn complete(&mut self, task: Task, now: u64, choices: &mut Choices) {
         match task {
-            Task::Boot => self.boot(now, choices),
+            Task::Boot | Task::Restore => self.launch(task == Task::Restore, now, choices),
+            Task::Pause | Task::Resume if self.process.is_none() || choices.one_in(6) => {
+                let error = "no answer".to_owned();
+                self.feed(
+                    match task {
+                        Task::Pause => Event::PauseFailed { error },
+                        _ => Event::ResumeFailed { error },
+                    },
+                    now,
+                );
+            }
+            Task::Pause => self.pause(),
+            Task::Resume => self.run_vcpus(),
+            Task::Suspend { request } if self.process.is_none() || choices.one_in(4) => {
+                if choices.one_in(2) {
+                    self.pause();
+                }
+                self.feed(sleep_failed(request), now);
+            }
+            Task::Suspend { .. } => {
+                self.pause();
+                let number = self.status.sleeps + 1;
+                self.saved = Some((number, self.disk));
+                self.feed(saved(number), now);
+            }
             Task::Watch => {
                 let exit = self.end.expect("a watched process has ended");
                 self.feed(exited(exit), now);
@@ -126,7 +185,8 @@ impl World {
                 self.feed(Event::ShutdownFailed, now);
             }
             Task::Shutdown => {
-                if self.process.as_ref().is_some_and(|process| process.obeys) {
+                if self.process.as_ref().is_some_and(|process| process.obeys && !process.is_paused)
+                {
                     self.end_process(powered_off());
                 }
             }
@@ -139,19 +199,46 @@ impl World {
         }
     }
 
-    fn boot(&mut self, now: u64, choices: &mut Choices) {
+    fn launch(&mut self, restores: bool, now: u64, choices: &mut Choices) {
         self.end_stray();
         if self.is_broken || choices.one_in(4) {
             return self.feed(boot_failed(), now);
         }
+        if restores && choices.one_in(6) {
+            return self.feed(restore_refused(), now);
+        }
         self.pids += 1;
         let (answers, obeys) = (!choices.one_in(4), !choices.one_in(3));
-        self.process = Some(Process { pid: self.pids, answers, obeys });
+        let restored = self.status.snapshot.as_ref().map(|snapshot| snapshot.number);
+        assert_eq!(restored.is_some(), restores, "{self:?}");
+        let is_paused = true;
+        self.process = Some(Process { pid: self.pids, answers, obeys, is_paused, restored });
+        if !restores {
+            self.run_vcpus();
+        }
         if choices.one_in(8) {
             // The agent dies between the launch and its record.
             return self.restart_agent(now, false);
         }
         self.feed(Event::Launched(handle(self.pids)), now);
+    }
+
+    fn pause(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.is_paused = true;
+        }
+    }
+
+    /// A snapshot goes on once, and with the very disk that belongs to it.
+    fn run_vcpus(&mut self) {
+        let Some(process) = &mut self.process else { return };
+        if let Some(number) = process.restored.take() {
+            assert_eq!(self.saved.take(), Some((number, self.disk)), "{:?}", self.status);
+            assert_eq!(self.status.snapshot, None, "used up before it is recorded");
+        }
+        if std::mem::take(&mut process.is_paused) {
+            self.disk += 1;
+        }
     }
 
     /// What boot and release do first. A VM that the status knows is not theirs to end.

@@ -34,13 +34,15 @@ fn suffer(node: &mut Node, choices: &mut Choices) {
     while !choices.is_calm() {
         node.now += [0, 10, 1_000, 30_000][choices.pick(4)];
         let (selector, all) = (Selector::Pool(pool()), true);
-        match choices.pick(12) {
+        match choices.pick(14) {
             0..=3 => drop(node.progress(choices)),
             4..=6 => drop(node.round()),
             7 => node.tick(),
             8 => drop(node.ask(&Request::InstanceRestart { selector, all, grace_ms: 0 })),
             9 => drop(node.ask(&Request::InstanceStop { selector, all, grace_ms: 5_000 })),
             10 => drop(node.ask(&Request::InstanceStart { selector, all })),
+            11 => drop(node.ask(&Request::InstanceSleep { selector, all, hooks_ms: 9 })),
+            12 => drop(node.ask(&Request::InstanceWarm { selector, all })),
             _ => node.misfortune(choices),
         }
         assert_eq!(node.desired.instances.len(), records, "an instance was lost or doubled");
@@ -55,6 +57,12 @@ fn assert_converged(node: &Node) {
             DesiredState::Running => {
                 assert!(matches!(status.phase, Phase::Running { .. }), "{status:?}");
                 assert_eq!(status.generation, record.generation);
+            }
+            DesiredState::Warm => {
+                assert!(matches!(status.phase, Phase::Warm { .. }), "{status:?}");
+            }
+            DesiredState::Sleeping => {
+                assert!(matches!(status.phase, Phase::Sleeping { .. }), "{status:?}");
             }
             DesiredState::Stopped => {
                 assert!(matches!(status.phase, Phase::Created | Phase::Stopped), "{status:?}");

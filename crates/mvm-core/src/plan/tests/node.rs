@@ -80,7 +80,14 @@ impl Node {
             Action::Start { instance, generation, revision } => {
                 self.starts.push(now);
                 let boot_timeout_ms = 30_000;
-                let event = Event::Start { generation, revision, boot_timeout_ms };
+                let event = Event::Start { generation, revision, boot_timeout_ms, origin: None };
+                self.worlds.entry(instance).or_default().feed(event, now);
+            }
+            Action::Pause { instance } => {
+                self.worlds.entry(instance).or_default().feed(Event::Pause, now);
+            }
+            Action::Sleep { instance, request, hooks_ms } => {
+                let event = Event::Sleep { request, hooks_ms };
                 self.worlds.entry(instance).or_default().feed(event, now);
             }
             Action::Stop { instance, grace_ms, generation } => {

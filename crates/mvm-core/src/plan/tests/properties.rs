@@ -8,8 +8,12 @@ use super::*;
 use crate::property::cases;
 
 fn any_phase() -> impl Strategy<Value = Phase> {
-    let outcome =
-        prop_oneof![Just(Outcome::Stopped), Just(Outcome::Failed), Just(Outcome::Destroyed)];
+    let outcome = prop_oneof![
+        Just(Outcome::Stopped),
+        Just(Outcome::Failed),
+        Just(Outcome::Destroyed),
+        Just(Outcome::Asleep)
+    ];
     prop_oneof![
         Just(Phase::Created),
         Just(STARTING),
@@ -19,12 +23,17 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Stopped),
         Just(Phase::Failed),
         Just(Phase::Destroyed),
+        Just(Phase::Warm { since_unix_ms: NOW }),
+        Just(Phase::Suspending { since_unix_ms: NOW }),
+        Just(Phase::Sleeping { since_unix_ms: NOW }),
     ]
 }
 
 fn any_instance() -> impl Strategy<Value = (DesiredState, u64, RestartPolicy, InstanceStatus)> {
     let desired = prop_oneof![
         3 => Just(DesiredState::Running),
+        1 => Just(DesiredState::Warm),
+        1 => Just(DesiredState::Sleeping),
         1 => Just(DesiredState::Stopped),
         1 => Just(DesiredState::Destroyed),
     ];
@@ -91,6 +100,8 @@ pub(super) fn object(action: &Action) -> String {
     match action {
         Action::Start { instance, .. }
         | Action::Stop { instance, .. }
+        | Action::Pause { instance }
+        | Action::Sleep { instance, .. }
         | Action::Destroy { instance, .. } => instance.to_string(),
         Action::Build { pool, .. } | Action::DestroyPool(pool) | Action::RemovePool(pool) => {
             pool.to_string()
@@ -130,18 +141,36 @@ proptest! {
             match action {
                 Action::Start { instance, .. } => {
                     starts += 1;
-                    prop_assert_eq!(desired.instances[instance].desired, DesiredState::Running);
+                    prop_assert!(desired.instances[instance].desired.is_alive());
                     let is_down = matches!(
                         observed.instances[instance].phase,
-                        Phase::Created | Phase::Stopped | Phase::Failed
+                        Phase::Created
+                            | Phase::Stopped
+                            | Phase::Failed
+                            | Phase::Warm { .. }
+                            | Phase::Sleeping { .. }
                     );
                     prop_assert!(is_down);
+                }
+                Action::Pause { instance } => {
+                    prop_assert_eq!(desired.instances[instance].desired, DesiredState::Warm);
+                    let phase = &observed.instances[instance].phase;
+                    let is_up = matches!(phase, Phase::Running { .. });
+                    prop_assert!(is_up);
+                }
+                Action::Sleep { instance, .. } => {
+                    prop_assert_eq!(desired.instances[instance].desired, DesiredState::Sleeping);
+                    let phase = &observed.instances[instance].phase;
+                    let has_memory = matches!(phase, Phase::Running { .. } | Phase::Warm { .. });
+                    prop_assert!(has_memory);
                 }
                 Action::Stop { instance, generation, .. } => {
                     let record = &desired.instances[instance];
                     let is_older = *generation < record.generation;
                     match record.desired {
-                        DesiredState::Running => prop_assert!(is_older, "it would never start"),
+                        DesiredState::Running | DesiredState::Warm | DesiredState::Sleeping => {
+                            prop_assert!(is_older, "it would never start");
+                        }
                         DesiredState::Stopped => prop_assert!(!is_older),
                         DesiredState::Destroyed => prop_assert!(false, "a stop is not enough"),
                     }
@@ -176,9 +205,13 @@ proptest! {
         (desired, observed) in any_node(),
     ) {
         let plan = plan(&desired, &observed, LIMITS, NOW);
-        for record in desired.instances.values().filter(|r| r.desired == DesiredState::Running) {
+        for record in desired.instances.values().filter(|r| r.desired.is_alive()) {
             let status = &observed.instances[&record.path];
-            let is_up = matches!(status.phase, Phase::Running { .. });
+            let is_up = match record.desired {
+                DesiredState::Warm => matches!(status.phase, Phase::Warm { .. }),
+                DesiredState::Sleeping => matches!(status.phase, Phase::Sleeping { .. }),
+                _ => matches!(status.phase, Phase::Running { .. }),
+            };
             let is_gone = status.phase == Phase::Destroyed;
             let acts = plan.actions.iter().any(|a| object(a) == record.path.to_string());
             let waits = plan.waiting.contains_key(&record.path);
