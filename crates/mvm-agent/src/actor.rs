@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::guest::ExitStatus;
-use mvm_core::lifecycle::{Effect, Event, InstanceStatus, Phase, step};
+use mvm_core::guest::{ExitStatus, WakeReason};
+use mvm_core::lifecycle::{Effect, Event, InstanceStatus, Phase, StartFrom, step};
 use mvm_core::name::InstancePath;
 use mvm_core::record;
 use mvm_core::vmm::VmHandle;
@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 use crate::effects;
 use crate::main_process::{Attached, MainHub, pump};
 use crate::node::{InstanceHandle, Node, chain};
+use crate::sleep;
+use crate::vcpus::{self, VcpuOrder};
 
 /// Messages that may wait in an actor's mailbox.
 const MAILBOX: usize = 64;
@@ -64,6 +66,7 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
         tasks: JoinSet::new(),
         session_mode: SessionMode::Fresh,
         run_tasks: JoinSet::new(),
+        vcpus: None,
         releasing: Arc::default(),
     };
     tasks.spawn(actor.run(messages));
@@ -83,6 +86,8 @@ struct Actor {
     session_mode: SessionMode,
     /// What concerns the VM that runs: ended with it, so that no late word of it is heard.
     run_tasks: JoinSet<()>,
+    /// What the VM's vCPUs are to do.
+    vcpus: Option<mpsc::UnboundedSender<VcpuOrder>>,
     /// Releases come one after the other.
     releasing: Arc<Mutex<()>>,
 }
@@ -107,8 +112,12 @@ impl Actor {
     /// Looks for what an earlier agent left in the middle.
     async fn recover(&mut self) {
         match self.status.phase {
-            Phase::Created | Phase::Stopped | Phase::Failed => {}
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. } => {
+            Phase::Created | Phase::Stopped | Phase::Failed | Phase::Sleeping { .. } => {}
+            Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. }
+            | Phase::Stopping { .. } => {
                 let message = effects::adopt(&self.node, &self.path, &self.status).await;
                 self.handle(message).await;
             }
@@ -124,13 +133,16 @@ impl Actor {
             Message::Event(event) => event,
             Message::Launched(vm) => {
                 let handle = vm.handle().clone();
-                self.session_mode = SessionMode::Fresh;
-                self.vm.send_replace(Some(vm));
+                self.session_mode = match self.status.phase {
+                    Phase::Starting { begin: StartFrom::Boot, .. } => SessionMode::Fresh,
+                    _ => SessionMode::Existing,
+                };
+                self.take_charge(vm);
                 Event::Launched(handle)
             }
             Message::Found(vm) => {
                 self.session_mode = SessionMode::Existing;
-                self.vm.send_replace(Some(vm));
+                self.take_charge(vm);
                 Event::FoundAlive
             }
             Message::Session(session, main) => {
@@ -167,6 +179,7 @@ impl Actor {
         if self.status.vm.is_some() && next.vm.is_none() {
             self.vm.send_replace(None);
             self.session.send_replace(None);
+            self.vcpus = None;
             self.run_tasks.abort_all();
         }
         if next.last_death != self.status.last_death
@@ -185,6 +198,28 @@ impl Actor {
         }
         for effect in effects {
             self.perform(effect);
+        }
+    }
+
+    /// From now on this VM is the instance's.
+    fn take_charge(&mut self, vm: Arc<dyn Vm>) {
+        let (orders, received) = mpsc::unbounded_channel();
+        self.vcpus = Some(orders);
+        self.run_tasks.spawn(vcpus::work(
+            self.node.clone(),
+            self.path.clone(),
+            vm.clone(),
+            self.session.subscribe(),
+            received,
+            self.mailbox.clone(),
+        ));
+        self.vm.send_replace(Some(vm));
+    }
+
+    fn order(&self, order: VcpuOrder) {
+        if let Some(vcpus) = &self.vcpus {
+            // Without a VM there are no vCPUs.
+            let _ = vcpus.send(order);
         }
     }
 
@@ -237,6 +272,16 @@ impl Actor {
                 let status = self.status.clone();
                 self.spawn(async move |node| effects::boot(&node, &path, &status).await);
             }
+            Effect::Restore => {
+                let status = self.status.clone();
+                self.spawn(async move |node| sleep::restore(&node, &path, &status).await);
+            }
+            Effect::Pause => self.order(VcpuOrder::Pause),
+            Effect::Resume => self.order(VcpuOrder::Resume),
+            Effect::Suspend { request, hooks_ms } => {
+                let status = Box::new(self.status.clone());
+                self.order(VcpuOrder::Suspend { request, hooks_ms, status });
+            }
             Effect::Watch => {
                 if let Some(vm) = vm {
                     self.spawn_for_run(async move |node| {
@@ -247,13 +292,22 @@ impl Actor {
             Effect::Greet => {
                 if let Some(vm) = vm {
                     let (mode, main) = (self.session_mode, self.main.clone());
-                    self.spawn_for_run(async move |node| {
-                        effects::greet(&node, &path, &main, &*vm, mode).await
+                    let woken = wake_reason(&self.status.phase);
+                    let session = self.session.borrow().clone();
+                    self.spawn_for_run(async move |node| match (session, woken) {
+                        // It stood still with its session.
+                        (Some(session), Some(reason)) => {
+                            effects::greet_again(&node, &path, &session, reason).await
+                        }
+                        (_, woken) => {
+                            effects::greet(&node, &path, &main, &*vm, mode, woken).await
+                        }
                     });
                 }
             }
             Effect::Rejoin => {
-                if let Some(vm) = vm {
+                let has_session = self.session.borrow().is_some();
+                if let Some(vm) = vm.filter(|_| !has_session) {
                     let main = self.main.clone();
                     self.spawn_for_run(async move |node| {
                         effects::rejoin(&node, &path, &main, &*vm).await
@@ -277,14 +331,26 @@ impl Actor {
             Effect::Release | Effect::ReleaseAll => {
                 let everything = effect == Effect::ReleaseAll;
                 let releasing = self.releasing.clone();
+                let status = self.status.clone();
                 self.spawn(async move |node| {
                     let _one_at_a_time = releasing.lock_owned().await;
-                    effects::release(&node, &path, everything).await
+                    effects::release(&node, &path, &status, everything).await
                 });
             }
             // The status that brought it is durable, which removed the records.
             Effect::Forget => {}
         }
+    }
+}
+
+/// Why a guest goes on, if it was stopped before.
+fn wake_reason(phase: &Phase) -> Option<WakeReason> {
+    let Phase::Starting { begin, .. } = phase else { return None };
+    match begin {
+        StartFrom::Boot => None,
+        StartFrom::Warm => Some(WakeReason::Resumed),
+        StartFrom::Own => Some(WakeReason::Restored),
+        StartFrom::Shared { .. } => Some(WakeReason::Forked),
     }
 }
 

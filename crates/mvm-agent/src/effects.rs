@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
-use mvm_core::guest::{Configuration, NetworkConfiguration};
+use mvm_core::guest::{Configuration, HookReport, NetworkConfiguration, WakeReason};
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
@@ -13,7 +13,7 @@ use mvm_core::net::{InstanceNetwork, vmm_uid};
 use mvm_core::record::InstanceRecord;
 use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_host::console;
-use mvm_host::guest::{Session, SessionMode};
+use mvm_host::guest::{Session, SessionError, SessionMode};
 use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
 
 use crate::actor::Message;
@@ -21,6 +21,7 @@ use crate::clock::wall_clock_unix_ns;
 use crate::disks;
 use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain};
+use crate::sleep;
 
 /// File in an instance's directory that is its writable layer.
 const LAYER: &str = "layer.ext4";
@@ -32,12 +33,14 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Time of a shutdown that the guest needs for itself, in milliseconds.
 const OWN_WAY_DOWN_MS: u64 = 3_000;
+/// How long a guest has for its hooks after it was woken.
+const WAKE_HOOKS: Duration = Duration::from_secs(10);
 /// Pause between attempts to talk to a guest that runs and does not answer.
 const REJOIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why an effect failed: the chain of causes is what people see.
 #[derive(Debug, thiserror::Error)]
-enum EffectError {
+pub(crate) enum EffectError {
     #[error("its record is gone")]
     NoRecord,
     #[error("it has no revision")]
@@ -54,9 +57,17 @@ enum EffectError {
     Guest(#[from] mvm_host::guest::SessionError),
     #[error(transparent)]
     Main(#[from] MainError),
+    #[error(transparent)]
+    Snapshot(#[from] mvm_host::snapshots::SnapshotError),
+    #[error("the memory image that its state is relative to is not known")]
+    NoImage,
+    #[error("the guest agent does not answer, so that the guest cannot prepare (`--force` does without)")]
+    Silent,
+    #[error("the agent is ending")]
+    Ending,
 }
 
-fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
+pub(crate) fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
     node.state.now().desired.instances.get(path).cloned().ok_or(EffectError::NoRecord)
 }
 
@@ -71,7 +82,7 @@ fn uid(node: &Node, record: &InstanceRecord) -> Result<u32, EffectError> {
     Ok(vmm_uid(tenant.network.net_id, record.slot))
 }
 
-async fn spec(
+pub(crate) async fn spec(
     node: &Node,
     record: &InstanceRecord,
     status: &InstanceStatus,
@@ -129,10 +140,18 @@ async fn try_boot(
         .map_err(|source| EffectError::Dir { path: dir.display().to_string(), source })?;
     let layer = dir.join(LAYER);
     node.host.images.ensure_layer(&layer, record.spec.disk_mib, spec.uid).await?;
-    if let Some(net) = network(node, &record) {
+    // What it slept on would not fit the disk any more.
+    sleep::prune(&dir, status)?;
+    add_to_network(node, &record).await?;
+    Ok(node.host.vmm.launch(&spec).await?)
+}
+
+/// Makes the instance's tap and rules, if it has a network.
+pub(crate) async fn add_to_network(node: &Node, record: &InstanceRecord) -> Result<(), EffectError> {
+    if let Some(net) = network(node, record) {
         node.host.network.add_instance(net).await?;
     }
-    Ok(node.host.vmm.launch(&spec).await?)
+    Ok(())
 }
 
 /// Waits for the VM's end.
@@ -157,10 +176,61 @@ pub(crate) async fn greet(
     hub: &MainHub,
     vm: &dyn Vm,
     mode: SessionMode,
+    woken: Option<WakeReason>,
 ) -> Message {
-    match open_session(node, path, hub, vm, mode, HELLO_TIMEOUT).await {
+    let greeted = async {
+        let (session, main) = open_session(node, path, hub, vm, mode, HELLO_TIMEOUT).await?;
+        if let Some(reason) = woken {
+            tell_woken(path, &session, reason).await?;
+        }
+        Ok::<_, EffectError>((session, main))
+    };
+    match greeted.await {
         Ok((session, main)) => Message::Session(session, main.map(Box::new)),
         Err(error) => Message::Event(Event::BootFailed { error: chain(&error) }),
+    }
+}
+
+/// Sets a guest right whose session outlived its standing still.
+pub(crate) async fn greet_again(
+    node: &Node,
+    path: &InstancePath,
+    session: &Session,
+    reason: WakeReason,
+) -> Message {
+    let set_right = async {
+        configure_over(node, path, session).await?;
+        tell_woken(path, session, reason).await
+    };
+    Message::Event(match set_right.await {
+        Ok(()) => Event::Ready,
+        Err(error) => Event::BootFailed { error: chain(&error) },
+    })
+}
+
+/// Tells a guest that it goes on, and lets it run its hooks.
+async fn tell_woken(
+    path: &InstancePath,
+    session: &Session,
+    reason: WakeReason,
+) -> Result<(), EffectError> {
+    match session.woken(reason, WAKE_HOOKS, WAKE_HOOKS + GUEST_TIMEOUT).await {
+        Ok(report) => note_hooks(path, "post-wake", &report),
+        // A guest agent of an earlier version.
+        Err(SessionError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Writes down how a guest's hooks ended.
+pub(crate) fn note_hooks(path: &InstancePath, event: &str, report: &HookReport) {
+    for run in &report.runs {
+        let (hook, status, took_ms) = (&run.name, run.status.to_string(), run.took_ms);
+        tracing::info!(instance = %path, event, hook, status, took_ms, output = run.output, "hook ended");
+    }
+    for hook in &report.skipped {
+        tracing::warn!(instance = %path, event, hook, "hook skipped: there was no time left");
     }
 }
 
@@ -209,23 +279,35 @@ async fn configure(
 ) -> Result<Session, EffectError> {
     let stream = vm.connect_guest().await?;
     let session = Session::open(stream, mode, timeout).await?;
+    configure_over(node, path, &session).await?;
+    Ok(session)
+}
+
+/// Tells a guest who it is, and what time.
+async fn configure_over(
+    node: &Node,
+    path: &InstancePath,
+    session: &Session,
+) -> Result<(), EffectError> {
     let record = record(node, path)?;
     let has_disks = !record.spec.disks.is_empty();
     let network = network(node, &record).map(|net| NetworkConfiguration {
         address: net.address(),
+        mac: Some(net.mac()),
         prefix_len: net.tenant.subnet.prefix_len(),
         gateway: net.tenant.gateway(),
         nameservers: node.config.nameservers.clone(),
     });
     let configuration = Configuration {
         hostname: format!("{}-{}", path.pool.pool, path.id),
+        instance: path.to_string(),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
         disks: disks::for_guest(&record),
     };
     let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
     session.configure(configuration, limit).await?;
-    Ok(session)
+    Ok(())
 }
 
 /// Asks the guest to shut down; the VM's end comes through the watch.
@@ -263,8 +345,13 @@ pub(crate) async fn kill(path: &InstancePath, vm: &dyn Vm) {
 }
 
 /// Gives back what a stopped instance does not need, or everything.
-pub(crate) async fn release(node: &Node, path: &InstancePath, everything: bool) -> Message {
-    match try_release(node, path, everything).await {
+pub(crate) async fn release(
+    node: &Node,
+    path: &InstancePath,
+    status: &InstanceStatus,
+    everything: bool,
+) -> Message {
+    match try_release(node, path, status, everything).await {
         Ok(()) => {
             node.set_problem(&format!("releasing {path}"), None);
             Message::Event(Event::Released { everything })
@@ -279,6 +366,7 @@ pub(crate) async fn release(node: &Node, path: &InstancePath, everything: bool) 
 async fn try_release(
     node: &Node,
     path: &InstancePath,
+    status: &InstanceStatus,
     everything: bool,
 ) -> Result<(), EffectError> {
     if let Ok(record) = record(node, path)
@@ -286,8 +374,9 @@ async fn try_release(
     {
         node.host.network.remove_instance(net).await?;
     }
+    let dir = node.instance_dir(&path.id);
+    sleep::prune(&dir, status)?;
     if everything {
-        let dir = node.instance_dir(&path.id);
         match std::fs::remove_dir_all(&dir) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

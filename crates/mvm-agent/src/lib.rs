@@ -27,11 +27,13 @@ mod node;
 mod reconcile;
 mod server;
 mod setup;
+mod sleep;
 mod ssh;
 mod state;
 mod streams;
 mod submit;
 mod suggest;
+mod vcpus;
 mod views;
 
 use std::path::PathBuf;

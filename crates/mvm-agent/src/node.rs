@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_core::admit::Capacity;
-use mvm_core::name::{InstanceId, InstancePath};
+use mvm_core::name::{InstanceId, InstancePath, SnapshotId};
 use mvm_core::plan::Waiting;
 use mvm_host::disks::Disks;
 use mvm_host::guest::Session;
@@ -101,6 +101,11 @@ impl Node {
     /// The directory of an instance.
     pub(crate) fn instance_dir(&self, id: &InstanceId) -> PathBuf {
         self.config.state_dir.join("instances").join(id.as_str())
+    }
+
+    /// The directory of a snapshot that instances share.
+    pub(crate) fn shared_snapshot_dir(&self, id: &SnapshotId) -> PathBuf {
+        self.config.state_dir.join("snapshots").join(id.as_str())
     }
 
     /// Makes the loop run its next round now.

@@ -106,7 +106,13 @@ impl Reconciler {
             Action::Start { instance, generation, revision } => {
                 let Some(record) = desired.instances.get(&instance) else { return };
                 let boot_timeout_ms = u64::from(record.spec.boot_timeout_s) * 1000;
-                self.tell(&instance, Event::Start { generation, revision, boot_timeout_ms }).await;
+                let origin = record.origin.clone();
+                let start = Event::Start { generation, revision, boot_timeout_ms, origin };
+                self.tell(&instance, start).await;
+            }
+            Action::Pause { instance } => self.tell(&instance, Event::Pause).await,
+            Action::Sleep { instance, request, hooks_ms } => {
+                self.tell(&instance, Event::Sleep { request, hooks_ms }).await;
             }
             Action::Stop { instance, grace_ms, generation } => {
                 self.tell(&instance, Event::Stop { grace_ms, generation }).await;
@@ -279,7 +285,11 @@ pub(crate) fn expected_network(mirror: &Mirror) -> Result<NodeNetwork, NetworkCo
         mirror.is_untouchable(&record.path)
             || matches!(
                 mirror.status(&record.path).phase,
-                Phase::Starting { .. } | Phase::Running { .. } | Phase::Stopping { .. }
+                Phase::Starting { .. }
+                    | Phase::Running { .. }
+                    | Phase::Warm { .. }
+                    | Phase::Suspending { .. }
+                    | Phase::Stopping { .. }
             )
     };
     let instances = desired.instances.values().filter(holds_tap);

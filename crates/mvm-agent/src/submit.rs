@@ -101,6 +101,8 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
         Request::InstanceStart { selector, .. }
         | Request::InstanceStop { selector, .. }
+        | Request::InstanceWarm { selector, .. }
+        | Request::InstanceSleep { selector, .. }
         | Request::InstanceRestart { selector, .. }
         | Request::InstanceDestroy { selector, .. } => match selector {
             Selector::All => None,
@@ -126,7 +128,7 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
 fn ended(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::InstancePath> {
     let wanted = mirror.desired.instances.values();
     wanted
-        .filter(|record| record.desired == DesiredState::Running)
+        .filter(|record| record.desired.is_alive())
         .filter(|record| {
             mirror
                 .observed

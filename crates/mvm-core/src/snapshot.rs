@@ -248,9 +248,12 @@ mod tests {
         assert_eq!(verdict(&manifest(), &sibling, &here()), Ok(()));
     }
 
+    /// What is said of a change, and what makes it.
+    type Change = (&'static str, fn(&mut Here));
+
     #[test]
     fn each_thing_that_the_state_depends_on_is_compared() {
-        let changes: [(&str, fn(&mut Here)); 11] = [
+        let changes: [Change; 11] = [
             ("VMM", |here| here.build.vmm = VmmKind::Firecracker),
             ("accelerator", |here| here.build.accel = Accel::Kvm),
             ("qemu version", |here| here.build.version = "10.0.0".into()),

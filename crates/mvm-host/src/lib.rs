@@ -12,5 +12,6 @@ pub mod main_log;
 pub mod net;
 pub mod platform;
 pub mod process;
+pub mod snapshots;
 pub mod unix_socket;
 pub mod vmm;

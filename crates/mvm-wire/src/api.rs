@@ -368,8 +368,12 @@ mod tests {
 
     #[test]
     fn a_request_round_trips_inside_a_call() {
-        let call =
-            Call::Submit(Request::PoolScale { path: "demo/hello".parse().unwrap(), running: 3, warm: None, sleeping: None });
+        let call = Call::Submit(Request::PoolScale {
+            path: "demo/hello".parse().unwrap(),
+            running: 3,
+            warm: None,
+            sleeping: None,
+        });
         let text = serde_json::to_string(&call).unwrap();
         assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);
     }

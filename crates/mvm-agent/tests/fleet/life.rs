@@ -32,7 +32,12 @@ async fn up_runs_what_the_document_says_and_down_leaves_nothing() {
     agent.submit(Request::Apply { document: document(3) }).await.unwrap();
     agent.until_running(3).await;
     agent
-        .submit(Request::PoolScale { path: "demo/hello".parse().unwrap(), running: 1, warm: None, sleeping: None })
+        .submit(Request::PoolScale {
+            path: "demo/hello".parse().unwrap(),
+            running: 1,
+            warm: None,
+            sleeping: None,
+        })
         .await
         .unwrap();
     agent

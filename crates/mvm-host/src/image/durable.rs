@@ -95,7 +95,8 @@ fn sync_tree(dir: &Path) -> Result<(), FileError> {
     sync(dir)
 }
 
-fn sync(path: &Path) -> Result<(), FileError> {
+/// Makes a file's content, or a directory's entries, durable.
+pub(crate) fn sync(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|file| file.sync_all()).named("sync", path)
 }
 

@@ -3,7 +3,7 @@
 //! The agent's instance actors call it; it never decides whether a microVM should run.
 
 pub mod console;
-mod memory;
+pub(crate) mod memory;
 pub mod qemu;
 pub mod qmp;
 pub mod sim;
@@ -15,8 +15,11 @@ use async_trait::async_trait;
 pub use memory::MemoryImage;
 use mvm_core::name::InstanceId;
 use mvm_core::net::MacAddr;
+use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, VmExit, VmHandle, VmmKind};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::image::digest::Digest;
 
 /// File in [`VmSpec::dir`] that keeps the guest's serial console.
 pub const CONSOLE_LOG: &str = "console.log";
@@ -213,6 +216,19 @@ pub enum VmmError {
 pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
 
+/// What a guest sees of this machine's processor, on hardware virtualization: two machines of
+/// which this is the same can exchange saved microVMs.
+pub(crate) fn processor(cpuinfo: &str) -> String {
+    const FIELDS: [&str; 5] = ["vendor_id", "cpu family", "model", "stepping", "flags"];
+    let first = cpuinfo.split("\n\n").next().unwrap_or_default();
+    let values = first.lines().filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        FIELDS.contains(&name.trim()).then(|| value.trim())
+    });
+    let text = values.collect::<Vec<_>>().join("/");
+    Digest::of(text.as_bytes()).to_string()
+}
+
 /// What a VMM process uses on the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VmUsage {
@@ -227,6 +243,12 @@ pub struct VmUsage {
 pub trait Vmm: Send + Sync {
     /// Which VMM this is.
     fn kind(&self) -> VmmKind;
+
+    /// What microVMs run on, as far as their saved state depends on it.
+    ///
+    /// # Errors
+    /// The VMM is not installed, or does not say.
+    async fn build(&self) -> Result<VmmBuild, VmmError>;
 
     /// The boot id of the machine that microVMs run on: changes with each of its boots.
     fn host_boot_id(&self) -> String;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mvm_core::name::InstanceId;
+use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, ProcessEnd, ShutdownReason, VmExit, VmHandle, VmmKind};
 
 pub use agent::guest_agents;
@@ -199,6 +200,11 @@ impl SimVmm {
 impl Vmm for SimVmm {
     fn kind(&self) -> VmmKind {
         VmmKind::Sim
+    }
+
+    async fn build(&self) -> Result<VmmBuild, VmmError> {
+        let (version, cpu) = ("1".to_owned(), String::new());
+        Ok(VmmBuild { vmm: VmmKind::Sim, version, accel: Accel::Tcg, cpu })
     }
 
     fn host_boot_id(&self) -> String {

@@ -14,4 +14,4 @@ mod image;
 
 pub(super) use changes::{PAGE, Run, apply, runs_of, write};
 pub use image::MemoryImage;
-pub(super) use image::data_of;
+pub(crate) use image::data_of;

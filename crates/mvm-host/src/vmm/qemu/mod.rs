@@ -29,13 +29,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use tokio::sync::OnceCell;
 
 pub use version::{MINIMUM_VERSION, parse_version};
 
 use super::qmp::{QmpClient, QmpError, Version};
-use super::{Restore, Vm, VmSpec, Vmm, VmmError};
+use super::{Restore, Vm, VmSpec, Vmm, VmmError, processor};
 use crate::process::{self, Process, ProcessIdentity};
 use crate::unix_socket;
 
@@ -101,6 +102,20 @@ impl QemuVmm {
 impl Vmm for QemuVmm {
     fn kind(&self) -> VmmKind {
         VmmKind::Qemu
+    }
+
+    async fn build(&self) -> Result<VmmBuild, VmmError> {
+        let accel = self.config.accel;
+        let cpu = match accel {
+            Accel::Tcg => String::new(),
+            Accel::Kvm => {
+                let path = PathBuf::from("/proc/cpuinfo");
+                let text = std::fs::read_to_string(&path);
+                processor(&text.map_err(|source| VmmError::File { path, source })?)
+            }
+        };
+        let version = self.version().await?.to_string();
+        Ok(VmmBuild { vmm: VmmKind::Qemu, version, accel, cpu })
     }
 
     fn host_boot_id(&self) -> String {

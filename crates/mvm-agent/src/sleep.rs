@@ -1,0 +1,266 @@
+//! Putting an instance's VM into a snapshot, and going on from one.
+//!
+//! ```text
+//!  instances/ID/sleep-1/       manifest.json  device.state  memory.image     the first sleep
+//!               sleep-2/       manifest.json  device.state  memory.changes   relative to sleep-1's image
+//! ```
+//!
+//! An image is kept as long as a VM maps it or a snapshot is relative to it. The instance's actor
+//! calls this; when a snapshot is used up is decided by [`mvm_core::lifecycle`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::name::InstancePath;
+use mvm_core::record::InstanceRecord;
+use mvm_core::snapshot::{
+    DiskStamp, FORMAT, Here, ImageRef, Manifest, OwnSnapshot, Refusal, Shape, verdict,
+};
+use mvm_host::guest::{Session, SessionError};
+use mvm_host::snapshots::{self, SnapshotError};
+use mvm_host::vmm::{
+    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Restore, Vm, VmSpec, VmmError,
+};
+
+use crate::actor::Message;
+use crate::effects::{self, EffectError};
+use crate::node::{Node, chain};
+
+/// What the guest may take beyond the time of its hooks: writing out what it has in memory.
+const SYNC_LIMIT: Duration = Duration::from_secs(60);
+
+/// The directory of an instance's snapshot.
+fn own_dir(instance_dir: &Path, number: u64) -> PathBuf {
+    instance_dir.join(format!("sleep-{number}"))
+}
+
+/// Prepares the guest, stops its vCPUs and saves everything. The VM stays paused.
+pub(crate) async fn suspend(
+    node: &Node,
+    path: &InstancePath,
+    vm: &dyn Vm,
+    session: Option<Session>,
+    status: &InstanceStatus,
+    hooks_ms: u64,
+) -> Result<OwnSnapshot, EffectError> {
+    let record = effects::record(node, path)?;
+    let spec = effects::spec(node, &record, status).await?;
+    if hooks_ms > 0 {
+        prepare(path, session, Duration::from_millis(hooks_ms)).await?;
+    }
+    vm.pause().await?;
+    let number = status.sleeps + 1;
+    let dest = own_dir(&spec.dir, number);
+    let new = dest.with_extension("new");
+    let saved = save(node, &record, &spec, status, vm, &new, dest).await;
+    if saved.is_err()
+        && let Err(error) = snapshots::remove(&new)
+    {
+        tracing::warn!(instance = %path, error = chain(&error), "cannot remove half a snapshot");
+    }
+    Ok(OwnSnapshot { number, memory: saved? })
+}
+
+async fn prepare(
+    path: &InstancePath,
+    session: Option<Session>,
+    hooks: Duration,
+) -> Result<(), EffectError> {
+    let session = session.ok_or(EffectError::Silent)?;
+    match session.prepare_sleep(hooks, hooks + SYNC_LIMIT).await {
+        Ok(report) => effects::note_hooks(path, "pre-sleep", &report),
+        // A guest agent of an earlier version: its disks are as after a power cut.
+        Err(SessionError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+async fn save(
+    node: &Node,
+    record: &InstanceRecord,
+    spec: &VmSpec,
+    status: &InstanceStatus,
+    vm: &dyn Vm,
+    new: &Path,
+    dest: PathBuf,
+) -> Result<ImageRef, EffectError> {
+    snapshots::begin(new)?;
+    let saved = vm.save(new).await?;
+    let (base, memory) = match (saved.part, &status.memory) {
+        (MemoryPart::Whole, _) => (None, ImageRef::Own { number: status.sleeps + 1 }),
+        (MemoryPart::Changes, Some(image)) => (Some(image.clone()), image.clone()),
+        (MemoryPart::Changes, None) => return Err(EffectError::NoImage),
+    };
+    let here = here(node, spec, status).await?;
+    let manifest = Manifest {
+        format: FORMAT,
+        instance: record.path.clone(),
+        created_unix_ms: node.clock.now_ms(),
+        build: here.build,
+        revision: here.revision,
+        shape: here.shape,
+        base,
+        files: Vec::new(),
+        disks: here.disks,
+    };
+    let new = new.to_owned();
+    blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
+    Ok(memory)
+}
+
+/// What an instance would go on with.
+async fn here(node: &Node, spec: &VmSpec, status: &InstanceStatus) -> Result<Here, EffectError> {
+    let written = spec.disks.iter().enumerate();
+    let disks: Result<Vec<DiskStamp>, SnapshotError> = written
+        .filter(|(_, disk)| disk.access == DiskAccess::ReadWrite)
+        .map(|(number, disk)| match number {
+            1 => snapshots::stamp("the writable layer", &disk.path),
+            _ => snapshots::stamp(&format!("data disk {}", number - 1), &disk.path),
+        })
+        .collect();
+    Ok(Here {
+        build: node.host.vmm.build().await?,
+        revision: status.revision.clone().ok_or(EffectError::NoRevision)?,
+        shape: Shape {
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            has_nic: spec.nic.is_some(),
+            kernel_args: spec.kernel_args.clone(),
+        },
+        disks: disks?,
+    })
+}
+
+/// Why an instance does not go on from its snapshot.
+#[derive(Debug, thiserror::Error)]
+enum RestoreError {
+    /// It never will.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Its files are not what they were.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Its memory cannot be used.
+    #[error("cannot use its memory")]
+    Memory(#[source] std::io::Error),
+    /// The VMM did not take it.
+    #[error("the VMM does not take it")]
+    Vmm(#[source] VmmError),
+    /// Something else is in the way, which may pass.
+    #[error(transparent)]
+    Passing(#[from] EffectError),
+}
+
+/// Prepares the tap, ends strays, and starts a VM from the snapshot that the status names. Its
+/// vCPUs are stopped on return.
+pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
+    match try_restore(node, path, status).await {
+        Ok(vm) => Message::Launched(vm),
+        Err(RestoreError::Passing(error)) => {
+            tracing::warn!(instance = %path, error = chain(&error), "cannot be woken now");
+            Message::Event(Event::BootFailed { error: chain(&error) })
+        }
+        Err(refused) => {
+            let error = chain(&refused);
+            tracing::warn!(instance = %path, error, "its snapshot cannot be restored");
+            Message::Event(Event::RestoreRefused { error })
+        }
+    }
+}
+
+async fn try_restore(
+    node: &Node,
+    path: &InstancePath,
+    status: &InstanceStatus,
+) -> Result<Arc<dyn Vm>, RestoreError> {
+    let record = effects::record(node, path)?;
+    let spec = effects::spec(node, &record, status).await?;
+    let snapshot = status.snapshot.clone().ok_or(EffectError::NoImage)?;
+    node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
+    let dir = own_dir(&spec.dir, snapshot.number);
+    let manifest = snapshots::read(&dir)?;
+    verdict(&manifest, path, &here(node, &spec, status).await?)?;
+    let image_dir = match &snapshot.memory {
+        ImageRef::Own { number } => own_dir(&spec.dir, *number),
+        ImageRef::Shared { id } => node.shared_snapshot_dir(id),
+    };
+    let memory = MemoryImage::own(&image_dir.join(MEMORY_IMAGE), spec.uid);
+    let memory = Arc::new(memory.map_err(RestoreError::Memory)?);
+    effects::add_to_network(node, &record).await?;
+    let from = Restore { dir: dir.clone(), memory };
+    // Looking at every byte takes as long as the VMM takes to start.
+    let verified = blocking(move || verify(&dir, &manifest, &image_dir));
+    let (verified, vm) = tokio::join!(verified, node.host.vmm.restore(&spec, &from));
+    let verified = verified.map_err(RestoreError::from).and_then(|verified| Ok(verified?));
+    match (verified, vm) {
+        (Ok(()), Ok(vm)) => Ok(vm),
+        (Err(error), Ok(vm)) => {
+            vm.kill().await.map_err(EffectError::from)?;
+            vm.wait().await;
+            Err(error)
+        }
+        (Err(error), Err(_)) => Err(error),
+        (Ok(()), Err(error)) if is_passing(&error) => Err(EffectError::from(error).into()),
+        (Ok(()), Err(error)) => Err(RestoreError::Vmm(error)),
+    }
+}
+
+/// Compares the snapshot's files, and the image that they are relative to, with their manifests.
+fn verify(dir: &Path, manifest: &Manifest, image_dir: &Path) -> Result<(), SnapshotError> {
+    snapshots::verify(dir, manifest)?;
+    if image_dir == dir {
+        return Ok(());
+    }
+    let mut of_image = snapshots::read(image_dir)?;
+    of_image.files.retain(|file| file.name == MEMORY_IMAGE);
+    snapshots::verify(image_dir, &of_image)
+}
+
+/// Whether the VMM failed for a reason that has nothing to do with the snapshot.
+fn is_passing(error: &VmmError) -> bool {
+    matches!(
+        error,
+        VmmError::MissingProgram { .. }
+            | VmmError::DiskInUse { .. }
+            | VmmError::Spawn { .. }
+            | VmmError::TooOld { .. }
+            | VmmError::System { .. }
+    )
+}
+
+/// Removes the snapshots of an instance that nothing of its status needs any more.
+pub(crate) fn prune(instance_dir: &Path, status: &InstanceStatus) -> Result<(), EffectError> {
+    let is_needed = |number: u64| {
+        let of = |image: &ImageRef| *image == ImageRef::Own { number };
+        status.memory.as_ref().is_some_and(of)
+            || status
+                .snapshot
+                .as_ref()
+                .is_some_and(|own| own.number == number || of(&own.memory))
+    };
+    let entries = match std::fs::read_dir(instance_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => {
+            return Err(EffectError::Dir { path: instance_dir.display().to_string(), source });
+        }
+    };
+    for name in entries.flatten().map(|entry| entry.file_name()) {
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("sleep-")) else {
+            continue;
+        };
+        if !rest.parse().is_ok_and(is_needed) {
+            snapshots::remove(&instance_dir.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EffectError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| EffectError::Ending)
+}

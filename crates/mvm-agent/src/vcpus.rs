@@ -1,0 +1,81 @@
+//! What is done to the vCPUs of one VM, in the order in which it was asked for: a resume that came
+//! late would let a guest go on after it was saved.
+
+use std::sync::Arc;
+
+use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::name::InstancePath;
+use mvm_host::guest::Session;
+use mvm_host::vmm::Vm;
+use tokio::sync::{mpsc, watch};
+
+use crate::actor::Message;
+use crate::node::{Node, chain};
+use crate::sleep;
+
+/// One thing to do.
+pub(crate) enum VcpuOrder {
+    /// Stop them.
+    Pause,
+    /// Let them run.
+    Resume,
+    /// Stop them and save the VM.
+    Suspend {
+        /// Which request it is.
+        request: u64,
+        /// How long the guest has to prepare, in milliseconds; 0 does without.
+        hooks_ms: u64,
+        /// The instance as it is.
+        status: Box<InstanceStatus>,
+    },
+}
+
+/// Carries out the orders for a VM, until it has ended.
+pub(crate) async fn work(
+    node: Arc<Node>,
+    path: InstancePath,
+    vm: Arc<dyn Vm>,
+    session: watch::Receiver<Option<Session>>,
+    mut orders: mpsc::UnboundedReceiver<VcpuOrder>,
+    mailbox: mpsc::Sender<Message>,
+) {
+    let mut is_paused = false;
+    while let Some(order) = orders.recv().await {
+        let event = match order {
+            VcpuOrder::Pause => {
+                let paused = vm.pause().await;
+                is_paused = paused.is_ok();
+                paused.err().map(|error| Event::PauseFailed { error: chain(&error) })
+            }
+            VcpuOrder::Resume => {
+                let resumed = vm.resume().await;
+                is_paused &= resumed.is_err();
+                resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
+            }
+            VcpuOrder::Suspend { request, hooks_ms, status } => {
+                let session = session.borrow().clone();
+                let suspend = async {
+                    if is_paused && hooks_ms > 0 {
+                        // A guest that stands still cannot prepare.
+                        vm.resume().await?;
+                    }
+                    sleep::suspend(&node, &path, &*vm, session, &status, hooks_ms).await
+                };
+                let suspended = suspend.await;
+                is_paused = true;
+                Some(match suspended {
+                    Ok(snapshot) => Event::Saved(snapshot),
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::warn!(instance = %path, error, "cannot be put to sleep");
+                        Event::SleepFailed { error, request }
+                    }
+                })
+            }
+        };
+        if let Some(event) = event {
+            // The mailbox is closed only when the actor has ended.
+            let _ = mailbox.send(Message::Event(event)).await;
+        }
+    }
+}

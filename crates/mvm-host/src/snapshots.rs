@@ -1,0 +1,287 @@
+//! Snapshot directories: completed as a whole or not at all, and verified before anything goes on
+//! from them.
+//!
+//! A directory is written under another name, gets its manifest last, and is then renamed, so that
+//! one that has its name is complete. What may go on from it is decided by
+//! [`mvm_core::snapshot::verdict`]; here is only what files can tell.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use mvm_core::snapshot::{DiskStamp, FileEntry, Manifest};
+use sha2::{Digest as _, Sha256};
+
+use crate::image::digest::Digest;
+use crate::image::durable::{self, FileError, Named as _};
+use crate::vmm::memory::data_of;
+
+/// File of a snapshot that describes it.
+pub const MANIFEST: &str = "manifest.json";
+/// Largest manifest that is read, in bytes.
+const MANIFEST_MAX: u64 = 1 << 20;
+/// Bytes that are looked at together; blocks of nothing but zeroes are as good as holes.
+const BLOCK: usize = 64 * 1024;
+
+/// Why a snapshot cannot be written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The manifest is not one.
+    #[error("{path} is not a snapshot's manifest")]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file is not what the manifest says.
+    #[error("{path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// Makes an empty directory for a snapshot, in place of one that was not completed.
+///
+/// # Errors
+/// The directory cannot be made.
+pub fn begin(dir: &Path) -> Result<(), SnapshotError> {
+    remove(dir)?;
+    Ok(durable::ensure_dir(dir)?)
+}
+
+/// Describes the durable files in `new` in the manifest, and gives the directory its name.
+///
+/// # Errors
+/// Something cannot be read or written; there is no directory of that name then.
+pub fn complete(new: &Path, dest: &Path, mut manifest: Manifest) -> Result<(), SnapshotError> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in fs::read_dir(new).named("read", new)? {
+        let entry = entry.named("read", new)?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    manifest.files = names.iter().map(|name| entry(new, name)).collect::<Result<_, _>>()?;
+    let path = new.join(MANIFEST);
+    let text = serde_json::to_vec_pretty(&manifest)
+        .map_err(|source| SnapshotError::Manifest { path: path.clone(), source })?;
+    fs::write(&path, text).named("write", &path)?;
+    durable::sync(&path)?;
+    durable::sync(new)?;
+    fs::rename(new, dest).named("rename", new)?;
+    Ok(durable::sync(dest.parent().unwrap_or(dest))?)
+}
+
+/// Reads a snapshot's manifest.
+///
+/// # Errors
+/// There is none, or it does not parse.
+pub fn read(dir: &Path) -> Result<Manifest, SnapshotError> {
+    let path = dir.join(MANIFEST);
+    let size = fs::metadata(&path).named("read", &path)?.len();
+    if size > MANIFEST_MAX {
+        return Err(SnapshotError::Damaged { path, what: format!("it has {size} bytes") });
+    }
+    let bytes = fs::read(&path).named("read", &path)?;
+    serde_json::from_slice(&bytes).map_err(|source| SnapshotError::Manifest { path, source })
+}
+
+/// Compares every file with what the manifest says of it.
+///
+/// # Errors
+/// The first file that is missing or differs.
+pub fn verify(dir: &Path, manifest: &Manifest) -> Result<(), SnapshotError> {
+    for wanted in &manifest.files {
+        let path = dir.join(&wanted.name);
+        if wanted.name.contains('/') {
+            let what = "it is not a name of a file".to_owned();
+            return Err(SnapshotError::Damaged { path, what });
+        }
+        let found = entry(dir, &wanted.name)?;
+        let what = match found {
+            found if found == *wanted => continue,
+            found if found.bytes != wanted.bytes => {
+                format!("it has {} bytes, and had {}", found.bytes, wanted.bytes)
+            }
+            _ => "its content is not what was saved".to_owned(),
+        };
+        return Err(SnapshotError::Damaged { path, what });
+    }
+    Ok(())
+}
+
+/// Removes a snapshot, if it is there.
+///
+/// # Errors
+/// The directory cannot be removed.
+pub fn remove(dir: &Path) -> Result<(), SnapshotError> {
+    Ok(durable::remove_dir(dir)?)
+}
+
+/// What a disk's file looks like now.
+///
+/// # Errors
+/// The file cannot be examined.
+pub fn stamp(name: &str, path: &Path) -> Result<DiskStamp, SnapshotError> {
+    let metadata = fs::metadata(path).named("examine", path)?;
+    let seconds = u64::try_from(metadata.mtime()).unwrap_or_default();
+    let nanoseconds = u64::try_from(metadata.mtime_nsec()).unwrap_or_default();
+    Ok(DiskStamp {
+        name: name.to_owned(),
+        bytes: metadata.len(),
+        inode: metadata.ino(),
+        modified_unix_ns: seconds * 1_000_000_000 + nanoseconds,
+    })
+}
+
+fn entry(dir: &Path, name: &str) -> Result<FileEntry, SnapshotError> {
+    let path = dir.join(name);
+    let file = File::open(&path).named("read", &path)?;
+    let (digest, bytes) = digest(&file).named("read", &path)?;
+    Ok(FileEntry { name: name.to_owned(), bytes, digest: digest.to_string() })
+}
+
+/// The digest of a sparse file's content, whose holes cost nothing, and its length.
+fn digest(file: &File) -> io::Result<(Digest, u64)> {
+    let bytes = file.metadata()?.len();
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; BLOCK];
+    let mut next = 0;
+    for (from, to) in data_of(file)? {
+        for number in (from / BLOCK as u64).max(next)..to.div_ceil(BLOCK as u64) {
+            let at = number * BLOCK as u64;
+            let length = usize::try_from(bytes - at).unwrap_or(BLOCK).min(BLOCK);
+            file.read_exact_at(&mut block[..length], at)?;
+            if block[..length].iter().any(|byte| *byte != 0) {
+                hasher.update(number.to_le_bytes());
+                hasher.update(&block[..length]);
+            }
+            next = number + 1;
+        }
+    }
+    hasher.update(bytes.to_le_bytes());
+    Ok((Digest::from(<[u8; 32]>::from(hasher.finalize())), bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mvm_core::snapshot::{FORMAT, Shape, VmmBuild};
+    use mvm_core::vmm::{Accel, VmmKind};
+
+    fn manifest() -> Manifest {
+        Manifest {
+            format: FORMAT,
+            instance: "acme/web/i-00000001".parse().unwrap(),
+            created_unix_ms: 1,
+            build: VmmBuild {
+                vmm: VmmKind::Sim,
+                version: "1".into(),
+                accel: Accel::Tcg,
+                cpu: String::new(),
+            },
+            revision: "r-0101010101010101".parse().unwrap(),
+            shape: Shape { vcpus: 1, mem_mib: 64, has_nic: false, kernel_args: String::new() },
+            base: None,
+            files: vec![],
+            disks: vec![],
+        }
+    }
+
+    /// A complete snapshot with a sparse memory and a small file.
+    fn saved(root: &Path) -> PathBuf {
+        let (new, dest) = (root.join("sleep-1.new"), root.join("sleep-1"));
+        begin(&new).unwrap();
+        fs::write(new.join("device.state"), b"devices").unwrap();
+        let memory = File::create(new.join("memory.image")).unwrap();
+        memory.set_len(8 << 20).unwrap();
+        memory.write_all_at(b"guest", 3 << 20).unwrap();
+        complete(&new, &dest, manifest()).unwrap();
+        assert!(!new.exists());
+        dest
+    }
+
+    #[test]
+    fn what_was_completed_is_found_as_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let dest = saved(root.path());
+        let found = read(&dest).unwrap();
+        let names: Vec<_> = found.files.iter().map(|file| (&*file.name, file.bytes)).collect();
+        assert_eq!(names, [("device.state", 7), ("memory.image", 8 << 20)]);
+        verify(&dest, &found).unwrap();
+        // Zeroes that were written are as good as a hole.
+        let memory = File::options().write(true).open(dest.join("memory.image")).unwrap();
+        memory.write_all_at(&[0; 9000], 100).unwrap();
+        verify(&dest, &found).unwrap();
+    }
+
+    /// What is said of a damage, and what does it.
+    type Damage = (&'static str, fn(&Path));
+
+    #[test]
+    fn every_kind_of_damage_is_noticed() {
+        let root = tempfile::tempdir().unwrap();
+        let damages: [Damage; 5] = [
+            ("is damaged: its content", |dir| {
+                let file = File::options().write(true).open(dir.join("memory.image")).unwrap();
+                file.write_all_at(b"G", 3 << 20).unwrap();
+            }),
+            ("is damaged: its content", |dir| {
+                let file = File::options().write(true).open(dir.join("memory.image")).unwrap();
+                // The same bytes in another place.
+                file.write_all_at(&[0; 5], 3 << 20).unwrap();
+                file.write_all_at(b"guest", 4 << 20).unwrap();
+            }),
+            ("it has 9 bytes, and had 8388608", |dir| {
+                let file = File::options().write(true).open(dir.join("memory.image")).unwrap();
+                file.set_len(9).unwrap();
+            }),
+            ("is damaged: its content", |dir| {
+                fs::write(dir.join("device.state"), b"devicez").unwrap();
+            }),
+            ("cannot read", |dir| fs::remove_file(dir.join("device.state")).unwrap()),
+        ];
+        for (expected, damage) in damages {
+            let dest = saved(root.path());
+            let manifest = read(&dest).unwrap();
+            damage(&dest);
+            let error = verify(&dest, &manifest).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            remove(&dest).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_is_cut_or_missing_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let dest = saved(root.path());
+        let path = dest.join(MANIFEST);
+        let text = fs::read(&path).unwrap();
+        fs::write(&path, &text[..text.len() / 2]).unwrap();
+        assert!(matches!(read(&dest), Err(SnapshotError::Manifest { .. })));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(read(&dest), Err(SnapshotError::File(_))));
+        remove(&dest).unwrap();
+        remove(&dest).unwrap();
+    }
+
+    #[test]
+    fn a_disks_stamp_changes_when_it_is_written_or_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("layer.ext4");
+        fs::write(&path, b"one").unwrap();
+        let before = stamp("the writable layer", &path).unwrap();
+        assert_eq!(stamp("the writable layer", &path).unwrap(), before);
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        assert_ne!(stamp("the writable layer", &path).unwrap(), before);
+    }
+}
