@@ -216,8 +216,10 @@ async fn configure(
         prefix_len: net.tenant.subnet.prefix_len(),
         gateway: net.tenant.gateway(),
         nameservers: node.config.nameservers.clone(),
+        mac: Some(net.mac()),
     });
     let configuration = Configuration {
+        instance: path.to_string(),
         hostname: format!("{}-{}", path.pool.pool, path.id),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
