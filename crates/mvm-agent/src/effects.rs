@@ -297,8 +297,10 @@ async fn configure_over(
         prefix_len: net.tenant.subnet.prefix_len(),
         gateway: net.tenant.gateway(),
         nameservers: node.config.nameservers.clone(),
+        mac: Some(net.mac()),
     });
     let configuration = Configuration {
+        instance: path.to_string(),
         hostname: format!("{}-{}", path.pool.pool, path.id),
         instance: path.to_string(),
         network,

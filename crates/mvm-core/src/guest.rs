@@ -33,8 +33,14 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::net::MacAddr;
+
+mod sleep;
 mod ways;
 
+pub use sleep::{
+    HookReport, HookRun, LONGEST_HOOK_OUTPUT, MOST_HOOKS, SleepRequest, WakeReason, WakeRequest,
+};
 pub use ways::{Feature, ForwardTarget, TerminalSize};
 
 /// The name of the virtio-serial port that carries the protocol.
@@ -159,6 +165,11 @@ pub enum HostMessage {
     /// its standard input and signals to it go over this stream. Answers: `main`, output data,
     /// `exit`. The session's end, and `cancel`, only detach from it.
     Main(MainRequest),
+    /// Prepares for sleep. Answer: `hooks`. Needs [`Feature::Sleep`].
+    PrepareSleep(SleepRequest),
+    /// Tells that the guest was asleep, once it is configured again. Answer: `hooks`. Needs
+    /// [`Feature::Sleep`].
+    Woken(WakeRequest),
     /// Ends the stream and whatever runs for it (an exec's process group is killed). No answer.
     Cancel,
     /// Powers the microVM off in an orderly way. Answer: `done`, then the machine stops.
@@ -190,6 +201,8 @@ pub enum GuestMessage {
     Main(MainState),
     /// The program ended and all its output was sent; ends the stream.
     Exit(ExitStatus),
+    /// The hooks have ended, and what belongs to the request is done; ends the stream.
+    Hooks(HookReport),
     /// The forwarded connection is open.
     Connected,
     /// No more data of this kind will come on this stream.
@@ -214,7 +227,10 @@ pub enum GuestMessage {
 impl GuestMessage {
     /// Whether this message is the last one of its stream.
     pub fn ends_stream(&self) -> bool {
-        matches!(self, Self::Done | Self::Health(_) | Self::Exit(_) | Self::Error(_))
+        matches!(
+            self,
+            Self::Done | Self::Health(_) | Self::Exit(_) | Self::Hooks(_) | Self::Error(_)
+        )
     }
 }
 
@@ -240,6 +256,10 @@ pub struct Hello {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Configuration {
+    /// Which instance the guest is (`tenant/pool/id`); empty if the host is older than the field.
+    /// A guest that was another instance before is a fork of it and draws what is to be its own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub instance: String,
     /// The host name.
     pub hostname: String,
     /// The network interface, or `None` for a guest without a network.
@@ -277,6 +297,9 @@ pub struct NetworkConfiguration {
     /// Name servers, in order of preference.
     #[serde(default)]
     pub nameservers: Vec<IpAddr>,
+    /// The interface's Ethernet address; it keeps the one that it has if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
 }
 
 /// A program to run in the guest.
@@ -417,6 +440,8 @@ pub struct Health {
     pub oom_kills: u64,
     /// Running execs.
     pub execs: u32,
+    /// Whether a program asks not to be put to sleep now.
+    pub busy: bool,
 }
 
 /// Why the guest refused or failed a request.

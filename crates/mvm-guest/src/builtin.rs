@@ -4,7 +4,7 @@
 //! an exec has: pipes with credit, an exit code, and an end with whoever asked. What fails is said
 //! on standard error, for a person.
 
-mod sshd;
+pub(crate) mod sshd;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -24,6 +24,10 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
             unpack(&Target::As { path: PathBuf::from(path), name: OsString::from(name) }, owners)
         }
         ["ssh-prepare", key] => sshd::prepare(key),
+        ["sync"] => {
+            rustix::fs::sync();
+            Ok(())
+        }
         ["sshd"] => Err(sshd::serve()),
         _ => Err("this guest agent does not have that program".to_owned()),
     };

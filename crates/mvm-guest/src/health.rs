@@ -22,6 +22,7 @@ pub(crate) fn measure(ready: bool, execs: usize) -> Health {
         disk_free_kib: disk_kib(|disk| disk.f_bavail),
         oom_kills: field(&read("/proc/vmstat"), "oom_kill"),
         execs: u32::try_from(execs).unwrap_or(u32::MAX),
+        busy: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod main_process;
 mod requests;
+mod sleep;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,11 +15,11 @@ use mvm_core::guest::{Feature, GuestError, GuestMessage, Hello, Preamble};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::note;
-use crate::exec::{Exec, MainProcess, Pipe};
+use crate::exec::{Exec, Hooks, MainProcess, Pipe};
 use crate::failure::invalid;
 use crate::forward::{End, Forward};
 use crate::kernel_log::KernelLog;
-use crate::machine::Machine;
+use crate::machine::{Machine, Wakes};
 use crate::process::{self, ChildEnds};
 use crate::session::{Event, Inbox, Link, Outbox, Port, Waker};
 
@@ -45,6 +46,7 @@ enum Stream {
     Exec(Box<Exec>),
     Forward(Box<Forward>),
     KernelLog(KernelLog),
+    Hooks(Box<Hooks>),
 }
 
 /// What a ready descriptor belongs to.
@@ -58,6 +60,7 @@ enum Source {
     Detached(i32, Pipe),
     Forward(u32, End),
     KernelLog(u32),
+    Hooks(u32, Pipe),
 }
 
 /// The agent's state while it serves.
@@ -80,6 +83,8 @@ pub(crate) struct Server<'a> {
     /// Whether frames of the current session are served.
     is_open: bool,
     is_configured: bool,
+    /// What programs see of sleep and wake, where there is a place for it.
+    wakes: Option<Wakes>,
     ending: Option<Ending>,
 }
 
@@ -87,6 +92,7 @@ impl<'a> Server<'a> {
     /// Prepares to serve; blocks `SIGCHLD` in this thread.
     pub(crate) fn new(machine: &'a mut Machine) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
+        let wakes = machine.root().map(|root| Wakes::begin(&root.join("run/mvm")));
         Ok(Self {
             machine,
             inbox: Arc::new(Inbox::new(waker.clone())),
@@ -100,6 +106,7 @@ impl<'a> Server<'a> {
             sessions: 0,
             is_open: false,
             is_configured: false,
+            wakes,
             ending: None,
         })
     }
@@ -169,6 +176,13 @@ impl<'a> Server<'a> {
                         fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
                     }
                 }
+                Stream::Hooks(hooks) => {
+                    hooks.wants(|pipe, fd| {
+                        sources.push(Source::Hooks(id, pipe));
+                        fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+                    });
+                    alarm = [alarm, hooks.alarm()].into_iter().flatten().min();
+                }
             }
         }
         for (&pid, exec) in &self.detached {
@@ -212,6 +226,11 @@ impl<'a> Server<'a> {
                     forward.ready(end, Link { outbox: &self.outbox, stream: id }, now);
                 }
             }
+            Source::Hooks(id, pipe) => {
+                if let Some(Stream::Hooks(hooks)) = self.streams.get_mut(&id) {
+                    hooks.ready(pipe);
+                }
+            }
             Source::KernelLog(id) => {
                 let link = Link { outbox: &self.outbox, stream: id };
                 if let Some(Stream::KernelLog(log)) = self.streams.get_mut(&id)
@@ -234,13 +253,15 @@ impl<'a> Server<'a> {
                 main.ended(status, now);
                 continue;
             }
-            let attached = self.streams.values_mut().find_map(|stream| match stream {
-                Stream::Exec(exec) if exec.runs_as(pid) => Some(exec),
-                _ => None,
-            });
-            let exec = attached.or_else(|| self.detached.get_mut(&pid));
-            if let Some(exec) = exec {
+            if let Some(exec) = self.detached.get_mut(&pid) {
                 exec.ended(status, now);
+            }
+            for stream in self.streams.values_mut() {
+                match stream {
+                    Stream::Exec(exec) if exec.runs_as(pid) => exec.ended(status, now),
+                    Stream::Hooks(hooks) if hooks.runs_as(pid) => hooks.ended(status, now),
+                    _ => {}
+                }
             }
         }
     }
@@ -257,6 +278,7 @@ impl<'a> Server<'a> {
                 Stream::Exec(exec) => exec.settle(could_read, now),
                 Stream::Forward(forward) => forward.settle(now),
                 Stream::KernelLog(_) => None,
+                Stream::Hooks(hooks) => hooks.settle(now),
             };
             let Some(last) = last else { return true };
             Link { outbox, stream }.message(&last);
@@ -356,6 +378,7 @@ impl<'a> Server<'a> {
 fn stop(stream: Stream) {
     match stream {
         Stream::Exec(exec) => exec.kill(),
+        Stream::Hooks(hooks) => hooks.kill(),
         Stream::Forward(_) | Stream::KernelLog(_) => {}
     }
 }

@@ -22,12 +22,21 @@ pub enum Feature {
     Disks,
     /// A main process.
     Main,
+    /// Hooks before sleep and after a wake, and a new identity for a fork.
+    Sleep,
 }
 
 impl Feature {
     /// All that this build has.
-    pub const ALL: [Self; 6] =
-        [Self::Terminal, Self::Detach, Self::Builtins, Self::Forward, Self::Disks, Self::Main];
+    pub const ALL: [Self; 7] = [
+        Self::Terminal,
+        Self::Detach,
+        Self::Builtins,
+        Self::Forward,
+        Self::Disks,
+        Self::Main,
+        Self::Sleep,
+    ];
 
     /// The name in a hello.
     pub fn name(self) -> &'static str {
@@ -38,6 +47,7 @@ impl Feature {
             Self::Forward => "forward",
             Self::Disks => "disks",
             Self::Main => "main",
+            Self::Sleep => "sleep",
         }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) fn run() -> ! {
             None
         }
     };
-    let mut machine = Machine::Own { root_failure, init };
+    let mut machine = Machine::Own { root_failure, init, instance: String::new() };
     let grace = serve(&mut machine).unwrap_or_else(|reason| {
         complain(&reason);
         Duration::ZERO

@@ -14,6 +14,10 @@ const PLACES: [&str; 5] = ["/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", 
 const DIR: &str = "/run/mvm/ssh";
 const KEYS: &str = "/run/mvm/ssh/authorized_keys";
 const HOST_KEYS: &str = "/etc/ssh";
+/// The host key that is made here.
+const OWN_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
+/// The remark by which it is told from those of the image.
+const OWN_REMARK: &str = "mvm";
 
 /// Lets a key log in, sees to it that there is a host key, and prints the public host keys.
 pub(super) fn prepare(key: &str) -> Result<(), String> {
@@ -81,9 +85,8 @@ fn make_host_key() -> Result<(), String> {
     let program =
         find("ssh-keygen").ok_or("there is no host key, and no ssh-keygen to make one")?;
     at(HOST_KEYS, fs::create_dir_all(HOST_KEYS))?;
-    let file = format!("{HOST_KEYS}/ssh_host_ed25519_key");
     let output = Command::new(program)
-        .args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", &file])
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", OWN_REMARK, "-f", OWN_KEY])
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("cannot run ssh-keygen: {error}"))?;
@@ -93,6 +96,41 @@ fn make_host_key() -> Result<(), String> {
     }
 }
 
+/// Forgets who may log in, and the host key if it was made here: another instance has both, too.
+/// The next [`prepare`] makes them anew.
+pub(crate) fn forget() -> io::Result<()> {
+    let mut paths = vec![PathBuf::from(KEYS)];
+    let public = PathBuf::from(format!("{OWN_KEY}.pub"));
+    if fs::read_to_string(&public).is_ok_and(|text| is_own(&text)) {
+        paths.extend([PathBuf::from(OWN_KEY), public]);
+    }
+    for path in paths {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a public key carries the remark of those that are made here.
+fn is_own(public_key: &str) -> bool {
+    public_key.split_ascii_whitespace().nth(2) == Some(OWN_REMARK)
+}
+
 fn at<T>(path: &str, result: io::Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{path}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_key_of_the_image_is_not_taken_for_an_own_one() {
+        assert!(is_own("ssh-ed25519 AAAA mvm\n"));
+        for text in ["", "ssh-ed25519 AAAA\n", "ssh-ed25519 AAAA root@mvm\n", "mvm mvm\n"] {
+            assert!(!is_own(text), "{text}");
+        }
+    }
 }

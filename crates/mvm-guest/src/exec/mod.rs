@@ -9,6 +9,7 @@
 //! The server owns all execs on one thread: it forks, polls and reaps, so no process can end
 //! between being started and being known.
 
+mod hooks;
 mod identity;
 mod main_process;
 mod program;
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 use crate::failure::{failure, invalid};
 use crate::process;
 use crate::session::Link;
+pub(crate) use hooks::{Hooks, Last};
 use identity::Identity;
 pub(crate) use main_process::MainProcess;
 use program::{ChildStep, Program};

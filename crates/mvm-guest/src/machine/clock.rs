@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io;
 use std::os::fd::AsRawFd as _;
 
 use mvm_core::guest::GuestError;
@@ -13,6 +13,9 @@ use crate::failure::refused;
 /// `_IO('R', 0x07)` of `<linux/random.h>`: use what was mixed in from the next number on.
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
+/// Length of a session's nonce in bytes.
+const NONCE: usize = 16;
+
 /// Steps the wall clock.
 pub(super) fn step_to(unix_ns: u64) -> Result<(), GuestError> {
     let time = Timespec {
@@ -22,11 +25,34 @@ pub(super) fn step_to(unix_ns: u64) -> Result<(), GuestError> {
     clock_settime(ClockId::Realtime, time).map_err(|error| refused("cannot set the clock", error))
 }
 
-/// Mixes bytes into the kernel's random numbers, as far as the kernel lets.
-pub(super) fn stir_entropy(bytes: &[u8]) {
-    if let Ok(mut file) = OpenOptions::new().write(true).open("/dev/urandom") {
-        let _ = file.write_all(bytes);
-        // SAFETY: a request without an argument, on an open descriptor.
-        unsafe { libc::ioctl(file.as_raw_fd(), RNDRESEEDCRNG) };
+/// `_IOW('R', 0x03, int[2])` of `<linux/random.h>`: mix in bytes that count as random.
+const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+
+/// `struct rand_pool_info` of `<linux/random.h>`.
+#[repr(C)]
+struct Pool {
+    entropy_bits: libc::c_int,
+    len: libc::c_int,
+    bytes: [u8; NONCE],
+}
+
+/// Mixes what the host drew at random into the kernel's random numbers, which differ from then on
+/// from those of any other guest that was restored from the same memory.
+pub(super) fn stir_entropy(nonce: &[u8; NONCE]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open("/dev/urandom")?;
+    let len = NONCE as libc::c_int;
+    let pool = Pool { entropy_bits: len * 8, len, bytes: *nonce };
+    // SAFETY: the requests are on an open descriptor; the first reads a live structure whose length
+    // it holds, the second has no argument.
+    let results = unsafe {
+        let added = libc::ioctl(file.as_raw_fd(), RNDADDENTROPY as _, &pool);
+        let is_added = if added == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        let reseeded = libc::ioctl(file.as_raw_fd(), RNDRESEEDCRNG as _);
+        is_added.and(if reseeded == 0 { Ok(()) } else { Err(io::Error::last_os_error()) })
+    };
+    match results {
+        // The kernel has not begun to give numbers out; when it does, it takes all of the above.
+        Err(error) if error.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        results => results,
     }
 }

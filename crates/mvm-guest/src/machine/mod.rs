@@ -5,16 +5,22 @@
 
 mod clock;
 mod disks;
+mod fork;
 mod names;
 mod network;
+mod wakes;
+
+use std::path::{Path, PathBuf};
 
 use mvm_core::guest::{Configuration, ErrorKind, GuestError};
 
+use crate::console::complain;
 use crate::failure::{failure, invalid};
 use crate::init::Init;
 
 pub(crate) use disks::unmount_all as unmount_disks;
 pub(crate) use network::bring_up_loopback;
+pub(crate) use wakes::Wakes;
 
 /// The machine that the agent runs on.
 #[derive(Debug)]
@@ -25,9 +31,14 @@ pub(crate) enum Machine {
         root_failure: Option<String>,
         /// The image's own init.
         init: Option<Init>,
+        /// Which instance the guest is; empty as long as no host has told.
+        instance: String,
     },
     /// The agent is a process like any other.
-    Borrowed,
+    Borrowed {
+        /// What stands for the root directory where hooks and the files of wakes are concerned.
+        root: Option<PathBuf>,
+    },
 }
 
 impl Machine {
@@ -35,7 +46,15 @@ impl Machine {
     pub(crate) fn root_failure(&self) -> Option<&str> {
         match self {
             Self::Own { root_failure, .. } => root_failure.as_deref(),
-            Self::Borrowed => None,
+            Self::Borrowed { .. } => None,
+        }
+    }
+
+    /// Where hooks and the files of wakes are found.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        match self {
+            Self::Own { .. } => Some(Path::new("/")),
+            Self::Borrowed { root } => root.as_deref(),
         }
     }
 
@@ -48,12 +67,10 @@ impl Machine {
     }
 
     /// Takes on an identity. Doing it again, with the same or another one, is fine.
-    pub(crate) fn configure(&self, configuration: &Configuration) -> Result<(), GuestError> {
+    pub(crate) fn configure(&mut self, configuration: &Configuration) -> Result<(), GuestError> {
         check(configuration)?;
-        if let Self::Borrowed = self {
-            return Ok(());
-        }
-        if let Some(reason) = self.root_failure() {
+        let Self::Own { root_failure, instance, .. } = self else { return Ok(()) };
+        if let Some(reason) = root_failure {
             let text = format!("the root is not mounted: {reason}");
             return Err(failure(ErrorKind::System, text));
         }
@@ -64,7 +81,13 @@ impl Machine {
             let address = configuration.network.as_ref().map(|network| network.address);
             names::ensure_hostname(&configuration.hostname, address)?;
         }
+        if fork::is_fork(instance, &configuration.instance) {
+            fork::draw_anew()?;
+        }
         names::ensure_machine_id()?;
+        if !configuration.instance.is_empty() {
+            instance.clone_from(&configuration.instance);
+        }
         if let Some(network) = &configuration.network {
             network::ensure(network)?;
             names::ensure_nameservers(&network.nameservers)?;
@@ -76,8 +99,10 @@ impl Machine {
     /// Mixes a session's nonce into the kernel's random numbers. A guest that was woken or cloned
     /// from a snapshot would else draw the same numbers as its siblings.
     pub(crate) fn stir_entropy(&self, nonce: &[u8; 16]) {
-        if let Self::Own { .. } = self {
-            clock::stir_entropy(nonce);
+        if let Self::Own { .. } = self
+            && let Err(error) = clock::stir_entropy(nonce)
+        {
+            complain(&format!("cannot stir the random numbers: {error}"));
         }
     }
 }
@@ -107,6 +132,10 @@ mod tests {
     use mvm_core::guest::NetworkConfiguration;
     use std::net::Ipv4Addr;
 
+    fn borrowed() -> Machine {
+        Machine::Borrowed { root: None }
+    }
+
     fn named(hostname: &str) -> Configuration {
         Configuration { hostname: hostname.into(), ..Default::default() }
     }
@@ -114,22 +143,27 @@ mod tests {
     #[test]
     fn a_borrowed_machine_takes_an_identity_without_effect() {
         let before = rustix::system::uname().nodename().to_owned();
-        Machine::Borrowed.configure(&named("somebody-else")).unwrap();
+        borrowed().configure(&named("somebody-else")).unwrap();
         assert_eq!(rustix::system::uname().nodename(), before.as_c_str());
     }
 
     #[test]
     fn an_identity_that_files_or_the_kernel_would_not_take_is_refused() {
         for bad in ["a b", "a\nb", "-x", "a..b", &"x".repeat(65)] {
-            assert!(Machine::Borrowed.configure(&named(bad)).is_err(), "{bad:?}");
+            assert!(borrowed().configure(&named(bad)).is_err(), "{bad:?}");
         }
         let address = Ipv4Addr::new(10, 240, 0, 3);
         for prefix_len in [0, 33] {
             let gateway = address;
-            let network =
-                NetworkConfiguration { address, prefix_len, gateway, nameservers: vec![] };
+            let network = NetworkConfiguration {
+                address,
+                prefix_len,
+                gateway,
+                nameservers: vec![],
+                mac: None,
+            };
             let configuration = Configuration { network: Some(network), ..named("ok") };
-            assert!(Machine::Borrowed.configure(&configuration).is_err());
+            assert!(borrowed().configure(&configuration).is_err());
         }
     }
 }

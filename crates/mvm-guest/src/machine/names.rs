@@ -24,11 +24,23 @@ pub(super) fn ensure_machine_id() -> Result<(), GuestError> {
     if !["", "uninitialized"].contains(&present.trim()) {
         return Ok(());
     }
+    renew_machine_id()
+}
+
+/// Draws a machine id, whatever there is. The random numbers are this guest's own by now: each
+/// session stirs them before it asks for anything.
+pub(super) fn renew_machine_id() -> Result<(), GuestError> {
     let mut bytes = [0; 16];
     fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|error| refused("cannot draw a machine id", error))?;
-    ensure_file(path, &machine_id(bytes))
+    let text = machine_id(bytes);
+    // Where D-Bus has a copy and not a link, it is to be the same.
+    let copy = "/var/lib/dbus/machine-id";
+    if fs::symlink_metadata(copy).is_ok_and(|metadata| metadata.is_file()) {
+        ensure_file(copy, &text)?;
+    }
+    ensure_file("/etc/machine-id", &text)
 }
 
 /// Names the servers to ask; without any, the image's own file stays.

@@ -1,14 +1,18 @@
 //! Loopback, and the guest's one network interface, by the classic `ioctl`s.
 #![allow(unsafe_code)]
 
+mod announce;
+
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use mvm_core::guest::{ErrorKind, GuestError, NetworkConfiguration};
+use mvm_core::net::MacAddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use crate::console::complain;
 use crate::failure::{failure, refused};
 
 /// Brings `lo` up, which also gives it its addresses.
@@ -26,10 +30,18 @@ pub(super) fn ensure(wanted: &NetworkConfiguration) -> Result<(), GuestError> {
     let what = |step: &str| format!("cannot {step} {name}");
     let interface = Interface::open(&name).map_err(|error| refused(what("open"), error))?;
     let step = |name, result: io::Result<()>| result.map_err(|error| refused(what(name), error));
+    if let Some(mac) = wanted.mac {
+        step("set the Ethernet address of", interface.ensure_mac(mac))?;
+    }
     step("bring up", interface.bring_up())?;
     step("set the address of", interface.set(libc::SIOCSIFADDR, wanted.address))?;
     step("set the netmask of", interface.set(libc::SIOCSIFNETMASK, netmask(wanted.prefix_len)))?;
-    step("set the default route over", interface.ensure_default_route(&name, wanted.gateway))
+    step("set the default route over", interface.ensure_default_route(&name, wanted.gateway))?;
+    // The bridge may be another one than before, or know the address from elsewhere.
+    if let Err(error) = interface.mac().and_then(|mac| announce::send(&name, mac, wanted.address)) {
+        complain(&format!("cannot announce {} on {name}: {error}", wanted.address));
+    }
+    Ok(())
 }
 
 /// The interface that the kernel numbered first.
@@ -93,13 +105,62 @@ impl Interface {
     }
 
     fn bring_up(&self) -> io::Result<()> {
+        self.change_flags(|flags| flags | (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short)
+    }
+
+    fn bring_down(&self) -> io::Result<()> {
+        self.change_flags(|flags| flags & !(libc::IFF_UP as libc::c_short))
+    }
+
+    fn change_flags(&self, change: impl FnOnce(libc::c_short) -> libc::c_short) -> io::Result<()> {
         let mut request = self.request();
         // SAFETY: SIOCGIFFLAGS fills `ifru_flags` of a live request, and only that is read.
         unsafe {
             check(libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &mut request))?;
-            request.ifr_ifru.ifru_flags |= (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+            request.ifr_ifru.ifru_flags = change(request.ifr_ifru.ifru_flags);
             check(libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request))
         }
+    }
+
+    fn mac(&self) -> io::Result<MacAddr> {
+        let mut request = self.request();
+        // SAFETY: SIOCGIFHWADDR fills `ifru_hwaddr` of a live request, and only that is read.
+        let address = unsafe {
+            check(libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &mut request))?;
+            request.ifr_ifru.ifru_hwaddr
+        };
+        let mut bytes = [0; 6];
+        for (to, from) in bytes.iter_mut().zip(address.sa_data) {
+            *to = from as u8;
+        }
+        Ok(MacAddr(bytes))
+    }
+
+    /// Gives the interface an Ethernet address; a driver that cannot do that while it is up is
+    /// brought down, and with it go the routes.
+    fn ensure_mac(&self, wanted: MacAddr) -> io::Result<()> {
+        if self.mac()? == wanted {
+            return Ok(());
+        }
+        match self.set_mac(wanted) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                self.bring_down()?;
+                self.set_mac(wanted)
+            }
+            result => result,
+        }
+    }
+
+    fn set_mac(&self, wanted: MacAddr) -> io::Result<()> {
+        let mut data = [0; 14];
+        for (to, from) in data.iter_mut().zip(wanted.0) {
+            *to = from as libc::c_char;
+        }
+        let mut request = self.request();
+        request.ifr_ifru.ifru_hwaddr =
+            libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+        // SAFETY: the operation reads a live request whose Ethernet address is filled in.
+        check(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFHWADDR as _, &request) })
     }
 
     fn set(&self, operation: libc::c_ulong, address: Ipv4Addr) -> io::Result<()> {

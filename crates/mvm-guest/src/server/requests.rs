@@ -116,7 +116,11 @@ impl Server<'_> {
             HostMessage::Health => {
                 let ready = self.is_configured && self.machine.root_failure().is_none();
                 let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
-                let health = health::measure(ready, execs + self.detached.len());
+                let mut health = health::measure(ready, execs + self.detached.len());
+                if let Some(wakes) = &self.wakes {
+                    wakes.ensure_shown();
+                    health.busy = wakes.is_busy();
+                }
                 self.link(id).message(&GuestMessage::Health(health));
             }
             HostMessage::Exec(request) => self.start_exec(id, &request, now)?,
@@ -134,6 +138,8 @@ impl Server<'_> {
                 return Err(failure(ErrorKind::Unsupported, text));
             }
             HostMessage::Main(request) => self.attach_to_main(id, &request)?,
+            HostMessage::PrepareSleep(request) => self.prepare_sleep(id, request, now)?,
+            HostMessage::Woken(request) => self.wake(id, request, now)?,
             HostMessage::Shutdown { grace_ms } => {
                 self.link(id).message(&GuestMessage::Done);
                 self.begin_shutdown(Duration::from_millis(grace_ms), now);
@@ -163,7 +169,7 @@ impl Server<'_> {
         Ok(())
     }
 
-    fn check_limit(&self) -> Result<(), GuestError> {
+    pub(super) fn check_limit(&self) -> Result<(), GuestError> {
         if self.streams.len() + self.detached.len() < MAX_STREAMS {
             return Ok(());
         }

@@ -12,6 +12,7 @@ mod main_process;
 mod outgoing;
 mod session;
 pub mod sim;
+mod sleep;
 mod streams;
 
 pub use error::SessionError;

@@ -231,7 +231,7 @@ impl Session {
     }
 
     /// Sends a request and waits for its one answer.
-    async fn request(
+    pub(super) async fn request(
         &self,
         name: &'static str,
         message: HostMessage,
@@ -267,7 +267,7 @@ impl Session {
     }
 }
 
-fn unexpected(request: &str, answer: &GuestMessage) -> SessionError {
+pub(super) fn unexpected(request: &str, answer: &GuestMessage) -> SessionError {
     SessionError::protocol(format!("`{request}` was answered by {answer:?}"))
 }
 

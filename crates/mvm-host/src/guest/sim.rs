@@ -11,7 +11,7 @@ pub use serve::serve;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mvm_core::guest::{Configuration, Feature, Health, Hello};
+use mvm_core::guest::{Configuration, Feature, Health, Hello, WakeReason};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -57,10 +57,14 @@ struct State {
     last_pid: u32,
     mem_total_kib: u64,
     main: Option<main_process::SimMain>,
+    wakes: Vec<WakeReason>,
 }
 
 /// The kernel release that a simulated guest claims.
 const KERNEL: &str = "6.0.0-simulated";
+
+/// What a simulated guest can do.
+const FEATURES: [Feature; 3] = [Feature::Disks, Feature::Main, Feature::Sleep];
 
 impl SimGuest {
     /// A guest that has just booted.
@@ -81,6 +85,11 @@ impl SimGuest {
     /// The identity that the host gave, if it has.
     pub fn configuration(&self) -> Option<Configuration> {
         self.state().configuration.clone()
+    }
+
+    /// Each wake that it was told of, in order.
+    pub fn wakes(&self) -> Vec<WakeReason> {
+        self.state().wakes.clone()
     }
 
     /// Adds a line to the kernel's log; the oldest are forgotten.
@@ -110,7 +119,7 @@ impl SimGuest {
             kernel: KERNEL.into(),
             session: state.sessions,
             configured: state.configuration.is_some(),
-            features: vec![Feature::Disks.name().to_owned(), Feature::Main.name().to_owned()],
+            features: FEATURES.map(|feature| feature.name().to_owned()).into(),
         }
     }
 

@@ -1,12 +1,13 @@
 //! Guests to test against: the simulated one, and the real agent as an ordinary process.
 #![allow(dead_code)] // each test binary uses its part
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -31,9 +32,19 @@ pub(crate) struct Guest {
 impl Guest {
     /// The real agent, as an ordinary process.
     pub(crate) fn real() -> Self {
+        Self::serving(&[])
+    }
+
+    /// The real agent with a directory for hooks and for what programs see of a wake.
+    pub(crate) fn real_in(root: &Path) -> Self {
+        Self::serving(&[root.as_os_str()])
+    }
+
+    fn serving(more: &[&OsStr]) -> Self {
         let (host, guest) = UnixStream::pair().unwrap();
         let process = Command::new(agent())
             .args(["--serve-fd", "0"])
+            .args(more)
             .stdin(Stdio::from(OwnedFd::from(guest)))
             .spawn()
             .unwrap();

@@ -4,6 +4,7 @@
 //! unpacked kernel package (`boot/vmlinuz-*` and `lib/modules/*`) to be used instead. Also needed:
 //! root, `qemu-system-x86_64` (or another one that `MVM_TEST_QEMU` names), and a static
 //! `/bin/busybox`.
+#![allow(dead_code)] // each test binary uses its part
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mvm_core::vmm::Accel;
+use mvm_host::guest::AGENT_BINARY;
+use mvm_host::image::initrd::write_initrd;
 use mvm_host::process::find_program;
 use mvm_host::vmm::Vmm;
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
@@ -65,18 +68,7 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// The backend, or why it cannot be used here.
     pub(crate) async fn new() -> Result<Self, String> {
-        if !rustix::process::geteuid().is_root() {
-            return Err("only root may start QEMU as another user".into());
-        }
-        let program = program();
-        if find_program(&program).is_none() && !program.exists() {
-            return Err(format!("`{}` is not installed", program.display()));
-        }
-        let busybox = std::fs::read("/bin/busybox").map_err(|_| "there is no /bin/busybox")?;
-        let (kernel, modules) = match std::env::var_os("MVM_TEST_KERNEL_DIR") {
-            Some(dir) => unpacked(Path::new(&dir))?,
-            None => fetched().await,
-        };
+        let (busybox, (kernel, modules)) = needed().await?;
         let mut archive = Archive::default();
         for name in ["bin", "modules"] {
             archive.add(name, 0o040_755, b"");
@@ -89,13 +81,57 @@ impl Qemu {
             let content = std::fs::read(path).map_err(|error| error.to_string())?;
             archive.add(&format!("modules/{name}.ko"), 0o100_644, &content);
         }
+        Self::with_initrd(kernel, &archive.finish())
+    }
+
+    /// The backend with guests that mvm's own agent boots, or why it cannot be used here. They have
+    /// busybox and these scripts (path, text) besides, and no disks of their own.
+    pub(crate) async fn with_agent(scripts: &[(&str, &str)]) -> Result<Self, String> {
+        let (busybox, (kernel, modules)) = needed().await?;
+        let read = |(name, path): &(String, PathBuf)| Ok((name.clone(), std::fs::read(path)?));
+        let modules: std::io::Result<Vec<_>> = modules.iter().map(read).collect();
+        let modules = modules.map_err(|error| error.to_string())?;
+        let mut initrd = Vec::new();
+        write_initrd(&mut initrd, AGENT_BINARY, &modules).map_err(|error| error.to_string())?;
+        // The kernel unpacks one archive after the other.
+        let mut archive = Archive::default();
+        archive.add("bin", 0o040_755, b"");
+        archive.add("bin/busybox", 0o100_755, &busybox);
+        for (path, text) in scripts {
+            for (at, _) in path.match_indices('/') {
+                archive.add(&path[..at], 0o040_755, b"");
+            }
+            archive.add(path, 0o100_755, text.as_bytes());
+        }
+        initrd.extend(archive.finish());
+        Self::with_initrd(kernel, &initrd)
+    }
+
+    fn with_initrd(kernel: PathBuf, content: &[u8]) -> Result<Self, String> {
         let files = tempfile::tempdir().map_err(|error| error.to_string())?;
         let initrd = files.path().join("initrd");
-        std::fs::write(&initrd, archive.finish()).map_err(|error| error.to_string())?;
+        std::fs::write(&initrd, content).map_err(|error| error.to_string())?;
         std::fs::set_permissions(&initrd, std::fs::Permissions::from_mode(0o644))
             .map_err(|error| error.to_string())?;
         Ok(Self { kernel, files })
     }
+}
+
+/// What there must be: root, QEMU, busybox's content, a kernel and its modules.
+async fn needed() -> Result<(Vec<u8>, KernelFiles), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("only root may start QEMU as another user".into());
+    }
+    let program = program();
+    if find_program(&program).is_none() && !program.exists() {
+        return Err(format!("`{}` is not installed", program.display()));
+    }
+    let busybox = std::fs::read("/bin/busybox").map_err(|_| "there is no /bin/busybox")?;
+    let kernel = match std::env::var_os("MVM_TEST_KERNEL_DIR") {
+        Some(dir) => unpacked(Path::new(&dir))?,
+        None => fetched().await,
+    };
+    Ok((busybox, kernel))
 }
 
 fn program() -> PathBuf {

@@ -8,8 +8,8 @@ use mvm_core::accept::{self, Accepted, Acceptor};
 use mvm_core::credit::{CreditError, ReceiveWindow, SendWindow};
 use mvm_core::frame::{self, Frame, KIND_MESSAGE, KIND_STDIN, KIND_STDOUT};
 use mvm_core::guest::{
-    ErrorKind, ExitStatus, GuestError, GuestMessage, HostMessage, LogSource, MAX_BODY, MAX_STREAMS,
-    Preamble,
+    ErrorKind, ExitStatus, GuestError, GuestMessage, HookReport, HostMessage, LogSource, MAX_BODY,
+    MAX_STREAMS, Preamble,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::time::{Instant, sleep_until};
@@ -220,6 +220,14 @@ impl Server {
                 let (state, stream) = self.guest.attach(&request, Instant::now())?;
                 self.send(id, &GuestMessage::Main(state));
                 self.streams.insert(id, Stream::Main(stream));
+            }
+            // It has no hooks.
+            HostMessage::PrepareSleep(_) => {
+                self.send(id, &GuestMessage::Hooks(HookReport::default()));
+            }
+            HostMessage::Woken(request) => {
+                self.guest.state().wakes.push(request.reason);
+                self.send(id, &GuestMessage::Hooks(HookReport::default()));
             }
             HostMessage::Logs { follow, .. } => {
                 let window = SendWindow::default();

@@ -1,0 +1,201 @@
+//! Real guests that are put to sleep and restored, as themselves and as forks, on QEMU.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
+
+mod image_support;
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod vmm_support;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::guest::{
+    Configuration, ExecRequest, ExitStatus, HookReport, NetworkConfiguration, WakeReason,
+};
+use mvm_core::net::MacAddr;
+use mvm_host::guest::{Session, SessionMode};
+use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage, Nic, Restore, Vm, VmSpec};
+use vmm_support::{Host, PATIENCE, eventually, qemu::Qemu};
+
+const TAP: &str = "mvmtap0";
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 1);
+const HOOK: &str = "#!/bin/busybox sh\necho $MVM_EVENT $MVM_WAKE_REASON $MVM_WAKES\n";
+
+/// Runs a program of the host in this thread's network namespace.
+fn ip(arguments: &str) -> String {
+    let (is_done, text) = image_support::run("ip", &arguments.split(' ').collect::<Vec<_>>());
+    assert!(is_done, "ip {arguments}: {text}");
+    text
+}
+
+/// The bridge's side of a tap that learns addresses from announcements alone.
+#[allow(unsafe_code)]
+fn own_network() {
+    // SAFETY: only the network namespace of this thread changes.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    ip(&format!("tuntap add dev {TAP} mode tap"));
+    ip(&format!("address add {GATEWAY}/24 dev {TAP}"));
+    ip(&format!("link set {TAP} up"));
+    std::fs::write(format!("/proc/sys/net/ipv4/conf/{TAP}/arp_accept"), "1").unwrap();
+}
+
+/// An instance of a name and an address.
+#[derive(Clone, Copy)]
+struct Identity {
+    name: &'static str,
+    address: Ipv4Addr,
+}
+
+impl Identity {
+    fn mac(self) -> MacAddr {
+        MacAddr::of_address(self.address)
+    }
+
+    fn spec(self, spec: VmSpec) -> VmSpec {
+        let nic = Some(Nic { tap: TAP.to_owned(), mac: self.mac() });
+        VmSpec { nic, kernel_args: "quiet mvm.root=none".into(), ..spec }
+    }
+
+    fn configuration(self) -> Configuration {
+        let network = NetworkConfiguration {
+            address: self.address,
+            prefix_len: 24,
+            gateway: GATEWAY,
+            nameservers: Vec::new(),
+            mac: Some(self.mac()),
+        };
+        Configuration {
+            instance: format!("acme/web/{}", self.name),
+            hostname: self.name.to_owned(),
+            network: Some(network),
+            ..Configuration::default()
+        }
+    }
+
+    /// What is asked and said by whoever looks.
+    async fn check(self, session: &Session) {
+        let seen = shell(session, "hostname; cat /sys/class/net/eth0/address; cat /etc/hostname");
+        assert_eq!(seen.await, format!("{0}\n{1}\n{0}\n", self.name, self.mac()));
+        let seen = shell(session, "ip -4 -o address show dev eth0").await;
+        let address = format!("inet {}/24 ", self.address);
+        assert!(seen.contains(&address) && seen.lines().count() == 1, "{seen}");
+        let seen = shell(session, "ip route").await;
+        let mut routes: Vec<&str> = seen.lines().map(str::trim).collect();
+        routes.sort();
+        let own = format!("10.240.0.0/24 dev eth0 scope link  src {}", self.address);
+        assert_eq!(routes, [own.as_str(), "default via 10.240.0.1 dev eth0"]);
+        // The host has not said a word to it before.
+        let known = format!("{} dev {TAP} lladdr {}", self.address, self.mac());
+        let announced = || ip("neigh show").contains(&known);
+        eventually("the guest has announced itself", announced).await;
+        let pinged = shell(session, "ping -c 1 -w 20 10.240.0.1").await;
+        assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+    }
+}
+
+async fn shell(session: &Session, script: &str) -> String {
+    let argv = ["/bin/busybox", "sh", "-c", script].map(str::to_owned).into();
+    let request = ExecRequest { argv, cwd: Some("/".into()), ..ExecRequest::default() };
+    let output = session.exec(request, PATIENCE).await.unwrap().output(1 << 16).await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status, ExitStatus::Exited { code: 0 }, "{script}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn only_output(report: &HookReport) -> &str {
+    let [run] = &report.runs[..] else { panic!("{report:?}") };
+    assert!(run.is_success() && report.skipped.is_empty(), "{report:?}");
+    &run.output
+}
+
+/// What a guest says of what is to be its own.
+async fn secrets(session: &Session) -> (String, String, String) {
+    let machine_id = shell(session, "cat /etc/machine-id").await;
+    let keys = "cd /etc/ssh; ls; ls /run/mvm/ssh";
+    (machine_id, shell(session, keys).await, shell(session, "cat /run/mvm/wakes").await)
+}
+
+async fn asleep(host: &Host<Qemu>, vm: &Arc<dyn Vm>) -> PathBuf {
+    let dir = host.root.path().join("asleep");
+    std::fs::create_dir(&dir).unwrap();
+    vm.pause().await.unwrap();
+    vm.save(&dir).await.unwrap();
+    vm.kill().await.unwrap();
+    vm.wait().await;
+    dir
+}
+
+#[tokio::test]
+async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_numbers_on() {
+    let hooks =
+        [("etc/mvm/hooks/pre-sleep.d/10-tell", HOOK), ("etc/mvm/hooks/post-wake.d/10-tell", HOOK)];
+    let backend = match Qemu::with_agent(&hooks).await {
+        Ok(backend) => backend,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    own_network();
+    let host = Host::new(backend);
+    let vmm = vmm_support::Backend::vmm(&host.backend);
+    let open = async |vm: &Arc<dyn Vm>, mode| {
+        Session::open(vm.connect_guest().await.unwrap(), mode, PATIENCE).await.unwrap()
+    };
+
+    let origin = Identity { name: "web-1", address: Ipv4Addr::new(10, 240, 0, 3) };
+    let vm = vmm.launch(&origin.spec(host.spec(1))).await.unwrap();
+    let session = open(&vm, SessionMode::Fresh).await;
+    session.configure(origin.configuration(), PATIENCE).await.unwrap();
+    shell(&session, "/bin/busybox --install -s /bin").await;
+    origin.check(&session).await;
+    let keys = "mkdir -p /etc/ssh /run/mvm/ssh; cd /etc/ssh; touch /run/mvm/ssh/authorized_keys \
+                ssh_host_ed25519_key ssh_host_rsa_key; echo a b root@x > ssh_host_rsa_key.pub; \
+                echo a b mvm > ssh_host_ed25519_key.pub";
+    shell(&session, keys).await;
+    let before = secrets(&session).await;
+    assert_eq!(before.2, "0\n");
+    let report = session.prepare_sleep(PATIENCE, PATIENCE).await.unwrap();
+    assert_eq!(only_output(&report), "pre-sleep\n");
+    drop(session);
+    let dir = asleep(&host, &vm).await;
+    let memory = Arc::new(MemoryImage::share(&dir.join(MEMORY_IMAGE)).unwrap());
+    let from = Restore { dir, memory };
+
+    let fork = |name, last| Identity { name, address: Ipv4Addr::new(10, 240, 0, last) };
+    let mut random = Vec::new();
+    let mut machine_ids = vec![before.0.clone()];
+    for (identity, reason) in [
+        (fork("web-2", 9), WakeReason::Forked),
+        (fork("web-3", 10), WakeReason::Forked),
+        (origin, WakeReason::Restored),
+    ] {
+        ip(&format!("neigh flush dev {TAP}"));
+        let vm = vmm.restore(&identity.spec(host.spec(2)), &from).await.unwrap();
+        vm.resume().await.unwrap();
+        let session = open(&vm, SessionMode::Existing).await;
+        // Before anything else: only the session's opening can make a difference.
+        random.push(shell(&session, "head -c 16 /dev/urandom | od -tx1").await);
+        session.configure(identity.configuration(), PATIENCE).await.unwrap();
+        let report = session.woken(reason, PATIENCE, PATIENCE).await.unwrap();
+        assert_eq!(only_output(&report), format!("post-wake {reason} 1\n"));
+        identity.check(&session).await;
+        let after = secrets(&session).await;
+        if reason == WakeReason::Forked {
+            assert_eq!(after.1, "ssh_host_rsa_key\nssh_host_rsa_key.pub\n");
+            machine_ids.push(after.0.clone());
+        } else {
+            assert_eq!((&after.0, &after.1), (&before.0, &before.1));
+        }
+        assert_eq!(after.2, "1\n");
+        // Told again, as after the host's agent was replaced, it stays what it has become.
+        session.configure(identity.configuration(), PATIENCE).await.unwrap();
+        assert_eq!(secrets(&session).await, after);
+        session.shutdown(Duration::ZERO, PATIENCE).await.unwrap();
+        vm.wait().await;
+    }
+    for values in [&mut random, &mut machine_ids] {
+        values.sort();
+        values.dedup();
+        assert_eq!(values.len(), 3, "{values:?}");
+    }
+}
