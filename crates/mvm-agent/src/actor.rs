@@ -299,9 +299,7 @@ impl Actor {
                         (Some(session), Some(reason)) => {
                             effects::greet_again(&node, &path, &session, reason).await
                         }
-                        (_, woken) => {
-                            effects::greet(&node, &path, &main, &*vm, mode, woken).await
-                        }
+                        (_, woken) => effects::greet(&node, &path, &main, &*vm, mode, woken).await,
                     });
                 }
             }

@@ -61,7 +61,9 @@ pub(crate) enum EffectError {
     Snapshot(#[from] mvm_host::snapshots::SnapshotError),
     #[error("the memory image that its state is relative to is not known")]
     NoImage,
-    #[error("the guest agent does not answer, so that the guest cannot prepare (`--force` does without)")]
+    #[error(
+        "the guest agent does not answer, so that the guest cannot prepare (`--force` does without)"
+    )]
     Silent,
     #[error("the agent is ending")]
     Ending,
@@ -147,7 +149,10 @@ async fn try_boot(
 }
 
 /// Makes the instance's tap and rules, if it has a network.
-pub(crate) async fn add_to_network(node: &Node, record: &InstanceRecord) -> Result<(), EffectError> {
+pub(crate) async fn add_to_network(
+    node: &Node,
+    record: &InstanceRecord,
+) -> Result<(), EffectError> {
     if let Some(net) = network(node, record) {
         node.host.network.add_instance(net).await?;
     }
@@ -226,8 +231,8 @@ async fn tell_woken(
 /// Writes down how a guest's hooks ended.
 pub(crate) fn note_hooks(path: &InstancePath, event: &str, report: &HookReport) {
     for run in &report.runs {
-        let (hook, status, took_ms) = (&run.name, run.status.to_string(), run.took_ms);
-        tracing::info!(instance = %path, event, hook, status, took_ms, output = run.output, "hook ended");
+        let (hook, code, took_ms) = (&run.name, run.status.shell_code(), run.took_ms);
+        tracing::info!(instance = %path, event, hook, code, took_ms, output = run.output, "hook ended");
     }
     for hook in &report.skipped {
         tracing::warn!(instance = %path, event, hook, "hook skipped: there was no time left");
@@ -293,14 +298,12 @@ async fn configure_over(
     let has_disks = !record.spec.disks.is_empty();
     let network = network(node, &record).map(|net| NetworkConfiguration {
         address: net.address(),
-        mac: Some(net.mac()),
         prefix_len: net.tenant.subnet.prefix_len(),
         gateway: net.tenant.gateway(),
         nameservers: node.config.nameservers.clone(),
         mac: Some(net.mac()),
     });
     let configuration = Configuration {
-        instance: path.to_string(),
         hostname: format!("{}-{}", path.pool.pool, path.id),
         instance: path.to_string(),
         network,

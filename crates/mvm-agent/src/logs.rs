@@ -145,7 +145,7 @@ fn rfc3339(unix_ms: u64) -> String {
 }
 
 async fn kernel_log(
-    node: &Node,
+    node: &Arc<Node>,
     selector: &Selector,
     follow: bool,
     tail: Option<u32>,

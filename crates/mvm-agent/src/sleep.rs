@@ -236,10 +236,7 @@ pub(crate) fn prune(instance_dir: &Path, status: &InstanceStatus) -> Result<(), 
     let is_needed = |number: u64| {
         let of = |image: &ImageRef| *image == ImageRef::Own { number };
         status.memory.as_ref().is_some_and(of)
-            || status
-                .snapshot
-                .as_ref()
-                .is_some_and(|own| own.number == number || of(&own.memory))
+            || status.snapshot.as_ref().is_some_and(|own| own.number == number || of(&own.memory))
     };
     let entries = match std::fs::read_dir(instance_dir) {
         Ok(entries) => entries,

@@ -1,9 +1,11 @@
 //! The call that watches, and the session of the instance that a call means.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use mvm_core::admit::Request;
 use mvm_core::guest::ErrorKind;
-use mvm_core::lifecycle::{Phase, State};
+use mvm_core::lifecycle::{Outcome, Phase, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::DesiredState;
 use mvm_host::guest::{Session, SessionError};
@@ -13,6 +15,7 @@ use tokio::time::Instant;
 use crate::node::{Node, chain};
 use crate::server::one;
 use crate::state::Mirror;
+use crate::submit;
 use crate::views;
 
 /// How long a guest has to answer a question.
@@ -66,10 +69,11 @@ pub(crate) async fn watch(
     }
 }
 
-/// A session with an instance that a selector means: any running one will do. One that is starting
-/// is waited for, and so, for a while, is a guest that an agent has just adopted.
+/// A session with an instance that a selector means: any running one will do, and if none runs, one
+/// that is at rest is woken. One that is starting is waited for, and so, for a while, is a guest
+/// that an agent has just adopted.
 pub(crate) async fn session(
-    node: &Node,
+    node: &Arc<Node>,
     selector: &Selector,
 ) -> Result<(InstancePath, Session), ApiError> {
     let mut state = node.state.follow();
@@ -90,13 +94,22 @@ pub(crate) async fn session(
             let wanted = mirror.desired.instances.get(*path);
             wanted.is_some_and(|record| record.desired == DesiredState::Running)
                 && match mirror.status(path).phase {
-                    Phase::Starting { .. } => true,
+                    Phase::Starting { .. }
+                    | Phase::Warm { .. }
+                    | Phase::Suspending { .. }
+                    | Phase::Sleeping { .. }
+                    | Phase::Stopping { outcome: Outcome::Asleep, .. }
+                    | Phase::Releasing { outcome: Outcome::Asleep, .. } => true,
                     Phase::Running { .. } => Instant::now() < rejoined_by,
                     _ => false,
                 }
         };
         if !candidates.iter().copied().any(|path| is_near(&path)) {
-            return Err(unavailable(&mirror, selector, &candidates));
+            let Some(resting) = candidates.iter().find(|path| is_at_rest(&mirror, path)) else {
+                return Err(unavailable(&mirror, selector, &candidates));
+            };
+            wake(node, resting).await?;
+            continue;
         }
         tokio::select! {
             changed = state.changed() => if changed.is_err() {
@@ -106,6 +119,21 @@ pub(crate) async fn session(
             () = tokio::time::sleep(SESSION_POLL) => {}
         }
     }
+}
+
+/// Whether an instance is to rest, and would go on where it was.
+fn is_at_rest(mirror: &Mirror, path: &InstancePath) -> bool {
+    let desired = mirror.desired.instances.get(path).map(|record| record.desired);
+    let is_to_rest = matches!(desired, Some(DesiredState::Warm | DesiredState::Sleeping));
+    let status = mirror.status(path);
+    is_to_rest && !status.has_ended() && !matches!(status.phase, Phase::Created)
+}
+
+/// Asks for an instance to go on.
+async fn wake(node: &Arc<Node>, path: &InstancePath) -> Result<(), ApiError> {
+    tracing::info!(instance = %path, "woken on demand");
+    let selector = Selector::from(path);
+    submit::submit(node, Request::InstanceStart { selector, all: false }).await.map(drop)
 }
 
 fn unavailable(mirror: &Mirror, selector: &Selector, candidates: &[&InstancePath]) -> ApiError {

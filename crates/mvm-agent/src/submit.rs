@@ -2,7 +2,7 @@
 
 use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
 use mvm_core::name::{Selector, TenantName};
-use mvm_core::record::{self, Desired, DesiredState};
+use mvm_core::record::{self, Desired};
 use mvm_host::net::{NetworkError, Occupied};
 use mvm_store::{Op, StoreError, encode};
 use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
@@ -245,6 +245,7 @@ fn denied(denial: &Denial) -> ApiError {
         | Denial::DiskConflict(_)
         | Denial::SubnetOverlaps { .. }
         | Denial::NoEarlierRevision { .. }
+        | Denial::NotAlive { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
         Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
         Denial::Ambiguous { .. }

@@ -129,8 +129,22 @@ pub(crate) fn instance(
 ) -> InstanceView {
     let status = mirror.status(&record.path);
     let network = mirror.desired.network_of(record);
-    let InstanceStatus { generation, revision, vm, boots, failures, last_death, phase, main_end } =
-        status.clone();
+    let InstanceStatus {
+        phase,
+        generation,
+        revision,
+        vm,
+        boots,
+        failures,
+        last_death,
+        main_end,
+        snapshot: _,
+        memory: _,
+        sleeps: _,
+        wakes,
+        setback,
+        cold_boot,
+    } = status.clone();
     InstanceView {
         path: record.path.clone(),
         state: status.state(),
@@ -153,8 +167,17 @@ pub(crate) fn instance(
             Phase::Running { since_unix_ms } => Some(since_unix_ms),
             _ => None,
         },
+        resting_since_unix_ms: match phase {
+            Phase::Warm { since_unix_ms } | Phase::Sleeping { since_unix_ms } => {
+                Some(since_unix_ms)
+            }
+            _ => None,
+        },
         created_unix_ms: record.created_unix_ms,
         boots,
+        wakes,
+        setback,
+        cold_boot,
         failures,
         last_death,
         exit_code: main_end.map(|end| end.status.shell_code()),
@@ -185,6 +208,10 @@ pub(crate) fn summary(view: &InstanceView) -> String {
             Some(death) => format!("it runs, as asked; its last run ended: {death}"),
             None => "it runs, as asked".to_owned(),
         },
+        (None, State::Warm, _) => "its vCPUs are stopped, and its memory is kept".to_owned(),
+        (None, State::Sleeping, _) => {
+            "it sleeps, and goes on with `mvm wake` or when it is needed".to_owned()
+        }
         (None, State::Created, DesiredState::Running) => "it is about to be started".to_owned(),
         (None, State::Created, _) => "it was created and never started".to_owned(),
         (None, State::Stopped | State::Failed, _) => {

@@ -7,7 +7,7 @@ use mvm_core::admit::{Capacity, Usage};
 use mvm_core::death::Death;
 use mvm_core::disk::{DiskMount, MountPath};
 use mvm_core::image::ImageConfig;
-use mvm_core::lifecycle::State;
+use mvm_core::lifecycle::{ColdBoot, Setback, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use mvm_core::net::MacAddr;
 use mvm_core::plan::Waiting;
@@ -203,10 +203,22 @@ pub struct InstanceView {
     pub accel: Option<Accel>,
     /// When it became ready, in milliseconds since the Unix epoch.
     pub running_since_unix_ms: Option<u64>,
+    /// When it became warm or fell asleep, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub resting_since_unix_ms: Option<u64>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
-    /// Starts that reached a running guest.
+    /// Boots that reached a running guest.
     pub boots: u64,
+    /// Times that it went on from a snapshot.
+    #[serde(default)]
+    pub wakes: u64,
+    /// What went wrong when it was last put to sleep or woken, until that succeeds.
+    #[serde(default)]
+    pub setback: Option<Setback>,
+    /// Why its last start was a boot although there was a snapshot.
+    #[serde(default)]
+    pub cold_boot: Option<ColdBoot>,
     /// Failures in a row.
     pub failures: u32,
     /// How its last run ended.

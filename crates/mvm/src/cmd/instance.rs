@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{create, destroy, exec, info, list, logs, restart, start, stats, stop, why};
+use super::{create, destroy, exec, info, list, logs, rest, restart, start, stats, stop, why};
 use crate::cli::Context;
 use crate::error::{Result, exit};
 
@@ -23,6 +23,10 @@ enum Verb {
     Start(start::Start),
     Stop(stop::Stop),
     Restart(restart::Restart),
+    Sleep(rest::Sleep),
+    #[command(visible_alias = "resume")]
+    Wake(rest::Wake),
+    Warm(rest::Warm),
     Destroy(destroy::Destroy),
     List(list::List),
     Info(info::Info),
@@ -41,6 +45,9 @@ impl Instance {
             Verb::Start(verb) => verb.run(context).await,
             Verb::Stop(verb) => verb.run(context).await,
             Verb::Restart(verb) => verb.run(context).await,
+            Verb::Sleep(verb) => verb.run(context).await,
+            Verb::Wake(verb) => verb.run(context).await,
+            Verb::Warm(verb) => verb.run(context).await,
             Verb::Destroy(verb) => verb.run(context).await,
             Verb::List(verb) => verb.run(context).await,
             Verb::Info(verb) => verb.run(context).await,

@@ -72,7 +72,9 @@ impl Ps {
 
 /// Whether an instance runs, is to run, or is in the middle of something.
 fn is_active(view: &InstanceView) -> bool {
-    view.state == State::Running || view.activity.is_some() || view.desired != DesiredState::Stopped
+    matches!(view.state, State::Running | State::Warm | State::Sleeping)
+        || view.activity.is_some()
+        || view.desired != DesiredState::Stopped
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod process_args;
 pub(crate) mod record;
+pub(crate) mod rest;
 pub(crate) mod restart;
 pub(crate) mod run;
 pub(crate) mod ssh;

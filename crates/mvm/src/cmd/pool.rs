@@ -193,6 +193,12 @@ struct Scale {
     /// How many.
     #[arg(long, value_name = "COUNT")]
     running: u32,
+    /// How many stand by with their vCPUs stopped; those that do stay so if absent.
+    #[arg(long, value_name = "N")]
+    warm: Option<u32>,
+    /// How many sleep; those that do, and are not needed to run, stay so if absent.
+    #[arg(long, value_name = "N")]
+    sleeping: Option<u32>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -234,8 +240,8 @@ impl Pool {
                 let view = only(context.client.pools(None, Some(path)).await?)?;
                 return context.ui.data(&view, || tenants::pool_info(&view));
             }
-            Verb::Scale(Scale { path, running, wait }) => {
-                let request = Request::PoolScale { path, running, warm: None, sleeping: None };
+            Verb::Scale(Scale { path, running, warm, sleeping, wait }) => {
+                let request = Request::PoolScale { path, running, warm, sleeping };
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
                 return outcome.print_instances(context);
             }

@@ -48,6 +48,7 @@ fn state(view: &InstanceView, now: u64) -> String {
         (None, Some(Waiting::Backoff { until_unix_ms, .. })) => {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
         }
+        (None, Some(Waiting::Setback { what, .. })) => format!("could not be {what}"),
         (None, Some(Waiting::RestartPolicy { .. } | Waiting::Step) | None) => {
             return state.to_string();
         }
@@ -58,6 +59,8 @@ fn state(view: &InstanceView, now: u64) -> String {
 fn wish(desired: DesiredState) -> &'static str {
     match desired {
         DesiredState::Running => "running",
+        DesiredState::Warm => "warm",
+        DesiredState::Sleeping => "sleeping",
         DesiredState::Stopped => "stopped",
         DesiredState::Destroyed => "destroyed",
     }
@@ -82,6 +85,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         ("vmm pid", or_dash(view.pid)),
         ("uptime", or_dash(uptime(view, now))),
         ("boots", view.boots.to_string()),
+        ("wakes", view.wakes.to_string()),
         ("failures in a row", view.failures.to_string()),
         ("created", moment(view.created_unix_ms, now)),
     ];
@@ -89,6 +93,13 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
     if let Some(death) = &view.last_death {
         let at = moment(death.at_unix_ms, now);
         rows.push(("last end", format!("{}, {at}", death.cause)));
+    }
+    if let Some(since) = view.resting_since_unix_ms {
+        rows.push(("at rest since", moment(since, now)));
+    }
+    if let Some(cold) = &view.cold_boot {
+        let at = moment(cold.at_unix_ms, now);
+        rows.push(("booted cold", format!("{}, {at}", cold.reason)));
     }
     if let Some(code) = view.exit_code {
         rows.push(("exit code", code.to_string()));
@@ -107,6 +118,14 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
     let _ = writeln!(text, "\nIt is wished to be {}.", wish(view.desired));
     if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
         let _ = writeln!(text, "It is not there yet: {reason}.");
+    }
+    if let Some(cold) = &view.cold_boot {
+        let at = moment(cold.at_unix_ms, now);
+        let reason = &cold.reason;
+        let _ = writeln!(
+            text,
+            "\nIt booted from its disk {at}, as its snapshot could not be restored: {reason}."
+        );
     }
     if let Some(death) = &view.last_death {
         let _ = writeln!(text, "\n{}", last_end(death, now));

@@ -26,6 +26,10 @@ pub(crate) enum Goal {
     Settled,
     /// Every instance runs.
     Running,
+    /// Every instance has its vCPUs stopped.
+    Warm,
+    /// Every instance sleeps.
+    Sleeping,
     /// No instance runs.
     Stopped,
     /// Every pool's image is built.
@@ -42,7 +46,12 @@ impl Goal {
     pub(crate) fn tenant(&self) -> Option<&TenantName> {
         match self {
             Self::Gone { tenant } => tenant.as_ref(),
-            Self::Settled | Self::Running | Self::Stopped | Self::Built => None,
+            Self::Settled
+            | Self::Running
+            | Self::Warm
+            | Self::Sleeping
+            | Self::Stopped
+            | Self::Built => None,
         }
     }
 }
@@ -163,7 +172,7 @@ pub(crate) fn progress(request: &Request<'_>, snapshot: &Snapshot, now_unix_ms: 
                 levels.push(Level::NotYet(format!("tenant {tenant} still exists")));
             }
         }
-        goal @ (Goal::Settled | Goal::Running | Goal::Stopped) => {
+        goal @ (Goal::Settled | Goal::Running | Goal::Warm | Goal::Sleeping | Goal::Stopped) => {
             let judge = |target| instance_level(goal, request, target, snapshot, now_unix_ms);
             levels.extend(disks.iter().map(|target| disk_level(target, snapshot)));
             levels.extend(instances.iter().map(judge));
@@ -193,6 +202,8 @@ fn summarize(goal: &Goal, levels: Vec<Level>) -> Progress {
         (_, 1) => first.clone(),
         (Goal::Settled, _) => format!("{done} of {total} as wished; {first}"),
         (Goal::Running, _) => format!("{done} of {total} running; {first}"),
+        (Goal::Warm, _) => format!("{done} of {total} warm; {first}"),
+        (Goal::Sleeping, _) => format!("{done} of {total} asleep; {first}"),
         (Goal::Stopped, _) => format!("{done} of {total} stopped; {first}"),
         (Goal::Built, _) => format!("{done} of {total} built; {first}"),
         (Goal::Gone { .. }, _) => format!("{total} to go; {first}"),
@@ -242,9 +253,19 @@ fn instance_level(
         (Goal::Settled | Goal::Running, DesiredState::Running) => {
             running(request, target, view, snapshot, now)
         }
+        (Goal::Settled | Goal::Warm, DesiredState::Warm) => {
+            resting(State::Warm, request, target, view, snapshot, now)
+        }
+        (Goal::Settled | Goal::Sleeping, DesiredState::Sleeping) => {
+            resting(State::Sleeping, request, target, view, snapshot, now)
+        }
         (Goal::Settled | Goal::Stopped, DesiredState::Stopped) => stopped(view, now),
         (Goal::Settled, DesiredState::Destroyed) => Level::NotYet(describe(view, now)),
         (_, DesiredState::Running) => superseded(format!("{path} was started by another request")),
+        (_, DesiredState::Warm) => superseded(format!("{path} was paused by another request")),
+        (_, DesiredState::Sleeping) => {
+            superseded(format!("{path} was put to sleep by another request"))
+        }
         (_, DesiredState::Stopped) => superseded(format!("{path} was stopped by another request")),
         (_, DesiredState::Destroyed) => {
             superseded(format!("{path} is being destroyed by another request"))
@@ -271,6 +292,34 @@ fn running(
             _ => Level::NotYet(describe(view, now)),
         },
     }
+}
+
+/// One that is to be at rest, and may have to run first.
+fn resting(
+    state: State,
+    request: &Request<'_>,
+    target: &InstanceTarget,
+    view: &InstanceView,
+    snapshot: &Snapshot,
+    now: u64,
+) -> Level {
+    if view.state == state && view.activity.is_none() && view.generation >= target.generation {
+        return Level::Reached;
+    }
+    let Some(Waiting::Setback { what, error, .. }) = &view.waiting else {
+        return match running(request, target, view, snapshot, now) {
+            Level::Reached => Level::NotYet(describe(view, now)),
+            level => level,
+        };
+    };
+    let path = &view.path;
+    Level::Failed(Failure {
+        message: format!("{path} could not be {what}: {error}"),
+        console: Vec::new(),
+        hint: format!("it runs on, and mvm tries again; `mvm wake {}` gives that up", path.id),
+        superseded: false,
+        others: 0,
+    })
 }
 
 fn has_succeeded(view: &InstanceView) -> bool {
@@ -393,6 +442,10 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
             Some(format!("waiting until {holder} has stopped, which has disk {disk}"))
         }
         Waiting::StartSlot => Some("waiting until others have started".to_owned()),
+        Waiting::Setback { what, error, until_unix_ms } => {
+            let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
+            Some(format!("it could not be {what} ({error}), tried again in {left}"))
+        }
         Waiting::Backoff { failures, until_unix_ms } => {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
             let times = if *failures == 1 { "once" } else { "times in a row" };
