@@ -24,6 +24,9 @@ use mvm_host::vmm::{
     DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Restore, Vm, VmSpec, VmmError,
 };
 
+use tokio::sync::watch;
+use tokio::time::timeout;
+
 use crate::actor::Message;
 use crate::effects::{self, EffectError};
 use crate::node::{Node, chain};
@@ -41,7 +44,7 @@ pub(crate) async fn suspend(
     node: &Node,
     path: &InstancePath,
     vm: &dyn Vm,
-    session: Option<Session>,
+    session: watch::Receiver<Option<Session>>,
     status: &InstanceStatus,
     hooks_ms: u64,
 ) -> Result<OwnSnapshot, EffectError> {
@@ -65,9 +68,12 @@ pub(crate) async fn suspend(
 
 async fn prepare(
     path: &InstancePath,
-    session: Option<Session>,
+    mut session: watch::Receiver<Option<Session>>,
     hooks: Duration,
 ) -> Result<(), EffectError> {
+    // An agent that has just come back is still on its way to the guest.
+    let session = timeout(hooks, session.wait_for(Option::is_some)).await;
+    let session = session.ok().and_then(|session| session.ok()?.clone());
     let session = session.ok_or(EffectError::Silent)?;
     match session.prepare_sleep(hooks, hooks + SYNC_LIMIT).await {
         Ok(report) => effects::note_hooks(path, "pre-sleep", &report),

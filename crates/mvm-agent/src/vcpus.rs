@@ -53,7 +53,7 @@ pub(crate) async fn work(
                 resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
             }
             VcpuOrder::Suspend { request, hooks_ms, status } => {
-                let session = session.borrow().clone();
+                let session = session.clone();
                 let suspend = async {
                     if is_paused && hooks_ms > 0 {
                         // A guest that stands still cannot prepare.

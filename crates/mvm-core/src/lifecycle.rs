@@ -220,16 +220,40 @@ pub struct InstanceStatus {
 /// A failure that left the instance as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setback {
-    /// What could not be done, in words such as `put to sleep`.
-    pub what: String,
+    /// What could not be done.
+    #[serde(flatten)]
+    pub step: RestStep,
     /// Why, with sources.
     pub error: String,
     /// When, in milliseconds since the Unix epoch.
     pub at_unix_ms: u64,
     /// Failures in a row.
     pub failures: u32,
-    /// The request to sleep that failed, if it was one.
-    pub request: Option<u64>,
+}
+
+/// A step between running, warm and sleeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum RestStep {
+    /// Stop the vCPUs.
+    Pause,
+    /// Save the VM and end it.
+    Sleep {
+        /// Which request it was.
+        request: u64,
+    },
+    /// Go on from the snapshot.
+    Wake,
+}
+
+impl std::fmt::Display for RestStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Pause => "paused",
+            Self::Sleep { .. } => "put to sleep",
+            Self::Wake => "woken",
+        })
+    }
 }
 
 /// A snapshot that was given up.

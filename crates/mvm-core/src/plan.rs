@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::death::Cause;
-use crate::lifecycle::{InstanceStatus, Outcome, Phase};
+use crate::lifecycle::{InstanceStatus, Outcome, Phase, RestStep};
 use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use crate::record::{
     BuildState, Desired, DesiredState, Existence, InstanceRecord, Observed, PoolRecord, PoolStatus,
@@ -118,8 +118,9 @@ pub enum Waiting {
     },
     /// It could not be put to sleep, paused or woken, and that is tried again later.
     Setback {
-        /// What could not be done, in words such as `put to sleep`.
-        what: String,
+        /// What could not be done.
+        #[serde(flatten)]
+        step: RestStep,
         /// Why, with sources.
         error: String,
         /// When it is tried again, in milliseconds since the Unix epoch.
@@ -351,27 +352,26 @@ fn plan_rest(
     if is_there {
         return;
     }
-    if let Some(setback) = &status.setback
-        && setback.request.is_none_or(|request| request >= record.sleep_request)
-    {
+    let next = match (record.desired, &status.phase) {
+        (DesiredState::Sleeping, _) => RestStep::Sleep { request: record.sleep_request },
+        (DesiredState::Warm, Phase::Running { .. }) => RestStep::Pause,
+        _ => RestStep::Wake,
+    };
+    if let Some(setback) = status.setback.as_ref().filter(|setback| setback.step == next) {
         let until_unix_ms = setback.at_unix_ms.saturating_add(backoff_ms(setback.failures));
         if now < until_unix_ms {
             plan.due(until_unix_ms);
-            let (what, error) = (setback.what.clone(), setback.error.clone());
-            plan.waiting.insert(instance, Waiting::Setback { what, error, until_unix_ms });
+            let (step, error) = (setback.step, setback.error.clone());
+            plan.waiting.insert(instance, Waiting::Setback { step, error, until_unix_ms });
             return;
         }
     }
-    match (record.desired, &status.phase) {
-        (DesiredState::Sleeping, _) => plan.actions.push(Action::Sleep {
-            instance,
-            request: record.sleep_request,
-            hooks_ms: record.hooks_ms,
-        }),
-        (DesiredState::Warm, Phase::Running { .. }) => {
-            plan.actions.push(Action::Pause { instance });
+    match next {
+        RestStep::Sleep { request } => {
+            plan.actions.push(Action::Sleep { instance, request, hooks_ms: record.hooks_ms });
         }
-        _ => start(plan, record, status, image, start_slots),
+        RestStep::Pause => plan.actions.push(Action::Pause { instance }),
+        RestStep::Wake => start(plan, record, status, image, start_slots),
     }
 }
 

@@ -169,6 +169,8 @@ async fn a_record_that_does_not_parse_is_left_alone_until_it_is_mended() {
     let scale = |tenant: &str| Request::PoolScale {
         path: format!("{tenant}/hello").parse().unwrap(),
         running: 2,
+        warm: None,
+        sleeping: None,
     };
     let error = agent.submit(scale("demo")).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::BadRecord);

@@ -6,3 +6,4 @@ mod disks;
 mod faults;
 mod life;
 mod node;
+mod sleep;

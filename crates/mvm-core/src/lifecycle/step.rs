@@ -2,7 +2,8 @@
 
 use super::{
     ColdBoot, Effect, Event, InstanceStatus, KILL_RETRY_MS, MAIN_ENDED_GRACE_MS, MainEnd, Outcome,
-    Phase, RELEASE_RETRY_MS, RESTORE_ATTEMPTS, RESUMED_START_MS, STABLE_MS, Setback, StartFrom,
+    Phase, RELEASE_RETRY_MS, RESTORE_ATTEMPTS, RESUMED_START_MS, RestStep, STABLE_MS, Setback,
+    StartFrom,
 };
 use crate::death::{Cause, Death, classify};
 use crate::guest::ExitStatus;
@@ -60,7 +61,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             Event::BootFailed { error },
         ) if status.vm.is_none() => {
             // The snapshot is as good as it was.
-            let failures = next.set_back("woken", error.clone(), now, None);
+            let failures = next.set_back(RestStep::Wake, error.clone(), now);
             match failures {
                 RESTORE_ATTEMPTS.. => next.boot_cold(error, *deadline_unix_ms, now),
                 _ => next.release(Outcome::Asleep),
@@ -138,7 +139,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         }
         (Phase::Warm { .. }, Event::PauseFailed { error }) => {
             next.phase = Phase::Running { since_unix_ms: now };
-            next.set_back("paused", error, now, None);
+            next.set_back(RestStep::Pause, error, now);
             vec![Effect::Resume]
         }
         (Phase::Warm { .. }, Event::Start { generation, boot_timeout_ms, .. }) => {
@@ -164,7 +165,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         }
         (Phase::Suspending { since_unix_ms }, Event::SleepFailed { error, request }) => {
             next.phase = Phase::Running { since_unix_ms: *since_unix_ms };
-            next.set_back("put to sleep", error, now, Some(request));
+            next.set_back(RestStep::Sleep { request }, error, now);
             vec![Effect::Resume, Effect::Rejoin]
         }
         // In order, it is stopped once it sleeps, or could not.
@@ -336,11 +337,10 @@ impl InstanceStatus {
     }
 
     /// Notes a failure that leaves things as they were; returns how many there are in a row.
-    fn set_back(&mut self, what: &str, error: String, now: u64, request: Option<u64>) -> u32 {
-        let before = self.setback.take().filter(|before| before.request == request);
+    fn set_back(&mut self, step: RestStep, error: String, now: u64) -> u32 {
+        let before = self.setback.take().filter(|before| before.step == step);
         let failures = before.map_or(0, |before| before.failures).saturating_add(1);
-        let what = what.to_owned();
-        self.setback = Some(Setback { what, error, at_unix_ms: now, failures, request });
+        self.setback = Some(Setback { step, error, at_unix_ms: now, failures });
         failures
     }
 

@@ -48,7 +48,7 @@ fn state(view: &InstanceView, now: u64) -> String {
         (None, Some(Waiting::Backoff { until_unix_ms, .. })) => {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
         }
-        (None, Some(Waiting::Setback { what, .. })) => format!("could not be {what}"),
+        (None, Some(Waiting::Setback { step, .. })) => format!("could not be {step}"),
         (None, Some(Waiting::RestartPolicy { .. } | Waiting::Step) | None) => {
             return state.to_string();
         }

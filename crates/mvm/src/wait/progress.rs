@@ -306,7 +306,7 @@ fn resting(
     if view.state == state && view.activity.is_none() && view.generation >= target.generation {
         return Level::Reached;
     }
-    let Some(Waiting::Setback { what, error, .. }) = &view.waiting else {
+    let Some(Waiting::Setback { step, error, .. }) = &view.waiting else {
         return match running(request, target, view, snapshot, now) {
             Level::Reached => Level::NotYet(describe(view, now)),
             level => level,
@@ -314,7 +314,7 @@ fn resting(
     };
     let path = &view.path;
     Level::Failed(Failure {
-        message: format!("{path} could not be {what}: {error}"),
+        message: format!("{path} could not be {step}: {error}"),
         console: Vec::new(),
         hint: format!("it runs on, and mvm tries again; `mvm wake {}` gives that up", path.id),
         superseded: false,
@@ -442,9 +442,9 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
             Some(format!("waiting until {holder} has stopped, which has disk {disk}"))
         }
         Waiting::StartSlot => Some("waiting until others have started".to_owned()),
-        Waiting::Setback { what, error, until_unix_ms } => {
+        Waiting::Setback { step, error, until_unix_ms } => {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
-            Some(format!("it could not be {what} ({error}), tried again in {left}"))
+            Some(format!("it could not be {step} ({error}), tried again in {left}"))
         }
         Waiting::Backoff { failures, until_unix_ms } => {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));

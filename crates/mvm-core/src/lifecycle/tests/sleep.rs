@@ -34,7 +34,7 @@ fn a_failed_sleep_leaves_it_running() {
     assert_eq!(effects, [Effect::Resume, Effect::Rejoin]);
     assert_eq!((status.state(), status.activity()), (State::Running, None));
     let setback = status.setback.clone().unwrap();
-    assert_eq!((setback.what.as_str(), setback.failures), ("put to sleep", 1));
+    assert_eq!((setback.step, setback.failures), (RestStep::Sleep { request: 1 }, 1));
 
     let again = |status: &InstanceStatus, request| {
         step(&step(status, sleep(request), NOW).0, sleep_failed(request), NOW).0.setback.unwrap()

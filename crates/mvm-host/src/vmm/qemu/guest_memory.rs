@@ -80,8 +80,8 @@ impl GuestMemory {
         Ok(runs_of(pages))
     }
 
-    /// Copies the memory's data into a file of the same size, and leaves its holes. Returns the
-    /// bytes that were copied.
+    /// Copies the memory's data into a file of the same size. What is zero stays a hole: a guest
+    /// that only read a page has made it none the less. Returns the bytes that were written.
     pub(super) fn copy_to(&self, file: &File) -> io::Result<u64> {
         let region = self.regions.first().ok_or(io::ErrorKind::NotFound)?;
         let (from, to) = (region.address, region.address + region.bytes);
@@ -93,9 +93,8 @@ impl GuestMemory {
             while at < end {
                 let left = usize::try_from(end - at).unwrap_or(batch.len()).min(batch.len());
                 memory.read_exact_at(&mut batch[..left], at)?;
-                file.write_all_at(&batch[..left], at)?;
+                copied += write_data(file, at, &batch[..left])?;
                 at += left as u64;
-                copied += left as u64;
             }
         }
         Ok(copied)
@@ -135,6 +134,26 @@ impl GuestMemory {
         }
         if done == len { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
+}
+
+/// Writes the pages that are not all zero; returns the bytes that were written.
+fn write_data(file: &File, at: u64, bytes: &[u8]) -> io::Result<u64> {
+    let mut written = 0;
+    let pages: Vec<&[u8]> = bytes.chunks(PAGE).collect();
+    let mut offset = 0;
+    for run in pages.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
+        let length = run.iter().map(|page| page.len()).sum::<usize>();
+        if !is_zero(run[0]) {
+            file.write_all_at(&bytes[offset..offset + length], at + offset as u64)?;
+            written += length as u64;
+        }
+        offset += length;
+    }
+    Ok(written)
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page.iter().all(|byte| *byte == 0)
 }
 
 /// Finds the mapping of one file that covers it from its beginning and has exactly this size.
@@ -199,6 +218,21 @@ mod tests {
         assert_eq!(find(MAPS, 3 << 20).unwrap().0, MemoryPart::Whole);
         assert_eq!(find(MAPS, 1 << 20), None, "a part of a program is not a guest's memory");
         assert_eq!(find(MAPS, 5 << 20), None);
+    }
+
+    #[test]
+    fn pages_of_nothing_but_zeroes_stay_holes() {
+        let file = tempfile::tempfile().unwrap();
+        let mut bytes = vec![0; 5 * PAGE];
+        file.set_len(bytes.len() as u64).unwrap();
+        bytes[PAGE] = 1;
+        bytes[2 * PAGE - 1] = 2;
+        bytes[4 * PAGE + 7] = 3;
+        assert_eq!(write_data(&file, 0, &bytes).unwrap(), 2 * PAGE as u64);
+        let mut read = vec![9; bytes.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == bytes);
+        assert_eq!(data_of(&file).unwrap().len(), 2);
     }
 
     #[test]
