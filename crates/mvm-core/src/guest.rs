@@ -35,9 +35,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::MacAddr;
 
+mod preamble;
 mod sleep;
 mod ways;
 
+pub use preamble::Preamble;
 pub use sleep::{
     HookReport, HookRun, LONGEST_HOOK_OUTPUT, MOST_HOOKS, SleepRequest, WakeReason, WakeRequest,
 };
@@ -63,59 +65,6 @@ pub const FLUSH_LEN: usize = MAX_BODY as usize + 64;
 pub const INITIAL_CREDIT: u32 = 256 * 1024;
 /// Streams that may be open at once in a session.
 pub const MAX_STREAMS: usize = 1024;
-
-/// A preamble of either side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Preamble {
-    /// [`HOST_MAGIC`] or [`GUEST_MAGIC`].
-    pub magic: [u8; 8],
-    /// Drawn by the host for this session.
-    pub nonce: [u8; 16],
-    /// The host's oldest version, or the version that the guest chose.
-    pub version: u16,
-    /// The sender's newest version.
-    pub max_version: u16,
-}
-
-impl Preamble {
-    /// The bytes on the wire.
-    pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
-        let mut out = [0; PREAMBLE_LEN];
-        out[..8].copy_from_slice(&self.magic);
-        out[8..24].copy_from_slice(&self.nonce);
-        out[24..26].copy_from_slice(&self.version.to_be_bytes());
-        out[26..28].copy_from_slice(&self.max_version.to_be_bytes());
-        out
-    }
-
-    /// The frame tag of the session that this preamble opens.
-    pub fn tag(&self) -> u32 {
-        u32::from_be_bytes([self.nonce[0], self.nonce[1], self.nonce[2], self.nonce[3]])
-    }
-
-    /// Finds the first whole preamble with this magic (and nonce, if given) in a buffer, drains the
-    /// buffer through it, and drops bytes that cannot begin one.
-    pub fn scan(buffer: &mut Vec<u8>, magic: [u8; 8], nonce: Option<[u8; 16]>) -> Option<Self> {
-        let mut at = 0;
-        while buffer.len() - at >= PREAMBLE_LEN {
-            let bytes = &buffer[at..at + PREAMBLE_LEN];
-            let found_nonce: [u8; 16] = bytes[8..24].try_into().unwrap_or_default();
-            if bytes[..8] == magic && nonce.is_none_or(|nonce| nonce == found_nonce) {
-                let preamble = Self {
-                    magic,
-                    nonce: found_nonce,
-                    version: u16::from_be_bytes([bytes[24], bytes[25]]),
-                    max_version: u16::from_be_bytes([bytes[26], bytes[27]]),
-                };
-                buffer.drain(..at + PREAMBLE_LEN);
-                return Some(preamble);
-            }
-            at += 1;
-        }
-        buffer.drain(..at);
-        None
-    }
-}
 
 /// What the host sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,7 +58,7 @@ impl Identity {
         VmSpec { nic, kernel_args: "quiet mvm.root=none".into(), ..spec }
     }
 
-    fn configuration(self) -> Configuration {
+    fn configuration(self, clock: Option<Duration>) -> Configuration {
         let network = NetworkConfiguration {
             address: self.address,
             prefix_len: 24,
@@ -70,6 +70,7 @@ impl Identity {
             instance: format!("acme/web/{}", self.name),
             hostname: self.name.to_owned(),
             network: Some(network),
+            wall_clock_unix_ns: clock.map(|clock| clock.as_nanos() as u64),
             ..Configuration::default()
         }
     }
@@ -145,7 +146,7 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
     let origin = Identity { name: "web-1", address: Ipv4Addr::new(10, 240, 0, 3) };
     let vm = vmm.launch(&origin.spec(host.spec(1))).await.unwrap();
     let session = open(&vm, SessionMode::Fresh).await;
-    session.configure(origin.configuration(), PATIENCE).await.unwrap();
+    session.configure(origin.configuration(None), PATIENCE).await.unwrap();
     shell(&session, "/bin/busybox --install -s /bin").await;
     origin.check(&session).await;
     let keys = "mkdir -p /etc/ssh /run/mvm/ssh; cd /etc/ssh; touch /run/mvm/ssh/authorized_keys \
@@ -175,10 +176,13 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
         let session = open(&vm, SessionMode::Existing).await;
         // Before anything else: only the session's opening can make a difference.
         random.push(shell(&session, "head -c 16 /dev/urandom | od -tx1").await);
-        session.configure(identity.configuration(), PATIENCE).await.unwrap();
+        let years_later = Duration::from_secs(4_000_000_000);
+        session.configure(identity.configuration(Some(years_later)), PATIENCE).await.unwrap();
         let report = session.woken(reason, PATIENCE, PATIENCE).await.unwrap();
         assert_eq!(only_output(&report), format!("post-wake {reason} 1\n"));
         identity.check(&session).await;
+        let woken = shell(&session, "cat /run/mvm/woken").await;
+        assert!(woken.starts_with("4000000") && woken.ends_with(&format!("{reason}\n")), "{woken}");
         let after = secrets(&session).await;
         if reason == WakeReason::Forked {
             assert_eq!(after.1, "ssh_host_rsa_key\nssh_host_rsa_key.pub\n");
@@ -188,7 +192,7 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
         }
         assert_eq!(after.2, "1\n");
         // Told again, as after the host's agent was replaced, it stays what it has become.
-        session.configure(identity.configuration(), PATIENCE).await.unwrap();
+        session.configure(identity.configuration(None), PATIENCE).await.unwrap();
         assert_eq!(secrets(&session).await, after);
         session.shutdown(Duration::ZERO, PATIENCE).await.unwrap();
         vm.wait().await;
