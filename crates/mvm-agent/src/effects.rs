@@ -214,11 +214,19 @@ pub(crate) async fn greet_again(
 }
 
 /// Tells a guest that it goes on, and lets it run its hooks.
-async fn tell_woken(
+pub(crate) async fn tell_woken(
     path: &InstancePath,
     session: &Session,
     reason: WakeReason,
 ) -> Result<(), EffectError> {
+    match session.set_clock(GUEST_TIMEOUT).await {
+        Ok(late) => {
+            let at_most_ms = late.as_millis();
+            tracing::debug!(instance = %path, at_most_ms, "its clock is set");
+        }
+        Err(SessionError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     match session.woken(reason, WAKE_HOOKS, WAKE_HOOKS + GUEST_TIMEOUT).await {
         Ok(report) => note_hooks(path, "post-wake", &report),
         // A guest agent of an earlier version.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mvm_core::guest::WakeReason;
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::name::InstancePath;
 use mvm_core::record::InstanceRecord;
@@ -50,17 +51,40 @@ pub(crate) async fn suspend(
 ) -> Result<OwnSnapshot, EffectError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
-    if hooks_ms > 0 {
-        prepare(path, session, Duration::from_millis(hooks_ms)).await?;
+    let prepared = match hooks_ms {
+        0 => None,
+        _ => Some(prepare(path, session, Duration::from_millis(hooks_ms)).await?),
+    };
+    let suspended = pause_and_save(node, &record, &spec, status, vm).await;
+    if suspended.is_err()
+        && let Some(session) = prepared
+        && vm.resume().await.is_ok()
+    {
+        // Its programs have prepared for a sleep that does not come.
+        let told = effects::tell_woken(path, &session, WakeReason::Resumed).await;
+        if let Err(error) = told {
+            tracing::warn!(instance = %path, error = chain(&error), "cannot tell that it stays awake");
+        }
     }
+    suspended
+}
+
+async fn pause_and_save(
+    node: &Node,
+    record: &InstanceRecord,
+    spec: &VmSpec,
+    status: &InstanceStatus,
+    vm: &dyn Vm,
+) -> Result<OwnSnapshot, EffectError> {
     vm.pause().await?;
     let number = status.sleeps + 1;
     let dest = own_dir(&spec.dir, number);
     let new = dest.with_extension("new");
-    let saved = save(node, &record, &spec, status, vm, &new, dest).await;
+    let saved = save(node, record, spec, status, vm, &new, dest).await;
     if saved.is_err()
         && let Err(error) = snapshots::remove(&new)
     {
+        let path = &record.path;
         tracing::warn!(instance = %path, error = chain(&error), "cannot remove half a snapshot");
     }
     Ok(OwnSnapshot { number, memory: saved? })
@@ -70,7 +94,7 @@ async fn prepare(
     path: &InstancePath,
     mut session: watch::Receiver<Option<Session>>,
     hooks: Duration,
-) -> Result<(), EffectError> {
+) -> Result<Session, EffectError> {
     // An agent that has just come back is still on its way to the guest.
     let session = timeout(hooks, session.wait_for(Option::is_some)).await;
     let session = session.ok().and_then(|session| session.ok()?.clone());
@@ -81,7 +105,7 @@ async fn prepare(
         Err(SessionError::Missing { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    Ok(())
+    Ok(session)
 }
 
 async fn save(

@@ -84,7 +84,7 @@ pub(crate) async fn session(
             mirror.desired.instances.keys().filter(|path| selector.matches(path)).collect();
         for path in &candidates {
             let session = node.instance(path).and_then(|i| i.session.borrow().clone());
-            if mirror.status(path).state() == State::Running
+            if is_up(&mirror, path)
                 && let Some(session) = session
             {
                 return Ok(((*path).clone(), session));
@@ -119,6 +119,16 @@ pub(crate) async fn session(
             () = tokio::time::sleep(SESSION_POLL) => {}
         }
     }
+}
+
+/// Whether an instance runs, and nobody is about to put it to rest.
+fn is_up(mirror: &Mirror, path: &InstancePath) -> bool {
+    let phase = mirror.status(path).phase;
+    let is_falling_asleep = matches!(
+        phase,
+        Phase::Suspending { .. } | Phase::Stopping { outcome: Outcome::Asleep, .. }
+    );
+    mirror.status(path).state() == State::Running && !is_falling_asleep && !is_at_rest(mirror, path)
 }
 
 /// Whether an instance is to rest, and would go on where it was.

@@ -119,6 +119,12 @@ pub enum HostMessage {
     /// Tells that the guest was asleep, once it is configured again. Answer: `hooks`. Needs
     /// [`Feature::Sleep`].
     Woken(WakeRequest),
+    /// Steps the wall clock to the host's, in nanoseconds since the Unix epoch. Answer: `done`, at
+    /// once, so that the host knows how late it came. Needs [`Feature::Sleep`].
+    SetClock {
+        /// The host's time.
+        unix_ns: u64,
+    },
     /// Ends the stream and whatever runs for it (an exec's process group is killed). No answer.
     Cancel,
     /// Powers the microVM off in an orderly way. Answer: `done`, then the machine stops.

@@ -96,6 +96,14 @@ impl Machine {
         Ok(())
     }
 
+    /// Steps the wall clock.
+    pub(crate) fn set_clock(&self, unix_ns: u64) -> Result<(), GuestError> {
+        match self {
+            Self::Own { .. } => clock::step_to(unix_ns),
+            _ => Ok(()),
+        }
+    }
+
     /// Mixes a session's nonce into the kernel's random numbers. A guest that was woken or cloned
     /// from a snapshot would else draw the same numbers as its siblings.
     pub(crate) fn stir_entropy(&self, nonce: &[u8; 16]) {

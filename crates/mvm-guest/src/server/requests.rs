@@ -138,6 +138,10 @@ impl Server<'_> {
                 return Err(failure(ErrorKind::Unsupported, text));
             }
             HostMessage::Main(request) => self.attach_to_main(id, &request)?,
+            HostMessage::SetClock { unix_ns } => {
+                self.machine.set_clock(unix_ns)?;
+                self.link(id).message(&GuestMessage::Done);
+            }
             HostMessage::PrepareSleep(request) => self.prepare_sleep(id, request, now)?,
             HostMessage::Woken(request) => self.wake(id, request, now)?,
             HostMessage::Shutdown { grace_ms } => {

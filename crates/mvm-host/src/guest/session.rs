@@ -218,7 +218,7 @@ impl Session {
         Ok(KernelLog::new(self.open_stream("logs", &request, limit).await?))
     }
 
-    async fn request_done(
+    pub(super) async fn request_done(
         &self,
         name: &'static str,
         message: HostMessage,

@@ -1,6 +1,6 @@
 //! A guest's part in its sleep and wake.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mvm_core::guest::{
     Feature, GuestMessage, HookReport, HostMessage, SleepRequest, WakeReason, WakeRequest,
@@ -8,6 +8,11 @@ use mvm_core::guest::{
 
 use super::error::SessionError;
 use super::session::{Session, unexpected};
+
+/// How late a guest may hear of the time.
+const CLOCK_LATE: Duration = Duration::from_millis(20);
+/// How often it is told at most.
+const CLOCK_ATTEMPTS: u32 = 8;
 
 impl Session {
     /// Prepares the guest for sleep: its hooks run, for `hooks` altogether, and its filesystems
@@ -39,6 +44,28 @@ impl Session {
     ) -> Result<HookReport, SessionError> {
         let request = HostMessage::Woken(WakeRequest { hooks_ms: millis(hooks), reason });
         self.request_hooks("woken", request, limit).await
+    }
+
+    /// Steps the guest's wall clock to the host's. A guest that has just been woken, or whose host
+    /// is busy, may hear of the time late, so this is done again until it was quick; the result is
+    /// how far the clock may be off.
+    ///
+    /// # Errors
+    /// As for [`Session::prepare_sleep`].
+    pub async fn set_clock(&self, limit: Duration) -> Result<Duration, SessionError> {
+        self.need(Feature::Sleep)?;
+        let mut attempts = CLOCK_ATTEMPTS;
+        loop {
+            let sent = Instant::now();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+            self.request_done("set clock", HostMessage::SetClock { unix_ns }, limit).await?;
+            let late = sent.elapsed();
+            attempts -= 1;
+            if late <= CLOCK_LATE || attempts == 0 {
+                return Ok(late);
+            }
+        }
     }
 
     async fn request_hooks(

@@ -221,6 +221,8 @@ impl Server {
                 self.send(id, &GuestMessage::Main(state));
                 self.streams.insert(id, Stream::Main(stream));
             }
+            // Its clock is the host's.
+            HostMessage::SetClock { .. } => self.send(id, &GuestMessage::Done),
             // It has no hooks.
             HostMessage::PrepareSleep(_) => {
                 self.send(id, &GuestMessage::Hooks(HookReport::default()));
