@@ -156,3 +156,60 @@ fn an_agent_that_is_killed_at_any_moment_loses_no_guest() {
     );
     assert_eq!(node.instance(&path)["boots"], 1, "{}", node.ok(&["why", &path]));
 }
+
+#[test]
+fn forks_have_their_sources_memory_and_their_own_identity() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    let source = node.boot("acme/web");
+    node.guest(
+        &source,
+        "echo kept > /root/file; mkdir -p /dev/shm; echo in memory > /tmp/file
+         (while true; do sleep 1; done) >/dev/null 2>&1 & echo $! > /tmp/pid",
+    );
+    let forked = node.json(&["fork", &source, "-n", "2"]);
+    let forks: Vec<String> = forked["concerns"]["instances"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|path| path.as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(forks.len(), 2, "{forked}");
+    let mut identities = vec![];
+    for path in [&source, &forks[0], &forks[1]] {
+        let address = node.instance(path)["address"].as_str().unwrap().to_owned();
+        let script = "cat /root/file /tmp/file; kill -0 $(cat /tmp/pid) && echo lives
+            cat /etc/machine-id; hostname; ip -4 addr show dev eth0 | grep -o 'inet [0-9.]*'
+            cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | md5sum";
+        let seen = node.guest(path, script);
+        let lines: Vec<&str> = seen.lines().collect();
+        assert_eq!(lines[..3], ["kept", "in memory", "lives"], "{path}");
+        assert_eq!(lines[5], format!("inet {address}"));
+        assert_eq!(lines[6], node.instance(path)["mac"].as_str().unwrap());
+        identities.extend(lines[3..].iter().map(|line| (*line).to_owned()));
+    }
+    let all = identities.len();
+    identities.sort();
+    identities.dedup();
+    assert_eq!(identities.len(), all, "something is not its own: {identities:?}");
+
+    // Each writes to its own disk and memory, and reaches the others.
+    node.guest(&forks[0], "echo mine > /root/file; echo mine > /tmp/file");
+    assert_eq!(node.guest(&forks[1], "cat /root/file /tmp/file"), "kept\nin memory");
+    assert_eq!(node.guest(&source, "cat /root/file /tmp/file"), "kept\nin memory");
+    let address = node.instance(&forks[1])["address"].as_str().unwrap().to_owned();
+    for path in [&source, &forks[0]] {
+        node.guest(path, &format!("ping -c 1 -W 5 {address}"));
+    }
+    // A fork sleeps, wakes, and is forked while it sleeps.
+    node.ok(&["sleep", &forks[0]]);
+    let again = node.json(&["fork", &forks[0]]);
+    let again = again["concerns"]["instances"][0].as_str().unwrap();
+    assert_eq!(node.guest(again, "cat /root/file /tmp/file"), "mine\nmine");
+    assert_eq!(node.instance(&forks[0])["state"], "sleeping");
+    assert_eq!(node.guest(&forks[0], "cat /tmp/file"), "mine");
+    let forks = node.instances().iter().filter(|view| view["boots"] == 0).count();
+    assert_eq!(forks, 3, "no fork booted");
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}

@@ -4,6 +4,7 @@
 //! performs the effects. Effects that take time run as tasks that it owns; their results come back
 //! through its mailbox. When the agent ends, the actor ends and the VM goes on.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use mvm_core::vmm::VmHandle;
 use mvm_host::guest::{Session, SessionMode};
 use mvm_host::vmm::Vm;
 use mvm_store::Op;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::effects;
@@ -43,6 +44,8 @@ pub(crate) enum Message {
     MainEnded(Option<VmHandle>, Option<ExitStatus>),
     /// The session with the guest is over.
     SessionEnded,
+    /// A snapshot for others to begin from is to be made, in this directory.
+    Capture(PathBuf, oneshot::Sender<Result<(), String>>),
 }
 
 /// Starts the actor of an instance, which first looks for what an earlier agent left.
@@ -166,6 +169,7 @@ impl Actor {
             Message::MainEnded(vm, Some(status)) if vm == self.status.vm => {
                 Event::MainExited(status)
             }
+            Message::Capture(dest, done) => return self.capture(dest, done).await,
             Message::MainEnded(..) => return,
             Message::SessionEnded => {
                 self.session.send_replace(None);
@@ -214,6 +218,25 @@ impl Actor {
             self.mailbox.clone(),
         ));
         self.vm.send_replace(Some(vm));
+    }
+
+    /// Makes a snapshot for others, of what runs, stands still or sleeps.
+    async fn capture(&mut self, dest: PathBuf, done: oneshot::Sender<Result<(), String>>) {
+        let status = Box::new(self.status.clone());
+        match self.status.phase {
+            Phase::Running { .. } | Phase::Warm { .. } => {
+                self.order(VcpuOrder::Capture { dest, status, done });
+            }
+            Phase::Sleeping { .. } => {
+                // Here, so that it is not woken meanwhile.
+                let copied = sleep::copy_for_others(&self.node, &self.path, &status, &dest).await;
+                let _ = done.send(copied.map_err(|error| chain(&error)));
+            }
+            _ => {
+                let state = self.status.activity().unwrap_or("not running");
+                let _ = done.send(Err(format!("it is {state}: wait until it runs or sleeps")));
+            }
+        }
     }
 
     fn order(&self, order: VcpuOrder) {

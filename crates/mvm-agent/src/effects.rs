@@ -24,7 +24,7 @@ use crate::node::{Node, chain};
 use crate::sleep;
 
 /// File in an instance's directory that is its writable layer.
-const LAYER: &str = "layer.ext4";
+pub(crate) const LAYER: &str = "layer.ext4";
 /// How long a guest has to answer a request of the agent's own.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a guest has to replay the journals of its data disks, grow and mount them.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_core::admit::Capacity;
-use mvm_core::name::{InstanceId, InstancePath, SnapshotId};
+use mvm_core::name::{InstanceId, InstancePath};
 use mvm_core::plan::Waiting;
 use mvm_host::disks::Disks;
 use mvm_host::guest::Session;
@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::actor::Message;
 use crate::clock::Clock;
 use crate::main_process::MainHub;
+use crate::shared::SharedSnapshots;
 use crate::state::State;
 
 /// The seams to the machine that instances run on.
@@ -74,6 +75,8 @@ pub(crate) struct Node {
     waiting: watch::Sender<BTreeMap<InstancePath, Waiting>>,
     problems: Mutex<BTreeMap<String, String>>,
     poke: Notify,
+    /// Snapshots that instances begin from.
+    pub(crate) shared: SharedSnapshots,
     /// Shared by builds; whoever removes images has it alone.
     pub(crate) images: tokio::sync::RwLock<()>,
     /// Told to end.
@@ -83,6 +86,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(config: NodeConfig, host: Host, state: State) -> Self {
         let clock = Clock::start();
+        let shared = SharedSnapshots::new(config.state_dir.join("snapshots"));
         Self {
             config,
             host,
@@ -93,6 +97,7 @@ impl Node {
             waiting: watch::Sender::new(BTreeMap::new()),
             problems: Mutex::default(),
             poke: Notify::new(),
+            shared,
             images: tokio::sync::RwLock::default(),
             stop: Notify::new(),
         }
@@ -101,11 +106,6 @@ impl Node {
     /// The directory of an instance.
     pub(crate) fn instance_dir(&self, id: &InstanceId) -> PathBuf {
         self.config.state_dir.join("instances").join(id.as_str())
-    }
-
-    /// The directory of a snapshot that instances share.
-    pub(crate) fn shared_snapshot_dir(&self, id: &SnapshotId) -> PathBuf {
-        self.config.state_dir.join("snapshots").join(id.as_str())
     }
 
     /// Makes the loop run its next round now.

@@ -47,7 +47,10 @@ pub(crate) async fn run(node: Arc<Node>) {
         let due = next_unix_ms.map_or(tick, |at| rounds.node.clock.instant(at).min(tick));
         tokio::select! {
             () = rounds.node.poked() => {}
-            () = tokio::time::sleep_until(due) => rounds.bound_consoles(),
+            () = tokio::time::sleep_until(due) => {
+                rounds.bound_consoles();
+                rounds.tidy_snapshots();
+            }
             () = rounds.node.stop.notified() => return,
             Some(_) = rounds.actors.join_next() => {}
         }
@@ -244,6 +247,11 @@ impl Reconciler {
                 Err(error) => self.node.set_problem(&what, Some(chain(&error))),
             }
         }
+    }
+
+    fn tidy_snapshots(&self) {
+        let tidied = self.node.shared.tidy(&self.node.state.now());
+        self.node.set_problem("removing snapshots", tidied.err().map(|error| chain(&error)));
     }
 
     fn bound_consoles(&self) {

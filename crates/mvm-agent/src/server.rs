@@ -18,7 +18,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, exec, forward, images, logs, ssh, streams, submit, views};
+use crate::{attach, exec, fork, forward, images, logs, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -166,6 +166,9 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
                 known(&mirror, &selector)?;
             }
             Ok(Reply::Instances(instances))
+        }
+        Call::Fork { selector, count } => {
+            fork::fork(node, &selector, count).await.map(Reply::Accepted)
         }
         Call::Stats { selector } => stats(node, &mirror, &selector).await,
         Call::Why { selector } => why(node, &mirror, &selector),

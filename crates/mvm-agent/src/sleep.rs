@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::guest::WakeReason;
-use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::lifecycle::{Event, InstanceStatus, Phase, StartFrom};
 use mvm_core::name::InstancePath;
 use mvm_core::record::InstanceRecord;
 use mvm_core::snapshot::{
@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::actor::Message;
-use crate::effects::{self, EffectError};
+use crate::effects::{self, EffectError, LAYER};
 use crate::node::{Node, chain};
 
 /// What the guest may take beyond the time of its hooks: writing out what it has in memory.
@@ -108,6 +108,89 @@ async fn prepare(
     Ok(session)
 }
 
+/// Saves a VM, whose vCPUs are stopped for it and stay so, for others to begin from: with a copy of
+/// its writable layer, and with the image that its memory is relative to.
+pub(crate) async fn capture(
+    node: &Node,
+    path: &InstancePath,
+    vm: &dyn Vm,
+    status: &InstanceStatus,
+    dest: &Path,
+) -> Result<(), EffectError> {
+    let record = effects::record(node, path)?;
+    let spec = effects::spec(node, &record, status).await?;
+    let new = dest.with_extension("new");
+    snapshots::begin(&new)?;
+    vm.pause().await?;
+    let saved = vm.save(&new).await?;
+    if saved.part == MemoryPart::Changes {
+        let image = status.memory.as_ref().ok_or(EffectError::NoImage)?;
+        snapshots::link(&image_file(node, &spec.dir, image), &new.join(MEMORY_IMAGE))?;
+    }
+    complete_for_others(node, path, &spec, status, &new, dest).await
+}
+
+/// Makes a copy of a sleeping instance's snapshot for others to begin from.
+pub(crate) async fn copy_for_others(
+    node: &Node,
+    path: &InstancePath,
+    status: &InstanceStatus,
+    dest: &Path,
+) -> Result<(), EffectError> {
+    let record = effects::record(node, path)?;
+    let spec = effects::spec(node, &record, status).await?;
+    let snapshot = status.snapshot.as_ref().ok_or(EffectError::NoImage)?;
+    let own = own_dir(&spec.dir, snapshot.number);
+    let manifest = snapshots::read(&own)?;
+    let new = dest.with_extension("new");
+    snapshots::begin(&new)?;
+    for file in manifest.files.iter().filter(|file| file.name != MEMORY_IMAGE) {
+        snapshots::link(&own.join(&file.name), &new.join(&file.name))?;
+    }
+    let image = image_file(node, &spec.dir, &snapshot.memory);
+    snapshots::link(&image, &new.join(MEMORY_IMAGE))?;
+    complete_for_others(node, path, &spec, status, &new, dest).await
+}
+
+async fn complete_for_others(
+    node: &Node,
+    path: &InstancePath,
+    spec: &VmSpec,
+    status: &InstanceStatus,
+    new: &Path,
+    dest: &Path,
+) -> Result<(), EffectError> {
+    node.host.images.copy_layer(&spec.dir.join(LAYER), &new.join(LAYER), 0).await?;
+    let mut here = here(node, spec, status).await?;
+    here.disks = here.disks.into_iter().map(DiskStamp::of_copy).collect();
+    let manifest = manifest_of(node, path, here, None);
+    let (new, dest) = (new.to_owned(), dest.to_owned());
+    blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
+    Ok(())
+}
+
+fn manifest_of(node: &Node, path: &InstancePath, here: Here, base: Option<ImageRef>) -> Manifest {
+    Manifest {
+        format: FORMAT,
+        instance: path.clone(),
+        created_unix_ms: node.clock.now_ms(),
+        build: here.build,
+        revision: here.revision,
+        shape: here.shape,
+        base,
+        files: Vec::new(),
+        disks: here.disks,
+    }
+}
+
+/// The file of a memory image.
+fn image_file(node: &Node, instance_dir: &Path, image: &ImageRef) -> PathBuf {
+    match image {
+        ImageRef::Own { number } => own_dir(instance_dir, *number).join(MEMORY_IMAGE),
+        ImageRef::Shared { id } => node.shared.dir(id).join(MEMORY_IMAGE),
+    }
+}
+
 async fn save(
     node: &Node,
     record: &InstanceRecord,
@@ -125,17 +208,7 @@ async fn save(
         (MemoryPart::Changes, None) => return Err(EffectError::NoImage),
     };
     let here = here(node, spec, status).await?;
-    let manifest = Manifest {
-        format: FORMAT,
-        instance: record.path.clone(),
-        created_unix_ms: node.clock.now_ms(),
-        build: here.build,
-        revision: here.revision,
-        shape: here.shape,
-        base,
-        files: Vec::new(),
-        disks: here.disks,
-    };
+    let manifest = manifest_of(node, &record.path, here, base);
     let new = new.to_owned();
     blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
     Ok(memory)
@@ -166,7 +239,7 @@ async fn here(node: &Node, spec: &VmSpec, status: &InstanceStatus) -> Result<Her
 
 /// Why an instance does not go on from its snapshot.
 #[derive(Debug, thiserror::Error)]
-enum RestoreError {
+pub(crate) enum RestoreError {
     /// It never will.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -208,21 +281,36 @@ async fn try_restore(
 ) -> Result<Arc<dyn Vm>, RestoreError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
-    let snapshot = status.snapshot.clone().ok_or(EffectError::NoImage)?;
     node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
-    let dir = own_dir(&spec.dir, snapshot.number);
+    let (dir, image) = match &status.phase {
+        Phase::Starting { begin: StartFrom::Shared { id }, .. } => {
+            let dir = node.shared.dir(id);
+            let layer = spec.dir.join(LAYER);
+            std::fs::create_dir_all(&spec.dir).map_err(RestoreError::Memory)?;
+            let copied = node.host.images.copy_layer(&dir.join(LAYER), &layer, spec.uid).await;
+            copied.map_err(EffectError::from)?;
+            (dir, ImageRef::Shared { id: id.clone() })
+        }
+        _ => {
+            let snapshot = status.snapshot.clone().ok_or(EffectError::NoImage)?;
+            (own_dir(&spec.dir, snapshot.number), snapshot.memory)
+        }
+    };
     let manifest = snapshots::read(&dir)?;
     verdict(&manifest, path, &here(node, &spec, status).await?)?;
-    let image_dir = match &snapshot.memory {
-        ImageRef::Own { number } => own_dir(&spec.dir, *number),
-        ImageRef::Shared { id } => node.shared_snapshot_dir(id),
+    let (memory, image_dir) = match &image {
+        ImageRef::Own { number } => {
+            let image_dir = own_dir(&spec.dir, *number);
+            let memory = MemoryImage::own(&image_dir.join(MEMORY_IMAGE), spec.uid);
+            (Arc::new(memory.map_err(RestoreError::Memory)?), Some(image_dir))
+        }
+        // Verified when it was loaded.
+        ImageRef::Shared { id } => (node.shared.memory(id).await?, None),
     };
-    let memory = MemoryImage::own(&image_dir.join(MEMORY_IMAGE), spec.uid);
-    let memory = Arc::new(memory.map_err(RestoreError::Memory)?);
     effects::add_to_network(node, &record).await?;
     let from = Restore { dir: dir.clone(), memory };
     // Looking at every byte takes as long as the VMM takes to start.
-    let verified = blocking(move || verify(&dir, &manifest, &image_dir));
+    let verified = blocking(move || verify(&dir, &manifest, image_dir.as_deref()));
     let (verified, vm) = tokio::join!(verified, node.host.vmm.restore(&spec, &from));
     let verified = verified.map_err(RestoreError::from).and_then(|verified| Ok(verified?));
     match (verified, vm) {
@@ -238,15 +326,13 @@ async fn try_restore(
     }
 }
 
-/// Compares the snapshot's files, and the image that they are relative to, with their manifests.
-fn verify(dir: &Path, manifest: &Manifest, image_dir: &Path) -> Result<(), SnapshotError> {
-    snapshots::verify(dir, manifest)?;
-    if image_dir == dir {
-        return Ok(());
-    }
-    let mut of_image = snapshots::read(image_dir)?;
-    of_image.files.retain(|file| file.name == MEMORY_IMAGE);
-    snapshots::verify(image_dir, &of_image)
+/// Compares the snapshot's own files, and the instance's image that they are relative to, with
+/// their manifests.
+fn verify(dir: &Path, manifest: &Manifest, image_dir: Option<&Path>) -> Result<(), SnapshotError> {
+    snapshots::verify(dir, manifest, |name| name != MEMORY_IMAGE && name != LAYER)?;
+    let Some(image_dir) = image_dir else { return Ok(()) };
+    let of_image = snapshots::read(image_dir)?;
+    snapshots::verify(image_dir, &of_image, |name| name == MEMORY_IMAGE)
 }
 
 /// Whether the VMM failed for a reason that has nothing to do with the snapshot.
@@ -286,7 +372,7 @@ pub(crate) fn prune(instance_dir: &Path, status: &InstanceStatus) -> Result<(), 
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, EffectError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| EffectError::Ending)

@@ -99,6 +99,7 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         | Request::PoolScale { path, .. }
         | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
         Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
+        Request::InstanceFork { source, .. } => Some(source.pool.tenant.clone()),
         Request::InstanceStart { selector, .. }
         | Request::InstanceStop { selector, .. }
         | Request::InstanceWarm { selector, .. }

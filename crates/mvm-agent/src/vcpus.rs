@@ -1,13 +1,14 @@
 //! What is done to the vCPUs of one VM, in the order in which it was asked for: a resume that came
 //! late would let a guest go on after it was saved.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::name::InstancePath;
 use mvm_host::guest::Session;
 use mvm_host::vmm::Vm;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actor::Message;
 use crate::node::{Node, chain};
@@ -27,6 +28,15 @@ pub(crate) enum VcpuOrder {
         hooks_ms: u64,
         /// The instance as it is.
         status: Box<InstanceStatus>,
+    },
+    /// Save the VM for others to begin from; it goes on afterwards if it did before.
+    Capture {
+        /// The snapshot's directory.
+        dest: PathBuf,
+        /// The instance as it is.
+        status: Box<InstanceStatus>,
+        /// Told the result.
+        done: oneshot::Sender<Result<(), String>>,
     },
 }
 
@@ -50,6 +60,12 @@ pub(crate) async fn work(
             VcpuOrder::Resume => {
                 let resumed = vm.resume().await;
                 is_paused &= resumed.is_err();
+                resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
+            }
+            VcpuOrder::Capture { dest, status, done } => {
+                let captured = sleep::capture(&node, &path, &*vm, &status, &dest).await;
+                let resumed = if is_paused { Ok(()) } else { vm.resume().await };
+                let _ = done.send(captured.map_err(|error| chain(&error)));
                 resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
             }
             VcpuOrder::Suspend { request, hooks_ms, status } => {

@@ -390,7 +390,8 @@ fn start(
     start_slots: &mut usize,
 ) {
     let instance = record.path.clone();
-    let revision = status.revision.as_ref().or(image.and_then(|image| image.revision.as_ref()));
+    let of_pool = || image.and_then(|image| image.revision.as_ref());
+    let revision = status.revision.as_ref().or(record.revision.as_ref()).or_else(of_pool);
     let Some(revision) = revision else {
         let error = match image.map(|image| &image.build) {
             Some(BuildState::Failed { error, .. }) => Some(error.clone()),

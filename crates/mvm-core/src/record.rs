@@ -108,6 +108,9 @@ pub struct InstanceRecord {
     /// The snapshot that it begins with, instead of booting, when it runs for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<SnapshotId>,
+    /// The revision that it boots, if that is not the one that its pool has when it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<RevisionId>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
 }

@@ -94,6 +94,14 @@ pub struct DiskStamp {
     pub modified_unix_ns: u64,
 }
 
+impl DiskStamp {
+    /// The stamp of a copy of the disk, which any file may be.
+    #[must_use]
+    pub fn of_copy(self) -> Self {
+        Self { inode: 0, modified_unix_ns: 0, ..self }
+    }
+}
+
 /// Everything that there is to know of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {

@@ -94,12 +94,24 @@ pub fn read(dir: &Path) -> Result<Manifest, SnapshotError> {
     serde_json::from_slice(&bytes).map_err(|source| SnapshotError::Manifest { path, source })
 }
 
-/// Compares every file with what the manifest says of it.
+/// Gives a file of one snapshot a second name in another, as neither will change.
+///
+/// # Errors
+/// The name is taken, or the directories are on different filesystems.
+pub fn link(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    Ok(fs::hard_link(from, to).named("make a second name of", from)?)
+}
+
+/// Compares files with what the manifest says of them: those that `which` picks.
 ///
 /// # Errors
 /// The first file that is missing or differs.
-pub fn verify(dir: &Path, manifest: &Manifest) -> Result<(), SnapshotError> {
-    for wanted in &manifest.files {
+pub fn verify(
+    dir: &Path,
+    manifest: &Manifest,
+    which: impl Fn(&str) -> bool,
+) -> Result<(), SnapshotError> {
+    for wanted in manifest.files.iter().filter(|file| which(&file.name)) {
         let path = dir.join(&wanted.name);
         if wanted.name.contains('/') {
             let what = "it is not a name of a file".to_owned();
@@ -216,11 +228,11 @@ mod tests {
         let found = read(&dest).unwrap();
         let names: Vec<_> = found.files.iter().map(|file| (&*file.name, file.bytes)).collect();
         assert_eq!(names, [("device.state", 7), ("memory.image", 8 << 20)]);
-        verify(&dest, &found).unwrap();
+        verify(&dest, &found, |_| true).unwrap();
         // Zeroes that were written are as good as a hole.
         let memory = File::options().write(true).open(dest.join("memory.image")).unwrap();
         memory.write_all_at(&[0; 9000], 100).unwrap();
-        verify(&dest, &found).unwrap();
+        verify(&dest, &found, |_| true).unwrap();
     }
 
     /// What is said of a damage, and what does it.
@@ -253,7 +265,7 @@ mod tests {
             let dest = saved(root.path());
             let manifest = read(&dest).unwrap();
             damage(&dest);
-            let error = verify(&dest, &manifest).unwrap_err().to_string();
+            let error = verify(&dest, &manifest, |_| true).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
             remove(&dest).unwrap();
         }

@@ -49,6 +49,13 @@ pub enum Call {
         /// Whether nothing is removed, but only told.
         dry_run: bool,
     },
+    /// Makes instances that begin where another is. Reply: `accepted`.
+    Fork {
+        /// The instance.
+        selector: Selector,
+        /// How many.
+        count: u32,
+    },
     /// Instances. Reply: `instances`.
     Instances {
         /// Which.

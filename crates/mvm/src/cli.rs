@@ -102,6 +102,7 @@ enum Verb {
     #[command(visible_alias = "resume")]
     Wake(cmd::rest::Wake),
     Warm(cmd::rest::Warm),
+    Fork(cmd::fork::Fork),
     Rm(cmd::destroy::Destroy),
     Tenant(cmd::tenant::Tenant),
     Pool(cmd::pool::Pool),
@@ -265,6 +266,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Sleep(verb) => verb.run(context).await,
         Verb::Wake(verb) => verb.run(context).await,
         Verb::Warm(verb) => verb.run(context).await,
+        Verb::Fork(verb) => verb.run(context).await,
         Verb::Rm(verb) => verb.run(context).await,
         Verb::Tenant(noun) => noun.run(context).await,
         Verb::Pool(noun) => noun.run(context).await,

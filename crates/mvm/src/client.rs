@@ -190,6 +190,17 @@ impl Client {
         }
     }
 
+    /// Makes instances that begin where another is; saving that takes as long as its memory is
+    /// large.
+    pub(crate) async fn fork(&self, selector: Selector, count: u32) -> Result<Accepted> {
+        let mut connection = self.start(&Call::Fork { selector, count }).await?;
+        match connection.read.message().await? {
+            Reply::Accepted(accepted) => Ok(accepted),
+            Reply::Error(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
         let connection = self.open(when_absent).await?;
         match self.answer(connection, call).await? {

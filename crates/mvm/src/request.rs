@@ -2,6 +2,7 @@
 
 use clap::Args;
 use mvm_core::admit::Request;
+use mvm_core::name::Selector;
 use mvm_wire::view::{DiskView, InstanceView, PoolView};
 use mvm_wire::{Accepted, Reply};
 use serde::Serialize;
@@ -138,6 +139,18 @@ pub(crate) async fn carry_out(
 ) -> Result<Outcome> {
     let submitted = submit(context, request).await?;
     finish(context, submitted, &goal, args).await
+}
+
+/// Forks an instance, waits until the forks run as its arguments say, and returns what came of it.
+pub(crate) async fn carry_out_fork(
+    context: &Context,
+    source: Selector,
+    count: u32,
+    args: &WaitArgs,
+) -> Result<Outcome> {
+    let at_unix_ms = wait::now_unix_ms();
+    let accepted = context.client.fork(source, count).await?;
+    finish(context, Submitted { accepted, at_unix_ms }, &Goal::Running, args).await
 }
 
 /// What is there right now.

@@ -4,6 +4,7 @@
 
 mod disks;
 mod faults;
+mod fork;
 mod life;
 mod node;
 mod sleep;

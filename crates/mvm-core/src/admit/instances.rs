@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{DEFAULT_GRACE_MS, Denial, Draft, Limit, MAX_CREATE};
 use crate::disk::DiskMount;
-use crate::name::{InstancePath, PoolPath, Selector};
+use crate::name::{InstancePath, PoolPath, RevisionId, Selector, SnapshotId};
 use crate::net::{FIRST_SLOT, Slot};
 use crate::record::{DEFAULT_HOOKS_MS, DesiredState, InstanceRecord};
 
@@ -20,13 +20,43 @@ impl Draft<'_> {
         disks: &[DiskMount],
     ) -> Result<(), Denial> {
         self.require_pool(pool)?;
-        if !(1..=MAX_CREATE).contains(&count) {
-            let expected = format!("1 to {MAX_CREATE}");
-            return Err(Denial::Number { what: "the count", value: count.into(), expected });
-        }
+        check_count(count)?;
         let desired = if start { DesiredState::Running } else { DesiredState::Stopped };
         self.create_some(pool, count as usize, desired, disks)?;
         self.recount(pool);
+        Ok(())
+    }
+
+    pub(super) fn instance_fork(
+        &mut self,
+        source: &InstancePath,
+        snapshot: &SnapshotId,
+        revision: &RevisionId,
+        count: u32,
+    ) -> Result<(), Denial> {
+        self.require_pool(&source.pool)?;
+        check_count(count)?;
+        let Some(record) = self.edit.desired.instances.get(source).cloned() else {
+            return Err(Denial::NoSuchInstance { selector: source.to_string() });
+        };
+        for slot in self.free_slots(&source.pool, count as usize)? {
+            let path = source.pool.instance(self.fresh_id());
+            let fork = InstanceRecord {
+                path: path.clone(),
+                slot,
+                desired: DesiredState::Running,
+                generation: NEVER_GENERATION + 1,
+                grace_ms: DEFAULT_GRACE_MS,
+                sleep_request: 0,
+                origin: Some(snapshot.clone()),
+                revision: Some(revision.clone()),
+                created_unix_ms: self.now,
+                ..record.clone()
+            };
+            self.edit.desired.instances.insert(path.clone(), fork);
+            self.concerns(&path);
+        }
+        self.recount(&source.pool);
         Ok(())
     }
 
@@ -60,6 +90,7 @@ impl Draft<'_> {
                 sleep_request: 0,
                 hooks_ms: DEFAULT_HOOKS_MS,
                 origin: None,
+                revision: None,
                 created_unix_ms: self.now,
             };
             self.edit.desired.instances.insert(path.clone(), record);
@@ -245,6 +276,14 @@ impl Draft<'_> {
         }
         self.concerns(path);
     }
+}
+
+fn check_count(count: u32) -> Result<(), Denial> {
+    if (1..=MAX_CREATE).contains(&count) {
+        return Ok(());
+    }
+    let expected = format!("1 to {MAX_CREATE}");
+    Err(Denial::Number { what: "the count", value: count.into(), expected })
 }
 
 /// A selector as it is given on the command line.

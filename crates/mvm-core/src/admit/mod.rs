@@ -23,7 +23,9 @@ pub use limits::{Usage, node_usage, tenant_usage};
 
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
-use crate::name::{DiskPath, InstanceId, InstancePath, PoolPath, Selector, TenantName};
+use crate::name::{
+    DiskPath, InstanceId, InstancePath, PoolPath, RevisionId, Selector, SnapshotId, TenantName,
+};
 use crate::net::NetId;
 use crate::record::{Desired, Existence, PoolStatus};
 use crate::spec::{Document, PoolSpec, Quota};
@@ -119,6 +121,17 @@ pub enum Request {
         /// Data disks that they have besides those of the pool.
         #[serde(default)]
         disks: Vec<DiskMount>,
+    },
+    /// Makes instances that begin where another is, in its pool.
+    InstanceFork {
+        /// The instance that was saved.
+        source: InstancePath,
+        /// What was saved of it.
+        snapshot: SnapshotId,
+        /// The revision that it runs.
+        revision: RevisionId,
+        /// How many.
+        count: u32,
     },
     /// Starts instances.
     InstanceStart {
@@ -283,6 +296,9 @@ pub fn admit(
         Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
         Request::InstanceCreate { pool, count, start, disks } => {
             draft.instance_create(pool, *count, *start, disks)?;
+        }
+        Request::InstanceFork { source, snapshot, revision, count } => {
+            draft.instance_fork(source, snapshot, revision, *count)?;
         }
         Request::InstanceStart { selector, all } => draft.instance_start(selector, *all)?,
         Request::InstanceStop { selector, all, grace_ms } => {

@@ -43,6 +43,7 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
         sleep_request: 0,
         hooks_ms: DEFAULT_HOOKS_MS,
         origin: None,
+        revision: None,
         created_unix_ms: 0,
     }
 }

@@ -15,7 +15,7 @@ use crate::guest::AGENT_BINARY;
 use crate::image::build::{BuildInputs, ImageStore};
 use crate::image::debian;
 use crate::image::disk::{LayerTemplates, create_layer};
-use crate::image::durable::Named;
+use crate::image::durable::{FileError, Named};
 use crate::image::progress::{OnProgress, Progress};
 use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource, RegistryConfig};
 
@@ -166,6 +166,21 @@ impl Images for LocalImages {
             Ok(()) | Err(ImageError::LayerExists { .. }) => Ok(()),
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    async fn copy_layer(&self, from: &Path, to: &Path, uid: u32) -> Result<(), ImagesError> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let copy = move || {
+            match std::fs::remove_file(&to) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(FileError::new("remove", &to, error).into());
+                }
+                _ => {}
+            }
+            create_layer(&from, &to, uid)
+        };
+        let copied = tokio::task::spawn_blocking(copy).await.map_err(|error| failed(&error))?;
+        copied.map_err(|error| failed(&error))
     }
 }
 

@@ -89,6 +89,13 @@ pub trait Images: Send + Sync {
     /// # Errors
     /// No half-made layer is left behind.
     async fn ensure_layer(&self, path: &Path, size_mib: u32, uid: u32) -> Result<(), ImagesError>;
+
+    /// Makes a writable layer that is a copy of another one, which nobody writes to meanwhile, in
+    /// place of what is there.
+    ///
+    /// # Errors
+    /// It cannot be copied, or there is no space.
+    async fn copy_layer(&self, from: &Path, to: &Path, uid: u32) -> Result<(), ImagesError>;
 }
 
 /// Disk space that the files of a directory take, in KiB; 0 if it is not there.

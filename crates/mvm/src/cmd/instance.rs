@@ -2,7 +2,9 @@
 
 use clap::{Args, Subcommand};
 
-use super::{create, destroy, exec, info, list, logs, rest, restart, start, stats, stop, why};
+use super::{
+    create, destroy, exec, fork, info, list, logs, rest, restart, start, stats, stop, why,
+};
 use crate::cli::Context;
 use crate::error::{Result, exit};
 
@@ -27,6 +29,7 @@ enum Verb {
     #[command(visible_alias = "resume")]
     Wake(rest::Wake),
     Warm(rest::Warm),
+    Fork(fork::Fork),
     Destroy(destroy::Destroy),
     List(list::List),
     Info(info::Info),
@@ -48,6 +51,7 @@ impl Instance {
             Verb::Sleep(verb) => verb.run(context).await,
             Verb::Wake(verb) => verb.run(context).await,
             Verb::Warm(verb) => verb.run(context).await,
+            Verb::Fork(verb) => verb.run(context).await,
             Verb::Destroy(verb) => verb.run(context).await,
             Verb::List(verb) => verb.run(context).await,
             Verb::Info(verb) => verb.run(context).await,

@@ -11,6 +11,7 @@ pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod exec;
+pub(crate) mod fork;
 pub(crate) mod forward;
 pub(crate) mod image;
 pub(crate) mod info;

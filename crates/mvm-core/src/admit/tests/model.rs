@@ -135,6 +135,7 @@ impl Model {
         match request {
             Request::PoolUpdate { .. }
             | Request::PoolRollback { .. }
+            | Request::InstanceFork { .. }
             | Request::InstanceWarm { .. }
             | Request::InstanceSleep { .. } => {
                 panic!("not generated")

@@ -1,0 +1,53 @@
+//! Forks: new instances that begin where another one is.
+//!
+//! The source is saved, with a copy of its disk, and goes on; the new instances are asked for like
+//! any others, and begin from what was saved when they are started for the first time.
+
+use std::sync::Arc;
+
+use mvm_core::admit::Request;
+use mvm_core::name::{InstancePath, Selector, SnapshotId};
+use mvm_wire::{Accepted, ApiError, ErrorCode};
+use tokio::sync::oneshot;
+
+use crate::actor::Message;
+use crate::node::Node;
+use crate::server::one;
+use crate::submit;
+
+/// Makes so many forks of an instance.
+pub(crate) async fn fork(
+    node: &Arc<Node>,
+    selector: &Selector,
+    count: u32,
+) -> Result<Accepted, ApiError> {
+    let source = one(&node.state.now(), selector)?;
+    let snapshot = node.shared.hold();
+    let forked = fork_from(node, &source, &snapshot, count).await;
+    // Nothing needs it any more if it failed.
+    node.shared.let_go(&snapshot);
+    node.poke();
+    forked
+}
+
+async fn fork_from(
+    node: &Arc<Node>,
+    source: &InstancePath,
+    snapshot: &SnapshotId,
+    count: u32,
+) -> Result<Accepted, ApiError> {
+    let gone = || ApiError::new(ErrorCode::Conflict, format!("{source} is being destroyed"));
+    let handle = node.instance(source).ok_or_else(gone)?;
+    let revision = node.state.now().status(source).revision;
+    let (done, captured) = oneshot::channel();
+    let capture = Message::Capture(node.shared.dir(snapshot), done);
+    handle.mailbox.send(capture).await.map_err(|_| gone())?;
+    let captured = captured.await.map_err(|_| gone())?;
+    captured.map_err(|error| {
+        ApiError::new(ErrorCode::Conflict, format!("{source} cannot be forked: {error}"))
+            .hint(format!("see `mvm why {}`", source.id))
+    })?;
+    let revision = revision.ok_or_else(gone)?;
+    let (source, snapshot) = (source.clone(), snapshot.clone());
+    submit::submit(node, Request::InstanceFork { source, snapshot, revision, count }).await
+}

@@ -1,0 +1,97 @@
+//! Forks: new instances that begin where another one is.
+
+use std::collections::BTreeSet;
+
+use mvm_core::admit::Request;
+use mvm_core::lifecycle::State;
+use mvm_core::name::Selector;
+use mvm_wire::view::InstanceView;
+use mvm_wire::{Accepted, ApiError, Call, ErrorCode, Reply};
+
+use crate::node::{Agent, Machine, is_running};
+
+async fn one_running(agent: &Agent) -> InstanceView {
+    let text = r#"{"tenant":"demo","pools":{"hello":{"running":1}}}"#;
+    agent.submit(Request::Apply { document: serde_json::from_str(text).unwrap() }).await.unwrap();
+    agent.until_running(1).await.remove(0)
+}
+
+async fn fork(agent: &Agent, source: &InstanceView, count: u32) -> Result<Accepted, ApiError> {
+    let selector = Selector::from(&source.path);
+    match agent.call(Call::Fork { selector, count }).await? {
+        Reply::Accepted(accepted) => Ok(accepted),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn snapshots(machine: &Machine) -> Vec<String> {
+    let entries = std::fs::read_dir(machine.dir.path().join("snapshots")).into_iter().flatten();
+    entries.flatten().map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+async fn sleep(agent: &Agent, view: &InstanceView) {
+    let selector = Selector::from(&view.path);
+    agent.submit(Request::InstanceSleep { selector, all: false, hooks_ms: 0 }).await.unwrap();
+    let path = &view.path;
+    let sleeps = |all: &[InstanceView]| {
+        all.iter().any(|i| i.path == *path && i.state == State::Sleeping && i.activity.is_none())
+    };
+    agent.until("it sleeps", sleeps).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn forks_begin_where_their_source_is_and_are_their_own() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    assert_eq!(fork(&agent, &source, 3).await.unwrap().instances.len(), 3);
+    let all = agent.until_running(4).await;
+    let addresses: BTreeSet<_> = all.iter().map(|view| view.address).collect();
+    assert_eq!(addresses.len(), 4);
+    for view in all.iter().filter(|view| view.path != source.path) {
+        assert_eq!((view.boots, view.wakes), (0, 1), "it never booted");
+        assert_eq!(agent.exec(view.path.id.as_str(), &["echo", "x"]).await.unwrap().0, "x\n");
+    }
+    let after = all.iter().find(|view| view.path == source.path).unwrap();
+    assert_eq!((after.boots, after.pid), (source.boots, source.pid), "the source goes on");
+
+    // A fork sleeps, wakes and is forked again; its image is kept for it.
+    let one = all.iter().find(|view| view.path != source.path).unwrap();
+    sleep(&agent, one).await;
+    assert_eq!(agent.exec(one.path.id.as_str(), &["echo", "y"]).await.unwrap().0, "y\n");
+    sleep(&agent, one).await;
+    fork(&agent, one, 1).await.unwrap();
+    agent
+        .until("the fork of a sleeping fork", |all| {
+            all.iter().filter(|i| is_running(i)).count() == 4
+        })
+        .await;
+
+    let request = Request::TenantDestroy { name: "demo".parse().unwrap(), force: true };
+    agent.submit(request).await.unwrap();
+    agent.until("gone", |all| all.is_empty()).await;
+    for _ in 0..100 {
+        if snapshots(&machine).is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    panic!("snapshots that nobody needs: {:?}", snapshots(&machine));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_that_is_refused_leaves_nothing() {
+    let mut machine = Machine::new();
+    machine.capacity.mem_mib = 300;
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    assert_eq!(fork(&agent, &source, 1).await.unwrap_err().code, ErrorCode::OverLimit);
+    let selector = Selector::from(&source.path);
+    agent.submit(Request::InstanceStop { selector, all: false, grace_ms: 0 }).await.unwrap();
+    agent.until("stopped", |all| all[0].state == State::Stopped && all[0].activity.is_none()).await;
+    let error = fork(&agent, &source, 1).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.message.contains("not running"), "{error:?}");
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    assert_eq!(snapshots(&machine), [""; 0]);
+}
