@@ -24,6 +24,7 @@ mod lock;
 mod logs;
 mod main_process;
 mod node;
+mod ports;
 mod reconcile;
 mod server;
 mod setup;
