@@ -5,5 +5,6 @@
 mod disks;
 mod faults;
 mod life;
+mod main_process;
 mod node;
 mod sleep;
