@@ -92,6 +92,7 @@ mod tests {
         "mkfs.erofs",
         "mke2fs",
         "nft",
+        "mmdebstrap",
         "apt",
         "guest-kernel",
         "tun",

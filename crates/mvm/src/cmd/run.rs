@@ -84,7 +84,7 @@ impl Run {
     /// Runs the verb; the result is the process's exit code.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
         if !up::is_simulated(context).await? {
-            bootstrap::ensure_ready(context, self.yes).await?;
+            bootstrap::ensure_ready(context, self.yes, [&self.image]).await?;
         }
         let Self { rm, detach, name, tenant, .. } = &self;
         let (rm, is_detached) = (*rm, *detach);
