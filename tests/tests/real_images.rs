@@ -133,8 +133,8 @@ fn a_database_serves_is_stopped_in_order_and_keeps_its_rows() {
     node.ok(&["pool", "create", "demo/db", "--image", &image, "--mem", "384M"]);
     let path = node.boot("demo/db");
     let query = |sql: &str| {
-        let psql = "/usr/lib/postgresql/15/bin/psql";
-        node.mvm(&["exec", &path, "-u", "postgres", "--", psql, "-Atqc", sql])
+        // Found through the image's own PATH, and no other.
+        node.mvm(&["exec", &path, "-u", "postgres", "--", "psql", "-Atqc", sql])
     };
     let until_it_serves = || {
         until("the database answers", LIMIT, || {

@@ -12,6 +12,7 @@ use mvm_wire::{
     ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
 };
 
+use crate::configs;
 use crate::node::Node;
 use crate::server::finish;
 use crate::streams::{guest_error, session};
@@ -45,6 +46,7 @@ pub(crate) async fn exec(
         () = hung_up(&mut read, &mut early) => return Ok(()),
         () = hang_up.wait() => return Ok(()),
     };
+    let request = with_environment(node, &instance, request).await;
     let is_shell = request.argv.first().is_some_and(|program| is_shell(program));
     let exec = match session.exec(request, START_TIMEOUT).await {
         Ok(exec) => exec,
@@ -84,6 +86,21 @@ pub(crate) async fn exec(
         // Neither output nor room for input may ever come again.
         () = hang_up.wait() => Ok(()),
     }
+}
+
+/// The request with the variables of the instance's main process, under its own.
+async fn with_environment(
+    node: &Node,
+    instance: &InstancePath,
+    request: ExecRequest,
+) -> ExecRequest {
+    if request.builtin {
+        return request;
+    }
+    let mut env = configs::environment(node, instance).await;
+    env.retain(|(name, _)| !request.env.iter().any(|(own, _)| own == name));
+    env.extend(request.env);
+    ExecRequest { env, ..request }
 }
 
 fn is_shell(program: &str) -> bool {

@@ -17,8 +17,8 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actor::Message;
 use crate::clock::Clock;
+use crate::configs::ImageConfigs;
 use crate::main_process::MainHub;
-use crate::ports::ExposedPorts;
 use crate::state::State;
 
 /// The seams to the machine that instances run on.
@@ -77,8 +77,8 @@ pub(crate) struct Node {
     poke: Notify,
     /// Shared by builds; whoever removes images has it alone.
     pub(crate) images: tokio::sync::RwLock<()>,
-    /// Ports of the images that were looked at.
-    pub(crate) exposed_ports: ExposedPorts,
+    /// What images say, of those that were looked at.
+    pub(crate) image_configs: ImageConfigs,
     /// Told to end.
     pub(crate) stop: Notify,
 }
@@ -97,7 +97,7 @@ impl Node {
             problems: Mutex::default(),
             poke: Notify::new(),
             images: tokio::sync::RwLock::default(),
-            exposed_ports: ExposedPorts::default(),
+            image_configs: ImageConfigs::default(),
             stop: Notify::new(),
         }
     }

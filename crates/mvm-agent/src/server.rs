@@ -20,7 +20,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, exec, forward, images, logs, ports, ssh, streams, submit, views};
+use crate::{attach, configs, exec, forward, images, logs, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -136,7 +136,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
                 tenant.as_ref().is_none_or(|tenant| pool.tenant == *tenant)
                     && path.as_ref().is_none_or(|path| pool == path)
             });
-            ports::add_to_pools(node, &mut pools).await;
+            configs::add_ports_to_pools(node, &mut pools).await;
             match path {
                 Some(path) if pools.is_empty() => {
                     Err(missing(&mirror, Kind::Pool, &path.to_string()))
@@ -165,7 +165,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         }
         Call::Instances { selector } => {
             let mut instances = views::instances(node, &mirror, |path| selector.matches(path));
-            ports::add_to_instances(node, &mut instances).await;
+            configs::add_ports_to_instances(node, &mut instances).await;
             if instances.is_empty() {
                 known(&mirror, &selector)?;
             }
@@ -295,7 +295,7 @@ async fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply,
         return Err(submit::bad_record_error(key, reason));
     }
     let mut views = views::instances(node, mirror, |other| *other == path);
-    ports::add_to_instances(node, &mut views).await;
+    configs::add_ports_to_instances(node, &mut views).await;
     let Some(instance) = views.into_iter().next() else {
         return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };

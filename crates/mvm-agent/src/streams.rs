@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::node::{Node, chain};
 use crate::server::one;
 use crate::state::Mirror;
-use crate::{ports, submit, views};
+use crate::{configs, submit, views};
 
 /// How long a guest has to answer a question.
 pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,8 +49,8 @@ pub(crate) async fn watch(
         let mut instances =
             views::instances(node, &mirror, |path| watched.instances.contains(path));
         let mut pools = views::pools(&mirror, |path| watched.pools.contains(path));
-        ports::add_to_instances(node, &mut instances).await;
-        ports::add_to_pools(node, &mut pools).await;
+        configs::add_ports_to_instances(node, &mut instances).await;
+        configs::add_ports_to_pools(node, &mut pools).await;
         let snapshot = Reply::Snapshot {
             instances,
             pools,

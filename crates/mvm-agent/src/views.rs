@@ -1,4 +1,4 @@
-//! What is shown: records and observations put together. What images say is added by `ports`.
+//! What is shown: records and observations put together. What images say is added by `configs`.
 
 use std::collections::BTreeSet;
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::death::Cause;
+use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
 use mvm_core::plan::{Waiting, backoff_ms};
 use mvm_core::spec::Document;
@@ -152,6 +153,17 @@ async fn a_process_that_ends_while_no_agent_runs_is_known_to_the_next_one() {
     let agent = machine.agent().await;
     let view = until_ended(&agent).await;
     assert_eq!((view.state, view.exit_code, view.boots), (State::Stopped, Some(0), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn programs_have_the_main_processs_variables_under_their_own() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    run(&agent, &["sleep", "3600"], json!({ "env": { "A": "pool", "B": "pool" } })).await;
+    agent.until_running(1).await;
+    let own = vec![("B".to_owned(), "own".to_owned())];
+    let request = ExecRequest { argv: vec!["env".to_owned()], env: own, ..ExecRequest::default() };
+    assert_eq!(agent.run("demo/app", request).await.unwrap().0, "A=pool\nB=own\n");
 }
 
 #[tokio::test(start_paused = true)]
