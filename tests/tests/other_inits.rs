@@ -51,6 +51,6 @@ chmod +x "$1/etc/sv/told/run" && ln -sf /etc/sv/told "$1/etc/service/told""#;
 #[test]
 #[ignore = "on demand: its Debian takes two minutes to make"]
 fn runit_runs_its_services_and_ends_them() {
-    let debian = Debian { name: "runit", packages: "runit-init,runit", hooks: &[SERVICE] };
+    let debian = Debian { name: "runit", packages: "runit-init,runit", options: &[SERVICE] };
     lives_and_ends_in_order(&debian, "/usr/sbin/runit");
 }

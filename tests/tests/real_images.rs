@@ -74,14 +74,12 @@ fn an_image_of_one_static_program_runs_and_says_what_it_lacks() {
 
     let run = ["run", "--tenant", "demo", "--name", "bad", "--mem", "192M", &image, "x"];
     node.mvm(&run).fails_with(4).says(&["there is no configuration"]);
-    let bad = node.instances().into_iter().find(|view| view["exit_code"] == 4).unwrap();
-    let bad = node.until_state(bad["path"].as_str().unwrap(), "failed");
-    let why = node.ok(&["why", bad["path"].as_str().unwrap()]);
-    let words = "The last lines that its main process wrote:\n  | there is no configuration\n";
-    assert!(why.contains(words) && !why.contains("console"), "{why}");
     until("the list tells its end", LIMIT, || {
         node.ok(&["ps", "-a"]).contains("failed (exit 4) ").then_some(())
     });
+    let why = node.ok(&["why", "demo/bad"]);
+    let words = "The last lines that its main process wrote:\n  | there is no configuration\n";
+    assert!(why.contains(words) && !why.contains("console"), "{why}");
 }
 
 const DATABASE: &str = "\

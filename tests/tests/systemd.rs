@@ -20,7 +20,7 @@ WantedBy=multi-user.target
 
 /// A Debian system with systemd, which is made once; or `None`, and the reason is printed.
 fn debian() -> Option<PathBuf> {
-    let debian = Debian { name: "systemd", packages: "systemd-sysv,dbus", hooks: &[] };
+    let debian = Debian { name: "systemd", packages: "systemd-sysv,dbus", options: &[] };
     let archive = debian.archive()?;
     let dir = archive.parent()?;
     let image = dir.join("image.tar");
