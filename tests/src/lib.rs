@@ -10,16 +10,21 @@
 
 pub mod archive;
 pub mod binary;
+pub mod buildah;
 pub mod cleanup;
 pub mod host;
+pub mod made_once;
 pub mod netns;
 pub mod node;
+pub mod registry;
 pub mod run;
 pub mod seed;
+pub mod slow_proxy;
 pub mod terminal;
 pub mod wait;
 
 pub use node::Node;
+pub use registry::Registry;
 pub use run::{Output, Running};
 pub use terminal::Terminal;
 pub use wait::{LIMIT, until};

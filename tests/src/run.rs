@@ -224,10 +224,19 @@ impl Reader {
 /// Runs a tool of the host to its end.
 ///
 /// # Panics
-/// It does not start or does not end.
+/// It does not start, or does not end within a minute.
 #[track_caller]
 pub fn tool(program: &str, args: &[&str]) -> Output {
+    tool_within(Duration::from_secs(60), program, args)
+}
+
+/// Runs a tool of the host that takes its time to its end.
+///
+/// # Panics
+/// It does not start, or does not end within the limit.
+#[track_caller]
+pub fn tool_within(limit: Duration, program: &str, args: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(args);
-    Running::start(command, None).wait(Duration::from_secs(60))
+    Running::start(command, None).wait(limit)
 }

@@ -87,7 +87,7 @@ fn what_does_not_exist(guest: &Guest) {
     let run = |options: &[&str], program: &str| guest.node.mvm(&guest.args(options, &[program]));
     let named = format!("error: {}: ", guest.path);
     run(&[], "no-such").fails_with(127).says(&[&named, "`no-such` was not found in PATH"]);
-    run(&[], "/no/such").fails_with(127).says(&[&named, "`/no/such` or its interpreter"]);
+    run(&[], "/no/such").fails_with(127).says(&[&named, "`/no/such` does not exist"]);
     run(&[], "/etc/passwd").fails_with(126).says(&[&named, "`/etc/passwd` cannot be executed"]);
     run(&[], "/").fails_with(126).says(&[&named, "`/` cannot be executed"]);
     run(&["-w", "/no/such"], "true")

@@ -1,99 +1,47 @@
 //! Images of other people: pulled from a registry, updated, rolled back and collected.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use mvm_host::process::find_program;
-use mvm_tests::Node;
 use mvm_tests::run::tool;
+use mvm_tests::slow_proxy::SlowProxy;
+use mvm_tests::{LIMIT, Node, Registry, buildah, until};
 
-/// Debian's `docker-registry` on a port of its own, with images that `umoci` made.
-struct Registry {
-    process: Child,
-    host: String,
-    dir: tempfile::TempDir,
-}
+/// What makes the images.
+const TOOLS: [&str; 3] = ["skopeo", "umoci", "busybox"];
 
-impl Registry {
-    /// A running registry, or `None`, and the reason is printed.
-    fn start() -> Option<Self> {
-        for program in ["docker-registry", "skopeo", "umoci", "busybox"] {
-            if find_program(program).is_none() {
-                println!("skipped: `{program}` is not installed");
-                return None;
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
-        let data = dir.path().join("data");
-        let config = format!(
-            "version: 0.1\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
-             http: {{ addr: \"{host}\" }}\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n",
-            data.display()
-        );
-        let file = dir.path().join("config.yml");
-        fs::write(&file, config).unwrap();
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let registry = Self { process, host, dir };
-        let address: SocketAddr = registry.host.parse().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "the registry does not answer");
-            std::thread::yield_now();
-        }
-        Some(registry)
+/// Pushes a busybox system in which `/greeting` says this, in two layers.
+fn push(registry: &Registry, name: &str, greeting: &str) -> String {
+    let layout = registry.dir().join("layout");
+    let bundle = registry.dir().join("bundle");
+    for dir in [&layout, &bundle] {
+        let _ = fs::remove_dir_all(dir);
     }
-
-    /// Pushes a busybox system in which `/greeting` says this, in two layers.
-    fn push(&self, name: &str, greeting: &str) -> String {
-        let layout = self.dir.path().join("layout");
-        let bundle = self.dir.path().join("bundle");
-        for dir in [&layout, &bundle] {
-            let _ = fs::remove_dir_all(dir);
-        }
-        let image = format!("{}:t", layout.display());
-        let bundle = bundle.to_str().unwrap();
-        tool("umoci", &["init", "--layout", layout.to_str().unwrap()]).ok();
-        tool("umoci", &["new", "--image", &image]).ok();
-        tool("umoci", &["unpack", "--image", &image, bundle]).ok();
-        let root = Path::new(bundle).join("rootfs");
-        fs::create_dir(root.join("bin")).unwrap();
-        fs::copy(find_program("busybox").unwrap(), root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "cat", "sleep", "stat"] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-        tool("umoci", &["repack", "--refresh-bundle", "--image", &image, bundle]).ok();
-        fs::write(root.join("greeting"), greeting).unwrap();
-        std::os::unix::fs::chown(root.join("greeting"), Some(4321), Some(8765)).unwrap();
-        tool("umoci", &["repack", "--image", &image, bundle]).ok();
-        tool("umoci", &["config", "--image", &image, "--config.user", "4321"]).ok();
-        let pushed = format!("{}/{name}", self.host);
-        let to = format!("docker://{pushed}");
-        let from = format!("oci:{image}");
-        let copy = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to];
-        tool("skopeo", &copy).ok();
-        pushed
+    let image = format!("{}:t", layout.display());
+    let bundle = bundle.to_str().unwrap();
+    tool("umoci", &["init", "--layout", layout.to_str().unwrap()]).ok();
+    tool("umoci", &["new", "--image", &image]).ok();
+    tool("umoci", &["unpack", "--image", &image, bundle]).ok();
+    let root = Path::new(bundle).join("rootfs");
+    fs::create_dir(root.join("bin")).unwrap();
+    fs::copy(find_program("busybox").unwrap(), root.join("bin/busybox")).unwrap();
+    for applet in ["sh", "cat", "sleep", "stat"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+    tool("umoci", &["repack", "--refresh-bundle", "--image", &image, bundle]).ok();
+    fs::write(root.join("greeting"), greeting).unwrap();
+    std::os::unix::fs::chown(root.join("greeting"), Some(4321), Some(8765)).unwrap();
+    tool("umoci", &["repack", "--image", &image, bundle]).ok();
+    tool("umoci", &["config", "--image", &image, "--config.user", "4321"]).ok();
+    let pushed = format!("{}/{name}", registry.host());
+    let to = format!("docker://{pushed}");
+    let from = format!("oci:{image}");
+    let copy = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to];
+    tool("skopeo", &copy).ok();
+    pushed
 }
 
 #[test]
@@ -101,8 +49,8 @@ fn an_image_of_a_registry_boots_and_a_moved_tag_is_followed_and_left_again() {
     let Some(node) = Node::new() else { return };
     // What earlier tests have left in the cache is none of this test's.
     node.ok(&["image", "gc"]);
-    let Some(registry) = Registry::start() else { return };
-    let image = registry.push("app:v1", "hello from layer two\n");
+    let Some(registry) = Registry::start(&TOOLS) else { return };
+    let image = push(&registry, "app:v1", "hello from layer two\n");
     let pool = node.json(&["tenant", "create", "demo"]);
     assert!(pool["notes"].is_array());
     node.ok(&["pool", "create", "demo/app", "--image", &image]);
@@ -114,7 +62,7 @@ fn an_image_of_a_registry_boots_and_a_moved_tag_is_followed_and_left_again() {
 
     let revision = |what: &str| node.json(&["pool", "info", "demo/app"])[what].clone();
     let first = revision("revision");
-    registry.push("app:v1", "hello again\n");
+    push(&registry, "app:v1", "hello again\n");
     node.ok(&["pool", "update", "demo/app"]);
     let second = revision("revision");
     assert_ne!(first, second, "the tag was looked up again");
@@ -164,14 +112,57 @@ fn an_image_that_cannot_be_had_is_explained_and_asked_for_again() {
 }
 
 #[test]
+fn a_pull_goes_on_where_an_agent_that_was_killed_stopped() {
+    let Some(node) = Node::new() else { return };
+    let Some(registry) = Registry::start(&["buildah"]) else { return };
+    let context = registry.dir().join("context");
+    fs::create_dir(&context).unwrap();
+    buildah::context(&context, "FROM scratch\nCOPY large /\n", &[]);
+    // Nothing that gzip makes smaller.
+    let mut state = 1_u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(8 << 20)
+    .collect();
+    fs::write(context.join("large"), &bytes).unwrap();
+    buildah::build(&context, &format!("docker://{}/large:v1", registry.host()));
+    let proxy = SlowProxy::start(registry.host(), 3 << 20);
+    node.ok(&["tenant", "create", "demo"]);
+    node.ok(&["pool", "create", "demo/p", "--image", &format!("{}/large:v1", proxy.host())]);
+    let downloads = node.dir().join("layers/downloads");
+    let have = || {
+        let files = fs::read_dir(&downloads).into_iter().flatten().flatten();
+        files.map(|file| file.metadata().unwrap().len()).sum::<u64>()
+    };
+    let build = node.spawn(&["pool", "build", "demo/p"]);
+    until("the download has stopped", LIMIT, || {
+        (proxy.has_stopped() && have() > 2 << 20).then_some(())
+    });
+    node.kill_agent();
+    drop(build.wait(LIMIT));
+    let kept = have();
+    assert!(kept > 2 << 20, "{kept}");
+    assert!(!proxy.requests().to_ascii_lowercase().contains("\nrange:"));
+
+    proxy.be_fast();
+    node.ok(&["pool", "build", "demo/p"]);
+    let requests = proxy.requests().to_ascii_lowercase();
+    assert!(requests.contains(&format!("\nrange: bytes={kept}-")), "{kept}: {requests}");
+    assert_eq!(have(), 0, "what is unpacked is no download any more");
+    assert_eq!(node.json(&["pool", "info", "demo/p"])["build"]["state"], "built");
+}
+
+#[test]
 fn an_archive_may_come_over_standard_input() {
     let Some(node) = Node::new() else { return };
     // What earlier tests have left in the cache is none of this test's.
     node.ok(&["image", "gc"]);
-    let Some(registry) = Registry::start() else { return };
-    registry.push("app:v1", "from a pipe\n");
-    let archive = registry.dir.path().join("app.tar");
-    let from = format!("oci:{}:t", registry.dir.path().join("layout").display());
+    let Some(registry) = Registry::start(&TOOLS) else { return };
+    push(&registry, "app:v1", "from a pipe\n");
+    let archive = registry.dir().join("app.tar");
+    let from = format!("oci:{}:t", registry.dir().join("layout").display());
     let to = format!("docker-archive:{}:app:v1", archive.display());
     tool("skopeo", &["--insecure-policy", "copy", "-q", &from, &to]).ok();
     node.ok(&["tenant", "create", "demo"]);

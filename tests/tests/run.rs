@@ -41,7 +41,7 @@ fn what_cannot_be_started_is_said_and_not_tried_in_silence() {
     let Some(node) = Node::new() else { return };
     node.mvm(&run(&["--rm"], &["/app", "-x"]))
         .fails_with(1)
-        .says(&["start failed: `/app` or its interpreter was not found"]);
+        .says(&["start failed: `/app` does not exist"]);
     until("it is removed", LIMIT, || node.instances().is_empty().then_some(()));
     node.mvm(&run(&["-u", "ghost"], &["true"]))
         .fails_with(1)

@@ -108,7 +108,7 @@ fn data_for_programs_has_its_fields_in_json_and_yaml() {
     const USAGE: [&str; 6] = ["vcpus", "mem_mib", "disk_mib", "running", "pools", "instances"];
     const TENANT: [&str; 8] =
         ["name", "subnet", "gateway", "bridge", "quota", "reserved", "created_unix_ms", "removing"];
-    const POOL: [&str; 16] = [
+    const POOL: [&str; 17] = [
         "path",
         "image",
         "vcpus",
@@ -125,8 +125,9 @@ fn data_for_programs_has_its_fields_in_json_and_yaml() {
         "build_generation",
         "created_unix_ms",
         "removing",
+        "exposed_ports",
     ];
-    const INSTANCE: [&str; 21] = [
+    const INSTANCE: [&str; 22] = [
         "path",
         "state",
         "activity",
@@ -148,6 +149,7 @@ fn data_for_programs_has_its_fields_in_json_and_yaml() {
         "boots",
         "failures",
         "last_death",
+        "exposed_ports",
     ];
     let Some((node, paths)) = simulated() else { return };
     let path = paths[2].as_str();
@@ -163,7 +165,10 @@ fn data_for_programs_has_its_fields_in_json_and_yaml() {
     let instances = node.json(&["ps", "demo/solo"]);
     assert_fields(&instances[0], &INSTANCE);
     assert_eq!(node.json(&["instance", "info", path]), instances[0]);
-    assert_fields(&node.json(&["why", path]), &["instance", "summary", "console_tail"]);
+    assert_fields(
+        &node.json(&["why", path]),
+        &["instance", "summary", "output_tail", "console_tail"],
+    );
     let stats = node.json(&["stats", path]);
     let usage = ["path", "cpu_ms", "host_rss_kib", "host_disk_kib", "guest", "guest_error"];
     assert_fields(&stats[0], &usage);

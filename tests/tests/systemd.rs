@@ -1,12 +1,10 @@
 //! systemd as an image's own init, in a Debian system that was made for the test.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use mvm_tests::archive::docker_archive;
+use mvm_tests::made_once::Debian;
 use mvm_tests::{LIMIT, Node, until};
 
 /// A unit that is stopped early in a shutdown, and says on the console that it was.
@@ -22,25 +20,14 @@ WantedBy=multi-user.target
 
 /// A Debian system with systemd, which is made once; or `None`, and the reason is printed.
 fn debian() -> Option<PathBuf> {
-    let dir = mvm_tests::binary::repository().join("target/e2e/systemd");
+    let debian = Debian { name: "systemd", packages: "systemd-sysv,dbus", options: &[] };
+    let archive = debian.archive()?;
+    let dir = archive.parent()?;
     let image = dir.join("image.tar");
-    if dir.join("done").exists() {
-        return Some(image);
+    match image.exists() {
+        true => Some(image),
+        false => Some(docker_archive(dir, "layer.tar", &["/sbin/init"])),
     }
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    let layer = dir.join("layer.tar");
-    let mut command = Command::new("mmdebstrap");
-    command.args(["--variant=minbase", "--include=systemd-sysv,dbus", "bookworm"]).arg(&layer);
-    let made = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !made.is_ok_and(|status| status.success()) {
-        println!("skipped: a Debian with systemd needs mmdebstrap and a Debian mirror");
-        return None;
-    }
-    docker_archive(&dir, "layer.tar", &["/sbin/init"]);
-    fs::remove_file(&layer).unwrap();
-    fs::write(dir.join("done"), "").unwrap();
-    Some(image)
 }
 
 fn boot(node: &Node, image: &Path) -> String {

@@ -281,6 +281,28 @@ fn server() -> Option<PathBuf> {
     Some(tree)
 }
 
+fn plain_ssh_after_a_written_configuration(node: &Node, host: &str) {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join(".ssh");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("config"), "Host *\n  User nobody\n").unwrap();
+    let write = || {
+        let mut command = node.command(&["ssh-config", "--write"]);
+        command.env("HOME", home.path());
+        Running::start(command, None).wait(SOON).ok();
+        let inode = |name: &str| fs::metadata(dir.join(name)).unwrap().ino();
+        (facts(&dir), inode("config"), inode("mvm.conf"))
+    };
+    let first = write();
+    assert_eq!(first, write(), "a second time changes nothing");
+    assert_eq!(first.0.len(), 2, "{first:?}");
+    // ssh looks where the user's home is, whatever HOME says.
+    let script = "mount --bind \"$1\" /root && exec ssh -o BatchMode=yes \"$2\" id -un";
+    let home = home.path().display().to_string();
+    let output = mvm_tests::run::tool("unshare", &["-m", "sh", "-c", script, "sh", &home, host]);
+    assert_eq!(output.ok().stdout, "root\n");
+}
+
 fn ssh_scp_and_rsync(guest: &Guest) {
     let Some(tree) = server() else { return };
     let node = &guest.node;
@@ -291,6 +313,10 @@ fn ssh_scp_and_rsync(guest: &Guest) {
     assert_eq!(output.stdout, "root\n");
     assert!(output.stderr.contains("to-stderr"), "{output}");
     assert_eq!(node.ok(&["ssh", &guest.path, "-l", "mvm", "--", "id", "-un"]), "mvm\n");
+    // To ssh the first word counts; an option that mvm has too is ssh's there.
+    let options = ["-o", "User=mvm", "-o", "LogLevel=ERROR"];
+    let args = [&["ssh", &guest.path], &options[..], &["--", "id", "-un"]].concat();
+    assert_eq!(node.ok(&args), "mvm\n");
     // A user's own keys go on to count, and none of ours are put among them.
     assert_eq!(guest.sh("ls -A /root/.ssh 2>/dev/null | wc -l"), "0");
 
@@ -299,6 +325,7 @@ fn ssh_scp_and_rsync(guest: &Guest) {
     let text = node.ok(&["ssh-config", "acme"]);
     fs::write(&config, &text).unwrap();
     let host = text.lines().find_map(|line| line.strip_prefix("Host ")).unwrap().to_owned();
+    plain_ssh_after_a_written_configuration(node, &host);
     let bytes: Vec<u8> =
         (0..2_000_000u32).map(|n| (n.wrapping_mul(2_246_822_519) >> 11) as u8).collect();
     let [from, to] = ["from", "to"].map(|name| dir.path().join(name).display().to_string());

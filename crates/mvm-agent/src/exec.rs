@@ -6,12 +6,13 @@ use std::time::Duration;
 use mvm_core::frame;
 use mvm_core::guest::ExecRequest;
 use mvm_core::name::{InstancePath, Selector};
-use mvm_host::guest::{ExecEvent, ExecInput};
+use mvm_host::guest::{ExecEvent, ExecInput, SessionError};
 use mvm_host::unix_socket::HangUp;
 use mvm_wire::{
     ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
 };
 
+use crate::configs;
 use crate::node::Node;
 use crate::server::finish;
 use crate::streams::{guest_error, session};
@@ -19,6 +20,8 @@ use crate::streams::{guest_error, session};
 /// Pieces of standard input, of at most 64 KiB, and signals that are kept for a program whose guest
 /// still starts.
 const EARLY_MAX: usize = 16;
+/// What people type to look around.
+const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
 /// How long a guest has to start a program: hundreds may start at once, and the caller can hang up
 /// at any time.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,9 +46,11 @@ pub(crate) async fn exec(
         () = hung_up(&mut read, &mut early) => return Ok(()),
         () = hang_up.wait() => return Ok(()),
     };
+    let request = with_environment(node, &instance, request).await;
+    let is_shell = request.argv.first().is_some_and(|program| is_shell(program));
     let exec = match session.exec(request, START_TIMEOUT).await {
         Ok(exec) => exec,
-        Err(error) => return finish(&mut write, Err(guest_error(&instance, &error))).await,
+        Err(error) => return finish(&mut write, Err(refusal(&instance, &error, is_shell))).await,
     };
     let (mut output, input) = exec.split();
     // Dropping the output, however this ends, cancels the program if it still runs.
@@ -69,7 +74,7 @@ pub(crate) async fn exec(
                     return write.message(&Reply::ExecDetached).await;
                 }
                 Some(Err(error)) => {
-                    return finish(&mut write, Err(guest_error(&instance, &error))).await;
+                    return finish(&mut write, Err(refusal(&instance, &error, is_shell))).await;
                 }
                 None => return session_ended(&mut write, &instance).await,
             }
@@ -80,6 +85,37 @@ pub(crate) async fn exec(
         () = carry_in(read, early, input) => Ok(()),
         // Neither output nor room for input may ever come again.
         () = hang_up.wait() => Ok(()),
+    }
+}
+
+/// The request with the variables of the instance's main process, under its own.
+async fn with_environment(
+    node: &Node,
+    instance: &InstancePath,
+    request: ExecRequest,
+) -> ExecRequest {
+    if request.builtin {
+        return request;
+    }
+    let mut env = configs::environment(node, instance).await;
+    env.retain(|(name, _)| !request.env.iter().any(|(own, _)| own == name));
+    env.extend(request.env);
+    ExecRequest { env, ..request }
+}
+
+fn is_shell(program: &str) -> bool {
+    program.rsplit('/').next().is_some_and(|name| SHELLS.contains(&name))
+}
+
+/// What the guest says, and a way on for those who wanted to look around in an image without a shell.
+fn refusal(instance: &InstancePath, error: &SessionError, is_shell: bool) -> ApiError {
+    let error = guest_error(instance, error);
+    match error.code {
+        ErrorCode::GuestNotFound if is_shell => error.hint(format!(
+            "run a program of the image by its path; `mvm cp {}:/PATH .` copies files out, and needs none",
+            instance.id
+        )),
+        _ => error,
     }
 }
 

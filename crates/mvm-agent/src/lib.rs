@@ -15,6 +15,7 @@ mod actor;
 mod attach;
 mod builder;
 mod clock;
+mod configs;
 mod disks;
 mod effects;
 mod exec;

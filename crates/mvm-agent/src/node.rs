@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actor::Message;
 use crate::clock::Clock;
+use crate::configs::ImageConfigs;
 use crate::main_process::MainHub;
 use crate::shared::SharedSnapshots;
 use crate::state::State;
@@ -79,6 +80,8 @@ pub(crate) struct Node {
     pub(crate) shared: SharedSnapshots,
     /// Shared by builds; whoever removes images has it alone.
     pub(crate) images: tokio::sync::RwLock<()>,
+    /// What images say, of those that were looked at.
+    pub(crate) image_configs: ImageConfigs,
     /// Told to end.
     pub(crate) stop: Notify,
 }
@@ -99,6 +102,7 @@ impl Node {
             poke: Notify::new(),
             shared,
             images: tokio::sync::RwLock::default(),
+            image_configs: ImageConfigs::default(),
             stop: Notify::new(),
         }
     }

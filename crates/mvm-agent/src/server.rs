@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use mvm_core::death::{CONSOLE_TAIL_LINES, Cause, OUTPUT_TAIL_LINES};
 use mvm_core::name::{InstancePath, Selector};
+use mvm_host::main_log;
 use mvm_host::unix_socket::HangUp;
 use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
@@ -18,7 +20,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, exec, fork, forward, images, logs, ssh, streams, submit, views};
+use crate::{attach, configs, exec, fork, forward, images, logs, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -130,10 +132,11 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             }
         }
         Call::Pools { tenant, path } => {
-            let pools = views::pools(&mirror, |pool| {
+            let mut pools = views::pools(&mirror, |pool| {
                 tenant.as_ref().is_none_or(|tenant| pool.tenant == *tenant)
                     && path.as_ref().is_none_or(|path| pool == path)
             });
+            configs::add_ports_to_pools(node, &mut pools).await;
             match path {
                 Some(path) if pools.is_empty() => {
                     Err(missing(&mirror, Kind::Pool, &path.to_string()))
@@ -161,7 +164,8 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             images::collect(node, dry_run).await.map(Reply::Collected)
         }
         Call::Instances { selector } => {
-            let instances = views::instances(node, &mirror, |path| selector.matches(path));
+            let mut instances = views::instances(node, &mirror, |path| selector.matches(path));
+            configs::add_ports_to_instances(node, &mut instances).await;
             if instances.is_empty() {
                 known(&mirror, &selector)?;
             }
@@ -171,7 +175,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             fork::fork(node, &selector, count).await.map(Reply::Accepted)
         }
         Call::Stats { selector } => stats(node, &mirror, &selector).await,
-        Call::Why { selector } => why(node, &mirror, &selector),
+        Call::Why { selector } => why(node, &mirror, &selector).await,
         Call::NetVerify => verify(node, &mirror).await,
         Call::Records { prefix } => match node.state.raw(&prefix).await {
             Ok(records) => Ok(Reply::Records(
@@ -288,26 +292,37 @@ async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Op
     })
 }
 
-fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiError> {
+async fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiError> {
     let path = one(mirror, selector)?;
     if let Some((key, reason)) = mirror.bad_record_of(&path.pool.tenant) {
         return Err(submit::bad_record_error(key, reason));
     }
-    let view = views::instances(node, mirror, |other| *other == path).into_iter().next();
-    let Some(instance) = view else {
+    let mut views = views::instances(node, mirror, |other| *other == path);
+    configs::add_ports_to_instances(node, &mut views).await;
+    let Some(instance) = views.into_iter().next() else {
         return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };
     let summary = views::summary(&instance);
-    let file = node.instance_dir(&path.id).join(CONSOLE_LOG);
+    let dir = node.instance_dir(&path.id);
+    let file = dir.join(CONSOLE_LOG);
     let recorded = instance.last_death.as_ref().map(|death| death.console_tail.clone());
     let console_tail = match recorded {
         // The console of the run that died, not of the one that runs now.
         Some(tail) if instance.running_since_unix_ms.is_none() && !tail.is_empty() => tail,
-        _ => {
-            mvm_host::console::tail(&file, mvm_core::death::CONSOLE_TAIL_LINES).unwrap_or_default()
-        }
+        _ => mvm_host::console::tail(&file, CONSOLE_TAIL_LINES).unwrap_or_default(),
     };
-    Ok(Reply::Why(Box::new(WhyView { instance, summary, console_tail })))
+    let has_run = match instance.last_death.as_ref().map(|death| &death.cause) {
+        // What there is comes from a run before.
+        Some(Cause::StartFailed { .. } | Cause::BootTimeout) => {
+            instance.running_since_unix_ms.is_some()
+        }
+        _ => true,
+    };
+    let output_tail = match has_run {
+        true => main_log::last_words(&dir, OUTPUT_TAIL_LINES).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    Ok(Reply::Why(Box::new(WhyView { instance, summary, output_tail, console_tail })))
 }
 
 async fn verify(node: &Node, mirror: &Mirror) -> Result<Reply, ApiError> {

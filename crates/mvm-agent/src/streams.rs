@@ -15,8 +15,7 @@ use tokio::time::Instant;
 use crate::node::{Node, chain};
 use crate::server::one;
 use crate::state::Mirror;
-use crate::submit;
-use crate::views;
+use crate::{configs, submit, views};
 
 /// How long a guest has to answer a question.
 pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,9 +46,14 @@ pub(crate) async fn watch(
     loop {
         let mirror = state.borrow_and_update().clone();
         waiting.borrow_and_update();
+        let mut instances =
+            views::instances(node, &mirror, |path| watched.instances.contains(path));
+        let mut pools = views::pools(&mirror, |path| watched.pools.contains(path));
+        configs::add_ports_to_instances(node, &mut instances).await;
+        configs::add_ports_to_pools(node, &mut pools).await;
         let snapshot = Reply::Snapshot {
-            instances: views::instances(node, &mirror, |path| watched.instances.contains(path)),
-            pools: views::pools(&mirror, |path| watched.pools.contains(path)),
+            instances,
+            pools,
             tenant_exists: watched
                 .tenant
                 .as_ref()

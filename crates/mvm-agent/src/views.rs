@@ -1,4 +1,6 @@
-//! What is shown: records and observations put together.
+//! What is shown: records and observations put together. What images say is added by `configs`.
+
+use std::collections::BTreeSet;
 
 use mvm_core::admit::{node_usage, tenant_usage};
 use mvm_core::lifecycle::{InstanceStatus, Phase, State};
@@ -72,6 +74,7 @@ pub(crate) fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
         rolled_back: record.rolled_back_to.is_some(),
         build: status.build,
         build_generation: status.build_generation,
+        exposed_ports: BTreeSet::new(),
         created_unix_ms: record.created_unix_ms,
         removing: record.existence == Existence::Removed,
     }
@@ -160,6 +163,7 @@ pub(crate) fn instance(
         disk_mib: record.spec.disk_mib,
         disks: record.spec.disks.clone(),
         revision,
+        exposed_ports: BTreeSet::new(),
         vmm: vm.as_ref().map(|vm| vm.vmm),
         pid: vm.as_ref().map(|vm| vm.pid),
         accel: vm.as_ref().map(|vm| vm.accel),

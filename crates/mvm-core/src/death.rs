@@ -10,6 +10,8 @@ use crate::vmm::{ProcessEnd, ShutdownReason, VmExit};
 
 /// Lines of the console that are kept with a death.
 pub const CONSOLE_TAIL_LINES: usize = 40;
+/// Lines of the main process's output that are shown with an explanation.
+pub const OUTPUT_TAIL_LINES: usize = 20;
 /// Lines at the end of the console among which those are chosen: as many as a panic may print.
 pub const CONSOLE_SEARCH_LINES: usize = 200;
 

@@ -21,8 +21,7 @@ const EXPECTED: &str = "builtin, an image of a registry such as nginx:1.27, oci:
 const FOREIGN: [&str; 4] = ["docker-daemon", "containers-storage", "dir", "oci-layout"];
 
 /// Where a pool's root filesystem comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ImageSpec {
     /// The small image that mvm makes from distribution packages.
     #[default]
@@ -216,18 +215,7 @@ impl fmt::Display for ImageSpec {
     }
 }
 
-impl TryFrom<String> for ImageSpec {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<ImageSpec> for String {
-    fn from(spec: ImageSpec) -> Self {
-        spec.to_string()
-    }
-}
+crate::serde_as_text!(ImageSpec);
 
 /// What an image says about how it is run: the part of an OCI image's configuration that a
 /// microVM honours. All empty for an image that only waits for `exec`.

@@ -168,19 +168,10 @@ pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, P
     if argv.is_empty() {
         return Ok(MainProcess::Nothing);
     }
-    let pairs = image.env.iter().filter_map(|pair| pair.split_once('='));
-    let mut env: Vec<(String, String)> = Vec::new();
-    let overrides = spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    for (name, value) in pairs.chain(overrides).filter(|(name, _)| is_variable(name)) {
-        match env.iter_mut().find(|(known, _)| known == name) {
-            Some(known) => value.clone_into(&mut known.1),
-            None => env.push((name.to_owned(), value.to_owned())),
-        }
-    }
     let stop_signal = spec.stop_signal.as_deref().or(image.stop_signal.as_deref());
     Ok(MainProcess::Program(Box::new(MainProgram {
         argv,
-        env,
+        env: environment(image, spec),
         user: spec.user.clone().or_else(|| Some(image.user.clone()).filter(|u| !u.is_empty())),
         cwd: match spec.workdir.as_deref().unwrap_or(&image.working_dir) {
             absolute if absolute.starts_with('/') => absolute.to_owned(),
@@ -190,6 +181,20 @@ pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, P
         stdin: spec.stdin,
         terminal: spec.tty.then(TerminalSize::default),
     })))
+}
+
+/// The variables that an image and a pool give to programs; the pool's replace the image's.
+pub fn environment(image: &ImageConfig, spec: &ProcessSpec) -> Vec<(String, String)> {
+    let pairs = image.env.iter().filter_map(|pair| pair.split_once('='));
+    let mut env: Vec<(String, String)> = Vec::new();
+    let overrides = spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in pairs.chain(overrides).filter(|(name, _)| is_variable(name)) {
+        match env.iter_mut().find(|(known, _)| known == name) {
+            Some(known) => value.clone_into(&mut known.1),
+            None => env.push((name.to_owned(), value.to_owned())),
+        }
+    }
+    env
 }
 
 /// A signal's Linux number from its name (with or without `SIG`, real-time ones as `RTMIN+N` or

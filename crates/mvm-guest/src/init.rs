@@ -30,6 +30,8 @@ use crate::process;
 const SYSTEMD_POWEROFF: i32 = 38;
 /// Where a `poweroff` is that knows its init.
 const POWEROFF: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff"];
+/// Where SysV's scripts look for processes that they are to leave alone, in a file each.
+const OMITTED: &str = "/run/sendsigs.omit.d";
 /// The limit of open files that an init starts with, as the kernel sets it.
 const NOFILE: libc::rlimit = libc::rlimit { rlim_cur: 1024, rlim_max: 524_288 };
 
@@ -86,6 +88,7 @@ impl Init {
                 self.failure = Some(failure(kind, format!("init `{}`: {error}", self.path)));
             } else {
                 note(&format!("{} is process 1", self.path));
+                spare_the_agent();
             }
         }
         self.failure.clone().map_or(Ok(()), Err)
@@ -104,6 +107,7 @@ impl Init {
             "busybox" => signal_init(libc::SIGUSR2),
             // SysV, runit, OpenRC and s6 bring a program that knows how to ask.
             _ => {
+                spare_the_agent();
                 let found = POWEROFF.iter().find(|path| Path::new(path).exists());
                 match found.map(|path| Command::new(path).spawn()) {
                     Some(Ok(_)) => {}
@@ -115,6 +119,15 @@ impl Init {
         thread::sleep(grace);
         complain("the init has not powered off in time");
     }
+}
+
+/// Tells SysV's scripts not to wait ten seconds for a process that does not mind their signals. Done
+/// again when it matters: they may have mounted a `/run` of their own.
+fn spare_the_agent() {
+    let file = Path::new(OMITTED).join("mvm-guest");
+    // What keeps it from being written costs those seconds.
+    let _ = fs::create_dir_all(OMITTED)
+        .and_then(|()| fs::write(file, format!("{}\n", std::process::id())));
 }
 
 fn signal_init(signal: i32) {

@@ -5,30 +5,12 @@ mod guest_support;
 
 use std::time::Duration;
 
-use guest_support::{Guest, LIMIT, command, eventually, noise, script};
+use guest_support::{Guest, LIMIT, command, eventually, noise, on_every_guest, script};
 use mvm_core::guest::{
     Configuration, ErrorKind, ExecRequest, ExitStatus, FLUSH_LEN, GuestMessage, HostMessage,
     INITIAL_CREDIT, LogSource, MAX_BODY, MAX_STREAMS,
 };
 use mvm_host::guest::{ExecEvent, Session, SessionError, SessionMode};
-
-/// Makes each function of the suite a test of each guest.
-macro_rules! on_every_guest {
-    ($($name:ident)*) => {
-        mod simulated {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::Guest::simulated().0).await;
-            })*
-        }
-        mod real {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::Guest::real()).await;
-            })*
-        }
-    };
-}
 
 on_every_guest! {
     a_guest_says_hello_and_counts_its_sessions

@@ -4,27 +4,13 @@
 
 mod guest_support;
 
-use guest_support::{Guest, LIMIT, eventually, runs};
-use mvm_core::guest::{ErrorKind, ExitStatus, GuestError, MainProgram, MainRequest, MainState};
-use mvm_host::guest::{MainEvent, MainEvents, MainInput, Session, SessionError, SessionMode};
+use std::os::unix::fs::PermissionsExt as _;
 
-/// Makes each function of the suite a test of each guest.
-macro_rules! on_every_guest {
-    ($($name:ident)*) => {
-        mod simulated {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::Guest::simulated().0).await;
-            })*
-        }
-        mod real {
-            $(#[tokio::test]
-            async fn $name() {
-                super::$name(super::Guest::real()).await;
-            })*
-        }
-    };
-}
+use guest_support::{Guest, LIMIT, command, eventually, on_every_guest, runs};
+use mvm_core::guest::{
+    ErrorKind, ExecRequest, ExitStatus, GuestError, MainProgram, MainRequest, MainState,
+};
+use mvm_host::guest::{MainEvent, MainEvents, MainInput, Session, SessionError, SessionMode};
 
 on_every_guest! {
     the_main_process_is_started_once_and_its_end_is_told_to_every_session
@@ -157,13 +143,73 @@ async fn a_user_or_directory_that_cannot_be_is_a_refusal() {
             MainProgram { cwd: "/proc/none".into(), ..program(&["true"]) },
             "cannot make working directory `/proc/none`",
         ),
-        (program(&["/no/such"]), "`/no/such` or its interpreter was not found"),
+        (program(&["/no/such"]), "`/no/such` does not exist"),
         (program(&["/etc/passwd"]), "`/etc/passwd` cannot be executed"),
     ] {
         let guest = Guest::real();
         let session = guest.session(SessionMode::Fresh).await;
         let error = refusal(&session, request(wanted)).await;
         assert!(error.message.contains(part), "{error}");
+    }
+}
+
+/// A program of which the kernel reads no more than the name of its loader.
+fn program_with_loader(loader: &[u8]) -> Vec<u8> {
+    let mut elf = vec![0; 120];
+    elf[..16].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
+    // An executable for x86-64 with one program header, which is behind this one.
+    put(16, &[2, 0, 62, 0, 1, 0, 0, 0]);
+    put(32, &64_u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0, 1, 0]);
+    put(64, &3_u32.to_le_bytes());
+    put(72, &120_u64.to_le_bytes());
+    put(96, &(loader.len() as u64).to_le_bytes());
+    elf.extend(loader);
+    elf
+}
+
+#[tokio::test]
+async fn a_program_without_its_interpreter_is_refused_with_the_interpreters_name() {
+    let guest = Guest::real();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let script = file("script", b"#! /no/python3 -u\n");
+    let dos = file("dos", b"#!/bin/sh\r\necho\r\n");
+    let elf = file("elf", &program_with_loader(b"/lib/ld-none.so.1\0"));
+    let behind = file("behind", format!("#!{elf}\n").as_bytes());
+    let session = guest.session(SessionMode::Fresh).await;
+    let path = vec![("PATH".to_owned(), dir.path().to_str().unwrap().to_owned())];
+    for (name, shown, interpreter) in [
+        (script.as_str(), &script, "/no/python3"),
+        ("script", &script, "/no/python3"),
+        ("./script", &format!("{}/./script", dir.path().display()), "/no/python3"),
+        (&dos, &dos, "/bin/sh\\r"),
+        (&elf, &elf, "/lib/ld-none.so.1"),
+        (&behind, &elf, "/lib/ld-none.so.1"),
+    ] {
+        let cwd = Some(dir.path().to_str().unwrap().to_owned());
+        let request = ExecRequest { env: path.clone(), cwd, ..command(&[name]) };
+        let exec = session.exec(request, LIMIT).await.unwrap();
+        let Err(SessionError::Guest { error, .. }) = exec.output(1 << 10).await else {
+            panic!("{name} was started");
+        };
+        let expected = format!("`{shown}` is there, but its interpreter `{interpreter}` is not");
+        assert_eq!((error.kind, error.message), (ErrorKind::NotFound, expected));
+    }
+    // Only who asks for a shell hears of shells.
+    for (name, says_more) in [("zsh", true), ("/no/bash", true), ("nosuch", false)] {
+        let request = ExecRequest { env: path.clone(), ..command(&[name]) };
+        let exec = session.exec(request, LIMIT).await.unwrap();
+        let Err(SessionError::Guest { error, .. }) = exec.output(1 << 10).await else {
+            panic!("{name} was started");
+        };
+        assert_eq!(error.message.ends_with("; the image has /bin/sh"), says_more, "{error}");
     }
 }
 

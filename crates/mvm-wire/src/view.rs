@@ -1,5 +1,6 @@
 //! What commands show: the same fields in tables, JSON and YAML.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -112,6 +113,9 @@ pub struct PoolView {
     pub build: BuildState,
     /// The last build request that was carried out.
     pub build_generation: u64,
+    /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
+    #[serde(default)]
+    pub exposed_ports: BTreeSet<String>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
     /// Whether it is being removed.
@@ -195,6 +199,9 @@ pub struct InstanceView {
     pub disks: Vec<DiskMount>,
     /// The revision that it boots.
     pub revision: Option<RevisionId>,
+    /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
+    #[serde(default)]
+    pub exposed_ports: BTreeSet<String>,
     /// The VMM that runs it.
     pub vmm: Option<VmmKind>,
     /// The VMM's process id.
@@ -290,6 +297,9 @@ pub struct WhyView {
     pub instance: InstanceView,
     /// One sentence.
     pub summary: String,
+    /// The last lines that the main process of its last run wrote, newest last.
+    #[serde(default)]
+    pub output_tail: Vec<String>,
     /// The console's last lines, newest last.
     pub console_tail: Vec<String>,
 }

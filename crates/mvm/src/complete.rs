@@ -18,6 +18,7 @@ use mvm_wire::{Call, Connection, Reply};
 
 use crate::cli::{Cli, DEFAULT_STATE_DIR};
 use crate::client::SOCKET;
+use crate::cmd::ssh::Word;
 
 /// Set by the shell's script to the shell's name when candidates are wanted.
 const VARIABLE: &str = "MVM_COMPLETE";
@@ -58,7 +59,7 @@ fn with_name(arg: Arg) -> Arg {
         () if takes == TypeId::of::<PoolPath>() => pools,
         () if takes == TypeId::of::<DiskPath>() => disks,
         () if takes == TypeId::of::<DiskMount>() => mounts,
-        () if takes == TypeId::of::<Selector>() => selectors,
+        () if takes == TypeId::of::<Selector>() || takes == TypeId::of::<Word>() => selectors,
         () => return arg,
     };
     let complete = move |typed: &OsStr| {

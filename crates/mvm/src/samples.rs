@@ -1,5 +1,7 @@
 //! Views for this crate's tests.
 
+use std::collections::BTreeSet;
+
 use mvm_core::lifecycle::State;
 use mvm_core::record::{BuildState, DesiredState};
 use mvm_core::spec::PoolSpec;
@@ -22,6 +24,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         disk_mib: 2048,
         disks: vec![],
         revision: None,
+        exposed_ports: BTreeSet::new(),
         vmm: None,
         pid: None,
         accel: None,
@@ -51,6 +54,7 @@ pub(crate) fn pool(path: &str) -> PoolView {
         rolled_back: false,
         build: BuildState::Idle,
         build_generation: 0,
+        exposed_ports: BTreeSet::new(),
         created_unix_ms: 0,
         removing: false,
     }

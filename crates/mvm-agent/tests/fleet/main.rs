@@ -6,5 +6,6 @@ mod disks;
 mod faults;
 mod fork;
 mod life;
+mod main_process;
 mod node;
 mod sleep;

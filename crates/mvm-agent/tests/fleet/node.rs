@@ -145,6 +145,15 @@ impl Agent {
             argv: argv.iter().map(ToString::to_string).collect(),
             ..ExecRequest::default()
         };
+        self.run(selector, request).await
+    }
+
+    /// The same with a whole request.
+    pub(crate) async fn run(
+        &self,
+        selector: &str,
+        request: ExecRequest,
+    ) -> Result<(String, i32), ApiError> {
         let mut connection = self.node.connect();
         let call = Call::Exec { selector: selector.parse().unwrap(), request };
         connection.write.message(&call).await.unwrap();

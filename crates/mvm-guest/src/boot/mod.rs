@@ -12,6 +12,7 @@ mod mounts;
 mod port;
 mod power;
 mod root;
+mod run_dir;
 
 use std::time::Duration;
 
@@ -50,9 +51,10 @@ pub(crate) fn run() -> ! {
             (None, Some(reason))
         }
     };
-    mounts::mount_runtime_filesystems();
     let path = words.split_ascii_whitespace().find_map(|word| word.strip_prefix(INIT));
-    let init = match path.filter(|_| root_failure.is_none()).map(Init::make_room).transpose() {
+    let path = path.filter(|_| root_failure.is_none());
+    mounts::mount_runtime_filesystems(path.is_some());
+    let init = match path.map(Init::make_room).transpose() {
         Ok(init) => init,
         Err(error) => {
             complain(&format!("there is no room for the image's init: {error}"));

@@ -1,14 +1,19 @@
 //! The kernel's own filesystems, and those that programs expect to find.
 
 use std::ffi::CStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount};
 
+use super::run_dir;
 use crate::console::complain;
+
+/// Where programs have what does not outlive a boot.
+const RUN: &str = "/run";
 
 struct Mount {
     filesystem: &'static str,
@@ -45,7 +50,7 @@ const RUNTIME: [Mount; 4] = [
     },
     Mount {
         filesystem: "tmpfs",
-        target: "/run",
+        target: RUN,
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
         options: Some(c"mode=0755"),
     },
@@ -66,10 +71,20 @@ pub(super) fn mount_kernel_filesystems() {
     }
 }
 
-/// Mounts what programs expect in a root besides files, and makes `/tmp`.
-pub(super) fn mount_runtime_filesystems() {
+/// Mounts what programs expect in a root besides files, and makes `/tmp`. Unless the image has an
+/// init, what it has below `/run` is in the new one.
+pub(super) fn mount_runtime_filesystems(has_init: bool) {
+    let images_own = File::open(RUN);
     for entry in &RUNTIME {
         entry.ensure();
+    }
+    if !has_init && let Ok(images_own) = images_own {
+        let covered = format!("/proc/self/fd/{}", images_own.as_raw_fd());
+        match run_dir::carry_over(Path::new(&covered), Path::new(RUN)) {
+            Ok(0) => {}
+            Ok(count) => complain(&format!("{count} files of the image's {RUN} are too large")),
+            Err(error) => complain(&format!("cannot carry over the image's {RUN}: {error}")),
+        }
     }
     for (target, link) in LINKS {
         if !fs::exists(link).unwrap_or(false)

@@ -10,6 +10,7 @@
 //! between being started and being known.
 
 mod hooks;
+mod absent;
 mod identity;
 mod main_process;
 mod program;

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 
 use mvm_core::guest::{ErrorKind, ExecRequest, GuestError};
 
+use super::absent::{self, Uninterpreted};
 use super::identity::Identity;
 use crate::failure::{failure, invalid};
 
@@ -81,25 +82,37 @@ impl Program {
         };
         let error = std::io::Error::from_raw_os_error(errno);
         let name = &self.name;
-        let message = match (step, kind, &self.path) {
-            (ChildStep::Execute, ErrorKind::NotFound, Some(path)) => {
-                format!("`{name}` was not found in PATH ({path})")
-            }
-            (ChildStep::Execute, ErrorKind::NotFound, None) => {
-                format!("`{name}` or its interpreter was not found")
-            }
-            (ChildStep::Execute, ErrorKind::Denied, _) => {
+        let message = match (step, kind) {
+            (ChildStep::Execute, ErrorKind::NotFound) => self.absent(),
+            (ChildStep::Execute, ErrorKind::Denied) => {
                 format!("`{name}` cannot be executed: {error}")
             }
-            (ChildStep::Execute, ..) => format!("cannot start `{name}`: {error}"),
-            (ChildStep::EnterDirectory, ..) => {
+            (ChildStep::Execute, _) => format!("cannot start `{name}`: {error}"),
+            (ChildStep::EnterDirectory, _) => {
                 format!("working directory `{}`: {error}", self.cwd.to_string_lossy())
             }
-            (ChildStep::BecomeUser, ..) => {
+            (ChildStep::BecomeUser, _) => {
                 format!("cannot become user `{}`: {error}", self.identity.name)
             }
         };
         failure(kind, message)
+    }
+
+    /// What is not there, in words.
+    fn absent(&self) -> String {
+        let name = &self.name;
+        if let Some(found) = absent::uninterpreted(&self.candidates, &self.cwd) {
+            let Uninterpreted { file, interpreter } = found;
+            return format!("`{file}` is there, but its interpreter `{interpreter}` is not");
+        }
+        let what = match &self.path {
+            Some(path) => format!("`{name}` was not found in PATH ({path})"),
+            None => format!("`{name}` does not exist"),
+        };
+        match absent::instead_of_shell(name) {
+            Some(instead) => format!("{what}; {instead}"),
+            None => what,
+        }
     }
 }
 

@@ -30,8 +30,7 @@ pub(super) const VMLINUZ: &str = "vmlinuz";
 pub(super) const MANIFEST: &str = "kernel.json";
 
 /// The id of a stored kernel: `k-` and 16 hexadecimal digits of the digest of its content.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KernelId(String);
 
 impl KernelId {
@@ -57,24 +56,13 @@ impl FromStr for KernelId {
     }
 }
 
-impl TryFrom<String> for KernelId {
-    type Error = BootstrapError;
-    fn try_from(text: String) -> Result<Self, BootstrapError> {
-        text.parse()
-    }
-}
-
-impl From<KernelId> for String {
-    fn from(id: KernelId) -> Self {
-        id.0
-    }
-}
-
 impl fmt::Display for KernelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
+
+mvm_core::serde_as_text!(KernelId);
 
 /// Where a kernel came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ pub mod packages;
 
 pub use kernel::Kernel;
 pub use kernel_store::KernelStore;
-use packages::PackagesReport;
+use packages::{PackagesReport, Program};
 
 /// Whether an operation changed anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ impl Bootstrap {
     /// # Errors
     /// A tool cannot be installed or the kernel cannot be fetched; what was done stays done.
     pub async fn run(&self, progress: OnProgress<'_>) -> Result<BootstrapReport, BootstrapError> {
-        let packages = packages::ensure_installed(progress).await?;
+        let packages = packages::ensure_installed(&Program::NEEDED, progress).await?;
         let (kernel, kernel_outcome) =
             KernelStore::new(&self.state).ensure_default(progress).await?;
         Ok(BootstrapReport { packages, kernel, kernel_outcome })

@@ -36,11 +36,16 @@ pub enum Program {
     Mke2fs,
     /// Sets the firewall.
     Nft,
+    /// Makes Debian systems, for the images that are one.
+    Mmdebstrap,
 }
 
 impl Program {
-    /// Every program that mvm needs.
-    pub const ALL: [Self; 4] = [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft];
+    /// Every program that mvm needs, whatever the images.
+    pub const NEEDED: [Self; 4] = [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft];
+    /// Those, and what some images need.
+    pub const ALL: [Self; 5] =
+        [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft, Self::Mmdebstrap];
 
     /// The name of the executable.
     pub fn executable(self) -> &'static str {
@@ -50,6 +55,7 @@ impl Program {
             Self::MkfsErofs => "mkfs.erofs",
             Self::Mke2fs => "mke2fs",
             Self::Nft => "nft",
+            Self::Mmdebstrap => "mmdebstrap",
         }
     }
 
@@ -69,14 +75,15 @@ impl Program {
             (Self::MkfsErofs, _) => "erofs-utils",
             (Self::Mke2fs, _) => "e2fsprogs",
             (Self::Nft, _) => "nftables",
+            (Self::Mmdebstrap, _) => "mmdebstrap",
         }
     }
 }
 
-/// The programs that this machine lacks.
-pub fn missing_programs() -> Vec<Program> {
+/// Those of these programs that this machine lacks.
+pub fn missing_programs(wanted: &[Program]) -> Vec<Program> {
     let lacks = |program: &Program| find_program(program.executable()).is_none();
-    Program::ALL.into_iter().filter(lacks).collect()
+    wanted.iter().copied().filter(lacks).collect()
 }
 
 /// Whether the package lists know the wanted packages.
@@ -140,15 +147,18 @@ pub struct PackagesReport {
     pub installed: Vec<&'static str>,
 }
 
-/// Installs the packages of the programs that are missing.
+/// Installs the packages of those of these programs that are missing.
 ///
 /// # Errors
 /// The installation fails, or this machine's package manager is not one that mvm drives: then the
 /// error has the command to run.
-pub async fn ensure_installed(progress: OnProgress<'_>) -> Result<PackagesReport, BootstrapError> {
-    let missing = missing_programs();
+pub async fn ensure_installed(
+    wanted: &[Program],
+    progress: OnProgress<'_>,
+) -> Result<PackagesReport, BootstrapError> {
+    let missing = missing_programs(wanted);
     let there = |program: &Program| !missing.contains(program);
-    let already_there = Program::ALL.into_iter().filter(there).collect();
+    let already_there = wanted.iter().copied().filter(there).collect();
     if missing.is_empty() {
         return Ok(PackagesReport { already_there, installed: Vec::new() });
     }
@@ -166,7 +176,7 @@ pub async fn ensure_installed(progress: OnProgress<'_>) -> Result<PackagesReport
             }
         }
     }
-    match missing_programs() {
+    match missing_programs(wanted) {
         still if still.is_empty() => Ok(PackagesReport { already_there, installed }),
         still => Err(by_hand(manager, &still)),
     }
@@ -198,6 +208,17 @@ async fn install(packages: &[&str], progress: OnProgress<'_>) -> Result<(), Boot
     tool.run_with(report).await?;
     progress(Progress::Ended);
     Ok(())
+}
+
+/// What to say where a program is missed that nobody may be asked about: `mvm bootstrap` asks.
+pub(crate) fn not_installed(program: Program) -> BootstrapError {
+    match PackageManager::detect() {
+        Some(PackageManager::Apt) => BootstrapError::InstallByHand {
+            programs: program.executable().to_owned(),
+            command: "mvm bootstrap".to_owned(),
+        },
+        manager => by_hand(manager, &[program]),
+    }
 }
 
 fn by_hand(manager: Option<PackageManager>, missing: &[Program]) -> BootstrapError {

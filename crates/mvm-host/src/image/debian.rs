@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use mvm_core::image::ImageSpec;
 
+use super::ImageError;
 use super::durable::{Named, ensure_dir, names};
 use super::oci::{LayerCache, OciSource};
 use super::progress::{OnProgress, Progress};
-use super::{BootstrapError, ImageError};
+use crate::bootstrap::packages::{Program, not_installed};
 use crate::process::{Tool, ToolError, find_program};
 
-const PROGRAM: &str = "mmdebstrap";
 /// Files that are newer than this get this time, in seconds since 1970: the first one of 2023-11-15
 /// (UTC).
 const EPOCH: &str = "1700006400";
@@ -33,12 +33,9 @@ pub(crate) async fn make(
     cache: &LayerCache,
     progress: OnProgress<'_>,
 ) -> Result<OciSource, ImageError> {
-    if find_program(PROGRAM).is_none() {
-        return Err(BootstrapError::InstallByHand {
-            programs: PROGRAM.to_owned(),
-            command: "apt-get install -y --no-install-recommends mmdebstrap".to_owned(),
-        }
-        .into());
+    let program = Program::Mmdebstrap;
+    if find_program(program.executable()).is_none() {
+        return Err(not_installed(program).into());
     }
     let description = format!(
         "Debian {}",
@@ -49,7 +46,7 @@ pub(crate) async fn make(
     ensure_dir(&scratch)?;
     let dir = tempfile::tempdir_in(&scratch).named("create a directory in", &scratch)?;
     let archive = dir.path().join("root.tar");
-    let mut tool = Tool::new(PROGRAM)
+    let mut tool = Tool::new(program.executable())
         .env("SOURCE_DATE_EPOCH", EPOCH)
         .env("TMPDIR", &dir.path().display().to_string())
         .args(["--mode=root", "--variant=minbase", "--format=tar"]);

@@ -19,7 +19,7 @@ mod writer;
 
 use serde::{Deserialize, Serialize};
 
-pub use reader::LogReader;
+pub use reader::{LogReader, last_words};
 pub use render::{Piece, Render, tail};
 pub use writer::LogWriter;
 

@@ -5,7 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{LogSource, MAIN_LOG, OLDER_MAIN_LOG, Record, decode};
+use super::{LogSource, MAIN_LOG, Mark, OLDER_MAIN_LOG, Record, decode};
+use crate::console::printable;
 
 /// A reader of an instance's log. It goes on where it was, also in a file that was put aside.
 #[derive(Debug)]
@@ -31,6 +32,12 @@ impl LogReader {
     /// # Errors
     /// A file cannot be read.
     pub fn read(&mut self) -> io::Result<Vec<Record>> {
+        let mut records = self.read_all()?;
+        records.retain(|record| record.source != LogSource::Mark);
+        Ok(records)
+    }
+
+    fn read_all(&mut self) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         let Some(newest) = open(&self.dir.join(MAIN_LOG))? else { return Ok(records) };
         let current = self.file.take();
@@ -61,6 +68,45 @@ impl LogReader {
     }
 }
 
+/// The last lines that the main process of the last boot wrote, oldest first, as they can be shown;
+/// none if it wrote nothing or there is no log.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn last_words(dir: &Path, lines: usize) -> io::Result<Vec<String>> {
+    let mut records = LogReader::new(dir).read_all()?;
+    let boot = |record: &Record| match record.source {
+        LogSource::Mark => {
+            serde_json::from_slice(&record.bytes).ok().map(|mark: Mark| mark.boot_id)
+        }
+        _ => None,
+    };
+    // Each boot begins with a mark; so does each file, with that of the boot before it.
+    if let Some(last) = records.iter().rev().find_map(boot) {
+        let start = records.iter().position(|record| boot(record).as_ref() == Some(&last));
+        records.drain(..start.unwrap_or(0));
+    }
+    records.retain(|record| matches!(record.source, LogSource::Stdout | LogSource::Stderr));
+    // Lines with the place of their last bytes, and what each source has begun.
+    let mut written: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut begun = [(0, Vec::new()), (0, Vec::new())];
+    for (place, record) in records.iter().enumerate() {
+        let line = &mut begun[usize::from(record.source == LogSource::Stderr)];
+        for piece in record.bytes.split_inclusive(|byte| *byte == b'\n') {
+            line.0 = place;
+            line.1.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                written.push(std::mem::take(line));
+            }
+        }
+    }
+    written.extend(begun);
+    written.sort_by_key(|(place, _)| *place);
+    let shown = written.iter().map(|(_, line)| printable(&String::from_utf8_lossy(line)));
+    let mut shown: Vec<String> = shown.filter(|line| !line.is_empty()).collect();
+    Ok(shown.split_off(shown.len().saturating_sub(lines)))
+}
+
 fn open(path: &Path) -> io::Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
@@ -82,9 +128,7 @@ fn read_from(mut file: &File, at: u64, records: &mut Vec<Record>) -> io::Result<
     let mut end = 0;
     while let Some((record, len)) = decode(&content[end..]) {
         end += len;
-        if record.source != LogSource::Mark {
-            records.push(record);
-        }
+        records.push(record);
     }
     Ok(at + end as u64)
 }

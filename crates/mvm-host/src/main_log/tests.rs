@@ -128,3 +128,27 @@ fn the_last_lines_are_found_across_records() {
     assert_eq!(text(&tail(ended, 1)), "two\n");
     assert!(tail(Vec::new(), 3).is_empty());
 }
+
+#[test]
+fn the_last_words_are_those_of_the_last_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = |lines| last_words(dir.path(), lines).unwrap();
+    assert_eq!(words(5), [""; 0], "there is no log");
+    let mut log = LogWriter::open(dir.path()).unwrap();
+    log.begin("one", 1).unwrap();
+    log.append(LogSource::Stdout, b"of the first boot\n", 2).unwrap();
+    log.begin("two", 3).unwrap();
+    log.append(LogSource::Agent, b"mvm: a boot started\n", 3).unwrap();
+    assert_eq!(words(5), [""; 0], "the last boot has said nothing");
+    log.append(LogSource::Stdout, b"a line in ", 4).unwrap();
+    log.append(LogSource::Stderr, b"\x1b[31mcannot open\x1b[0m\nbye", 5).unwrap();
+    log.append(LogSource::Stdout, b"two parts\n\n", 6).unwrap();
+    assert_eq!(words(5), ["cannot open", "bye", "a line in two parts"]);
+    assert_eq!(words(1), ["a line in two parts"], "empty lines are not shown");
+    // The boot goes on in the next file, whose first mark is the same.
+    log.append(LogSource::Stdout, &vec![b'x'; FILE_MAX as usize], 7).unwrap();
+    log.append(LogSource::Stdout, b"\nend\n", 8).unwrap();
+    assert!(dir.path().join(OLDER_MAIN_LOG).exists());
+    assert_eq!(words(1), ["end"]);
+    assert_eq!((words(9).len(), &*words(9)[0]), (5, "cannot open"));
+}

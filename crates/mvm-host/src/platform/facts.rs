@@ -157,7 +157,7 @@ pub async fn gather(state_dir: &Path) -> Facts {
             false => Privilege::User,
         },
         kvm: gather_kvm(state_dir).await,
-        missing: missing_programs(),
+        missing: missing_programs(&Program::ALL),
         package_manager: PackageManager::detect(),
         qemu: gather_qemu().await,
         tun: device("/dev/net/tun"),

@@ -23,6 +23,27 @@ use mvm_host::vmm::GuestStream;
 /// Far more than anything takes, on a machine however busy.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// Makes each function of the suite a test of each guest.
+#[allow(unused_macros)] // not each test binary has a suite
+macro_rules! on_every_guest {
+    ($($name:ident)*) => {
+        mod simulated {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::guest_support::Guest::simulated().0).await;
+            })*
+        }
+        mod real {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::guest_support::Guest::real()).await;
+            })*
+        }
+    };
+}
+#[allow(unused_imports)] // not each test binary has a suite
+pub(crate) use on_every_guest;
+
 /// The other end of a guest's byte stream, which stays open while sessions come and go.
 pub(crate) struct Guest {
     socket: UnixStream,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::Args;
-use mvm_host::bootstrap::packages::{ensure_installed, missing_programs};
+use mvm_core::image::ImageSpec;
+use mvm_host::bootstrap::packages::{PackageManager, Program, ensure_installed, missing_programs};
 use mvm_host::bootstrap::{BootstrapError, Kernel, KernelStore, Outcome};
 use mvm_host::image::progress::Progress;
 
@@ -46,9 +47,10 @@ pub(crate) struct Missing {
 }
 
 impl Missing {
-    /// What the machine lacks for the agent of this state directory.
-    pub(crate) fn look(state_dir: &Path) -> Self {
-        let programs = missing_programs().iter().map(|program| program.executable()).collect();
+    /// What the machine lacks of these programs, and for the agent of this state directory.
+    pub(crate) fn look(state_dir: &Path, wanted: &[Program]) -> Self {
+        let programs =
+            missing_programs(wanted).iter().map(|program| program.executable()).collect();
         let kernel = match KernelStore::new(state_dir).default_kernel() {
             Ok(Some(_)) => None,
             Ok(None) => Some("a guest kernel".to_owned()),
@@ -64,12 +66,25 @@ impl Missing {
     }
 }
 
-/// Has what is missing fetched, if the person agrees.
+/// The programs that these images need.
+fn needed_for<'a>(images: impl IntoIterator<Item = &'a ImageSpec>) -> &'static [Program] {
+    match images.into_iter().any(|image| matches!(image, ImageSpec::Debian { .. })) {
+        true => &Program::ALL,
+        false => &Program::NEEDED,
+    }
+}
+
+/// Has what is missing for these images fetched, if the person agrees.
 ///
 /// # Errors
 /// Something is missing and nobody agreed, or it could not be fetched.
-pub(crate) async fn ensure_ready(context: &Context, yes: bool) -> Result<()> {
-    let missing = Missing::look(context.state_dir());
+pub(crate) async fn ensure_ready<'a>(
+    context: &Context,
+    yes: bool,
+    images: impl IntoIterator<Item = &'a ImageSpec>,
+) -> Result<()> {
+    let wanted = needed_for(images);
+    let missing = Missing::look(context.state_dir(), wanted);
     let Some(missing) = missing.text() else { return Ok(()) };
     if !yes {
         let question = format!("This machine lacks {missing}. Fetch it now?");
@@ -77,14 +92,19 @@ pub(crate) async fn ensure_ready(context: &Context, yes: bool) -> Result<()> {
             return Err(Error::NotReady { missing: format!("it lacks {missing}") });
         }
     }
-    fetch(context, None).await
+    fetch(context, wanted, None).await
 }
 
 impl Bootstrap {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         let own_kernel = self.kernel.map(|kernel| (kernel, self.modules));
-        let mut missing = Missing::look(context.state_dir());
+        // Elsewhere there are no packages that a Debian system could be made of.
+        let wanted: &[Program] = match PackageManager::detect() {
+            Some(PackageManager::Apt) => &Program::ALL,
+            _ => &Program::NEEDED,
+        };
+        let mut missing = Missing::look(context.state_dir(), wanted);
         if own_kernel.is_some() {
             missing.kernel = None;
         }
@@ -97,11 +117,15 @@ impl Bootstrap {
                 });
             }
         }
-        fetch(context, own_kernel).await
+        fetch(context, wanted, own_kernel).await
     }
 }
 
-async fn fetch(context: &Context, own: Option<(PathBuf, Option<PathBuf>)>) -> Result<()> {
+async fn fetch(
+    context: &Context,
+    wanted: &[Program],
+    own: Option<(PathBuf, Option<PathBuf>)>,
+) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NeedsRoot { what: "making the machine ready for microVMs".to_owned() });
     }
@@ -112,7 +136,7 @@ async fn fetch(context: &Context, own: Option<(PathBuf, Option<PathBuf>)>) -> Re
     let progress = |news| steps.add(news);
     let state_dir = context.state_dir();
     let work = async {
-        let packages = ensure_installed(&progress).await?;
+        let packages = ensure_installed(wanted, &progress).await?;
         let store = KernelStore::new(state_dir);
         let (kernel, outcome) = match &own {
             None => store.ensure_default(&progress).await?,
@@ -192,9 +216,18 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Missing { programs: vec!["nft"], ..Missing::look(dir.path()) };
+        let missing = Missing { programs: vec!["nft"], ..Missing::look(dir.path(), &[]) };
         assert_eq!(missing.text().as_deref(), Some("`nft`, a guest kernel"));
         assert_eq!(Missing::default().text(), None);
+    }
+
+    #[test]
+    fn only_an_image_of_a_debian_system_needs_what_makes_one() {
+        let image = |text: &str| text.parse::<ImageSpec>().unwrap();
+        let images = [image("builtin"), image("nginx")];
+        assert_eq!(needed_for(&images), Program::NEEDED);
+        let images = [image("builtin"), image("mmdebstrap:bookworm")];
+        assert_eq!(needed_for(&images), Program::ALL);
     }
 
     #[test]

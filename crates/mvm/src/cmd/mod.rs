@@ -25,6 +25,7 @@ pub(crate) mod pool;
 pub(crate) mod process_args;
 pub(crate) mod record;
 pub(crate) mod rest;
+pub(crate) mod resource_args;
 pub(crate) mod restart;
 pub(crate) mod run;
 pub(crate) mod ssh;

@@ -2,18 +2,17 @@
 
 use clap::{Args, Subcommand};
 use mvm_core::admit::Request;
-use mvm_core::disk::DiskMount;
 use mvm_core::name::{PoolPath, TenantName};
-use mvm_core::spec::{NetMode, PoolSpec, RestartPolicy};
+use mvm_core::spec::{PoolSpec, RestartPolicy};
 
 use super::process_args::ProcessArgs;
+use super::resource_args::ResourceArgs;
 use crate::cli::Context;
 use crate::client::only;
 use crate::error::Result;
 use crate::image_source::ImageArgs;
 use crate::output::tenants;
 use crate::request::{WaitArgs, carry_out};
-use crate::units::{Mib, Seconds};
 use crate::wait::Goal;
 
 /// Work with pools: groups of like instances.
@@ -69,44 +68,18 @@ struct Create {
 struct SpecArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// Virtual CPUs of each instance.
-    #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
-    vcpus: u32,
-    /// Guest memory of each instance, such as 256 (MiB) or 2G.
-    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
-    mem: Mib,
-    /// Writable layer of each instance; it costs what is written.
-    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().disk_mib.into()))]
-    disk: Mib,
-    /// Whether instances have a network: tenant or none.
-    #[arg(long, value_name = "NET", default_value_t = PoolSpec::default().net)]
-    net: NetMode,
+    #[command(flatten)]
+    resources: ResourceArgs,
     /// What happens when an instance ends by itself: always, on-failure or never.
     #[arg(long, value_name = "POLICY", default_value_t = PoolSpec::default().restart)]
     restart: RestartPolicy,
-    /// How long a guest has from launch until it answers.
-    #[arg(long, value_name = "SECONDS")]
-    #[arg(default_value_t = Seconds(PoolSpec::default().boot_timeout_s.into()))]
-    boot_timeout: Seconds,
-    /// Give each instance a data disk, mounted on PATH; with :ro it is only read.
-    #[arg(long, value_name = "NAME:/PATH[:ro]")]
-    disk_attach: Vec<DiskMount>,
 }
 
 impl SpecArgs {
     async fn into_spec(self, context: &Context) -> Result<PoolSpec> {
-        let SpecArgs { image, vcpus, mem, disk, net, restart, boot_timeout, disk_attach } = self;
-        Ok(PoolSpec {
-            image: image.into_image(context).await?.unwrap_or_default(),
-            vcpus,
-            mem_mib: mem.saturating_u32(),
-            disk_mib: disk.saturating_u32(),
-            net,
-            restart,
-            boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
-            disks: disk_attach,
-            ..PoolSpec::default()
-        })
+        let SpecArgs { image, resources, restart } = self;
+        let image = image.into_image(context).await?.unwrap_or_default();
+        Ok(PoolSpec { image, restart, ..resources.into_spec() })
     }
 }
 

@@ -2,14 +2,14 @@
 
 use clap::Args;
 use mvm_core::admit::Request;
-use mvm_core::disk::DiskMount;
 use mvm_core::image::ImageSpec;
 use mvm_core::name::{InstancePath, PoolName, PoolPath, Selector, TenantName};
-use mvm_core::spec::{NetMode, PoolSpec, Quota, RestartPolicy};
+use mvm_core::spec::{PoolSpec, Quota, RestartPolicy};
 use mvm_wire::ErrorCode;
 
 use super::attach::Ways;
 use super::process_args::ProcessArgs;
+use super::resource_args::ResourceArgs;
 use super::{attach, bootstrap, exec, up};
 use crate::cli::Context;
 use crate::detach_keys::DetachKeys;
@@ -17,7 +17,6 @@ use crate::error::{Error, Result, exit};
 use crate::exec::Outcome;
 use crate::image_source;
 use crate::request::{self, WaitArgs, carry_out};
-use crate::units::Mib;
 use crate::wait::{self, Goal};
 
 /// Attempts at a name that nobody has.
@@ -69,21 +68,8 @@ pub(crate) struct Run {
     /// The tenant; made if it is missing.
     #[arg(long, default_value = "default")]
     tenant: TenantName,
-    /// Virtual CPUs.
-    #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
-    vcpus: u32,
-    /// Guest memory, such as 256 (MiB) or 2G.
-    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
-    mem: Mib,
-    /// Writable layer; it costs what is written.
-    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().disk_mib.into()))]
-    disk: Mib,
-    /// Whether it has a network: tenant or none.
-    #[arg(long, value_name = "NET", default_value_t = PoolSpec::default().net)]
-    net: NetMode,
-    /// Attach a data disk of the tenant, to be read and written or, with :ro, read.
-    #[arg(short = 'v', long = "disk-attach", value_name = "NAME:/PATH[:ro]")]
-    disks: Vec<DiskMount>,
+    #[command(flatten)]
+    resources: ResourceArgs,
     /// What happens when it ends by itself: always, on-failure or never.
     #[arg(long, value_name = "POLICY", default_value_t = RestartPolicy::Never)]
     restart: RestartPolicy,
@@ -98,7 +84,7 @@ impl Run {
     /// Runs the verb; the result is the process's exit code.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
         if !up::is_simulated(context).await? {
-            bootstrap::ensure_ready(context, self.yes).await?;
+            bootstrap::ensure_ready(context, self.yes, [&self.image]).await?;
         }
         let Self { rm, detach, name, tenant, .. } = &self;
         let (rm, is_detached) = (*rm, *detach);
@@ -150,15 +136,10 @@ impl Run {
         }
         Ok(PoolSpec {
             image: image_source::complete(self.image, context).await?,
-            vcpus: self.vcpus,
-            mem_mib: self.mem.saturating_u32(),
-            disk_mib: self.disk.saturating_u32(),
-            net: self.net,
             restart: self.restart,
             process,
             auto_remove: self.rm,
-            disks: self.disks,
-            ..PoolSpec::default()
+            ..self.resources.into_spec()
         })
     }
 }

@@ -1,11 +1,11 @@
 //! `mvm ssh`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use clap::Args;
 use mvm_core::guest::ExecRequest;
-use mvm_core::name::{InstancePath, Selector};
+use mvm_core::name::{InstancePath, NameError, Selector};
 use mvm_host::process::{become_program, find_program};
 use mvm_wire::view::SshView;
 
@@ -19,29 +19,44 @@ use crate::error::{Error, Result};
 /// server (sshd), which need not be running; the tenant's key logs in, and the guest's host key is
 /// known beforehand. For plain ssh, scp and rsync see `mvm ssh-config`.
 #[derive(Debug, Args)]
+#[command(override_usage = "mvm ssh [OPTIONS] <INSTANCE> [SSH-OPTIONS] [-- COMMAND]")]
 #[command(after_help = "\
 Examples:
   mvm ssh demo/web
-  mvm ssh i-3f2a -l mvm
+  mvm ssh i-3f2a -l mvm -o ForwardAgent=yes
   mvm ssh i-3f2a -- uptime
   mvm ssh i-3f2a -L 8080:localhost:80 -N
 
-What follows the instance is passed on to `ssh`: its options, and behind -- a command.")]
+What follows the instance is passed on to `ssh`: its options, and behind -- a command. Options of
+mvm itself stand before the instance.")]
 pub(crate) struct Ssh {
     /// Be the transport of one connection, for the ProxyCommand of an SSH client.
     #[arg(long, hide = true)]
     stdio: bool,
-    /// TENANT/POOL/INSTANCE, a prefix of an id, or TENANT/POOL for any running one of the pool.
-    selector: Selector,
-    /// A command to run instead of a shell; before it, options of `ssh`, such as -l USER, and --.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS -- COMMAND")]
-    rest: Vec<OsString>,
+    /// TENANT/POOL/INSTANCE, a prefix of an id, or TENANT/POOL for any running one of the pool; behind
+    /// it options of `ssh`, such as -l USER, and behind -- a command to run instead of a shell.
+    // One list: behind a first argument of its own, options that `ssh` has too would be mvm's.
+    #[arg(trailing_var_arg = true, required = true, value_name = "INSTANCE")]
+    words: Vec<Word>,
+}
+
+/// The instance, or a word for `ssh`.
+#[derive(Debug, Clone)]
+pub(crate) struct Word(OsString);
+
+impl From<OsString> for Word {
+    fn from(word: OsString) -> Self {
+        Self(word)
+    }
 }
 
 impl Ssh {
     /// Runs the verb; the result is the exit code of `ssh`.
     pub(crate) async fn run(self, context: &Context) -> Result<u8> {
-        let view = context.client.prepare_ssh(self.selector).await?;
+        let mut words = self.words.into_iter().map(|Word(word)| word);
+        let selector = selector(&words.next().unwrap_or_default())?;
+        let rest: Vec<OsString> = words.collect();
+        let view = context.client.prepare_ssh(selector).await?;
         if self.stdio {
             let request = ExecRequest {
                 argv: vec!["sshd".to_owned()],
@@ -60,7 +75,7 @@ impl Ssh {
         };
         // To `ssh` the first word on something counts: options that were given go before ours. The
         // host stands between them and the command.
-        let (own, command) = split(&self.rest);
+        let (own, command) = split(&rest);
         let mut arguments = own.to_vec();
         for (name, value) in options(context.state_dir(), &view.instance)? {
             arguments.extend(["-o".into(), format!("{name}={value}").into()]);
@@ -71,6 +86,14 @@ impl Ssh {
         let source = become_program(&program, &arguments);
         Err(Error::Read { what: program.display().to_string(), source })
     }
+}
+
+fn selector(word: &OsStr) -> Result<Selector> {
+    let word = word.to_string_lossy();
+    word.parse().map_err(|error: NameError| Error::Usage {
+        message: format!("`{word}` names no instance: {error}"),
+        hint: "name one as `mvm ps` shows it: mvm ssh TENANT/POOL/INSTANCE".to_owned(),
+    })
 }
 
 /// The options of `ssh` and the command: without options, all is the command.
@@ -130,6 +153,8 @@ mod tests {
         use clap::Parser as _;
         #[derive(clap::Parser)]
         struct Line {
+            #[arg(short, long, global = true)]
+            output: Option<String>,
             #[command(flatten)]
             ssh: Ssh,
         }
@@ -140,9 +165,14 @@ mod tests {
             ("ssh web -l mvm", "-l mvm", ""),
             ("ssh web -l mvm -- id -un", "-l mvm", "id -un"),
             ("ssh web -v -- echo -- x", "-v", "echo -- x"),
+            // Options that mvm has too, some of them with other values.
+            ("ssh web -o Foo=bar -o json -h -- -o", "-o Foo=bar -o json -h", "-o"),
+            ("ssh -o json web -4", "-4", ""),
         ] {
-            let parsed = Line::parse_from(line.split(' ')).ssh.rest;
-            let (first, second) = split(&parsed);
+            let parsed = Line::parse_from(line.split(' ')).ssh.words;
+            let words: Vec<OsString> = parsed.into_iter().map(|Word(word)| word).collect();
+            assert_eq!(selector(&words[0]).unwrap().to_string(), "web");
+            let (first, second) = split(&words[1..]);
             let text = |words: &[OsString]| words.join(" ".as_ref()).into_string().unwrap();
             assert_eq!((text(first), text(second)), (own.to_owned(), command.to_owned()), "{line}");
         }

@@ -72,12 +72,15 @@ fn install(dir: &Path, text: &str) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let write = |name: &str, text: &str| -> io::Result<()> {
+        let target = dir.join(name);
+        if fs::read(&target).is_ok_and(|before| before == text.as_bytes()) {
+            return Ok(());
+        }
         let draft = dir.join(format!("{name}.mvm-new"));
         let mut options = fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         io::Write::write_all(&mut file, text.as_bytes())?;
         // A link to a file elsewhere stays one.
-        let target = dir.join(name);
         fs::rename(draft, fs::canonicalize(&target).unwrap_or(target))
     };
     write(FILE, text)?;

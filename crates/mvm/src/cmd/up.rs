@@ -44,7 +44,8 @@ impl Up {
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         let document = document::read(&self.file)?;
         if !is_simulated(context).await? {
-            bootstrap::ensure_ready(context, self.yes).await?;
+            let images = document.pools.values().map(|pool| &pool.spec.image);
+            bootstrap::ensure_ready(context, self.yes, images).await?;
         }
         let request = Request::Apply { document: document.clone() };
         let outcome = carry_out(context, request, Goal::Settled, &self.wait).await?;

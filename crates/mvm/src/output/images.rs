@@ -3,6 +3,7 @@
 use mvm_wire::view::{CollectedView, ImageView};
 
 use super::table::{fields, or_dash, table};
+use super::tenants::ports;
 use crate::units::{kib_text, utc_text};
 
 /// A list of images.
@@ -45,9 +46,8 @@ pub(crate) fn info(view: &ImageView) -> String {
         ("working directory", text(&config.working_dir)),
         ("stop signal", or_dash(config.stop_signal.as_ref())),
         ("init", or_dash(config.init.as_ref())),
+        ("exposed ports", ports(&config.exposed_ports)),
     ];
-    let ports: Vec<String> = config.exposed_ports.iter().cloned().collect();
-    rows.push(("ports", words(&ports)));
     rows.push(("used by", or_dash((!view.used_by.is_empty()).then(|| view.used_by.join(", ")))));
     rows.extend(view.damage.clone().map(|damage| ("damage", damage)));
     fields(rows)

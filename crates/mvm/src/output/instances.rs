@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use mvm_core::death::Death;
+use mvm_core::death::{Cause, Death, OUTPUT_TAIL_LINES};
+use mvm_core::lifecycle::State;
 use mvm_core::plan::Waiting;
 use mvm_core::record::DesiredState;
 use mvm_core::vmm::{ProcessEnd, VmExit};
@@ -10,6 +11,7 @@ use mvm_wire::view::{InstanceView, StatsView, WhyView};
 
 use super::printable;
 use super::table::{fields, or_dash, table};
+use super::tenants::ports;
 use crate::units::{duration_text, kib_short, mib_text, utc_text};
 use crate::wait::progress::reason;
 
@@ -34,9 +36,11 @@ fn uptime(view: &InstanceView, now: u64) -> Option<String> {
     view.running_since_unix_ms.map(|since| duration_text(now.saturating_sub(since)))
 }
 
-/// The state with what the instance is in the middle of, or waits for, in a few words.
+/// The state with how the main process ended, and what the instance is in the middle of, or waits
+/// for, in a few words.
 fn state(view: &InstanceView, now: u64) -> String {
     let state = view.state;
+    let exit = view.exit_code.filter(|_| matches!(state, State::Stopped | State::Failed));
     let more = match (&view.activity, &view.waiting) {
         (Some(activity), _) => activity.clone(),
         (None, Some(Waiting::Image { error: None })) => "waiting for image".to_owned(),
@@ -50,10 +54,16 @@ fn state(view: &InstanceView, now: u64) -> String {
         }
         (None, Some(Waiting::Setback { step, .. })) => format!("could not be {step}"),
         (None, Some(Waiting::RestartPolicy { .. } | Waiting::Step) | None) => {
-            return state.to_string();
+            return match exit {
+                Some(code) => format!("{state} (exit {code})"),
+                None => state.to_string(),
+            };
         }
     };
-    format!("{state} ({more})")
+    match exit {
+        Some(code) => format!("{state} (exit {code}, {more})"),
+        None => format!("{state} ({more})"),
+    }
 }
 
 fn wish(desired: DesiredState) -> &'static str {
@@ -80,6 +90,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         ("memory", mib_text(view.mem_mib.into())),
         ("disk", mib_text(view.disk_mib.into())),
         ("revision", or_dash(view.revision.as_ref())),
+        ("exposed ports", ports(&view.exposed_ports)),
         ("vmm", or_dash(view.vmm)),
         ("accelerator", or_dash(view.accel)),
         ("vmm pid", or_dash(view.pid)),
@@ -130,11 +141,25 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
     if let Some(death) = &view.last_death {
         let _ = writeln!(text, "\n{}", last_end(death, now));
     }
+    if !why.output_tail.is_empty() {
+        let _ = writeln!(text, "\nThe last lines that its main process wrote:");
+        for line in &why.output_tail {
+            let _ = writeln!(text, "  | {}", printable(line));
+        }
+        if why.output_tail.len() >= OUTPUT_TAIL_LINES {
+            let _ = writeln!(text, "More of it: `mvm logs {}`.", view.path);
+        }
+    }
+    // How a main process ended by itself, it has said itself: the console knows nothing of it.
+    let is_told = !why.output_tail.is_empty()
+        && view.last_death.as_ref().is_some_and(|death| {
+            matches!(death.cause, Cause::Exited { .. } | Cause::Signaled { .. })
+        });
     let console = match (&view.last_death, why.console_tail.as_slice()) {
         (Some(death), []) => death.console_tail.as_slice(),
         (_, tail) => tail,
     };
-    if !console.is_empty() {
+    if !console.is_empty() && !is_told {
         let _ = writeln!(text, "\nThe last lines of its console:");
         for line in console {
             let _ = writeln!(text, "  | {}", printable(line));
@@ -182,9 +207,6 @@ pub(crate) fn stats(views: &[StatsView]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mvm_core::death::Cause;
-    use mvm_core::lifecycle::State;
-
     use super::*;
     use crate::samples;
 
@@ -230,6 +252,7 @@ a/b/i-00000003          running (stopping)     10.240.0.3   1       256 MiB   - 
         let view = WhyView {
             instance: failing(),
             summary: "its guest keeps panicking".into(),
+            output_tail: vec![],
             console_tail: vec![],
         };
         let expected = "\
@@ -244,6 +267,49 @@ The last lines of its console:
   | Kernel panic - not syncing
 ";
         assert_eq!(why(&view, NOW), expected);
+    }
+
+    #[test]
+    fn a_main_process_that_failed_speaks_for_itself() {
+        let exited = |cause| InstanceView {
+            waiting: None,
+            exit_code: Some(3),
+            last_death: Some(Death {
+                cause,
+                at_unix_ms: NOW,
+                exit: None,
+                console_tail: vec!["reboot: Power down".into()],
+            }),
+            ..failing()
+        };
+        let why = |cause| {
+            let output_tail = vec!["no configuration".into()];
+            let instance = exited(cause);
+            why(
+                &WhyView { instance, summary: String::new(), output_tail, console_tail: vec![] },
+                NOW,
+            )
+        };
+        let text = why(Cause::Exited { code: 3 });
+        assert!(text.starts_with("demo/hello/i-00000002 is failed (exit 3): "), "{text}");
+        let words = "\nThe last lines that its main process wrote:\n  | no configuration\n";
+        assert!(text.ends_with(words), "{text}");
+        let text = why(Cause::GuestOom);
+        assert!(text.contains(words) && text.contains("  | reboot: Power down\n"), "{text}");
+    }
+
+    #[test]
+    fn an_ended_main_processs_exit_code_is_part_of_the_state() {
+        let with = |state, waiting, activity: Option<&str>| {
+            let activity = activity.map(str::to_owned);
+            let exit_code = Some(3);
+            super::state(&InstanceView { state, waiting, activity, exit_code, ..failing() }, NOW)
+        };
+        let backoff = Waiting::Backoff { failures: 1, until_unix_ms: NOW + 2_000 };
+        assert_eq!(with(State::Failed, Some(backoff), None), "failed (exit 3, retry in 2s)");
+        assert_eq!(with(State::Stopped, None, None), "stopped (exit 3)");
+        // It still ends; the code is not that of what runs.
+        assert_eq!(with(State::Running, None, Some("stopping")), "running (stopping)");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tenants and pools for people.
 
+use std::collections::BTreeSet;
+
 use mvm_core::admit::Usage;
 use mvm_core::record::BuildState;
 use mvm_core::spec::Quota;
@@ -93,6 +95,12 @@ fn build(state: &BuildState) -> &'static str {
     }
 }
 
+/// Ports in one line.
+pub(super) fn ports(ports: &BTreeSet<String>) -> String {
+    let words: Vec<&str> = ports.iter().map(String::as_str).collect();
+    or_dash((!words.is_empty()).then(|| words.join(" ")))
+}
+
 /// One pool in full.
 pub(crate) fn pool_info(view: &PoolView) -> String {
     let PoolView { spec, .. } = view;
@@ -113,6 +121,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("revision", revision),
         ("earlier", or_dash((!earlier.is_empty()).then(|| earlier.join(", ")))),
         ("build", build),
+        ("exposed ports", ports(&view.exposed_ports)),
         ("running", format!("{} of {} wished", view.running, view.desired_running)),
         ("instances", view.instances.to_string()),
         ("vcpus", spec.vcpus.to_string()),

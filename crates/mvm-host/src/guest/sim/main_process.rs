@@ -15,6 +15,8 @@ pub(super) struct SimMain {
     /// Everything that it wrote to its standard output.
     output: Vec<u8>,
     wakes: Option<Instant>,
+    /// The signal that asks it to end.
+    stop_signal: i32,
     status: Option<ExitStatus>,
 }
 
@@ -40,7 +42,8 @@ impl SimGuest {
         if self.state().main.is_none() {
             let argv = wanted.argv.clone();
             let exec = ExecRequest { argv, stdin: wanted.stdin, ..ExecRequest::default() };
-            let main = SimMain::start(find(&exec, self)?, self.next_pid(), now);
+            let (program, pid) = (find(&exec, self)?, self.next_pid());
+            let main = SimMain::start(program, pid, wanted.stop_signal, now);
             self.state().main = Some(main);
         }
         let state = self.state();
@@ -59,7 +62,7 @@ impl SimGuest {
 }
 
 impl SimMain {
-    fn start(program: Program, pid: u32, now: Instant) -> Self {
+    fn start(program: Program, pid: u32, stop_signal: i32, now: Instant) -> Self {
         let (output, status, wakes) = match &program {
             Program::Print { stdout, code } => {
                 (stdout.clone().into_bytes(), Some(ExitStatus::Exited { code: *code }), None)
@@ -67,7 +70,7 @@ impl SimMain {
             Program::Sleep(time) => (Vec::new(), None, now.checked_add(*time)),
             Program::Cat => (Vec::new(), None, None),
         };
-        Self { pid, program, output, wakes, status }
+        Self { pid, program, output, wakes, stop_signal, status }
     }
 
     /// Takes standard input.
@@ -87,6 +90,11 @@ impl SimMain {
     /// Ends by a signal, unless it has ended.
     pub(super) fn signal(&mut self, signal: i32) {
         self.status.get_or_insert(ExitStatus::Signaled { signal });
+    }
+
+    /// Sends it its stop signal, unless it has ended.
+    pub(super) fn ask_to_end(&mut self) {
+        self.signal(self.stop_signal);
     }
 
     /// What is to be sent next, and the end once that is all.

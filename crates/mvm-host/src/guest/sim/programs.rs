@@ -35,6 +35,10 @@ pub(super) fn find(request: &ExecRequest, guest: &SimGuest) -> Result<Program, G
         ("hostname", []) => {
             print(guest.configuration().map(|known| known.hostname).unwrap_or_default() + "\n")
         }
+        ("env", []) => {
+            let lines = request.env.iter().map(|(name, value)| format!("{name}={value}\n"));
+            print(lines.collect())
+        }
         ("cat", []) if request.stdin => Program::Cat,
         ("true" | "cat", []) => print(String::new()),
         ("false", []) => exit("1"),

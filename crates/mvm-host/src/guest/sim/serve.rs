@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sp
 use tokio::time::{Instant, sleep_until};
 
 use super::SimGuest;
-use super::main_process::MainStream;
+use super::main_process::{MainStream, SimMain};
 use super::programs::{Program, find};
 
 /// Unsent bytes at which nothing more is read.
@@ -34,6 +34,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite>(stream: S, guest: SimGuest) -> io:
         session: None,
         out: VecDeque::new(),
         streams: BTreeMap::new(),
+        stop_by: None,
         is_shut_down: false,
         guest,
     };
@@ -93,6 +94,8 @@ struct Server {
     session: Option<u32>,
     out: VecDeque<u8>,
     streams: BTreeMap<u32, Stream>,
+    /// When a shutdown that was asked for is carried out, whatever the main process does.
+    stop_by: Option<Instant>,
     is_shut_down: bool,
 }
 
@@ -235,10 +238,12 @@ impl Server {
                 let window = SendWindow::default();
                 self.streams.insert(id, Stream::Log { offset: 0, follow, window });
             }
-            HostMessage::Shutdown { .. } => {
+            HostMessage::Shutdown { grace_ms } => {
                 self.send(id, &GuestMessage::Done);
-                self.streams.clear();
-                self.is_shut_down = true;
+                self.guest.with_main(SimMain::ask_to_end);
+                // What the main process has still to say comes first.
+                self.streams.retain(|_, stream| matches!(stream, Stream::Main(_)));
+                self.stop_by = Instant::now().checked_add(Duration::from_millis(grace_ms));
             }
             _ => {}
         }
@@ -263,6 +268,11 @@ impl Server {
                     self.streams.insert(id, stream);
                 }
             }
+        }
+        if let Some(stop_by) = self.stop_by {
+            let is_over = !self.streams.values().any(|stream| matches!(stream, Stream::Main(_)));
+            self.is_shut_down |= is_over || stop_by <= now;
+            alarm = alarm.into_iter().chain([stop_by]).min();
         }
         alarm
     }

@@ -15,6 +15,7 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
         program("mkfs.erofs", Program::MkfsErofs, facts),
         program("mke2fs", Program::Mke2fs, facts),
         program("nft", Program::Nft, facts),
+        mmdebstrap(facts),
         apt(facts),
         guest_kernel(facts),
     ]
@@ -71,6 +72,19 @@ fn program(name: &'static str, program: Program, facts: &Facts) -> Check {
     }
 }
 
+/// Nothing but images of Debian systems needs it.
+fn mmdebstrap(facts: &Facts) -> Check {
+    let (name, program) = ("mmdebstrap", Program::Mmdebstrap);
+    match facts.missing.contains(&program) {
+        false => Check::ok(name, "installed"),
+        true => Check::warn(
+            name,
+            "not installed: Debian systems (`--debian`) cannot be made",
+            install(program, facts),
+        ),
+    }
+}
+
 fn apt(facts: &Facts) -> Check {
     match facts.package_manager {
         Some(PackageManager::Apt) => Check::ok("apt", "packages and guest kernels can be fetched"),
@@ -111,6 +125,9 @@ mod tests {
         for check in &checks(&facts)[..4] {
             assert_fails(check.clone(), "sudo mvm bootstrap");
         }
+        let optional = mmdebstrap(&facts);
+        let expected = (Verdict::Warn, Some("sudo mvm bootstrap"));
+        assert_eq!((optional.verdict, optional.fix.as_deref()), expected);
     }
 
     #[test]

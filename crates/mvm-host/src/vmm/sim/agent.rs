@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::guest::sim::{SimGuest, serve};
 
 use super::{SimGuestControl, SimGuestService};
 
+/// What a guest's kernel does from its agent's end to the power-off takes.
+const WAY_DOWN: Duration = Duration::from_millis(200);
 /// Guest memory that a simulated guest claims, in KiB.
 const MEM_TOTAL_KIB: u64 = 256 * 1024;
 
@@ -42,8 +45,12 @@ pub fn guest_agents() -> SimGuestService {
 
 /// Powers the microVM off when its guest is told to shut down.
 async fn obey_switch(guest: SimGuest, control: SimGuestControl) {
+    let way_down = async {
+        guest.shut_down().await;
+        tokio::time::sleep(WAY_DOWN).await;
+    };
     tokio::select! {
-        () = guest.shut_down() => control.power_off(),
+        () = way_down => control.power_off(),
         () = control.ended() => {}
     }
 }

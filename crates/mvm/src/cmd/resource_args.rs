@@ -1,0 +1,47 @@
+//! The options that say what each instance is given, of every verb that makes a pool.
+
+use clap::Args;
+use mvm_core::disk::DiskMount;
+use mvm_core::spec::{NetMode, PoolSpec};
+
+use crate::units::{Mib, Seconds};
+
+/// What each instance of a pool is given of the machine.
+#[derive(Debug, Args)]
+pub(crate) struct ResourceArgs {
+    /// Virtual CPUs of each instance.
+    #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
+    vcpus: u32,
+    /// Guest memory of each instance, such as 256 (MiB) or 2G.
+    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
+    mem: Mib,
+    /// Writable layer of each instance; it costs what is written.
+    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().disk_mib.into()))]
+    disk: Mib,
+    /// Whether instances have a network: tenant or none.
+    #[arg(long, value_name = "NET", default_value_t = PoolSpec::default().net)]
+    net: NetMode,
+    /// How long a guest has from launch until it answers.
+    #[arg(long, value_name = "SECONDS")]
+    #[arg(default_value_t = Seconds(PoolSpec::default().boot_timeout_s.into()))]
+    boot_timeout: Seconds,
+    /// Give each instance a data disk of the tenant, mounted on PATH; with :ro it is only read.
+    #[arg(short = 'v', long, value_name = "NAME:/PATH[:ro]")]
+    disk_attach: Vec<DiskMount>,
+}
+
+impl ResourceArgs {
+    /// A pool's spec with these resources, and all else as it is by default.
+    pub(crate) fn into_spec(self) -> PoolSpec {
+        let Self { vcpus, mem, disk, net, boot_timeout, disk_attach } = self;
+        PoolSpec {
+            vcpus,
+            mem_mib: mem.saturating_u32(),
+            disk_mib: disk.saturating_u32(),
+            net,
+            boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
+            disks: disk_attach,
+            ..PoolSpec::default()
+        }
+    }
+}
