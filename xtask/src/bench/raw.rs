@@ -81,6 +81,7 @@ impl Peer {
             },
             network: NetworkConfiguration {
                 address,
+                mac: None,
                 prefix_len: 24,
                 gateway: [a, b, c, 1].into(),
                 nameservers: Vec::new(),
