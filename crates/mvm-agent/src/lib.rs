@@ -22,6 +22,7 @@ mod exec;
 mod fork;
 mod forward;
 mod images;
+mod lists;
 mod lock;
 mod logs;
 mod main_process;

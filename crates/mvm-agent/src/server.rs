@@ -20,7 +20,9 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, configs, exec, fork, forward, images, logs, ssh, streams, submit, views};
+use crate::{
+    attach, configs, exec, fork, forward, images, lists, logs, ssh, streams, submit, views,
+};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -96,6 +98,9 @@ async fn answer(
             let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
             return logs::logs(node, &selector, query, connection).await;
         }
+        Call::Instances { selector } => {
+            return lists::instances(node, &selector, &mut connection.write).await;
+        }
         Call::Attach { selector, wait } => {
             return attach::attach(node, &selector, wait, connection, hang_up).await;
         }
@@ -163,14 +168,6 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         Call::ImageCollect { dry_run } => {
             images::collect(node, dry_run).await.map(Reply::Collected)
         }
-        Call::Instances { selector } => {
-            let mut instances = views::instances(node, &mirror, |path| selector.matches(path));
-            configs::add_ports_to_instances(node, &mut instances).await;
-            if instances.is_empty() {
-                known(&mirror, &selector)?;
-            }
-            Ok(Reply::Instances(instances))
-        }
         Call::Fork { selector, count } => {
             fork::fork(node, &selector, count).await.map(Reply::Accepted)
         }
@@ -197,6 +194,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         Call::Watch { .. }
         | Call::Exec { .. }
         | Call::Attach { .. }
+        | Call::Instances { .. }
         | Call::Forward { .. }
         | Call::Locate { .. }
         | Call::Ssh { .. }
@@ -219,7 +217,7 @@ fn missing(mirror: &Mirror, kind: Kind, name: &str) -> ApiError {
 }
 
 /// Nothing matches: an error if the selector names something that does not exist.
-fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
+pub(crate) fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
     let desired = &mirror.desired;
     match selector {
         Selector::All => Ok(()),

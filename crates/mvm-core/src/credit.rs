@@ -6,8 +6,9 @@
 use crate::guest::INITIAL_CREDIT;
 
 /// Unreturned bytes at which a receiver sends credit: often enough that a sender never stalls on a
-/// fast receiver, seldom enough that small reads cost no message each.
-const RETURN_AT: u32 = INITIAL_CREDIT / 4;
+/// fast receiver, seldom enough that it hardly counts: in an emulated guest each message to the host
+/// takes as long as tens of kilobytes of data.
+const RETURN_AT: u32 = INITIAL_CREDIT / 2;
 
 /// The peer does not keep to the credit that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

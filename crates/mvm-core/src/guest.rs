@@ -62,7 +62,7 @@ pub const MAX_BODY: u32 = 64 * 1024;
 /// Zero bytes that complete any cut frame.
 pub const FLUSH_LEN: usize = MAX_BODY as usize + 64;
 /// Bytes in flight per stream and kind before the sender must wait for credit.
-pub const INITIAL_CREDIT: u32 = 256 * 1024;
+pub const INITIAL_CREDIT: u32 = 1024 * 1024;
 /// Streams that may be open at once in a session.
 pub const MAX_STREAMS: usize = 1024;
 

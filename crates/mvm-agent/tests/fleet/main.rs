@@ -6,6 +6,7 @@ mod disks;
 mod faults;
 mod fork;
 mod life;
+mod lists;
 mod main_process;
 mod node;
 mod sleep;

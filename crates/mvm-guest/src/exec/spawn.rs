@@ -20,6 +20,10 @@ use super::program::{ChildStep, Program};
 /// The open-files limits that programs start with, whatever the agent raised its own to.
 const NOFILE: libc::rlimit = libc::rlimit { rlim_cur: 1024, rlim_max: 524_288 };
 
+/// Bytes that a pipe to or from a program holds: four times what the kernel gives, because each time
+/// that one is full or empty costs a change of processes.
+pub(super) const PIPE_LEN: usize = 256 * 1024;
+
 /// A process that may not have reached its program yet.
 #[derive(Debug)]
 pub(super) struct Child {
@@ -65,13 +69,13 @@ impl Stdio {
     fn pipes(has_stdin: bool) -> io::Result<(Self, Ends)> {
         let (stdin_read, stdin) = match has_stdin {
             true => {
-                let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+                let (read, write) = wide_pipe()?;
                 (read, Some(unblocked(write)?))
             }
             false => (File::open("/dev/null")?.into(), None),
         };
-        let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stdout, stdout_write) = wide_pipe()?;
+        let (stderr, stderr_write) = wide_pipe()?;
         let (stdout, stderr) = (Some(unblocked(stdout)?), Some(unblocked(stderr)?));
         let ends = Ends { stdin, stdout, stderr, terminal: None };
         let streams = [stdin_read, stdout_write, stderr_write];
@@ -129,6 +133,13 @@ pub(super) fn spawn(program: &Program, request: &ExecRequest) -> io::Result<Chil
         0 => start.run(),
         pid => Ok(Child { pid, report, ends }),
     }
+}
+
+fn wide_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let pipe = pipe_with(PipeFlags::CLOEXEC)?;
+    // One that the kernel leaves as it was is slower, and as good.
+    let _ = rustix::pipe::fcntl_setpipe_size(&pipe.0, PIPE_LEN);
+    Ok(pipe)
 }
 
 fn unblocked(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -220,6 +231,13 @@ impl Start<'_> {
         let mut result = libc::ENOENT;
         for candidate in &self.program.candidates {
             let candidate: &CStr = candidate;
+            // Looking costs far less than trying: `execve` makes an address space before it looks.
+            // SAFETY: the string ends with a zero.
+            if unsafe { libc::access(candidate.as_ptr(), libc::F_OK) } != 0
+                && matches!(errno(), libc::ENOENT | libc::ENOTDIR)
+            {
+                continue;
+            }
             // SAFETY: the arrays end with a null pointer, the strings with a zero.
             unsafe { libc::execve(candidate.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
             match errno() {

@@ -10,16 +10,16 @@ use mvm_core::guest::GuestMessage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::session::Link;
+use crate::session::{Link, PIECE};
 
-/// Largest piece of output in one frame: a pipe's own capacity is 64 KiB.
-const PIECE: usize = 32 * 1024;
+/// Pieces of output that are sent before the others get their turn: what a pipe holds.
+const PIECES_AT_ONCE: usize = 4;
 /// How long a pipe that others than the ended program keep open must be quiet to be given up.
 pub(super) const QUIET: Duration = Duration::from_millis(200);
 /// How long others may go on writing to it.
 const LONGEST_DRAIN: Duration = Duration::from_secs(5);
 /// Output after the program's end that may still be its own: what fits into a pipe.
-const OWED: usize = 64 * 1024;
+const OWED: usize = super::spawn::PIPE_LEN;
 
 /// What a terminal takes for the end of its input.
 const END_OF_TRANSMISSION: u8 = 4;
@@ -215,25 +215,31 @@ impl Output {
         self.is_dropped || self.window.available() > 0
     }
 
-    /// Sends one piece of what the pipe holds.
+    /// Sends what the pipe holds, as far as there is credit and room for it.
     pub(crate) fn read(&mut self, link: Link<'_>, now: Instant) {
-        let mut piece = [0; PIECE];
-        let wanted = if self.is_dropped { PIECE } else { PIECE.min(self.window.available()) };
-        let Some(pipe) = self.pipe.as_ref().filter(|_| wanted > 0) else { return };
-        match rustix::io::read(pipe, &mut piece[..wanted]) {
-            Ok(0) => self.pipe = None,
-            Ok(len) => {
-                if !self.is_dropped {
-                    self.window.take(len);
-                    link.data(self.kind, &piece[..len]);
-                }
-                if let Some(drain) = &mut self.drain {
-                    drain.active = now;
-                    drain.bytes += len;
-                }
+        for _ in 0..PIECES_AT_ONCE {
+            let Some(pipe) = self.pipe.as_ref().filter(|_| self.can_take()) else { return };
+            let wanted = PIECE.min(self.window.available());
+            let read = match self.is_dropped {
+                true => rustix::io::read(pipe, &mut [0; PIECE]),
+                false => link.data_from(self.kind, pipe, wanted),
+            };
+            let len = match read {
+                Ok(len @ 1..) => len,
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Ok(0) | Err(_) => return self.pipe = None,
+            };
+            if !self.is_dropped {
+                self.window.take(len);
             }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.pipe = None,
+            if let Some(drain) = &mut self.drain {
+                drain.active = now;
+                drain.bytes += len;
+            }
+            // What is short was all; the pipe's end is found in the next turn.
+            if len < wanted || !link.outbox.has_room() {
+                return;
+            }
         }
     }
 

@@ -36,6 +36,8 @@ impl Event {
 struct State {
     events: VecDeque<Event>,
     cost: usize,
+    /// Whether the reader waits for room. Telling nobody costs a system call too.
+    is_room_awaited: bool,
 }
 
 /// The bounded queue from the reader thread to the server.
@@ -55,6 +57,7 @@ impl Inbox {
     pub(crate) fn push(&self, event: Event) {
         let mut state = self.state();
         while state.cost >= LIMIT {
+            state.is_room_awaited = true;
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.cost += event.cost();
@@ -68,7 +71,9 @@ impl Inbox {
         let mut state = self.state();
         let event = state.events.pop_front()?;
         state.cost -= event.cost();
-        self.room.notify_one();
+        if std::mem::take(&mut state.is_room_awaited) {
+            self.room.notify_one();
+        }
         Some(event)
     }
 

@@ -20,7 +20,8 @@ const THREAD_STACK: usize = 256 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PortKind {
     /// A virtio-serial port. It has no connections: a read of 0 bytes means that no host is
-    /// attached now, and `poll` then reports a hang-up at once, for as long as that lasts.
+    /// attached now, and `poll` then reports a hang-up at once, for as long as that lasts. While one
+    /// is attached a read waits for bytes by itself; each gives at most a page of them.
     VirtioSerial,
     /// A stream socket: a read of 0 bytes is its end.
     Socket,
@@ -51,11 +52,12 @@ impl Port {
         let mut acceptor = Acceptor::default();
         let mut buffer = vec![0; 32 * 1024];
         loop {
-            if self.kind == PortKind::VirtioSerial {
-                self.wait_for_bytes(inbox);
-            }
             match self.file.read(&mut buffer) {
                 Ok(0) if self.kind == PortKind::Socket => break inbox.push(Event::Closed),
+                Ok(0) => {
+                    inbox.push(Event::HostGone);
+                    self.wait_for_host();
+                }
                 Ok(len) => {
                     acceptor.push(&buffer[..len]);
                     while let Some(item) = acceptor.next_item() {
@@ -69,17 +71,16 @@ impl Port {
         }
     }
 
-    fn wait_for_bytes(&self, inbox: &Inbox) {
-        let mut is_told = false;
+    /// Waits until a host is attached again, or has left bytes.
+    fn wait_for_host(&self) {
         loop {
+            thread::sleep(HOST_ABSENT);
             let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
-            if poll(&mut fds, None).is_ok() && fds[0].revents().contains(PollFlags::IN) {
+            let polled = poll(&mut fds, None).is_ok();
+            let events = fds[0].revents();
+            if polled && (events.contains(PollFlags::IN) || !events.contains(PollFlags::HUP)) {
                 return;
             }
-            if fds[0].revents().contains(PollFlags::HUP) && !std::mem::replace(&mut is_told, true) {
-                inbox.push(Event::HostGone);
-            }
-            thread::sleep(HOST_ABSENT);
         }
     }
 

@@ -22,7 +22,8 @@ use super::outgoing::{Outgoing, Step};
 use super::streams::{Item, Stream, Streams};
 use crate::vmm::GuestStream;
 
-const READ: usize = 32 * 1024;
+/// Bytes taken from the byte stream at once.
+const READ: usize = 64 * 1024;
 
 /// What is known of the byte stream's past.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

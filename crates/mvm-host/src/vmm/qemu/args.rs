@@ -62,10 +62,11 @@ pub(super) fn arguments(
     );
     match accel {
         Accel::Kvm => args.option("-accel", "kvm").option("-cpu", "host"),
-        // Five-level paging costs emulated page walks and gives nothing.
+        // Five-level paging costs emulated page walks and gives nothing. Fast string instructions
+        // are slow ones here: a guest that is told of them copies byte by byte.
         Accel::Tcg => args
             .option("-accel", format!("tcg,tb-size={TRANSLATION_CACHE_MIB}"))
-            .option("-cpu", "max,la57=off"),
+            .option("-cpu", "max,la57=off,erms=off,fsrm=off"),
     };
     args.option("-smp", spec.vcpus.to_string())
         .option("-m", format!("{}M", spec.mem_mib))
