@@ -12,6 +12,7 @@ mod mounts;
 mod port;
 mod power;
 mod root;
+mod vsock;
 
 use std::time::Duration;
 
