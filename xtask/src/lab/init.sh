@@ -15,6 +15,8 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
 nine=trans=virtio,version=9p2000.L,msize=524288
 mount -t 9p -o "ro,cache=loose,$nine" lab /lab
 mount -t 9p -o "$nine" out /lab-out
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin; ln -s fd/1 /dev/stdout; ln -s fd/2 /dev/stderr
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 devpts /dev/pts
 for d in /tmp /run /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $d; done

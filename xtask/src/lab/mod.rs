@@ -10,6 +10,7 @@
 
 mod image;
 mod machine;
+mod seed;
 mod suite;
 
 use std::fs;
@@ -103,23 +104,43 @@ fn fill_share(base: &Path, image: &Image, suites: &[Suite]) -> anyhow::Result<Pa
         let to = suite::binary_path(&share, program.test);
         if !to.exists() {
             let built = build_test(program.package, program.test)?;
-            // Half the file is symbols, which an emulated machine would read too.
-            image::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&to).arg(&built))?;
+            strip(&built, &to)?;
         }
     }
-    if suites.iter().any(|suite| matches!(suite, Suite::Firecracker | Suite::Shell)) {
+    if suites.iter().any(|suite| matches!(suite, Suite::Life | Suite::Shell)) {
+        let mvm = build_mvm()?;
+        strip(&mvm, &share.join("bin/mvm"))?;
+        copy_tree(&seed::ensure(base, &mvm)?, &share.join("seed"))?;
+    }
+    if suites.iter().any(|suite| *suite != Suite::Qemu) {
         for program in suite::firecracker().into_iter().flatten() {
             let name = program.file_name().context("a program has a name")?;
             fs::copy(&program, share.join("bin").join(name))?;
         }
     }
-    image::run(
-        Command::new("cp").arg("-al").arg(&image.guest_kernel).arg(share.join("guest-kernel")),
-    )?;
+    copy_tree(&image.guest_kernel, &share.join("guest-kernel"))?;
     let script = share.join("run.sh");
-    fs::write(&script, suite::script(suites, PROGRAM_LIMIT_S))?;
+    let repository = repository()?.to_str().context("the repository's path is not UTF-8")?;
+    fs::write(&script, suite::script(suites, repository, PROGRAM_LIMIT_S))?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
     Ok(share)
+}
+
+/// Copies a program without what is there for debuggers, which an emulated machine would read too.
+fn strip(from: &Path, to: &Path) -> anyhow::Result<()> {
+    image::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from))
+}
+
+/// Links a tree of files that nobody changes.
+fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    image::run(Command::new("cp").arg("-al").arg(from).arg(to))
+}
+
+/// Builds `mvm` and returns its path.
+fn build_mvm() -> anyhow::Result<PathBuf> {
+    let built = Command::new("cargo").args(["build", "--locked", "-p", "mvm"]).status();
+    ensure!(built.context("cannot run cargo")?.success(), "mvm does not build");
+    Ok(repository()?.join("target/debug/mvm"))
 }
 
 /// Builds a test program and returns its path.

@@ -15,6 +15,8 @@ pub(crate) enum Suite {
     Qemu,
     /// What every VMM driver promises, and what Firecracker's adds, on real Firecracker.
     Firecracker,
+    /// An instance's whole life with `mvm` itself, on real Firecracker.
+    Life,
     /// No tests: a shell on the lab's console.
     Shell,
 }
@@ -30,12 +32,13 @@ pub(super) struct TestProgram {
 
 impl Suite {
     /// What runs if nothing is named.
-    pub(super) const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
+    pub(super) const ALL: [Self; 3] = [Self::Qemu, Self::Firecracker, Self::Life];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
             Self::Firecracker => "firecracker",
+            Self::Life => "life",
             Self::Shell => "shell",
         }
     }
@@ -53,6 +56,11 @@ impl Suite {
                 test: "vmm_contract",
                 arguments: "--test-threads=2 firecracker",
             }],
+            Self::Life => &[TestProgram {
+                package: "mvm-tests",
+                test: "firecracker",
+                arguments: "--nocapture",
+            }],
             Self::Shell => &[],
         }
     }
@@ -60,7 +68,7 @@ impl Suite {
     /// Why it cannot run, if it cannot.
     pub(super) fn obstacle(self) -> Option<String> {
         match self {
-            Self::Firecracker if firecracker().is_none() => Some(format!(
+            Self::Firecracker | Self::Life if firecracker().is_none() => Some(format!(
                 "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names one elsewhere"
             )),
             _ => None,
@@ -82,10 +90,13 @@ pub(super) fn firecracker() -> Option<[PathBuf; 2]> {
 }
 
 /// The lab's script: each suite in turn, its output to the console and to a log.
-pub(super) fn script(suites: &[Suite], limit_s: u64) -> String {
-    let mut script = String::from(
+pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String {
+    // The tests of the whole program start it in the repository, which need not hold anything.
+    let mut script = format!(
         "export MVM_TEST_KERNEL_DIR=/lab/guest-kernel MVM_TEST_ACCEL=kvm RUST_BACKTRACE=1\n\
-         export MVM_FIRECRACKER=/lab/bin/firecracker\n",
+         export MVM_FIRECRACKER=/lab/bin/firecracker MVM_BIN=/lab/bin/mvm\n\
+         export MVM_TEST_SEED=/lab/seed PATH=\"$PATH:/lab/bin\"\n\
+         mkdir -p '{repository}'\n",
     );
     for suite in suites {
         if *suite == Suite::Shell {
