@@ -285,7 +285,7 @@ fn a_document_that_cannot_be_used_is_shown_with_its_place() {
 #[test]
 fn a_vmm_without_a_driver_and_a_socket_without_an_agent_are_unreachable() {
     let Some(node) = Node::new() else { return };
-    let says = &["no Firecracker driver", "`--vmm qemu`", "agent.log"];
+    let says = &["Firecracker cannot be used", "`--vmm qemu`", "agent.log"];
     refused(&node, &["ps", "--vmm", "firecracker"], 7, says);
     refused(&node, &["agent", "status"], 7, &["no agent runs for", "`mvm ps`"]);
     let socket = node.dir().join("agent.sock");

@@ -1,9 +1,11 @@
-//! The project's own tasks: the gate that CI, the README and contributors call, and the benchmarks.
+//! The project's own tasks: the gate that CI, the README and contributors call, the benchmarks, and
+//! the lab with a real KVM.
 
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
 
 mod bench;
 mod gate;
+mod lab;
 
 use clap::{Parser, Subcommand};
 
@@ -21,11 +23,14 @@ enum Task {
     Test(gate::TestArgs),
     /// Measure a promise of the README, against a peer in the same run.
     Bench(bench::BenchArgs),
+    /// Run suites that need KVM in an emulated machine that has one; `lab shell` is its console.
+    Lab(lab::LabArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Test(args) => gate::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Lab(args) => lab::run(&args),
     }
 }

@@ -9,9 +9,10 @@ use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
 use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
 use mvm_host::platform::{self, PlatformError, facts};
-use mvm_host::vmm::Vmm;
+use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm};
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
+use mvm_host::vmm::{NodeVmm, Vmm};
 
 use crate::node::{Host, NodeConfig};
 
@@ -70,7 +71,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
-            vmm: Arc::new(QemuVmm::new(QemuConfig::new(choice.accel))) as Arc<dyn Vmm>,
+            vmm: real(choice.vmm, choice.accel),
             network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
                 as Arc<dyn Network>,
             images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
@@ -86,6 +87,17 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         accel: choice.accel,
     };
     Ok((config, host))
+}
+
+/// The chosen VMM, and the other for what it may have started before.
+fn real(chosen: VmmKind, accel: Accel) -> Arc<dyn Vmm> {
+    let qemu: Arc<dyn Vmm> = Arc::new(QemuVmm::new(QemuConfig::new(accel)));
+    let firecracker = FirecrackerVmm::new(FirecrackerConfig::from_environment());
+    let firecracker: Arc<dyn Vmm> = Arc::new(firecracker);
+    Arc::new(match chosen {
+        VmmKind::Firecracker => NodeVmm::new(firecracker, vec![qemu]),
+        VmmKind::Qemu | VmmKind::Sim => NodeVmm::new(qemu, vec![firecracker]),
+    })
 }
 
 fn simulated(state_dir: &Path) -> Host {

@@ -47,6 +47,11 @@ pub use ways::{Feature, ForwardTarget, TerminalSize};
 
 /// The name of the virtio-serial port that carries the protocol.
 pub const PORT_NAME: &str = "mvm.agent.0";
+/// The vsock port that carries it where the VMM has vsock and no virtio-serial port.
+pub const VSOCK_PORT: u32 = 5252;
+/// What a kernel says last before it switches the machine off. On a machine without a switch, which
+/// can only be reset, the guest agent says it instead.
+pub const POWER_OFF_WORDS: &str = "reboot: Power down";
 /// The protocol versions that this build speaks.
 pub const MIN_VERSION: u16 = 1;
 /// The newest protocol version that this build speaks.

@@ -7,6 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::sync::OnceLock;
 
+use mvm_core::guest::POWER_OFF_WORDS;
+
 static KERNEL_LOG: OnceLock<File> = OnceLock::new();
 
 /// Sends what is said from now on to the kernel's log.
@@ -26,6 +28,13 @@ pub(crate) fn note(text: &str) {
 /// Says that something failed; shown on the console even with `quiet`.
 pub(crate) fn complain(text: &str) {
     line(3, text);
+}
+
+/// Says on the console what a kernel says that switches the machine off.
+pub(crate) fn say_power_off() {
+    if let Some(mut log) = KERNEL_LOG.get() {
+        let _ = log.write_all(format!("<0>{POWER_OFF_WORDS}\n").as_bytes());
+    }
 }
 
 fn line(level: u8, text: &str) {

@@ -1,8 +1,10 @@
-//! What every VMM driver promises, on the simulated one always and on real QEMU where it can run.
+//! What every VMM driver promises, on the simulated one always, and on real QEMU and Firecracker
+//! where they can run.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod image_support;
+mod vmm_firecracker;
 mod vmm_support;
 
 use std::path::PathBuf;
@@ -16,7 +18,8 @@ use mvm_host::vmm::{
     VmSpec, Vmm, VmmError,
 };
 use vmm_support::{
-    Backend, Guest, Host, PATIENCE, eventually, processes_of, qemu::Qemu, sim::Sim, text_of,
+    Backend, Guest, Host, PATIENCE, eventually, firecracker::Firecracker, processes_of, qemu::Qemu,
+    sim::Sim, text_of,
 };
 
 /// Runs each promise as a test on each backend: on the simulated one in modelled time.
@@ -36,11 +39,23 @@ macro_rules! contract {
                 }
             })+
         }
+        mod firecracker {
+            $(#[tokio::test]
+            async fn $promise() {
+                if let Some(backend) = super::real_firecracker() {
+                    super::$promise(super::Host::new(backend)).await;
+                }
+            })+
+        }
     };
 }
 
 async fn real_qemu() -> Option<Qemu> {
     Qemu::new().await.inspect_err(|why| eprintln!("skipped: {why}")).ok()
+}
+
+fn real_firecracker() -> Option<Firecracker> {
+    Firecracker::new().inspect_err(|why| eprintln!("skipped: {why}")).ok()
 }
 
 contract! {

@@ -13,6 +13,7 @@ mod port;
 mod power;
 mod root;
 mod run_dir;
+mod vsock;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::console::complain;
+use crate::console::{complain, say_power_off};
 use crate::machine::unmount_disks;
 use crate::process::{has_children, reap, signal_all};
 
@@ -39,8 +39,13 @@ pub(super) fn stop(grace: Duration, writable: Option<OwnedFd>) -> ! {
         }
     }
     // A kernel that cannot switch the machine off would halt it, and the VMM would never end. A
-    // reset ends it too, as microVMs run without reboot.
-    let command = if can_power_off { RebootCommand::PowerOff } else { RebootCommand::Restart };
+    // reset ends it too, as microVMs run without reboot; the console tells the host what was meant.
+    let command = if can_power_off {
+        RebootCommand::PowerOff
+    } else {
+        say_power_off();
+        RebootCommand::Restart
+    };
     loop {
         if let Err(error) = reboot(command) {
             complain(&format!("cannot stop the machine: {error}"));

@@ -2,15 +2,19 @@
 
 use mvm_core::vmm::{Accel, VmmKind};
 
-use super::facts::Facts;
+use super::facts::{Facts, Firecracker};
 use super::kvm::KvmVerdict;
+use crate::vmm::firecracker::FirecrackerVersion;
 
 /// Why a VMM or accelerator that was asked for cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlatformError {
-    /// Firecracker was asked for, which this build cannot drive.
-    #[error("this build of mvm has no Firecracker driver yet; use `--vmm qemu`")]
-    NoFirecrackerDriver,
+    /// Firecracker was asked for, and cannot be used.
+    #[error("Firecracker cannot be used: {problem}; use `--vmm qemu`, or none for what works")]
+    NoFirecracker {
+        /// What is in the way.
+        problem: String,
+    },
     /// KVM was asked for on a machine where it cannot be opened.
     #[error("KVM cannot be used: {verdict}; use `--accel tcg`, or none for the best that works")]
     NoKvm {
@@ -40,16 +44,47 @@ pub fn choose(
     facts: &Facts,
 ) -> Result<Choice, PlatformError> {
     match vmm {
-        Some(VmmKind::Firecracker) => Err(PlatformError::NoFirecrackerDriver),
+        Some(VmmKind::Firecracker) => {
+            let version = firecracker_version(accel, facts)?;
+            let (accel, why) = choose_accel(Some(Accel::Kvm), facts.kvm.verdict())?;
+            let why = format!("version {version}, {why}");
+            Ok(Choice { vmm: VmmKind::Firecracker, accel, why })
+        }
         Some(VmmKind::Sim) => Ok(Choice {
             vmm: VmmKind::Sim,
             accel: accel.unwrap_or(Accel::Tcg),
             why: "asked for; nothing real runs".to_owned(),
         }),
-        Some(VmmKind::Qemu) | None => {
-            let (accel, why) = choose_accel(accel, facts.kvm.verdict())?;
-            Ok(Choice { vmm: VmmKind::Qemu, accel, why })
+        Some(VmmKind::Qemu) => qemu(accel, facts),
+        None => match (facts.kvm.verdict(), firecracker_version(accel, facts)) {
+            (KvmVerdict::Usable, Ok(version)) => Ok(Choice {
+                vmm: VmmKind::Firecracker,
+                accel: Accel::Kvm,
+                why: format!("version {version} is installed, and {}", facts.kvm.verdict()),
+            }),
+            _ => qemu(accel, facts),
+        },
+    }
+}
+
+fn qemu(accel: Option<Accel>, facts: &Facts) -> Result<Choice, PlatformError> {
+    let (accel, why) = choose_accel(accel, facts.kvm.verdict())?;
+    Ok(Choice { vmm: VmmKind::Qemu, accel, why })
+}
+
+/// The installed Firecracker, if it can run guests on what was asked for.
+fn firecracker_version(
+    accel: Option<Accel>,
+    facts: &Facts,
+) -> Result<FirecrackerVersion, PlatformError> {
+    let refuse = |problem: &str| Err(PlatformError::NoFirecracker { problem: problem.to_owned() });
+    match (&facts.firecracker, accel) {
+        (_, Some(Accel::Tcg)) => refuse("it runs on KVM alone, and `tcg` was asked for"),
+        (Firecracker::Missing, _) => {
+            refuse("it is not installed (MVM_FIRECRACKER names one that is not in PATH)")
         }
+        (Firecracker::Unfit { problem }, _) => refuse(problem),
+        (Firecracker::Installed { version }, _) => Ok(*version),
     }
 }
 
@@ -134,11 +169,39 @@ mod tests {
         }
     }
 
+    fn with_firecracker(facts: Facts) -> Facts {
+        let version = FirecrackerVersion(1, 15, 1);
+        Facts { firecracker: Firecracker::Installed { version }, ..facts }
+    }
+
     #[test]
-    fn firecracker_is_refused_with_what_to_use_instead() {
-        let error = choose(Some(VmmKind::Firecracker), Some(Accel::Kvm), &usable()).unwrap_err();
-        assert_eq!(error, PlatformError::NoFirecrackerDriver);
-        assert!(error.to_string().contains("--vmm qemu"));
+    fn an_installed_firecracker_is_preferred_where_kvm_works() {
+        let facts = with_firecracker(usable());
+        for accel in [None, Some(Accel::Kvm)] {
+            assert_eq!(chosen(None, accel, &facts), (VmmKind::Firecracker, Accel::Kvm));
+        }
+        assert_eq!(chosen(None, Some(Accel::Tcg), &facts), (VmmKind::Qemu, Accel::Tcg));
+        assert_eq!(chosen(Some(VmmKind::Qemu), None, &facts), (VmmKind::Qemu, Accel::Kvm));
+        assert_eq!(chosen(None, None, &with_firecracker(emulated())).0, VmmKind::Qemu);
+        let problem = "version 1.9.0 is too old".to_owned();
+        let unfit = Facts { firecracker: Firecracker::Unfit { problem }, ..usable() };
+        assert_eq!(chosen(None, None, &unfit), (VmmKind::Qemu, Accel::Kvm));
+    }
+
+    #[test]
+    fn firecracker_is_refused_with_what_is_in_the_way_and_what_to_use_instead() {
+        let refused = |accel, facts: &Facts| {
+            let error = choose(Some(VmmKind::Firecracker), accel, facts).unwrap_err();
+            error.to_string()
+        };
+        let missing = refused(None, &usable());
+        assert!(missing.contains("not installed") && missing.contains("--vmm qemu"), "{missing}");
+        let there = with_firecracker(usable());
+        assert!(refused(Some(Accel::Tcg), &there).contains("KVM alone"));
+        let no_kvm = refused(None, &with_firecracker(on(Device::Absent, 60)));
+        assert!(no_kvm.contains("no /dev/kvm"), "{no_kvm}");
+        let unfit = Firecracker::Unfit { problem: "it has a fault".into() };
+        assert!(refused(None, &Facts { firecracker: unfit, ..usable() }).contains("a fault"));
     }
 
     #[test]

@@ -79,7 +79,7 @@ mod tests {
     use crate::platform::facts::tests::facts;
 
     /// A change of these names breaks programs that read them.
-    const NAMES: [&str; 20] = [
+    const NAMES: [&str; 21] = [
         "os",
         "root",
         "kvm",
@@ -89,6 +89,7 @@ mod tests {
         "memory",
         "cgroup",
         "qemu",
+        "firecracker",
         "mkfs.erofs",
         "mke2fs",
         "nft",

@@ -13,6 +13,8 @@ use super::system::{self, Cgroup, Environment, EnvironmentSigns, KernelFeature, 
 use crate::bootstrap::KernelStore;
 use crate::bootstrap::packages::{PackageManager, Program, missing_programs};
 use crate::process::{Tool, find_program};
+use crate::vmm::VmmError;
+use crate::vmm::firecracker::{self, FirecrackerConfig, FirecrackerVersion, FirecrackerVmm};
 
 /// How long `qemu --version` may take.
 const QEMU_LIMIT: Duration = Duration::from_secs(20);
@@ -49,6 +51,23 @@ pub enum Qemu {
     Installed {
         /// Its major and minor version.
         version: (u32, u32),
+    },
+}
+
+/// What was found of Firecracker and its jailer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Firecracker {
+    /// It is not installed, which is no fault: QEMU does as well.
+    Missing,
+    /// It is there and cannot be used.
+    Unfit {
+        /// Why.
+        problem: String,
+    },
+    /// It is there.
+    Installed {
+        /// Its version.
+        version: FirecrackerVersion,
     },
 }
 
@@ -114,6 +133,8 @@ pub struct Facts {
     pub package_manager: Option<PackageManager>,
     /// QEMU.
     pub qemu: Qemu,
+    /// Firecracker.
+    pub firecracker: Firecracker,
     /// `/dev/net/tun`.
     pub tun: Device,
     /// Bridges in the kernel.
@@ -160,6 +181,7 @@ pub async fn gather(state_dir: &Path) -> Facts {
         missing: missing_programs(&Program::ALL),
         package_manager: PackageManager::detect(),
         qemu: gather_qemu().await,
+        firecracker: gather_firecracker().await,
         tun: device("/dev/net/tun"),
         bridge: kernel.feature("bridge", "CONFIG_BRIDGE"),
         nf_tables,
@@ -205,6 +227,16 @@ async fn gather_qemu() -> Qemu {
             },
         },
         Err(error) => Qemu::Broken { problem: error.to_string() },
+    }
+}
+
+async fn gather_firecracker() -> Firecracker {
+    match FirecrackerVmm::new(FirecrackerConfig::from_environment()).version().await {
+        Ok(version) => Firecracker::Installed { version },
+        Err(VmmError::MissingProgram { program }) if program == firecracker::PROGRAM => {
+            Firecracker::Missing
+        }
+        Err(error) => Firecracker::Unfit { problem: error.to_string() },
     }
 }
 
@@ -266,6 +298,7 @@ pub(super) mod tests {
             missing: Vec::new(),
             package_manager: Some(PackageManager::Apt),
             qemu: Qemu::Installed { version: (7, 2) },
+            firecracker: Firecracker::Missing,
             tun: Device::Opens,
             bridge: KernelFeature::Present,
             nf_tables: KernelFeature::Present,

@@ -31,7 +31,7 @@ pub use become_program::become_program;
 pub use daemon::spawn_daemon;
 pub use find::find_program;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
-pub use spawn::{Spawn, spawn};
+pub use spawn::{Pids, Spawn, spawn};
 pub use strays::end_all_of;
 pub(crate) use tool::Tool;
 pub use tool::ToolError;

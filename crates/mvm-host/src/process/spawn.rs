@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::UnshareFlags;
 
 use super::{Process, ProcessIdentity};
 
@@ -25,14 +26,39 @@ pub struct Spawn<'a> {
     pub groups: &'a [u32],
     /// Descriptors that it inherits under the numbers they have here.
     pub keep: &'a [BorrowedFd<'a>],
+    /// Its standard input; nothing if absent.
+    pub input: Option<BorrowedFd<'a>>,
     /// Where its standard output and error go; nowhere if absent.
     pub output: Option<BorrowedFd<'a>>,
+    /// Where its standard error goes instead.
+    pub errors: Option<BorrowedFd<'a>>,
+    /// Whether it sees processes of the host.
+    pub pids: Pids,
+}
+
+/// Which processes a process sees and can signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pids {
+    /// Those that the caller sees.
+    Host,
+    /// Itself and its children alone, which end with it: it is the first of a PID namespace.
+    Own,
 }
 
 impl<'a> Spawn<'a> {
     /// A process that inherits nothing and is silent.
     pub fn new(program: &'a Path, args: &'a [OsString]) -> Self {
-        Self { program, args, uid: None, groups: &[], keep: &[], output: None }
+        Self {
+            program,
+            args,
+            uid: None,
+            groups: &[],
+            keep: &[],
+            input: None,
+            output: None,
+            errors: None,
+            pids: Pids::Host,
+        }
     }
 }
 
@@ -53,9 +79,9 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdio(spawn.input)?)
         .stdout(stdio(spawn.output)?)
-        .stderr(stdio(spawn.output)?);
+        .stderr(stdio(spawn.errors.or(spawn.output))?);
     let child = Child {
         uid: spawn.uid,
         groups: spawn.groups.to_vec(),
@@ -63,7 +89,10 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
     };
     before_exec(&mut command, child);
     // The child is not waited for through `std`: its pidfd reaps it.
-    let child = command.spawn()?;
+    let child = match spawn.pids {
+        Pids::Host => command.spawn()?,
+        Pids::Own => spawn_first_of_namespace(command)?,
+    };
     let opened = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
@@ -77,6 +106,19 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
         child.wait()?;
     }
     opened
+}
+
+/// Starts a command as the first process of a PID namespace. It stays this process's child: only
+/// what the thread starts from then on is in the namespace, and the thread starts nothing else.
+#[allow(unsafe_code)]
+fn spawn_first_of_namespace(mut command: Command) -> io::Result<std::process::Child> {
+    let start = move || {
+        // SAFETY: the namespace is for children of this thread; no memory or file is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
+        command.spawn()
+    };
+    let thread = std::thread::Builder::new().name("spawn".into()).spawn(start)?;
+    thread.join().map_err(|_| io::Error::other("the thread that starts a process panicked"))?
 }
 
 /// What the child does to itself before it becomes the program.
@@ -195,6 +237,30 @@ mod tests {
         let session = output_of("echo $$; cut -d' ' -f6 /proc/self/stat", None, &[]).await;
         let ids: Vec<&str> = session.lines().collect();
         assert_eq!(ids[0], ids[1]);
+    }
+
+    #[tokio::test]
+    #[allow(clippy::print_stderr)] // a skipped test says why
+    async fn a_process_with_pids_of_its_own_is_still_known_and_reaped_by_its_parent() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root may make a PID namespace");
+            return;
+        }
+        let mut output = tempfile::tempfile().unwrap();
+        let args = ["-c", "echo $$; echo told >&2; exit 7"].map(OsString::from);
+        let program = Path::new("/bin/sh");
+        let process = spawn(&Spawn {
+            output: Some(output.as_fd()),
+            pids: Pids::Own,
+            ..Spawn::new(program, &args)
+        })
+        .unwrap();
+        assert_ne!(process.identity().pid, 1);
+        assert_eq!(process.wait().await, mvm_core::vmm::ProcessEnd::Exited { code: 7 });
+        let mut text = String::new();
+        output.rewind().unwrap();
+        output.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "1\ntold\n");
     }
 
     #[tokio::test]

@@ -3,10 +3,14 @@
 //! The agent's instance actors call it; it never decides whether a microVM should run.
 
 pub mod console;
+mod disk_lock;
+pub mod firecracker;
 pub(crate) mod memory;
+mod node;
 pub mod qemu;
 pub mod qmp;
 pub mod sim;
+mod starting;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +21,7 @@ use mvm_core::name::InstanceId;
 use mvm_core::net::MacAddr;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, VmExit, VmHandle, VmmKind};
+pub use node::NodeVmm;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::image::digest::Digest;
@@ -169,6 +174,16 @@ pub enum VmmError {
         #[source]
         source: std::io::Error,
     },
+    /// The installed VMM has a fault that mvm cannot live with.
+    #[error("`{program}` is version {found}: {problem}")]
+    Unfit {
+        /// The program's name.
+        program: String,
+        /// The installed version.
+        found: String,
+        /// What is wrong with it, and what to use instead.
+        problem: String,
+    },
     /// The installed VMM lacks what mvm needs.
     #[error("`{program}` is version {found}: at least {required} is needed")]
     TooOld {
@@ -210,6 +225,11 @@ pub enum VmmError {
         #[source]
         source: std::io::Error,
     },
+}
+
+fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> VmmError {
+    let path = path.to_owned();
+    move |source| VmmError::File { path, source }
 }
 
 /// A byte stream to a guest agent.

@@ -1,5 +1,7 @@
 //! What the VMM contract runs on: a backend with guests that obey one-line commands.
 
+pub(crate) mod firecracker;
+mod guest_files;
 pub(crate) mod qemu;
 pub(crate) mod sim;
 

@@ -1,4 +1,5 @@
-//! Real QEMU in software, with a guest made of a distribution's kernel and busybox.
+//! Real QEMU, in software or with what `MVM_TEST_ACCEL` names, with a guest made of a distribution's
+//! kernel and busybox.
 //!
 //! The kernel is the one that mvm itself fetches; `MVM_TEST_KERNEL_DIR` names a directory with an
 //! unpacked kernel package (`boot/vmlinuz-*` and `lib/modules/*`) to be used instead. Also needed:
@@ -7,7 +8,6 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use mvm_host::vmm::Vmm;
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 
 use super::Backend;
+use super::guest_files::{Archive, KernelFiles, unpacked};
 
 /// Modules of an unpacked kernel package in the order in which they can be loaded.
 const MODULES: [&str; 10] = [
@@ -122,25 +123,27 @@ async fn needed() -> Result<(Vec<u8>, KernelFiles), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("only root may start QEMU as another user".into());
     }
-    let program = program();
+    let program = config().program;
     if find_program(&program).is_none() && !program.exists() {
         return Err(format!("`{}` is not installed", program.display()));
     }
     let busybox = std::fs::read("/bin/busybox").map_err(|_| "there is no /bin/busybox")?;
     let kernel = match std::env::var_os("MVM_TEST_KERNEL_DIR") {
-        Some(dir) => unpacked(Path::new(&dir))?,
+        Some(dir) => unpacked(Path::new(&dir), &MODULES)?,
         None => fetched().await,
     };
     Ok((busybox, kernel))
 }
 
-fn program() -> PathBuf {
-    let named = std::env::var_os("MVM_TEST_QEMU");
-    named.map_or_else(|| QemuConfig::new(Accel::Tcg).program, PathBuf::from)
+fn config() -> QemuConfig {
+    let accel = std::env::var("MVM_TEST_ACCEL");
+    let accel = accel.map_or(Accel::Tcg, |word| word.parse().expect("MVM_TEST_ACCEL"));
+    let config = QemuConfig::new(accel);
+    match std::env::var_os("MVM_TEST_QEMU") {
+        Some(program) => QemuConfig { program: program.into(), ..config },
+        None => config,
+    }
 }
-
-/// A kernel and its modules, in the order in which they can be loaded.
-type KernelFiles = (PathBuf, Vec<(String, PathBuf)>);
 
 async fn fetched() -> KernelFiles {
     let kernel = crate::image_support::kernel().await;
@@ -150,89 +153,17 @@ async fn fetched() -> KernelFiles {
     (kernel.vmlinuz(), load)
 }
 
-fn unpacked(dir: &Path) -> Result<KernelFiles, String> {
-    let kernel = find(&dir.join("boot"), &|name| name.starts_with("vmlinuz-"))
-        .ok_or_else(|| format!("there is no boot/vmlinuz-* in {}", dir.display()))?;
-    let module = |name: &str| {
-        let file = format!("{name}.ko");
-        let path = find(&dir.join("lib/modules"), &|name| name == file);
-        let path = path.ok_or_else(|| format!("there is no {file} in {}", dir.display()))?;
-        Ok((name.to_owned(), path))
-    };
-    Ok((kernel, MODULES.into_iter().map(module).collect::<Result<_, String>>()?))
-}
-
 impl Backend for Qemu {
     fn vmm(&self) -> Arc<dyn Vmm> {
-        let program = program();
-        Arc::new(QemuVmm::new(QemuConfig { program, ..QemuConfig::new(Accel::Tcg) }))
+        Arc::new(QemuVmm::new(config()))
     }
 
     fn vmm_without_program(&self) -> Option<Arc<dyn Vmm>> {
         let program = "qemu-system-nowhere".into();
-        Some(Arc::new(QemuVmm::new(QemuConfig { program, ..QemuConfig::new(Accel::Tcg) })))
+        Some(Arc::new(QemuVmm::new(QemuConfig { program, ..config() })))
     }
 
     fn boot_files(&self) -> (PathBuf, PathBuf) {
         (self.kernel.clone(), self.files.path().join("initrd"))
-    }
-}
-
-/// The first file below a directory whose name fits.
-fn find(dir: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
-    let mut entries: Vec<_> = std::fs::read_dir(dir).ok()?.filter_map(Result::ok).collect();
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    entries.into_iter().find_map(|entry| {
-        let kind = entry.file_type().ok()?;
-        if kind.is_dir() {
-            return find(&entry.path(), fits);
-        }
-        fits(entry.file_name().to_str()?).then(|| entry.path())
-    })
-}
-
-/// An initial RAM filesystem in the `newc` format.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    files: u32,
-}
-
-impl Archive {
-    fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
-        self.files += 1;
-        let fields = [
-            self.files, // inode
-            mode,
-            0, // user
-            0, // group
-            1, // links
-            0, // time
-            u32::try_from(content.len()).unwrap(),
-            0, // device of the filesystem, and of a device file
-            0,
-            0,
-            0,
-            u32::try_from(name.len()).unwrap() + 1,
-            0, // checksum
-        ];
-        self.bytes.write_all(b"070701").unwrap();
-        for field in fields {
-            write!(self.bytes, "{field:08x}").unwrap();
-        }
-        self.bytes.extend(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend(content);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.add("TRAILER!!!", 0, b"");
-        self.bytes
     }
 }

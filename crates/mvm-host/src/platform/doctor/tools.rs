@@ -2,7 +2,8 @@
 
 use super::Check;
 use crate::bootstrap::packages::{PackageManager, Program, Step};
-use crate::platform::facts::{Facts, GuestKernel, Qemu};
+use crate::platform::facts::{Facts, Firecracker, GuestKernel, Qemu};
+use crate::vmm::firecracker::MINIMUM_VERSION;
 
 /// The oldest QEMU whose snapshots and `microvm` machine are known to work.
 const MIN_QEMU: (u32, u32) = (7, 2);
@@ -12,6 +13,7 @@ const IMPORT: &str = "sudo mvm bootstrap --kernel VMLINUZ --modules /lib/modules
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     vec![
         qemu(facts),
+        firecracker(facts),
         program("mkfs.erofs", Program::MkfsErofs, facts),
         program("mke2fs", Program::Mke2fs, facts),
         program("nft", Program::Nft, facts),
@@ -33,6 +35,24 @@ fn qemu(facts: &Facts) -> Check {
         ),
         Qemu::Broken { problem } => Check::fail("qemu", problem, upgrade(facts)),
         Qemu::Missing => program("qemu", Program::Qemu, facts),
+    }
+}
+
+/// Nothing is amiss without it.
+fn firecracker(facts: &Facts) -> Check {
+    match &facts.firecracker {
+        Firecracker::Installed { version } => {
+            Check::ok("firecracker", format!("version {version}, with its jailer"))
+        }
+        Firecracker::Missing => Check::ok("firecracker", "not installed; QEMU is used"),
+        Firecracker::Unfit { problem } => Check::warn(
+            "firecracker",
+            problem,
+            format!(
+                "put Firecracker {MINIMUM_VERSION} and its jailer into PATH, or name it with \
+                 MVM_FIRECRACKER; QEMU is used until then"
+            ),
+        ),
     }
 }
 
@@ -122,8 +142,9 @@ mod tests {
     #[test]
     fn each_missing_program_is_a_check_that_bootstrap_mends() {
         let facts = Facts { missing: Program::ALL.to_vec(), qemu: Qemu::Missing, ..facts() };
-        for check in &checks(&facts)[..4] {
-            assert_fails(check.clone(), "sudo mvm bootstrap");
+        for name in ["qemu", "mkfs.erofs", "mke2fs", "nft"] {
+            let check = checks(&facts).into_iter().find(|check| check.name == name);
+            assert_fails(check.unwrap(), "sudo mvm bootstrap");
         }
         let optional = mmdebstrap(&facts);
         let expected = (Verdict::Warn, Some("sudo mvm bootstrap"));
@@ -157,6 +178,17 @@ mod tests {
         let problem = "error while loading shared libraries".to_owned();
         let check = qemu(&Facts { qemu: Qemu::Broken { problem: problem.clone() }, ..facts() });
         assert_eq!((check.verdict, check.detail), (Verdict::Fail, problem));
+    }
+
+    #[test]
+    fn a_firecracker_that_cannot_be_used_is_a_warning_and_none_is_not() {
+        let with = |firecracker| self::firecracker(&Facts { firecracker, ..facts() });
+        assert_eq!(with(Firecracker::Missing).verdict, Verdict::Ok);
+        let unfit = with(Firecracker::Unfit { problem: "no jailer".into() });
+        assert_eq!((unfit.verdict, unfit.detail.as_str()), (Verdict::Warn, "no jailer"));
+        let version = crate::vmm::firecracker::FirecrackerVersion(1, 15, 1);
+        let installed = with(Firecracker::Installed { version });
+        assert_eq!(installed.detail, "version 1.15.1, with its jailer");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
 
@@ -16,6 +16,7 @@ const BATCH: usize = 1 << 20;
 /// A memory image that microVMs map privately: what one of them writes, no other sees.
 #[derive(Debug)]
 pub struct MemoryImage {
+    path: PathBuf,
     content: OwnedFd,
     bytes: u64,
 }
@@ -44,7 +45,7 @@ impl MemoryImage {
         }
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&content, seals)?;
-        Ok(Self { content: content.into(), bytes })
+        Ok(Self { path: path.to_owned(), content: content.into(), bytes })
     }
 
     /// Takes an image file as it is, for the microVM of one user alone, which becomes its owner.
@@ -57,7 +58,12 @@ impl MemoryImage {
         fchown(&file, Some(uid), Some(uid))?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(0o600))?;
         let bytes = file.metadata()?.len();
-        Ok(Self { content: file.into(), bytes })
+        Ok(Self { path: path.to_owned(), content: file.into(), bytes })
+    }
+
+    /// The file that it was made from, for VMMs that take a path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The size of the memory in bytes.

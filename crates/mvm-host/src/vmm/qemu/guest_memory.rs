@@ -31,7 +31,7 @@ struct Region {
 
 /// A guest's memory in a QEMU process that does not run the guest at the moment.
 #[derive(Debug)]
-pub(super) struct GuestMemory {
+pub(in crate::vmm) struct GuestMemory {
     pid: u32,
     bytes: u64,
     part: MemoryPart,
@@ -44,7 +44,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// There is no such mapping, or the process is gone.
-    pub(super) fn of(pid: u32, bytes: u64) -> io::Result<Self> {
+    pub(in crate::vmm) fn of(pid: u32, bytes: u64) -> io::Result<Self> {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
         let (part, regions) = find(&maps, bytes)
             .ok_or_else(|| io::Error::other("the guest's memory is not mapped as expected"))?;
@@ -53,12 +53,12 @@ impl GuestMemory {
     }
 
     /// The part that has to be saved.
-    pub(super) fn part(&self) -> MemoryPart {
+    pub(in crate::vmm) fn part(&self) -> MemoryPart {
         self.part
     }
 
     /// The pages that differ from the image.
-    pub(super) fn changed(&self) -> io::Result<Vec<Run>> {
+    pub(in crate::vmm) fn changed(&self) -> io::Result<Vec<Run>> {
         let map = File::open(format!("/proc/{}/pagemap", self.pid))?;
         let mut pages = Vec::new();
         let mut buffer = vec![0; ENTRIES * 8];
@@ -82,7 +82,7 @@ impl GuestMemory {
 
     /// Copies the memory's data into a file of the same size. What is zero stays a hole: a guest
     /// that only read a page has made it none the less. Returns the bytes that were written.
-    pub(super) fn copy_to(&self, file: &File) -> io::Result<u64> {
+    pub(in crate::vmm) fn copy_to(&self, file: &File) -> io::Result<u64> {
         let region = self.regions.first().ok_or(io::ErrorKind::NotFound)?;
         let (from, to) = (region.address, region.address + region.bytes);
         let memory = File::open(format!("/proc/{}/map_files/{from:x}-{to:x}", self.pid))?;
@@ -101,14 +101,14 @@ impl GuestMemory {
     }
 
     /// Reads from an offset of the guest's memory.
-    pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    pub(in crate::vmm) fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.each_piece(offset, into.len(), |address, range| {
             self.memory.read_exact_at(&mut into[range], address)
         })
     }
 
     /// Writes to an offset of the guest's memory.
-    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::vmm) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.each_piece(offset, bytes.len(), |address, range| {
             self.memory.write_all_at(&bytes[range], address)
         })

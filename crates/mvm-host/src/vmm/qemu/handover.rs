@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, MemfdFlags, flock};
-use rustix::io::Errno;
+use rustix::fs::MemfdFlags;
 
-use super::super::{DEVICE_STATE, Disk, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console};
+use super::super::{
+    DEVICE_STATE, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock, file_error,
+};
 use super::args::{Descriptors, DiskDescriptor};
 use super::journal::{self, Journal};
 use super::{AGENT_SOCKET, QMP_SOCKET, tap, with_source};
@@ -59,13 +60,7 @@ impl Handover {
         let disks = spec
             .disks
             .iter()
-            .map(|disk| {
-                let writes = disk.access == DiskAccess::ReadWrite;
-                let file = OpenOptions::new().read(true).write(writes).open(&disk.path);
-                let file = file.map_err(file_error(&disk.path))?;
-                lock(&file, disk)?;
-                Ok((file, disk.access))
-            })
+            .map(|disk| Ok((disk_lock::open(disk)?, disk.access)))
             .collect::<Result<Vec<_>, VmmError>>()?;
         let (memory, device_state) = match restore {
             None => (guest_memory(spec.mem_mib)?, None),
@@ -170,11 +165,6 @@ impl Handover {
     }
 }
 
-fn file_error(path: &Path) -> impl FnOnce(io::Error) -> VmmError {
-    let path = path.to_owned();
-    move |source| VmmError::File { path, source }
-}
-
 /// Opens a file that QEMU will open again through its descriptor, which checks the file's own mode
 /// (though not the directories on the way).
 fn open_for_user(path: &Path, uid: u32) -> Result<File, VmmError> {
@@ -196,21 +186,6 @@ fn open_for_user(path: &Path, uid: u32) -> Result<File, VmmError> {
         Ok(file)
     };
     open().map_err(file_error(path))
-}
-
-/// Locks a disk, shared to read and alone to write. The lock belongs to the open file that QEMU
-/// inherits, so it lasts exactly as long as the disk is open in any process, whatever becomes of
-/// the agent. QEMU's own locks, on byte ranges, are independent of it.
-fn lock(file: &File, disk: &Disk) -> Result<(), VmmError> {
-    let operation = match disk.access {
-        DiskAccess::ReadOnly => FlockOperation::NonBlockingLockShared,
-        DiskAccess::ReadWrite => FlockOperation::NonBlockingLockExclusive,
-    };
-    match flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { path: disk.path.clone() }),
-        Err(error) => Err(file_error(&disk.path)(error.into())),
-    }
 }
 
 /// The image that a restored microVM maps.

@@ -9,17 +9,13 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::super::qmp::QmpClient;
-use super::super::{Restore, VMM_LOG, VmSpec, VmmError};
+use super::super::starting::{Starting, or_last_words};
+use super::super::{Restore, VmSpec, VmmError};
 use super::handover::Handover;
 use super::vm::QemuVm;
 use super::{QemuConfig, args, connect_qmp, qmp_failed, save};
-use crate::console;
-use crate::process::{Process, Spawn, spawn};
+use crate::process::{Spawn, spawn};
 
-/// Lines of QEMU's own messages that an error keeps.
-const LOG_LINES: usize = 10;
-/// How long a QEMU that has hung up may take to end.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// How often a QEMU that is still setting up is asked again.
 const STATUS_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -73,18 +69,17 @@ async fn start(
     let handover = Handover::open(spec, restore).await?;
     let args = args::arguments(spec, config.accel, tsc_khz, &handover.descriptors());
     let process = spawn(&Spawn {
-        program: &config.program,
-        args: &args,
         uid: Some(spec.uid),
         groups: &groups,
         keep: &handover.to_keep(),
         output: Some(handover.log()),
+        ..Spawn::new(&config.program, &args)
     })
     .map_err(|source| VmmError::Spawn {
         program: config.program.to_string_lossy().into_owned(),
         source,
     })?;
-    Ok((Starting(Some(process)), handover))
+    Ok((Starting::new(process), handover))
 }
 
 fn finish(
@@ -120,50 +115,6 @@ fn kvm_groups(device: &Path) -> Result<Vec<u32>, VmmError> {
     }
 }
 
-/// A QEMU that has yet to prove itself; it is ended if it does not get to.
-struct Starting(Option<Process>);
-
-impl Starting {
-    fn process(&self) -> Result<&Process, VmmError> {
-        self.0.as_ref().ok_or_else(died_unheard)
-    }
-
-    fn succeed(mut self) -> Result<Process, VmmError> {
-        self.0.take().ok_or_else(died_unheard)
-    }
-}
-
-fn died_unheard() -> VmmError {
-    VmmError::DiedAtStart { log: String::new() }
-}
-
-impl Drop for Starting {
-    fn drop(&mut self) {
-        if let Some(process) = &self.0 {
-            process.kill_now();
-        }
-    }
-}
-
-/// Waits for `work`; if QEMU ends meanwhile, what it said is the error.
-async fn or_last_words(
-    process: &Process,
-    spec: &VmSpec,
-    work: impl Future<Output = Result<(), VmmError>>,
-) -> Result<(), VmmError> {
-    let done = tokio::select! {
-        biased;
-        _ = process.wait() => return Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
-        done = work => done,
-    };
-    let Err(error) = done else { return Ok(()) };
-    // A QEMU that gives up hangs up first: what it says then is worth more than that it did.
-    match tokio::time::timeout(LAST_WORDS_LIMIT, process.wait()).await {
-        Ok(_) => Err(VmmError::DiedAtStart { log: last_words(&spec.dir) }),
-        Err(_) => Err(error),
-    }
-}
-
 async fn ask_until_running(dir: &Path, limit: Duration) -> Result<(), VmmError> {
     #[derive(Deserialize)]
     struct Status {
@@ -186,14 +137,6 @@ async fn ask_until_running(dir: &Path, limit: Duration) -> Result<(), VmmError> 
                 });
             }
         }
-    }
-}
-
-fn last_words(dir: &Path) -> String {
-    match console::tail(&dir.join(VMM_LOG), LOG_LINES) {
-        Ok(lines) if lines.is_empty() => "it said nothing".to_owned(),
-        Ok(lines) => lines.join("; "),
-        Err(error) => format!("its log cannot be read: {error}"),
     }
 }
 

@@ -14,7 +14,7 @@
 //! The instance actors use it through the [`Vmm`] trait.
 
 mod args;
-mod guest_memory;
+pub(in crate::vmm) mod guest_memory;
 mod handover;
 mod journal;
 mod launch;

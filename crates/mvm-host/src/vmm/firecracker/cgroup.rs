@@ -1,0 +1,59 @@
+//! The cgroup of one Firecracker, which the jailer makes and nobody removes but the driver.
+//!
+//! Only a machine whose controllers are all in version 2 has one; elsewhere the jail does without.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+
+use mvm_core::name::InstanceId;
+
+use super::super::VmSpec;
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// The cgroup that holds those of all instances. Each is in one that is named for its user, because
+/// nodes that share a machine may have instances of the same name.
+const PARENT: &str = "mvm";
+/// Memory of Firecracker itself in MiB, on top of its guest's, which counts twice: what is saved of
+/// it may be written to a filesystem in memory.
+const OVERHEAD_MIB: u64 = 128;
+/// Threads of Firecracker besides those of the vCPUs, with room.
+const OTHER_THREADS: u32 = 32;
+
+/// The jailer's arguments for it; none where there is no version 2.
+pub(super) fn arguments(spec: &VmSpec) -> Vec<OsString> {
+    let controllers = std::fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+    let has = |name| {
+        let list = controllers.as_deref().unwrap_or_default();
+        list.split_ascii_whitespace().any(|controller| controller == name)
+    };
+    // A container's own root is not the machine's, and has processes, which forbids children.
+    let is_machine_root = !Path::new(ROOT).join("cgroup.type").exists();
+    if !(has("memory") && has("pids") && is_machine_root) {
+        return Vec::new();
+    }
+    let bytes = (2 * u64::from(spec.mem_mib) + OVERHEAD_MIB) << 20;
+    let limits =
+        [format!("memory.max={bytes}"), format!("pids.max={}", spec.vcpus + OTHER_THREADS)];
+    let parent = format!("{PARENT}/{}", spec.uid);
+    let mut arguments: Vec<OsString> =
+        ["--cgroup-version", "2", "--parent-cgroup", &parent].map(OsString::from).into();
+    for limit in limits {
+        arguments.extend(["--cgroup".into(), limit.into()]);
+    }
+    arguments
+}
+
+/// Removes an instance's cgroup, whose processes have ended. Not finding it is no error; one that
+/// the kernel still holds is found by the next start.
+pub(super) fn remove(uid: u32, id: &InstanceId) {
+    let parent = Path::new(ROOT).join(PARENT).join(uid.to_string());
+    for path in [parent.join(id.as_str()), parent] {
+        match std::fs::remove_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a cgroup");
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Starting one Firecracker in its jail, with every failure unwound.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use mvm_core::vmm::{Accel, VmHandle, VmmKind};
+use serde_json::{Value, json};
+
+use super::super::starting::{Starting, or_last_words};
+use super::super::{
+    DEVICE_STATE, DiskAccess, MEMORY_IMAGE, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock,
+    file_error,
+};
+use super::api::Api;
+use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, METRICS, VSOCK};
+use super::vm::FirecrackerVm;
+use super::{FirecrackerConfig, Programs, cgroup, kernel, locks, save};
+use crate::process::{Pids, Spawn, spawn};
+use crate::unix_socket;
+
+/// Firecracker's own upper bound.
+const MAX_VCPUS: u32 = 32;
+/// How long Firecracker has for one request of a start.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// The guest's own context id; its host is always 2.
+const GUEST_CID: u32 = 3;
+const INTERFACE: &str = "eth0";
+/// Open files that a Firecracker needs, with room for connections over vsock.
+const OPEN_FILES: u32 = 4096;
+
+/// Starts Firecracker, configures it and starts its guest. If this fails or is given up, no process
+/// and no jail is left.
+pub(super) async fn launch(
+    programs: &Programs,
+    config: &FirecrackerConfig,
+    spec: &VmSpec,
+) -> Result<FirecrackerVm, VmmError> {
+    // Looked at first, so that a missing file is told by its own name.
+    let kernel_path = spec.kernel.clone();
+    let kernel = tokio::task::spawn_blocking(move || kernel::ensure_uncompressed(&kernel_path));
+    let kernel = kernel.await.map_err(|error| VmmError::System {
+        operation: "unpack the kernel".into(),
+        source: std::io::Error::other(error),
+    })??;
+    let prepared = prepare(programs, spec).await?;
+    prepared.jail.place_to_read(&kernel, KERNEL)?;
+    prepared.jail.place_to_read(&spec.initrd, INITRD)?;
+    let (starting, api) = start(programs, config, spec, &prepared).await?;
+    let process = starting.process()?;
+    let configuring = async {
+        api.wait_until_up(config.start_limit).await?;
+        for (path, body) in configuration(spec) {
+            api.put(&path, &body).await?;
+        }
+        api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
+    };
+    or_last_words(process, spec, configuring).await?;
+    finish(spec, starting, prepared)
+}
+
+/// Starts Firecracker with a saved microVM, which is paused on return. If this fails or is given
+/// up, no process and no jail is left.
+pub(super) async fn restore(
+    programs: &Programs,
+    config: &FirecrackerConfig,
+    spec: &VmSpec,
+    from: &Restore,
+) -> Result<FirecrackerVm, VmmError> {
+    let memory_bytes = u64::from(spec.mem_mib) << 20;
+    if from.memory.bytes() != memory_bytes {
+        return Err(VmmError::Control {
+            operation: "restore the microVM".into(),
+            message: format!("its memory has {} bytes, not {memory_bytes}", from.memory.bytes()),
+        });
+    }
+    let prepared = prepare(programs, spec).await?;
+    prepared.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
+    prepared.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
+    let (starting, api) = start(programs, config, spec, &prepared).await?;
+    let process = starting.process()?;
+    let pid = process.identity().pid;
+    let loading = async {
+        api.wait_until_up(config.start_limit).await?;
+        api.put("/snapshot/load", &load_request(spec)).await?;
+        // The guest has not run yet: what it sees from its first instruction on is what it knew.
+        save::apply_changes(pid, memory_bytes, &from.dir).await
+    };
+    or_last_words(process, spec, loading).await?;
+    finish(spec, starting, prepared)
+}
+
+/// What a start has made and opened.
+struct Prepared {
+    jail: Jail,
+    locks: Vec<File>,
+    console: File,
+    log: File,
+}
+
+async fn prepare(programs: &Programs, spec: &VmSpec) -> Result<Prepared, VmmError> {
+    if spec.vcpus > MAX_VCPUS {
+        return Err(VmmError::Spec {
+            id: spec.id.clone(),
+            message: format!("Firecracker gives a microVM at most {MAX_VCPUS} vCPUs"),
+        });
+    }
+    for path in [&spec.kernel, &spec.initrd] {
+        File::open(path).map_err(file_error(path))?;
+    }
+    let locks = spec.disks.iter().map(disk_lock::open).collect::<Result<Vec<_>, _>>()?;
+    let socket = jail::root_of(spec).join(API_SOCKET);
+    if unix_socket::connect(&socket).await.is_ok() {
+        return Err(VmmError::Control {
+            operation: "make a jail".into(),
+            message: format!("another Firecracker runs in {}", spec.dir.display()),
+        });
+    }
+    cgroup::remove(spec.uid, &spec.id);
+    let jail = Jail::create(spec, &programs.firecracker)?;
+    for (index, disk) in spec.disks.iter().enumerate() {
+        jail.place_disk(disk, &disk_name(index))?;
+    }
+    jail.make_writable(METRICS)?;
+    let console = console::rotate(&spec.dir).map_err(file_error(&spec.dir))?;
+    let log_path = spec.dir.join(VMM_LOG);
+    let open_log = || {
+        // For appending, which emptying it does not go with.
+        match std::fs::remove_file(&log_path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        OpenOptions::new().append(true).create_new(true).mode(0o600).open(&log_path)
+    };
+    let log = open_log().map_err(file_error(&log_path))?;
+    jail.place_to_write(&log_path, jail::LOG)?;
+    Ok(Prepared { jail, locks, console, log })
+}
+
+async fn start(
+    programs: &Programs,
+    config: &FirecrackerConfig,
+    spec: &VmSpec,
+    prepared: &Prepared,
+) -> Result<(Starting, Api), VmmError> {
+    let system = |operation: &str| {
+        let operation = operation.to_owned();
+        move |source| VmmError::System { operation, source }
+    };
+    let carrier = locks::carrier(&spec.dir, &prepared.locks).await;
+    let carrier = carrier.map_err(system("hand over the disks' locks"))?;
+    let args = jailer_arguments(programs, spec);
+    let process = spawn(&Spawn {
+        input: Some(carrier.as_fd()),
+        output: Some(prepared.console.as_fd()),
+        errors: Some(prepared.log.as_fd()),
+        pids: Pids::Own,
+        ..Spawn::new(&programs.jailer, &args)
+    })
+    .map_err(|source| VmmError::Spawn {
+        program: programs.jailer.to_string_lossy().into_owned(),
+        source,
+    })?;
+    let limit = REQUEST_LIMIT.max(config.start_limit);
+    Ok((Starting::new(process), Api::new(prepared.jail.root().join(API_SOCKET), limit)))
+}
+
+fn finish(
+    spec: &VmSpec,
+    starting: Starting,
+    prepared: Prepared,
+) -> Result<FirecrackerVm, VmmError> {
+    let process = starting.succeed()?;
+    prepared.jail.complete();
+    let identity = process.identity().clone();
+    let handle = VmHandle {
+        vmm: VmmKind::Firecracker,
+        accel: Accel::Kvm,
+        pid: identity.pid,
+        start_ticks: identity.start_ticks,
+        host_boot_id: identity.host_boot_id,
+    };
+    Ok(FirecrackerVm::new(handle, process, spec))
+}
+
+/// The jailer's arguments, and behind `--` those of Firecracker.
+fn jailer_arguments(programs: &Programs, spec: &VmSpec) -> Vec<OsString> {
+    let uid = spec.uid.to_string();
+    let mut args: Vec<OsString> = vec!["--id".into(), spec.id.as_str().into()];
+    let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
+    option("--exec-file", programs.firecracker.clone().into());
+    option("--uid", uid.clone().into());
+    option("--gid", uid.into());
+    option("--chroot-base-dir", jail::base(&spec.dir).into());
+    option("--resource-limit", format!("no-file={OPEN_FILES}").into());
+    args.extend(cgroup::arguments(spec));
+    // Warnings and errors are kept; what is said otherwise is for debugging.
+    args.extend(["--", "--api-sock", API_SOCKET, "--log-path", jail::LOG].map(OsString::from));
+    args.extend(["--level", "Warning"].map(OsString::from));
+    args
+}
+
+fn disk_name(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// The requests that describe a microVM, in order. The guest numbers its disks in this order.
+fn configuration(spec: &VmSpec) -> Vec<(String, Value)> {
+    let mut requests = vec![
+        (
+            "/machine-config".to_owned(),
+            json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.mem_mib, "smt": false }),
+        ),
+        (
+            "/boot-source".to_owned(),
+            json!({
+                "kernel_image_path": KERNEL, "initrd_path": INITRD,
+                "boot_args": kernel_command_line(&spec.kernel_args),
+            }),
+        ),
+    ];
+    for (index, disk) in spec.disks.iter().enumerate() {
+        let name = disk_name(index);
+        requests.push((
+            format!("/drives/{name}"),
+            json!({
+                "drive_id": name, "path_on_host": name, "is_root_device": false,
+                "is_read_only": disk.access == DiskAccess::ReadOnly,
+                // The guest's flushes reach the disk.
+                "cache_type": "Writeback", "io_engine": "Sync",
+            }),
+        ));
+    }
+    if let Some(nic) = &spec.nic {
+        requests.push((
+            format!("/network-interfaces/{INTERFACE}"),
+            json!({
+                "iface_id": INTERFACE, "host_dev_name": nic.tap, "guest_mac": nic.mac.to_string(),
+            }),
+        ));
+    }
+    requests.extend([
+        ("/vsock".to_owned(), json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK })),
+        ("/entropy".to_owned(), json!({})),
+        ("/metrics".to_owned(), json!({ "metrics_path": METRICS })),
+    ]);
+    requests
+}
+
+/// The request that loads what was saved. Paths are the jail's, the same in each.
+fn load_request(spec: &VmSpec) -> Value {
+    let overrides: Vec<Value> = spec
+        .nic
+        .iter()
+        .map(|nic| json!({ "iface_id": INTERFACE, "host_dev_name": nic.tap }))
+        .collect();
+    json!({
+        "snapshot_path": DEVICE_STATE,
+        "mem_backend": { "backend_type": "File", "backend_path": MEMORY_IMAGE },
+        // Keeps small what Firecracker writes, and the driver drops, when it is saved again.
+        "track_dirty_pages": true,
+        "resume_vm": false,
+        "network_overrides": overrides,
+    })
+}
+
+/// What the guest's kernel needs on this machine, and then what was asked for.
+fn kernel_command_line(extra: &str) -> String {
+    // The keyboard controller is there to reset the machine, which ends Firecracker.
+    let mut line = String::from(
+        "console=ttyS0 reboot=k panic=-1 pci=off random.trust_cpu=on \
+         i8042.noaux i8042.nomux i8042.dumbkbd",
+    );
+    if !extra.is_empty() {
+        line.push(' ');
+        line.push_str(extra);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::{Disk, Nic};
+    use mvm_core::net::MacAddr;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: "i-0000002a".parse().unwrap(),
+            dir: "/state/i-0000002a".into(),
+            vcpus: 2,
+            mem_mib: 256,
+            kernel: "/state/kernel".into(),
+            initrd: "/state/initrd".into(),
+            kernel_args: "quiet mvm.x=1".into(),
+            disks: [DiskAccess::ReadOnly, DiskAccess::ReadWrite]
+                .map(|access| Disk { path: "/state/disk".into(), access })
+                .into(),
+            nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
+            uid: 70_000,
+        }
+    }
+
+    #[test]
+    fn no_path_of_the_host_is_given_to_the_guest_s_vmm() {
+        for (path, body) in configuration(&spec()) {
+            assert!(!body.to_string().contains("/state"), "{path} {body}");
+        }
+        assert!(!load_request(&spec()).to_string().contains("/state"));
+    }
+
+    #[test]
+    fn disks_are_in_order_and_only_what_may_be_written_is_writable() {
+        let requests = configuration(&spec());
+        let drives: Vec<_> =
+            requests.iter().filter(|(path, _)| path.starts_with("/drives/")).collect();
+        assert_eq!(drives[0].0, "/drives/disk0");
+        assert_eq!(
+            (&drives[0].1["is_read_only"], &drives[1].1["is_read_only"]),
+            (&true.into(), &false.into())
+        );
+    }
+
+    #[test]
+    fn a_microvm_without_a_network_has_no_interface() {
+        let has = |spec: &VmSpec| {
+            let is_network = |(path, _): &(String, Value)| path.starts_with("/network-");
+            configuration(spec).iter().any(is_network)
+        };
+        assert!(has(&spec()));
+        let without = VmSpec { nic: None, ..spec() };
+        assert!(!has(&without));
+        assert_eq!(load_request(&without)["network_overrides"], json!([]));
+        assert_eq!(load_request(&spec())["network_overrides"][0]["host_dev_name"], "tn1i3");
+    }
+}

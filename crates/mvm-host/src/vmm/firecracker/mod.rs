@@ -1,0 +1,196 @@
+//! Firecracker, jailed, on KVM.
+//!
+//! ```text
+//!  agent (root)                              jailer ──> firecracker (own uid, chroot, PIDs, cgroup)
+//!    links kernel, disks, memory into jail/ ──────────>  sees the jail and nothing else
+//!    jail/…/api.sock   <── HTTP ──────────────────────   its API
+//!    jail/…/v.sock     <── CONNECT port ──────────────   the guest's vsock
+//!    console.log       <── standard output ───────────   the serial console
+//! ```
+//!
+//! **How an end is learned.** Firecracker ends by itself when the guest resets the machine, which
+//! is also how a guest without a power switch goes off. Why it did so is in the last lines of its
+//! console, which is a file that needs no agent; see [`reason`].
+//!
+//! The instance actors use it through the [`Vmm`] trait.
+
+mod api;
+mod cgroup;
+mod jail;
+mod kernel;
+mod launch;
+mod locks;
+mod reason;
+mod save;
+mod version;
+mod vm;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mvm_core::snapshot::VmmBuild;
+use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
+use tokio::sync::OnceCell;
+
+pub use version::{FirecrackerVersion, MINIMUM_VERSION};
+
+use super::{Restore, Vm, VmSpec, Vmm, VmmError, processor};
+use crate::process::{self, Process, ProcessIdentity};
+
+/// Firecracker's program, to be found in `PATH`; its jailer is beside it.
+pub const PROGRAM: &str = "firecracker";
+/// The variable that names another one.
+pub const PROGRAM_VARIABLE: &str = "MVM_FIRECRACKER";
+
+/// How the driver runs Firecracker.
+#[derive(Debug, Clone)]
+pub struct FirecrackerConfig {
+    /// The program, by path or by a name to be found in `PATH`.
+    pub program: PathBuf,
+    /// How long a fresh Firecracker has until its guest runs.
+    pub start_limit: Duration,
+}
+
+impl FirecrackerConfig {
+    /// The Firecracker that [`PROGRAM_VARIABLE`] names, or the installed one.
+    pub fn from_environment() -> Self {
+        let named = std::env::var_os(PROGRAM_VARIABLE).filter(|name| !name.is_empty());
+        Self::new(named.map_or_else(|| PROGRAM.into(), PathBuf::from))
+    }
+
+    /// This Firecracker.
+    pub fn new(program: PathBuf) -> Self {
+        Self { program, start_limit: Duration::from_secs(30) }
+    }
+}
+
+/// A Firecracker and its jailer that were found to be usable.
+#[derive(Debug, Clone)]
+struct Programs {
+    firecracker: PathBuf,
+    jailer: PathBuf,
+    version: FirecrackerVersion,
+}
+
+/// The Firecracker driver.
+#[derive(Debug)]
+pub struct FirecrackerVmm {
+    config: FirecrackerConfig,
+    programs: OnceCell<Programs>,
+}
+
+impl FirecrackerVmm {
+    /// A driver; nothing is started or looked up yet.
+    pub fn new(config: FirecrackerConfig) -> Self {
+        Self { config, programs: OnceCell::new() }
+    }
+
+    /// The version that is used, looked up once.
+    ///
+    /// # Errors
+    /// Firecracker or its jailer is not installed, does not run, or has faults that mvm cannot live
+    /// with.
+    pub async fn version(&self) -> Result<FirecrackerVersion, VmmError> {
+        self.programs().await.map(|programs| programs.version)
+    }
+
+    /// The programs, looked up and judged once.
+    async fn programs(&self) -> Result<&Programs, VmmError> {
+        self.programs.get_or_try_init(|| find(&self.config)).await
+    }
+}
+
+async fn find(config: &FirecrackerConfig) -> Result<Programs, VmmError> {
+    let name = config.program.to_string_lossy().into_owned();
+    let missing = || VmmError::MissingProgram { program: name.clone() };
+    let firecracker = match config.program.components().count() {
+        1 => process::find_program(&config.program).ok_or_else(missing)?,
+        _ => config.program.clone(),
+    };
+    let found = version::query(&firecracker).await?;
+    if let Some(problem) = found.problem() {
+        return Err(VmmError::Unfit { program: name, found: found.to_string(), problem });
+    }
+    let jailer = version::jailer_of(&firecracker)?;
+    Ok(Programs { firecracker, jailer, version: found })
+}
+
+#[async_trait]
+impl Vmm for FirecrackerVmm {
+    fn kind(&self) -> VmmKind {
+        VmmKind::Firecracker
+    }
+
+    async fn build(&self) -> Result<VmmBuild, VmmError> {
+        let path = PathBuf::from("/proc/cpuinfo");
+        let text = std::fs::read_to_string(&path);
+        let cpu = processor(&text.map_err(|source| VmmError::File { path, source })?);
+        let version = self.version().await?.to_string();
+        Ok(VmmBuild { vmm: VmmKind::Firecracker, version, accel: Accel::Kvm, cpu })
+    }
+
+    fn host_boot_id(&self) -> String {
+        process::boot_id().unwrap_or_default()
+    }
+
+    async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        match process::end_all_of(spec.uid).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::warn!(instance = %spec.id, count, "ended a microVM that no record knew");
+            }
+            Err(source) => {
+                return Err(VmmError::System {
+                    operation: format!("end the processes of user {}", spec.uid),
+                    source,
+                });
+            }
+        }
+        cgroup::remove(spec.uid, &spec.id);
+        Ok(())
+    }
+
+    async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
+        spec.check()?;
+        let programs = self.programs().await?;
+        let vm = launch::launch(programs, &self.config, spec).await?;
+        Ok(Arc::new(vm))
+    }
+
+    async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
+        spec.check()?;
+        let programs = self.programs().await?;
+        let vm = launch::restore(programs, &self.config, spec, from).await?;
+        Ok(Arc::new(vm))
+    }
+
+    async fn adopt(
+        &self,
+        handle: &VmHandle,
+        spec: &VmSpec,
+    ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
+        let process = Process::adopt(ProcessIdentity::from(handle)).map_err(|source| {
+            VmmError::System { operation: format!("find process {}", handle.pid), source }
+        })?;
+        let Some(process) = process else { return Ok(None) };
+        let vm = vm::FirecrackerVm::new(handle.clone(), process, spec);
+        if let Err(error) = vm.state().await {
+            // Its guest may well be served: whether to end it is not for the driver to decide.
+            tracing::warn!(instance = %spec.id, %error, "an adopted Firecracker does not answer");
+        }
+        Ok(Some(Arc::new(vm)))
+    }
+
+    async fn exit_of(&self, _handle: &VmHandle, spec: &VmSpec) -> VmExit {
+        VmExit { process: ProcessEnd::Unobserved, reason: reason::of(&spec.dir) }
+    }
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

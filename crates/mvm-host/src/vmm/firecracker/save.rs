@@ -1,0 +1,153 @@
+//! Saving a paused Firecracker, and putting changed memory back into a restored one.
+//!
+//! Firecracker maps the image of a restored microVM privately, so what was changed of it can be
+//! told from outside, just as with QEMU, and saving costs the pages that were written since the
+//! image was made, however often it was saved before. Firecracker's own record of changes begins
+//! anew with each snapshot; what it writes as one is dropped.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::super::memory;
+use super::super::qemu::guest_memory::GuestMemory;
+use super::super::{
+    DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Saved, VmmError, file_error,
+};
+use super::api::Api;
+use super::jail::SAVE_DIR;
+
+/// The name of what Firecracker writes of the memory.
+const MEMORY: &str = "memory";
+
+/// A paused microVM.
+pub(super) struct Paused<'a> {
+    pub(super) api: Api,
+    /// The root of its jail.
+    pub(super) root: &'a Path,
+    pub(super) uid: u32,
+    pub(super) pid: u32,
+    pub(super) memory_bytes: u64,
+}
+
+impl Paused<'_> {
+    /// Writes its files, durably, into `dest`.
+    pub(super) async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+        let dir = self.root.join(SAVE_DIR);
+        clear(&dir).map_err(file_error(&dir))?;
+        chown(&dir, Some(self.uid), Some(self.uid)).map_err(file_error(&dir))?;
+        let part = self.part().await?;
+        let kind = match part {
+            MemoryPart::Whole => "Full",
+            MemoryPart::Changes => "Diff",
+        };
+        let body = json!({
+            "snapshot_type": kind,
+            "snapshot_path": format!("/{SAVE_DIR}/{DEVICE_STATE}"),
+            "mem_file_path": format!("/{SAVE_DIR}/{MEMORY}"),
+        });
+        let created = self.api.put("/snapshot/create", &body).await;
+        let (dest, pid, bytes) = (dest.to_owned(), self.pid, self.memory_bytes);
+        let work = {
+            let dir = dir.clone();
+            move || {
+                created?;
+                keep(&dir.join(DEVICE_STATE), &dest.join(DEVICE_STATE))?;
+                match part {
+                    MemoryPart::Whole => keep(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
+                    MemoryPart::Changes => write_changes(pid, bytes, &dest.join(MEMORY_CHANGES)),
+                }
+            }
+        };
+        let saved = blocking("save memory", work).await;
+        // Whatever came of it, nothing of the guest's memory stays in its own reach.
+        clear(&dir).map_err(file_error(&dir))?;
+        Ok(Saved { part, bytes: saved? })
+    }
+
+    /// What there is to save: a booted microVM's memory is no mapping of a file.
+    async fn part(&self) -> Result<MemoryPart, VmmError> {
+        let (pid, bytes) = (self.pid, self.memory_bytes);
+        let look = move || Ok(GuestMemory::of(pid, bytes).map(|memory| memory.part()));
+        Ok(match blocking("find the memory", look).await? {
+            Ok(part) => part,
+            Err(_) => MemoryPart::Whole,
+        })
+    }
+}
+
+/// Puts the changes of a saved microVM into the memory of a paused one that maps its image.
+pub(super) async fn apply_changes(
+    pid: u32,
+    memory_bytes: u64,
+    saved: &Path,
+) -> Result<(), VmmError> {
+    let path = saved.join(MEMORY_CHANGES);
+    let work = move || {
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(VmmError::File { path, source }),
+        };
+        let memory = GuestMemory::of(pid, memory_bytes).map_err(system("find the memory"))?;
+        memory::apply(&file, memory_bytes, |offset, bytes| memory.write(offset, bytes))
+            .map(drop)
+            .map_err(|source| VmmError::File { path, source })
+    };
+    blocking("restore memory", work).await
+}
+
+/// Takes what Firecracker wrote, which becomes root's, and returns its size.
+fn keep(from: &Path, to: &Path) -> Result<u64, VmmError> {
+    let take = || {
+        let file = File::open(from)?;
+        file.sync_all()?;
+        chown(from, Some(0), Some(0))?;
+        fs::set_permissions(from, fs::Permissions::from_mode(0o600))?;
+        match fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                fs::copy(from, to)?;
+                File::open(to)?.sync_all()?;
+            }
+            result => result?,
+        }
+        Ok(file.metadata()?.size())
+    };
+    take().map_err(file_error(to))
+}
+
+fn write_changes(pid: u32, bytes: u64, path: &Path) -> Result<u64, VmmError> {
+    let write = || {
+        let memory = GuestMemory::of(pid, bytes)?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        let written = memory::write(&file, bytes, &memory.changed()?, |offset, into| {
+            memory.read(offset, into)
+        })?;
+        file.sync_all()?;
+        Ok(written)
+    };
+    write().map_err(file_error(path))
+}
+
+/// Empties a directory, which only holds files.
+fn clear(dir: &Path) -> io::Result<()> {
+    let files: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    files.into_iter().try_for_each(fs::remove_file)
+}
+
+async fn blocking<T: Send + 'static>(
+    operation: &str,
+    work: impl FnOnce() -> Result<T, VmmError> + Send + 'static,
+) -> Result<T, VmmError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| system(operation)(io::Error::other(error)))?
+}
+
+fn system(operation: &str) -> impl FnOnce(io::Error) -> VmmError {
+    let operation = operation.to_owned();
+    move |source| VmmError::System { operation, source }
+}

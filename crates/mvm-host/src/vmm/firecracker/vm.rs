@@ -1,0 +1,194 @@
+//! One running Firecracker.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mvm_core::guest::VSOCK_PORT;
+use mvm_core::name::InstanceId;
+use mvm_core::vmm::{VmExit, VmHandle};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::super::{GuestStream, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::api::Api;
+use super::jail::{self, API_SOCKET, VSOCK};
+use super::{cgroup, reason, save};
+use crate::process::Process;
+use crate::unix_socket;
+
+/// How long Firecracker has for one request: writing a snapshot takes as long as the disk does.
+const REQUEST_LIMIT: Duration = Duration::from_secs(120);
+/// How long a guest has to listen: it may have just begun to boot, emulated on a busy machine.
+const LISTEN_LIMIT: Duration = Duration::from_secs(120);
+/// How long one attempt to reach the guest may take, and how soon the next one follows.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(10);
+/// A port on which nothing ever listens in a guest: above those that are given out.
+const UNUSED_PORT: u32 = u32::MAX - 1;
+/// How long a resumed guest may take to handle what came while it stood still.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+/// The longest line that Firecracker answers a `CONNECT` with.
+const ANSWER_MAX: usize = 32;
+
+/// A microVM in a Firecracker process, launched or adopted.
+#[derive(Debug)]
+pub(super) struct FirecrackerVm {
+    handle: VmHandle,
+    process: Process,
+    id: InstanceId,
+    uid: u32,
+    dir: PathBuf,
+    root: PathBuf,
+    mem_mib: u32,
+}
+
+impl FirecrackerVm {
+    pub(super) fn new(handle: VmHandle, process: Process, spec: &VmSpec) -> Self {
+        Self {
+            handle,
+            process,
+            id: spec.id.clone(),
+            uid: spec.uid,
+            dir: spec.dir.clone(),
+            root: jail::root_of(spec),
+            mem_mib: spec.mem_mib,
+        }
+    }
+
+    /// What Firecracker says that the microVM is doing.
+    pub(super) async fn state(&self) -> Result<String, VmmError> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: String,
+        }
+        self.api().get("/").await.map(|Info { state }| state)
+    }
+
+    fn api(&self) -> Api {
+        Api::new(self.root.join(API_SOCKET), REQUEST_LIMIT)
+    }
+
+    async fn set_state(&self, state: &str) -> Result<(), VmmError> {
+        self.api().patch("/vm", &json!({ "state": state })).await
+    }
+
+    fn failed(&self, operation: &str) -> impl FnOnce(io::Error) -> VmmError {
+        let operation = format!("{operation} Firecracker process {}", self.handle.pid);
+        move |source| VmmError::System { operation, source }
+    }
+}
+
+#[async_trait]
+impl Vm for FirecrackerVm {
+    fn handle(&self) -> &VmHandle {
+        &self.handle
+    }
+
+    async fn wait(&self) -> VmExit {
+        let process = self.process.wait().await;
+        cgroup::remove(self.uid, &self.id);
+        VmExit { process, reason: reason::of(&self.dir) }
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.process.kill().await.map_err(self.failed("end"))?;
+        cgroup::remove(self.uid, &self.id);
+        Ok(())
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        self.set_state("Paused").await
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        self.set_state("Resumed").await?;
+        if timeout(SETTLE_LIMIT, settle(&self.root.join(VSOCK))).await.is_err() {
+            tracing::warn!(instance = %self.id, "a resumed guest does not answer over vsock yet");
+        }
+        Ok(())
+    }
+
+    async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+        let state = self.state().await?;
+        if state != "Paused" {
+            return Err(VmmError::Control {
+                operation: "save the microVM".into(),
+                message: format!("it is `{state}`, and only a paused one can be saved"),
+            });
+        }
+        let memory_bytes = u64::from(self.mem_mib) << 20;
+        let vm = save::Paused {
+            api: self.api(),
+            root: &self.root,
+            uid: self.uid,
+            pid: self.handle.pid,
+            memory_bytes,
+        };
+        vm.save(dest).await
+    }
+
+    async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {
+        let failed = |message: String| VmmError::Control {
+            operation: "connect to the guest agent's port".into(),
+            message,
+        };
+        let socket = self.root.join(VSOCK);
+        let deadline = Instant::now() + LISTEN_LIMIT;
+        loop {
+            let attempt = timeout(ATTEMPT_LIMIT, connect(&socket, VSOCK_PORT));
+            let problem = tokio::select! {
+                biased;
+                _ = self.process.wait() => return Err(failed("the microVM has ended".into())),
+                attempt = attempt => match attempt {
+                    Ok(Ok(stream)) => return Ok(Box::new(stream)),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the guest does not answer".to_owned(),
+                },
+            };
+            if Instant::now() >= deadline {
+                return Err(failed(problem));
+            }
+            sleep(ATTEMPT_INTERVAL).await;
+        }
+    }
+
+    async fn usage(&self) -> Result<VmUsage, VmmError> {
+        let usage = self.process.usage().map_err(self.failed("measure"))?;
+        Ok(VmUsage { cpu_ms: usage.cpu_ms, rss_kib: usage.rss_kib })
+    }
+}
+
+/// Waits until a guest that goes on has dropped the connections of before.
+///
+/// Saving leaves word in the guest's event queue that all connections are gone. A connection that
+/// is made before the guest has read it is dropped with them. Firecracker announces that queue no
+/// later than the first request for a connection, and the guest handles both in order: once it has
+/// refused two requests, one after the other, it has read the word.
+async fn settle(socket: &Path) {
+    for _ in 0..2 {
+        // A refusal is what is waited for; whatever else happens shows when the guest is reached.
+        let _ = connect(socket, UNUSED_PORT).await;
+    }
+}
+
+/// Opens a connection to the guest's port; Firecracker hangs up if nobody listens there.
+async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = unix_socket::connect(socket).await.map_err(io::Error::other)?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    // Byte by byte: what follows the line is the guest's.
+    while answer.last() != Some(&b'\n') && answer.len() < ANSWER_MAX {
+        answer.push(
+            stream.read_u8().await.map_err(|_| io::Error::other("nobody listens in the guest"))?,
+        );
+    }
+    match answer.starts_with(b"OK ") {
+        true => Ok(stream),
+        false => Err(io::Error::other("Firecracker refused the connection")),
+    }
+}

@@ -1,0 +1,105 @@
+//! What Firecracker's driver promises besides the contract.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use mvm_core::net::MacAddr;
+use mvm_host::vmm::{Nic, VmSpec, VmmError};
+
+use super::real_firecracker;
+use super::vmm_support::{Backend, Guest, Host, eventually, processes_of, text_of};
+
+fn cgroup_of(spec: &VmSpec) -> std::path::PathBuf {
+    Path::new("/sys/fs/cgroup/mvm").join(spec.uid.to_string())
+}
+
+#[tokio::test]
+async fn it_runs_jailed_as_its_own_user() {
+    let Some(backend) = real_firecracker() else { return };
+    let host = Host::new(backend);
+    let spec = host.spec(1);
+    let vm = host.backend.vmm().launch(&spec).await.unwrap();
+    Guest::of(&vm).await;
+    let pid = vm.handle().pid;
+    let status = text_of(format!("/proc/{pid}/status").as_ref());
+    let uid = spec.uid;
+    for expected in [
+        format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        format!("Gid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        "Groups:\t \n".into(),
+        "NoNewPrivs:\t1".into(),
+        "CapEff:\t0000000000000000".into(),
+        // The first of its own PID namespace.
+        format!("NSpid:\t{pid}\t1\n"),
+    ] {
+        assert!(status.contains(&expected), "{expected:?} is not in {status}");
+    }
+    // Its root is the jail, in which the disks are the instance's own files.
+    let root = format!("/proc/{pid}/root");
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    for (name, disk) in [("disk0", &spec.disks[0]), ("disk1", &spec.disks[1])] {
+        assert_eq!(inode(&Path::new(&root).join(name)), inode(&disk.path), "{name}");
+    }
+    assert!(!Path::new(&root).join("proc").exists() && !Path::new(&root).join("etc").exists());
+    let base = std::fs::metadata(&spec.disks[0].path).unwrap();
+    assert_eq!((base.uid(), base.mode() & 0o022), (0, 0), "the shared base can be written");
+    let limit = text_of(&cgroup_of(&spec).join(spec.id.as_str()).join("memory.max"));
+    assert_eq!(limit.trim(), ((128 * 2 + 128) << 20).to_string());
+    vm.kill().await.unwrap();
+    assert!(!cgroup_of(&spec).exists(), "a cgroup is left");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_kernel_is_refused_before_anything_is_made() {
+    let Some(backend) = real_firecracker() else { return };
+    let host = Host::new(backend);
+    let mut spec = host.spec(1);
+    spec.kernel = host.root.path().join("base");
+    let error = host.backend.vmm().launch(&spec).await.err().expect("not a kernel");
+    assert!(matches!(&error, VmmError::File { path, .. } if *path == spec.kernel), "{error}");
+    assert_eq!(std::fs::read_dir(&spec.dir).unwrap().count(), 0);
+}
+
+/// In a network namespace of this test's own thread, in which Firecracker is also started.
+#[tokio::test]
+#[allow(unsafe_code)]
+async fn a_tap_serves_one_microvm_at_a_time_and_only_its_owner() {
+    let Some(backend) = real_firecracker() else { return };
+    // SAFETY: only the network namespace of this thread changes.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    let host = Host::new(backend);
+    let spec = |number| VmSpec {
+        nic: Some(Nic { tap: "mvmtap0".into(), mac: MacAddr([0x02, 0x6d, 10, 240, 0, 3]) }),
+        ..host.spec(number)
+    };
+    let owner = spec(1).uid.to_string();
+    let tap = ["tuntap", "add", "dev", "mvmtap0", "mode", "tap", "vnet_hdr", "user", &owner];
+    assert!(Command::new("ip").args(tap).status().unwrap().success());
+    let vmm = host.backend.vmm();
+    let error = vmm.launch(&spec(2)).await.err().expect("the tap is another user's");
+    assert!(error.to_string().contains("mvmtap0"), "{error}");
+    assert_eq!(processes_of(spec(2).uid), []);
+    let vm = vmm.launch(&spec(1)).await.unwrap();
+    assert_eq!(Guest::of(&vm).await.ask("mac").await, "02:6d:0a:f0:00:03");
+    vm.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_launch_that_is_given_up_leaves_no_process_and_no_jail() {
+    let Some(backend) = real_firecracker() else { return };
+    let host = Host::new(backend);
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    {
+        let launch = vmm.launch(&spec);
+        let started = eventually("the jailer runs", || spec.dir.join("vmm.log").exists());
+        tokio::select! {
+            biased;
+            () = started => {}
+            _ = launch => panic!("it was quicker than a look at the directory"),
+        }
+    }
+    assert_eq!(processes_of(spec.uid), []);
+    assert!(!spec.dir.join("jail").exists());
+    vmm.launch(&spec).await.unwrap().kill().await.unwrap();
+}

@@ -1,0 +1,69 @@
+//! An instance's whole life on Firecracker, which is chosen by itself where it is installed and KVM
+//! works: in the lab.
+
+#![allow(clippy::print_stdout, reason = "a skipped test says why")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::path::Path;
+
+use mvm_tests::node::kill;
+use mvm_tests::{Node, host};
+
+fn can_run() -> bool {
+    let is_there =
+        std::env::var_os("MVM_FIRECRACKER").is_some_and(|path| Path::new(&path).exists());
+    let has_kvm = std::env::var("MVM_TEST_ACCEL").as_deref() == Ok("kvm");
+    if !(is_there && has_kvm) {
+        println!("skipped: needs MVM_FIRECRACKER and MVM_TEST_ACCEL=kvm, as in `cargo xtask lab`");
+    }
+    is_there && has_kvm
+}
+
+#[test]
+fn an_instance_lives_on_firecracker_and_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    let Some(node) = Node::new() else { return };
+    let before = host::foreign_network();
+    let doctor = node.mvm(&["doctor"]).stdout;
+    assert!(doctor.contains("firecracker with kvm: version 1."), "{doctor}");
+
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    let running = node.until_state(&path, "running");
+    let pid = running["pid"].as_u64().unwrap();
+    let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    assert_eq!(program.trim(), "firecracker");
+    assert_eq!(node.guest(&path, "cat /sys/class/net/eth0/address"), running["mac"]);
+    node.guest(&path, "echo kept > /root/file");
+
+    // The agent is killed: the microVM goes on, and is found again.
+    node.kill_agent();
+    assert_eq!(node.guest(&path, "cat /root/file"), "kept");
+    assert_eq!(node.instance(&path)["pid"].as_u64(), Some(pid));
+
+    node.ok(&["instance", "stop", &path]);
+    let stopped = node.instance(&path);
+    assert_eq!((&stopped["state"], &stopped["pid"]), (&"stopped".into(), &serde_json::Value::Null));
+    assert_eq!(stopped["last_death"]["cause"], "operator");
+
+    // Firecracker is killed: the cause is told, and the instance comes back with its disk.
+    node.ok(&["instance", "start", &path]);
+    let pid = node.until_state(&path, "running")["pid"].as_u64().unwrap();
+    kill(u32::try_from(pid).unwrap(), rustix::process::Signal::KILL);
+    let again = mvm_tests::until("it runs again", mvm_tests::LIMIT, || {
+        let instance = node.instance(&path);
+        let is_new = instance["pid"].as_u64().is_some_and(|new| new != pid);
+        (instance["state"] == "running" && is_new).then_some(instance)
+    });
+    assert_eq!(again["restarts"], 1, "{again}");
+    assert_eq!(node.guest(&path, "cat /root/file"), "kept");
+
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+    assert_eq!(host::foreign_network(), before);
+    let groups = std::fs::read_dir("/sys/fs/cgroup/mvm").unwrap().filter_map(Result::ok);
+    let groups = groups.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
+    assert_eq!(groups.collect::<Vec<_>>(), Vec::<std::ffi::OsString>::new());
+}

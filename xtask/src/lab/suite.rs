@@ -1,0 +1,126 @@
+//! The suites: which tests run in the lab, what they need, and the script that runs them there.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+/// Variable that names Firecracker's program; its jailer is beside it.
+const FIRECRACKER: &str = "MVM_FIRECRACKER";
+
+/// A part of the lab's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// What every VMM driver promises, on QEMU with KVM.
+    Qemu,
+    /// What every VMM driver promises, and what Firecracker's adds, on real Firecracker.
+    Firecracker,
+    /// An instance's whole life with `mvm` itself, on real Firecracker.
+    Life,
+    /// No tests: a shell on the lab's console.
+    Shell,
+}
+
+/// A test program of the workspace.
+#[derive(Debug)]
+pub(super) struct TestProgram {
+    pub(super) package: &'static str,
+    pub(super) test: &'static str,
+    /// Arguments of the program.
+    pub(super) arguments: &'static str,
+}
+
+impl Suite {
+    /// What runs if nothing is named.
+    pub(super) const ALL: [Self; 3] = [Self::Qemu, Self::Firecracker, Self::Life];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::Life => "life",
+            Self::Shell => "shell",
+        }
+    }
+
+    /// What it runs.
+    pub(super) fn programs(self) -> &'static [TestProgram] {
+        match self {
+            Self::Qemu => &[TestProgram {
+                package: "mvm-host",
+                test: "vmm_contract",
+                arguments: "--test-threads=2 qemu",
+            }],
+            Self::Firecracker => &[TestProgram {
+                package: "mvm-host",
+                test: "vmm_contract",
+                arguments: "--test-threads=2 firecracker",
+            }],
+            Self::Life => &[TestProgram {
+                package: "mvm-tests",
+                test: "firecracker",
+                arguments: "--nocapture",
+            }],
+            Self::Shell => &[],
+        }
+    }
+
+    /// Why it cannot run, if it cannot.
+    pub(super) fn obstacle(self) -> Option<String> {
+        match self {
+            Self::Firecracker | Self::Life if firecracker().is_none() => Some(format!(
+                "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names one elsewhere"
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Firecracker's program and its jailer.
+pub(super) fn firecracker() -> Option<[PathBuf; 2]> {
+    let named = std::env::var_os(FIRECRACKER).map(PathBuf::from).into_iter();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|dir| dir.join("firecracker"));
+    let pairs = named.chain(installed.collect::<Vec<_>>());
+    let mut pairs = pairs.map(|program| {
+        let jailer = program.with_file_name("jailer");
+        [program, jailer]
+    });
+    pairs.find(|pair| pair.iter().all(|file| file.is_file()))
+}
+
+/// The lab's script: each suite in turn, its output to the console and to a log.
+pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String {
+    // The tests of the whole program start it in the repository, which need not hold anything.
+    let mut script = format!(
+        "export MVM_TEST_KERNEL_DIR=/lab/guest-kernel MVM_TEST_ACCEL=kvm RUST_BACKTRACE=1\n\
+         export MVM_FIRECRACKER=/lab/bin/firecracker MVM_BIN=/lab/bin/mvm\n\
+         export MVM_TEST_SEED=/lab/seed PATH=\"$PATH:/lab/bin\"\n\
+         mkdir -p '{repository}'\n",
+    );
+    for suite in suites {
+        if *suite == Suite::Shell {
+            script.push_str("echo 'the lab: `exit` ends it'\nbash -i\n");
+            continue;
+        }
+        let name = suite.name();
+        let mut commands = String::new();
+        for program in suite.programs() {
+            let (test, arguments) = (program.test, program.arguments);
+            // Each failure is kept, and the next program runs all the same.
+            let _ =
+                write!(commands, "timeout -k 5 {limit_s} /lab/bin/{test} {arguments} || code=$?; ");
+        }
+        let _ = writeln!(
+            script,
+            "echo '── suite {name} ──'\n\
+             (code=0; {commands}echo $code > /lab-out/{name}.status) 2>&1 | tee /lab-out/{name}.log"
+        );
+    }
+    script
+}
+
+/// The names of the test programs in the lab's directory.
+pub(super) fn binary_path(share: &Path, test: &str) -> PathBuf {
+    share.join("bin").join(test)
+}
