@@ -9,8 +9,8 @@
 //! The server owns all execs on one thread: it forks, polls and reaps, so no process can end
 //! between being started and being known.
 
-mod hooks;
 mod absent;
+mod hooks;
 mod identity;
 mod main_process;
 mod program;
