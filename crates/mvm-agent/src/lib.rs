@@ -20,6 +20,7 @@ mod effects;
 mod exec;
 mod forward;
 mod images;
+mod lists;
 mod lock;
 mod logs;
 mod main_process;

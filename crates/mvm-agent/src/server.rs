@@ -18,7 +18,7 @@ use crate::reconcile::expected_network;
 use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
-use crate::{attach, exec, forward, images, logs, ssh, streams, submit, views};
+use crate::{attach, exec, forward, images, lists, logs, ssh, streams, submit, views};
 
 /// Connections that are served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -94,6 +94,9 @@ async fn answer(
             let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
             return logs::logs(node, &selector, query, connection).await;
         }
+        Call::Instances { selector } => {
+            return lists::instances(node, &selector, &mut connection.write).await;
+        }
         Call::Attach { selector, wait } => {
             return attach::attach(node, &selector, wait, connection, hang_up).await;
         }
@@ -160,13 +163,6 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         Call::ImageCollect { dry_run } => {
             images::collect(node, dry_run).await.map(Reply::Collected)
         }
-        Call::Instances { selector } => {
-            let instances = views::instances(node, &mirror, |path| selector.matches(path));
-            if instances.is_empty() {
-                known(&mirror, &selector)?;
-            }
-            Ok(Reply::Instances(instances))
-        }
         Call::Stats { selector } => stats(node, &mirror, &selector).await,
         Call::Why { selector } => why(node, &mirror, &selector),
         Call::NetVerify => verify(node, &mirror).await,
@@ -190,6 +186,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         Call::Watch { .. }
         | Call::Exec { .. }
         | Call::Attach { .. }
+        | Call::Instances { .. }
         | Call::Forward { .. }
         | Call::Locate { .. }
         | Call::Ssh { .. }
@@ -212,7 +209,7 @@ fn missing(mirror: &Mirror, kind: Kind, name: &str) -> ApiError {
 }
 
 /// Nothing matches: an error if the selector names something that does not exist.
-fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
+pub(crate) fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
     let desired = &mirror.desired;
     match selector {
         Selector::All => Ok(()),

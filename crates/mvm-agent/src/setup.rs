@@ -17,6 +17,8 @@ use crate::node::{Host, NodeConfig};
 
 /// Starts at once per processor: more would only wait for each other.
 const STARTING_PER_CPU: usize = 4;
+/// The same of simulated ones, which take no processor.
+const SIMULATED_STARTING: usize = 512;
 
 /// What the agent is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,10 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         VmmKind::Qemu | VmmKind::Firecracker => platform::capacity(&state_dir).map_err(failed)?,
     };
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let max_starting = match choice.vmm {
+        VmmKind::Sim => SIMULATED_STARTING,
+        VmmKind::Qemu | VmmKind::Firecracker => STARTING_PER_CPU * cpus,
+    };
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
@@ -74,7 +80,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let config = NodeConfig {
         state_dir,
         capacity,
-        max_starting: STARTING_PER_CPU * cpus,
+        max_starting,
         nameservers: platform::nameservers(),
         chosen_because: choice.why,
         accel: choice.accel,

@@ -129,6 +129,7 @@ pub(crate) fn instance(
 ) -> InstanceView {
     let status = mirror.status(&record.path);
     let network = mirror.desired.network_of(record);
+    let (state, activity) = (status.state(), status.activity().map(str::to_owned));
     let InstanceStatus {
         phase,
         generation,
@@ -144,11 +145,11 @@ pub(crate) fn instance(
         wakes,
         setback,
         cold_boot,
-    } = status.clone();
+    } = status;
     InstanceView {
         path: record.path.clone(),
-        state: status.state(),
-        activity: status.activity().map(str::to_owned),
+        state,
+        activity,
         desired: record.desired,
         generation,
         waiting: waiting.cloned(),
@@ -189,10 +190,18 @@ pub(crate) fn instances(
     mirror: &Mirror,
     wanted: impl Fn(&InstancePath) -> bool,
 ) -> Vec<InstanceView> {
+    let records = mirror.desired.instances.values().filter(|record| wanted(&record.path));
+    instances_of(node, mirror, records)
+}
+
+pub(crate) fn instances_of<'a>(
+    node: &Node,
+    mirror: &Mirror,
+    records: impl Iterator<Item = &'a InstanceRecord>,
+) -> Vec<InstanceView> {
     let waiting = node.waiting();
     let waiting = waiting.borrow();
-    let instances = mirror.desired.instances.values().filter(|record| wanted(&record.path));
-    instances.map(|record| instance(mirror, record, waiting.get(&record.path))).collect()
+    records.map(|record| instance(mirror, record, waiting.get(&record.path))).collect()
 }
 
 /// One sentence on why an instance is in its state.

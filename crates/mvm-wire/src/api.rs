@@ -49,7 +49,7 @@ pub enum Call {
         /// Whether nothing is removed, but only told.
         dry_run: bool,
     },
-    /// Instances. Reply: `instances`.
+    /// Instances. Replies: `instances`, in pieces.
     Instances {
         /// Which.
         selector: Selector,
@@ -208,8 +208,15 @@ pub enum Reply {
     Images(Vec<ImageView>),
     /// What was removed.
     Collected(CollectedView),
-    /// Instances.
-    Instances(Vec<InstanceView>),
+    /// A piece of a list of instances, of at most
+    /// [`INSTANCES_AT_ONCE`](crate::INSTANCES_AT_ONCE).
+    Instances {
+        /// The next ones of the list.
+        instances: Vec<InstanceView>,
+        /// Whether another piece follows: a list without a last piece was cut off.
+        #[serde(default)]
+        more: bool,
+    },
     /// What a watch sees.
     Snapshot {
         /// The instances that exist.

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The frame tag of this contract's first version.
 pub const TAG: u32 = 0x6d76_6d01;
-/// Largest frame body in bytes: a list of a few thousand instances fits.
+/// Largest frame body in bytes.
 pub const MAX_BODY: u32 = 32 * 1024 * 1024;
 /// Largest piece of raw data per frame, in bytes.
 pub const DATA_PIECE: usize = 64 * 1024;
@@ -24,6 +24,9 @@ pub enum ConnectionError {
     /// A message is not what was expected.
     #[error("the other side sent a message that does not parse")]
     Message(#[from] serde_json::Error),
+    /// Something else came in the middle of a list.
+    #[error("the agent sent something else in the middle of a list")]
+    OtherPiece,
     /// The other side hung up in the middle.
     #[error("the agent hung up before it answered")]
     HungUp,

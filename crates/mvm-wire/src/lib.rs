@@ -8,9 +8,11 @@
 
 pub mod api;
 pub mod connection;
+mod pieces;
 pub mod view;
 
 pub use api::{
     Accepted, ApiError, Call, DiskTarget, ErrorCode, InstanceTarget, LogKind, PoolTarget, Reply,
 };
 pub use connection::{Connection, ConnectionError, Item, ReadHalf, WriteHalf};
+pub use pieces::INSTANCES_AT_ONCE;

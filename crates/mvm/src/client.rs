@@ -202,7 +202,7 @@ impl Client {
     async fn answer(&self, mut connection: Connection, call: &Call) -> Result<Reply> {
         let answer = async {
             connection.write.message(call).await?;
-            connection.read.message().await
+            connection.read.reply().await
         };
         match timeout(ANSWER_LIMIT, answer).await {
             Ok(reply) => Ok(reply?),
@@ -222,7 +222,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Disks(_) => "disks",
         Reply::Images(_) => "images",
         Reply::Collected(_) => "collected",
-        Reply::Instances(_) => "instances",
+        Reply::Instances { .. } => "instances",
         Reply::Snapshot { .. } => "snapshot",
         Reply::Attached { .. } => "attached",
         Reply::ExecStarted { .. } => "exec_started",
@@ -278,7 +278,7 @@ calls! {
         Call::ImageCollect { dry_run }, Start, Reply::Collected(collected) => collected;
     /// Instances.
     instances(selector: Selector) -> Vec<InstanceView>:
-        Call::Instances { selector }, Start, Reply::Instances(instances) => instances;
+        Call::Instances { selector }, Start, Reply::Instances { instances, .. } => instances;
     /// What instances use.
     stats(selector: Selector) -> Vec<StatsView>:
         Call::Stats { selector }, Start, Reply::Stats(stats) => stats;

@@ -119,12 +119,13 @@ fn mounts(agent: &dyn Ask) -> Vec<Name> {
 
 /// Instances by path and by id, and the pools and tenants that stand for theirs.
 fn selectors(agent: &dyn Ask) -> Vec<Name> {
-    let Some(Reply::Instances(views)) = agent.ask(Call::Instances { selector: Selector::All })
+    let Some(Reply::Instances { instances, .. }) =
+        agent.ask(Call::Instances { selector: Selector::All })
     else {
         return Vec::new();
     };
     let mut names = Vec::new();
-    for view in views {
+    for view in instances {
         let state = view.state.to_string();
         names.push(Name { text: view.path.to_string(), help: state.clone() });
         names.push(Name { text: view.path.id.to_string(), help: state });
@@ -147,7 +148,7 @@ impl Ask for Agent {
             let stream = mvm_host::unix_socket::connect(&socket).await.ok()?;
             let mut connection = Connection::new(stream);
             connection.write.message(&call).await.ok()?;
-            connection.read.message::<Reply>().await.ok()
+            connection.read.reply().await.ok()
         };
         runtime.block_on(async { tokio::time::timeout(BUDGET, asked).await.ok().flatten() })
     }
@@ -176,7 +177,8 @@ mod tests {
         fn ask(&self, call: Call) -> Option<Reply> {
             match call {
                 Call::Instances { .. } => {
-                    Some(Reply::Instances(vec![samples::instance("demo/web/i-00000001")]))
+                    let instances = vec![samples::instance("demo/web/i-00000001")];
+                    Some(Reply::Instances { instances, more: false })
                 }
                 Call::Pools { .. } => Some(Reply::Pools(vec![samples::pool("demo/web")])),
                 // As an agent that is too old, or gone by now.

@@ -40,7 +40,7 @@ impl Client {
 
     /// Makes a call that has one reply.
     pub(super) async fn call(&self, call: &Call) -> anyhow::Result<Reply> {
-        accepted(self.start(call).await?.read.message().await?)
+        accepted(self.start(call).await?.read.reply().await?)
     }
 
     /// Changes what is desired.
@@ -54,7 +54,7 @@ impl Client {
     /// The instances that a selector means.
     pub(super) async fn instances(&self, selector: Selector) -> anyhow::Result<Vec<InstanceView>> {
         match self.call(&Call::Instances { selector }).await? {
-            Reply::Instances(instances) => Ok(instances),
+            Reply::Instances { instances, .. } => Ok(instances),
             other => unexpected(&other),
         }
     }

@@ -92,7 +92,7 @@ impl Agent {
     pub(crate) async fn call(&self, call: Call) -> Result<Reply, ApiError> {
         let mut connection = self.node.connect();
         connection.write.message(&call).await.unwrap();
-        match connection.read.message::<Reply>().await.unwrap() {
+        match connection.read.reply().await.unwrap() {
             Reply::Error(error) => Err(error),
             reply => Ok(reply),
         }
@@ -107,7 +107,7 @@ impl Agent {
 
     pub(crate) async fn instances(&self) -> Vec<InstanceView> {
         match self.call(Call::Instances { selector: Selector::All }).await.unwrap() {
-            Reply::Instances(instances) => instances,
+            Reply::Instances { instances, .. } => instances,
             other => panic!("{other:?}"),
         }
     }

@@ -230,7 +230,7 @@ async fn what_does_not_run_cannot_be_put_to_sleep_and_what_sleeps_takes_no_memor
     assert_eq!(error.code, ErrorCode::Conflict);
     assert!(error.hint.unwrap().contains("mvm start"));
     match agent.call(Call::Instances { selector: Selector::from(&sleeper) }).await.unwrap() {
-        Reply::Instances(views) => assert_eq!(views[0].state, State::Sleeping),
+        Reply::Instances { instances, .. } => assert_eq!(instances[0].state, State::Sleeping),
         other => panic!("{other:?}"),
     }
 }

@@ -217,7 +217,10 @@ fn up_and_down_take_a_document_to_its_end() {
         }
         Call::Watch { tenant: Some(_), .. } => vec![Act::Reply(snapshot(vec![], vec![]))],
         Call::Instances { .. } => {
-            vec![Act::Reply(Reply::Instances(vec![samples::instance(INSTANCE)]))]
+            vec![Act::Reply(Reply::Instances {
+                instances: vec![samples::instance(INSTANCE)],
+                more: false,
+            })]
         }
         Call::Tenants { .. } => vec![Act::Reply(Reply::Tenants(vec![TenantView {
             name: "demo".parse().unwrap(),
@@ -278,7 +281,9 @@ fn a_network_that_differs_is_data_and_a_failure() {
 fn an_agent_with_another_vmm_is_a_conflict() {
     let agent = FakeAgent::new(|call| match call {
         Call::Node => vec![Act::Reply(Reply::Node(Box::new(node())))],
-        Call::Instances { .. } => vec![Act::Reply(Reply::Instances(vec![]))],
+        Call::Instances { .. } => {
+            vec![Act::Reply(Reply::Instances { instances: vec![], more: false })]
+        }
         _ => vec![Act::Reply(Reply::Done), Act::Leave],
     });
     assert_eq!(run(&agent, "ps --vmm sim").code, 0);
@@ -324,7 +329,9 @@ fn ps_says_how_many_it_does_not_show() {
         ..samples::instance("demo/hello/i-00000002")
     };
     let views = vec![samples::instance(INSTANCE), stopped];
-    let agent = FakeAgent::new(move |_| vec![Act::Reply(Reply::Instances(views.clone()))]);
+    let agent = FakeAgent::new(move |_| {
+        vec![Act::Reply(Reply::Instances { instances: views.clone(), more: false })]
+    });
     let ran = run(&agent, "ps");
     assert_eq!(ran.data.lines().count(), 2);
     assert_eq!(ran.talk, "1 stopped instance is not shown: see `mvm ps -a`\n");
@@ -338,7 +345,7 @@ fn ps_says_how_many_it_does_not_show() {
 fn an_empty_list_is_said_to_be_empty_to_people_alone() {
     let agent = FakeAgent::new(|call| {
         vec![Act::Reply(match call {
-            Call::Instances { .. } => Reply::Instances(vec![]),
+            Call::Instances { .. } => Reply::Instances { instances: vec![], more: false },
             Call::Tenants { .. } => Reply::Tenants(vec![]),
             Call::Pools { .. } => Reply::Pools(vec![]),
             _ => Reply::Stats(vec![]),
