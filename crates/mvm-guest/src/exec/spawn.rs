@@ -231,6 +231,13 @@ impl Start<'_> {
         let mut result = libc::ENOENT;
         for candidate in &self.program.candidates {
             let candidate: &CStr = candidate;
+            // Looking costs far less than trying: `execve` makes an address space before it looks.
+            // SAFETY: the string ends with a zero.
+            if unsafe { libc::access(candidate.as_ptr(), libc::F_OK) } != 0
+                && matches!(errno(), libc::ENOENT | libc::ENOTDIR)
+            {
+                continue;
+            }
             // SAFETY: the arrays end with a null pointer, the strings with a zero.
             unsafe { libc::execve(candidate.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
             match errno() {

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mvm_core::frame::{self, HEADER_LEN, KIND_MESSAGE, TRAILER_LEN};
-use mvm_core::guest::{GuestMessage, Preamble};
+use mvm_core::frame::{self, KIND_MESSAGE, TRAILER_LEN};
+use mvm_core::guest::{GuestMessage, MAX_BODY, Preamble};
 
 use rustix::io::Errno;
 
@@ -14,9 +14,8 @@ use super::Waker;
 /// Bytes at which the server stops producing data and taking requests.
 const LIMIT: usize = 256 * 1024;
 
-/// Largest piece of data in one frame. The kernel hands a port's bytes to the host in pieces of at
-/// most 32 KiB, each of which costs an exit and an interrupt: a frame fills two of them.
-pub(crate) const PIECE: usize = 64 * 1024 - HEADER_LEN - TRAILER_LEN;
+/// Largest piece of data in one frame: each frame costs system calls here and wakes at the host.
+pub(crate) const PIECE: usize = MAX_BODY as usize;
 
 #[derive(Debug, Default)]
 struct State {
