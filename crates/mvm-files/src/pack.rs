@@ -11,8 +11,10 @@ use tar::{Builder, EntryType, Header, HeaderMode};
 
 use crate::{FilesError, Summary};
 
-/// Bytes in a block of which a file's use of the disk is counted.
+/// Bytes in a block, of which a file's use of the disk is counted and an archive is made.
 const BLOCK: u64 = 512;
+/// Bytes of a file that are read at once: small reads are what costs in an emulated guest.
+const BUFFER: usize = 64 * 1024;
 
 /// The name under which a source is packed: its last part, or `.` if it has none or means what it
 /// holds (`dir/.`).
@@ -38,7 +40,7 @@ pub fn pack(path: &Path, out: impl Write) -> Result<Summary, FilesError> {
     let mut builder = Builder::new(out);
     builder.mode(HeaderMode::Complete);
     let (linked, summary) = (BTreeMap::new(), Summary::default());
-    let mut packer = Packer { builder, linked, summary };
+    let mut packer = Packer { builder, linked, summary, buffer: Vec::new() };
     packer.add(path, &PathBuf::from(source_name(path)), &metadata)?;
     packer.builder.into_inner().and_then(|mut out| out.flush()).map_err(FilesError::Stream)?;
     Ok(packer.summary)
@@ -49,6 +51,7 @@ struct Packer<W: Write> {
     /// The first names of files that have several, by device and inode.
     linked: BTreeMap<(u64, u64), PathBuf>,
     summary: Summary,
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> Packer<W> {
@@ -94,11 +97,38 @@ impl<W: Write> Packer<W> {
             self.summary.entries += 1;
             return self.builder.append_file(name, &mut file).map_err(FilesError::Stream);
         }
-        // A file that grows or shrinks meanwhile must not shift what follows it.
         let size = metadata.len();
         header.set_size(size);
-        let data = Exactly { file: &mut file, left: size };
-        self.append(&mut header, name, data)
+        // The header alone: what follows it goes through a buffer of our own, which is larger than
+        // the archive's.
+        self.append(&mut header, name, io::empty())?;
+        self.add_content(&mut file, path, size)
+    }
+
+    /// Writes a file's first bytes, as many as were announced, up to the end of a block. One that
+    /// grows or shrinks meanwhile must not shift what follows it: zeros stand for what is not there
+    /// any more.
+    fn add_content(&mut self, file: &mut File, path: &Path, size: u64) -> Result<(), FilesError> {
+        self.buffer.resize(BUFFER, 0);
+        let mut left = size;
+        while left > 0 {
+            let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let piece = &mut self.buffer[..wanted];
+            let len = match file.read(piece) {
+                Ok(0) => {
+                    piece.fill(0);
+                    wanted
+                }
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(FilesError::at("read", path)(error)),
+            };
+            self.builder.get_mut().write_all(&piece[..len]).map_err(FilesError::Stream)?;
+            left -= len as u64;
+        }
+        let blank = [0; BLOCK as usize];
+        let padding = (size.next_multiple_of(BLOCK) - size) as usize;
+        self.builder.get_mut().write_all(&blank[..padding]).map_err(FilesError::Stream)
     }
 
     fn add_children(&mut self, path: &Path, name: &Path) -> Result<(), FilesError> {
@@ -139,26 +169,5 @@ impl<W: Write> Packer<W> {
         header.set_size(0);
         self.summary.entries += 1;
         self.builder.append_link(header, name, target).map_err(FilesError::Stream)
-    }
-}
-
-/// A file's first bytes, as many as were announced: zeros stand for what is not there any more.
-struct Exactly<'a> {
-    file: &'a mut File,
-    left: u64,
-}
-
-impl Read for Exactly<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let len = match self.file.read(&mut buffer[..wanted])? {
-            0 => {
-                buffer[..wanted].fill(0);
-                wanted
-            }
-            len => len,
-        };
-        self.left -= len as u64;
-        Ok(len)
     }
 }
