@@ -5,5 +5,6 @@
 mod disks;
 mod faults;
 mod life;
+mod lists;
 mod node;
 mod sleep;
