@@ -84,6 +84,7 @@ impl Peer {
                 prefix_len: 24,
                 gateway: [a, b, c, 1].into(),
                 nameservers: Vec::new(),
+                mac: None,
             },
             template: LayerTemplates::new(state_dir).ensure(view.disk_mib.into()).await?,
             parent: state_dir.to_owned(),
