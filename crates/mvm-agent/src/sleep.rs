@@ -343,6 +343,7 @@ fn is_passing(error: &VmmError) -> bool {
             | VmmError::DiskInUse { .. }
             | VmmError::Spawn { .. }
             | VmmError::TooOld { .. }
+            | VmmError::Unfit { .. }
             | VmmError::System { .. }
     )
 }
