@@ -19,6 +19,7 @@ const COMMAND_CHARS: usize = 100;
 pub struct Node {
     dir: PathBuf,
     owner: Owner,
+    vmm: Option<&'static str>,
 }
 
 impl Node {
@@ -42,9 +43,14 @@ impl Node {
     fn in_dir(dir: PathBuf) -> Self {
         let dir = dir.canonicalize().expect("the directory exists");
         let owner = Owner::of(&dir).expect("the directory exists");
-        let node = Self { dir, owner };
+        let node = Self { dir, owner, vmm: None };
         seed::fill(&node.dir);
         node
+    }
+
+    /// From now on every agent is started with this VMM.
+    pub fn ask_for_vmm(&mut self, vmm: &'static str) {
+        self.vmm = Some(vmm);
     }
 
     /// The state directory.
@@ -64,6 +70,7 @@ impl Node {
         for name in ["MVM_LOG", "MVM_VMM", "MVM_ACCEL"] {
             command.env_remove(name);
         }
+        command.envs(self.vmm.map(|vmm| ("MVM_VMM", vmm)));
         command
     }
 
