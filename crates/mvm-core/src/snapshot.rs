@@ -52,7 +52,7 @@ pub struct VmmBuild {
     pub version: String,
     /// What executes the guest's instructions.
     pub accel: Accel,
-    /// What the guest sees of the host's processor, or nothing if it sees an emulated one.
+    /// What the guest sees of the host's processor, or the emulated one that it sees.
     pub cpu: String,
 }
 

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 use super::super::{DiskAccess, VmSpec};
 use super::journal;
 
+/// The processor that software emulation shows to a guest. Five-level paging costs emulated page
+/// walks and gives nothing. Fast string instructions are slow ones here: a guest that is told of
+/// them copies byte by byte.
+pub(super) const EMULATED_CPU: &str = "max,la57=off,erms=off,fsrm=off";
 /// Upper bound of QEMU's cache of translated code in MiB. QEMU would take up to a gibibyte, which
 /// no admission accounts for.
 const TRANSLATION_CACHE_MIB: u32 = 128;
@@ -62,11 +66,9 @@ pub(super) fn arguments(
     );
     match accel {
         Accel::Kvm => args.option("-accel", "kvm").option("-cpu", "host"),
-        // Five-level paging costs emulated page walks and gives nothing. Fast string instructions
-        // are slow ones here: a guest that is told of them copies byte by byte.
         Accel::Tcg => args
             .option("-accel", format!("tcg,tb-size={TRANSLATION_CACHE_MIB}"))
-            .option("-cpu", "max,la57=off,erms=off,fsrm=off"),
+            .option("-cpu", EMULATED_CPU),
     };
     args.option("-smp", spec.vcpus.to_string())
         .option("-m", format!("{}M", spec.mem_mib))

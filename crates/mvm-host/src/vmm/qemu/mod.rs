@@ -107,7 +107,7 @@ impl Vmm for QemuVmm {
     async fn build(&self) -> Result<VmmBuild, VmmError> {
         let accel = self.config.accel;
         let cpu = match accel {
-            Accel::Tcg => String::new(),
+            Accel::Tcg => args::EMULATED_CPU.to_owned(),
             Accel::Kvm => {
                 let path = PathBuf::from("/proc/cpuinfo");
                 let text = std::fs::read_to_string(&path);
