@@ -92,12 +92,16 @@ impl SharedSnapshots {
         cell.get_or_try_init(|| load).await.cloned()
     }
 
-    /// Lets go of memories that nobody begins with, and removes snapshots that nobody needs.
+    /// Lets go of memories that nobody begins with, and removes snapshots that nobody needs. What a
+    /// record that does not parse needs is not known, so that nothing is removed then.
     pub(crate) fn tidy(&self, mirror: &Mirror) -> Result<(), EffectError> {
         let needed: BTreeSet<SnapshotId> = needed(mirror);
         let gone: Vec<SnapshotId> = {
             let mut state = self.state();
             state.loaded.retain(|_, loaded| loaded.used.elapsed() < KEPT_LOADED);
+            if !mirror.bad.is_empty() {
+                return Ok(());
+            }
             let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
             let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
             let ids = names.filter_map(|name| name.trim_end_matches(".new").parse().ok());
@@ -115,8 +119,7 @@ impl SharedSnapshots {
     }
 }
 
-/// What instances may yet begin with, and what their memories are relative to. Whose status does
-/// not parse may need any.
+/// What instances may yet begin with, and what their memories are relative to.
 fn needed(mirror: &Mirror) -> BTreeSet<SnapshotId> {
     let mut needed = BTreeSet::new();
     for record in mirror.desired.instances.values() {
