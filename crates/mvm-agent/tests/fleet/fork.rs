@@ -1,10 +1,12 @@
 //! Forks: new instances that begin where another one is.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
+use mvm_store::Transaction;
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Accepted, ApiError, Call, ErrorCode, Reply};
 
@@ -74,7 +76,7 @@ async fn forks_begin_where_their_source_is_and_are_their_own() {
         if snapshots(&machine).is_empty() {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
     panic!("snapshots that nobody needs: {:?}", snapshots(&machine));
 }
@@ -92,6 +94,36 @@ async fn a_fork_that_is_refused_leaves_nothing() {
     let error = fork(&agent, &source, 1).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Conflict);
     assert!(error.message.contains("not running"), "{error:?}");
-    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(snapshots(&machine), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_is_kept_while_it_is_not_known_who_needs_it() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    fork(&agent, &source, 1).await.unwrap();
+    let all = agent.until_running(2).await;
+    let fork = all.iter().find(|view| view.path != source.path).unwrap().path.clone();
+    agent.node.end().await;
+    let key = format!("observed/instance/{fork}");
+    let entries = machine.store.list("observed/instance/").await.unwrap().entries;
+    let good = entries.into_iter().find(|entry| entry.key == key).unwrap().value;
+    machine.store.commit(Transaction::new().put(key.clone(), "{\"phase\":")).await.unwrap();
+
+    let agent = machine.agent().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(snapshots(&machine).len(), 1);
+    let text = Some(String::from_utf8(good).unwrap());
+    agent.call(Call::RecordMend { key, text }).await.unwrap();
+    agent.until_running(2).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(snapshots(&machine).len(), 1, "its memory is relative to it");
+    let selector = Selector::from(&fork);
+    let destroy = Request::InstanceDestroy { selector, all: false, force: true };
+    agent.submit(destroy).await.unwrap();
+    agent.until("the fork is gone", |all| all.len() == 1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(snapshots(&machine), [""; 0]);
 }
