@@ -8,6 +8,15 @@ use serde_json::Value;
 
 use crate::run::tool;
 
+/// Whether a process has given back everything that it had: all its threads have ended.
+pub fn has_ended(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The state follows the name, which is in parentheses; `Z` has nothing but its exit code.
+    let is_zombie = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    is_zombie && threads <= 1
+}
+
 /// A process of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {

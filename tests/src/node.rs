@@ -208,11 +208,12 @@ impl Node {
     /// # Panics
     /// It does not go.
     pub fn kill_agent(&self) {
+        let limit = Duration::from_secs(10);
         for pid in self.agent_pids() {
             kill(pid, rustix::process::Signal::KILL);
+            // It lets go of the lock before it lets go of its socket.
+            until("the agent is gone", limit, || host::has_ended(pid).then_some(()));
         }
-        let limit = Duration::from_secs(10);
-        until("the agent is gone", limit, || self.agent_pids().is_empty().then_some(()));
     }
 
     /// The node's VMMs, sorted.
