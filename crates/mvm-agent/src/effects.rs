@@ -1,6 +1,7 @@
 //! What an instance's actor does to the machine. Each effect runs to its end and reports one
 //! message; none decides what follows, and none retries.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,14 +139,19 @@ async fn try_boot(
     let spec = spec(node, &record, status).await?;
     node.host.vmm.end_strays(&spec).await?;
     let dir = spec.dir.clone();
-    std::fs::create_dir_all(&dir)
-        .map_err(|source| EffectError::Dir { path: dir.display().to_string(), source })?;
+    make_dir(&dir)?;
     let layer = dir.join(LAYER);
     node.host.images.ensure_layer(&layer, record.spec.disk_mib, spec.uid).await?;
     // What it slept on would not fit the disk any more.
     sleep::prune(&dir, status)?;
     add_to_network(node, &record).await?;
     Ok(node.host.vmm.launch(&spec).await?)
+}
+
+/// Makes an instance's directory, unless it is there.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), EffectError> {
+    let failed = |source| EffectError::Dir { path: dir.display().to_string(), source };
+    std::fs::create_dir_all(dir).map_err(failed)
 }
 
 /// Makes the instance's tap and rules, if it has a network.

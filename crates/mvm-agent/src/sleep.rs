@@ -119,37 +119,47 @@ pub(crate) async fn capture(
 ) -> Result<(), EffectError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
+    if let Some(image) = &status.memory {
+        // The copy gets a digest of its own, which must not vouch for a damaged image.
+        let image_dir = image_dir(node, &spec.dir, image);
+        blocking(move || verify_image(&image_dir)).await??;
+    }
     let new = dest.with_extension("new");
     snapshots::begin(&new)?;
     vm.pause().await?;
     let saved = vm.save(&new).await?;
     if saved.part == MemoryPart::Changes {
         let image = status.memory.as_ref().ok_or(EffectError::NoImage)?;
-        snapshots::link(&image_file(node, &spec.dir, image), &new.join(MEMORY_IMAGE))?;
+        let image_dir = image_dir(node, &spec.dir, image);
+        snapshots::link(&image_dir.join(MEMORY_IMAGE), &new.join(MEMORY_IMAGE))?;
     }
     complete_for_others(node, path, &spec, status, &new, dest).await
 }
 
-/// Makes a copy of a sleeping instance's snapshot for others to begin from.
+/// Makes a copy of a sleeping instance's snapshot for others to begin from. It has to be one that
+/// the instance itself could go on from: the copy gets digests and a manifest of its own.
 pub(crate) async fn copy_for_others(
     node: &Node,
     path: &InstancePath,
     status: &InstanceStatus,
     dest: &Path,
-) -> Result<(), EffectError> {
+) -> Result<(), RestoreError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
     let snapshot = status.snapshot.as_ref().ok_or(EffectError::NoImage)?;
     let own = own_dir(&spec.dir, snapshot.number);
     let manifest = snapshots::read(&own)?;
+    verdict(&manifest, path, &here(node, &spec, status).await?)?;
+    let image_dir = image_dir(node, &spec.dir, &snapshot.memory);
+    let (dir, of_snapshot, of_image) = (own.clone(), manifest.clone(), image_dir.clone());
+    blocking(move || verify(&dir, &of_snapshot, Some(&of_image))).await??;
     let new = dest.with_extension("new");
     snapshots::begin(&new)?;
     for file in manifest.files.iter().filter(|file| file.name != MEMORY_IMAGE) {
         snapshots::link(&own.join(&file.name), &new.join(&file.name))?;
     }
-    let image = image_file(node, &spec.dir, &snapshot.memory);
-    snapshots::link(&image, &new.join(MEMORY_IMAGE))?;
-    complete_for_others(node, path, &spec, status, &new, dest).await
+    snapshots::link(&image_dir.join(MEMORY_IMAGE), &new.join(MEMORY_IMAGE))?;
+    Ok(complete_for_others(node, path, &spec, status, &new, dest).await?)
 }
 
 async fn complete_for_others(
@@ -183,11 +193,11 @@ fn manifest_of(node: &Node, path: &InstancePath, here: Here, base: Option<ImageR
     }
 }
 
-/// The file of a memory image.
-fn image_file(node: &Node, instance_dir: &Path, image: &ImageRef) -> PathBuf {
+/// The directory of the snapshot that a memory image belongs to.
+fn image_dir(node: &Node, instance_dir: &Path, image: &ImageRef) -> PathBuf {
     match image {
-        ImageRef::Own { number } => own_dir(instance_dir, *number).join(MEMORY_IMAGE),
-        ImageRef::Shared { id } => node.shared.dir(id).join(MEMORY_IMAGE),
+        ImageRef::Own { number } => own_dir(instance_dir, *number),
+        ImageRef::Shared { id } => node.shared.dir(id),
     }
 }
 
@@ -257,12 +267,27 @@ pub(crate) enum RestoreError {
     Passing(#[from] EffectError),
 }
 
+impl RestoreError {
+    /// Whether the snapshot is not to blame, so that it may be restored another time: a file that
+    /// is there and cannot be read now, or no memory for it.
+    fn is_passing(&self) -> bool {
+        let is_there = |error: &std::io::Error| error.kind() != std::io::ErrorKind::NotFound;
+        match self {
+            Self::Passing(_) => true,
+            Self::Memory(error) => is_there(error),
+            Self::Snapshot(SnapshotError::File(error)) => is_there(&error.source),
+            Self::Vmm(error) => is_passing(error),
+            Self::Refused(_) | Self::Snapshot(_) => false,
+        }
+    }
+}
+
 /// Prepares the tap, ends strays, and starts a VM from the snapshot that the status names. Its
 /// vCPUs are stopped on return.
 pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
     match try_restore(node, path, status).await {
         Ok(vm) => Message::Launched(vm),
-        Err(RestoreError::Passing(error)) => {
+        Err(error) if error.is_passing() => {
             tracing::warn!(instance = %path, error = chain(&error), "cannot be woken now");
             Message::Event(Event::BootFailed { error: chain(&error) })
         }
@@ -286,7 +311,7 @@ async fn try_restore(
         Phase::Starting { begin: StartFrom::Shared { id }, .. } => {
             let dir = node.shared.dir(id);
             let layer = spec.dir.join(LAYER);
-            std::fs::create_dir_all(&spec.dir).map_err(RestoreError::Memory)?;
+            effects::make_dir(&spec.dir)?;
             let copied = node.host.images.copy_layer(&dir.join(LAYER), &layer, spec.uid).await;
             copied.map_err(EffectError::from)?;
             (dir, ImageRef::Shared { id: id.clone() })
@@ -321,7 +346,6 @@ async fn try_restore(
             Err(error)
         }
         (Err(error), Err(_)) => Err(error),
-        (Ok(()), Err(error)) if is_passing(&error) => Err(EffectError::from(error).into()),
         (Ok(()), Err(error)) => Err(RestoreError::Vmm(error)),
     }
 }
@@ -330,9 +354,13 @@ async fn try_restore(
 /// their manifests.
 fn verify(dir: &Path, manifest: &Manifest, image_dir: Option<&Path>) -> Result<(), SnapshotError> {
     snapshots::verify(dir, manifest, |name| name != MEMORY_IMAGE && name != LAYER)?;
-    let Some(image_dir) = image_dir else { return Ok(()) };
-    let of_image = snapshots::read(image_dir)?;
-    snapshots::verify(image_dir, &of_image, |name| name == MEMORY_IMAGE)
+    image_dir.map_or(Ok(()), verify_image)
+}
+
+/// Compares a memory image with the manifest of its snapshot.
+fn verify_image(image_dir: &Path) -> Result<(), SnapshotError> {
+    let manifest = snapshots::read(image_dir)?;
+    snapshots::verify(image_dir, &manifest, |name| name == MEMORY_IMAGE)
 }
 
 /// Whether the VMM failed for a reason that has nothing to do with the snapshot.

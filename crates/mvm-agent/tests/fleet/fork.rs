@@ -127,3 +127,27 @@ async fn a_snapshot_is_kept_while_it_is_not_known_who_needs_it() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(snapshots(&machine), [""; 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_snapshot_is_not_passed_on_to_forks() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    sleep(&agent, &source).await;
+    let dir = machine.dir.path().join("instances").join(source.path.id.as_str());
+    let state = dir.join("sleep-1/device.state");
+    let good = std::fs::read(&state).unwrap();
+    let mut bad = good.clone();
+    bad[0] ^= 1;
+    std::fs::write(&state, bad).unwrap();
+    let error = fork(&agent, &source, 1).await.unwrap_err();
+    assert!(error.message.contains("device.state is damaged"), "{error:?}");
+    std::fs::write(&state, good).unwrap();
+
+    let later = std::time::SystemTime::now() + Duration::from_secs(3600);
+    let layer = std::fs::File::options().write(true).open(dir.join("layer.ext4")).unwrap();
+    layer.set_modified(later).unwrap();
+    let error = fork(&agent, &source, 1).await.unwrap_err();
+    assert!(error.message.contains("the writable layer"), "{error:?}");
+    assert_eq!(agent.instances().await.len(), 1);
+}
