@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::super::memory;
-use super::super::qemu::guest_memory::GuestMemory;
+use super::super::memory::{self, GuestMemory};
 use super::super::{
     DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Saved, VmmError, file_error,
 };

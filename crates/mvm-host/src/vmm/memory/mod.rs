@@ -11,7 +11,9 @@
 
 mod changes;
 mod image;
+mod process;
 
 pub(super) use changes::{PAGE, Run, apply, runs_of, write};
 pub use image::MemoryImage;
 pub(crate) use image::data_of;
+pub(super) use process::GuestMemory;

@@ -14,7 +14,6 @@
 //! The instance actors use it through the [`Vmm`] trait.
 
 mod args;
-pub(in crate::vmm) mod guest_memory;
 mod handover;
 mod journal;
 mod launch;

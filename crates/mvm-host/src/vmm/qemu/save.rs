@@ -15,10 +15,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::super::memory;
+use super::super::memory::{self, GuestMemory};
 use super::super::qmp::QmpClient;
 use super::super::{DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Saved, VmmError};
-use super::guest_memory::GuestMemory;
 use super::{QMP_SOCKET, connect_qmp, qmp_failed, with_source};
 use crate::unix_socket;
 

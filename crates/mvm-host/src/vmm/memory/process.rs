@@ -1,7 +1,7 @@
-//! The guest's memory in a QEMU process, seen from the agent: which pages were written, reading
+//! The guest's memory in its VMM's process, seen from the agent: which pages were written, reading
 //! them, and writing them before the guest runs.
 //!
-//! A booted guest's memory is anonymous memory that QEMU maps shared: what was ever written holds
+//! A booted guest's memory is anonymous memory that the VMM maps shared: what was ever written holds
 //! data, the rest are holes. A restored guest's memory is a private mapping of an image: what was
 //! written is the process's own, and `/proc/PID/pagemap` tells these pages from the image's.
 
@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::super::MemoryPart;
-use super::super::memory::{PAGE, Run, data_of, runs_of};
+use super::{PAGE, Run, data_of, runs_of};
 
 /// Entries of a page map that are read at once.
 const ENTRIES: usize = 64 * 1024;
