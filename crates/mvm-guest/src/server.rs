@@ -116,13 +116,12 @@ impl<'a> Server<'a> {
     pub(crate) fn serve(&mut self, port: Port) -> io::Result<Ending> {
         port.start(self.inbox.clone(), self.outbox.clone())?;
         loop {
-            let had_room = self.outbox.has_room();
-            let ready = self.wait(had_room)?;
+            let ready = self.wait()?;
             let now = Instant::now();
             for source in ready {
                 self.handle(source, now);
             }
-            self.settle(had_room, now);
+            self.settle(now);
             if self.outbox.has_room() {
                 self.take_events(now);
             }
@@ -139,7 +138,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn wait(&self, has_room: bool) -> io::Result<Vec<Source>> {
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let has_room = self.outbox.has_room();
         let mut sources = vec![Source::Waker, Source::ChildEnds];
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.waker.as_fd(), PollFlags::IN),
@@ -266,7 +266,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn settle(&mut self, could_read: bool, now: Instant) {
+    fn settle(&mut self, now: Instant) {
         let outbox = &self.outbox;
         let mut detaching = Vec::new();
         self.streams.retain(|&stream, state| {
@@ -275,7 +275,7 @@ impl<'a> Server<'a> {
                     detaching.push(stream);
                     None
                 }
-                Stream::Exec(exec) => exec.settle(could_read, now),
+                Stream::Exec(exec) => exec.settle(now),
                 Stream::Forward(forward) => forward.settle(now),
                 Stream::KernelLog(_) => None,
                 Stream::Hooks(hooks) => hooks.settle(now),
@@ -287,7 +287,7 @@ impl<'a> Server<'a> {
         for id in detaching {
             self.detach(id);
         }
-        self.detached.retain(|_, exec| exec.settle(true, now).is_none());
+        self.detached.retain(|_, exec| exec.settle(now).is_none());
         self.settle_main(now);
     }
 

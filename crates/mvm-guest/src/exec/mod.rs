@@ -245,9 +245,8 @@ impl Exec {
         if self.status.is_some() { Some(now + QUIET) } else { self.deadline }
     }
 
-    /// Enforces the time limit, and tells the exec's last message when it is over. `could_read`
-    /// tells whether the server had room for output since the last call.
-    pub(crate) fn settle(&mut self, could_read: bool, now: Instant) -> Option<GuestMessage> {
+    /// Enforces the time limit, and tells the exec's last message when it is over.
+    pub(crate) fn settle(&mut self, now: Instant) -> Option<GuestMessage> {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
             self.is_timed_out = true;
@@ -257,8 +256,7 @@ impl Exec {
             (Start::Failed(error), _) => Some(GuestMessage::Error(error.clone())),
             (Start::Done, Some(status)) => {
                 let [stdout, stderr] = &mut self.outputs;
-                let is_drained =
-                    stdout.is_drained(could_read, now) & stderr.is_drained(could_read, now);
+                let is_drained = stdout.is_drained(now) & stderr.is_drained(now);
                 is_drained.then_some(GuestMessage::Exit(status))
             }
             _ => None,

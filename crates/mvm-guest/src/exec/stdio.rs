@@ -18,8 +18,6 @@ const PIECES_AT_ONCE: usize = 4;
 pub(super) const QUIET: Duration = Duration::from_millis(200);
 /// How long others may go on writing to it.
 const LONGEST_DRAIN: Duration = Duration::from_secs(5);
-/// Output after the program's end that may still be its own: what fits into a pipe.
-const OWED: usize = super::spawn::PIPE_LEN;
 
 /// What a terminal takes for the end of its input.
 const END_OF_TRANSMISSION: u8 = 4;
@@ -171,9 +169,10 @@ pub(crate) struct Output {
 #[derive(Debug)]
 struct Drain {
     since: Instant,
-    /// When data last came, or could not have come.
+    /// When the pipe last held data.
     active: Instant,
-    bytes: usize,
+    /// Bytes in the pipe that may be the ended program's own.
+    owed: u64,
 }
 
 impl Output {
@@ -234,7 +233,7 @@ impl Output {
             }
             if let Some(drain) = &mut self.drain {
                 drain.active = now;
-                drain.bytes += len;
+                drain.owed = drain.owed.saturating_sub(len as u64);
             }
             // What is short was all; the pipe's end is found in the next turn.
             if len < wanted || !link.outbox.has_room() {
@@ -245,29 +244,28 @@ impl Output {
 
     /// Notes that the program has ended: from now on the pipe may be given up.
     pub(crate) fn begin_drain(&mut self, now: Instant) {
-        self.drain.get_or_insert(Drain { since: now, active: now, bytes: 0 });
+        let Some(pipe) = &self.pipe else { return };
+        // Of a terminal's output the kernel tells only what it has processed.
+        let owed = match rustix::io::ioctl_fionread(pipe) {
+            Ok(owed) if !rustix::termios::isatty(pipe) => owed,
+            _ => super::spawn::PIPE_LEN as u64,
+        };
+        self.drain.get_or_insert(Drain { since: now, active: now, owed });
     }
 
-    /// Whether everything that is owed was sent. `could_read` tells whether the server was able to
-    /// take data since it last asked.
-    pub(crate) fn is_drained(&mut self, could_read: bool, now: Instant) -> bool {
-        if self.pipe.is_none() {
+    /// Whether everything that is owed was sent.
+    pub(crate) fn is_drained(&mut self, now: Instant) -> bool {
+        let (Some(pipe), Some(drain)) = (&self.pipe, &mut self.drain) else {
+            return self.pipe.is_none();
+        };
+        if drain.owed == 0 && now.duration_since(drain.since) >= LONGEST_DRAIN {
             return true;
         }
-        let can_take = self.can_take();
-        let Some(drain) = &mut self.drain else { return false };
-        if !could_read || !can_take {
+        // What waits for credit, for room or for a turn on a busy machine is not given up unread.
+        if holds_data(pipe) {
             drain.active = now;
-            return false;
         }
-        let mut is_quiet = now.duration_since(drain.active) >= QUIET;
-        // On a machine that is busy the time may be over before anybody has looked.
-        if is_quiet && self.pipe.as_ref().is_some_and(holds_data) {
-            drain.active = now;
-            is_quiet = false;
-        }
-        let is_settled = drain.bytes >= OWED && now.duration_since(drain.since) >= LONGEST_DRAIN;
-        is_quiet || is_settled
+        now.duration_since(drain.active) >= QUIET
     }
 }
 
