@@ -220,12 +220,13 @@ impl Exec {
     /// the group's making, or have left it. After its end the group's number is still its own
     /// as long as anyone is in it.
     pub(crate) fn kill(&self) {
+        // A shell with job control gives each of its jobs a group. The terminal tells which one is in
+        // the foreground only as long as the shell lives.
+        let terminal = self.outputs[0].descriptor().filter(|_| self.has_terminal);
+        let foreground = terminal.and_then(|terminal| rustix::termios::tcgetpgrp(terminal).ok());
         process::signal_group(self.pid, libc::SIGKILL);
         self.signal(libc::SIGKILL);
-        // A shell with job control gives each of its jobs a group.
-        if let Some(terminal) = self.outputs[0].descriptor().filter(|_| self.has_terminal)
-            && let Ok(foreground) = rustix::termios::tcgetpgrp(terminal)
-        {
+        if let Some(foreground) = foreground {
             process::signal_group(foreground.as_raw_nonzero().get(), libc::SIGKILL);
         }
     }
