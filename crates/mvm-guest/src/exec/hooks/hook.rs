@@ -15,8 +15,8 @@ use crate::process;
 
 /// What is read at once.
 const PIECE: usize = 16 * 1024;
-/// Pieces that may be in a pipe when its program ends: a pipe holds 64 KiB.
-const LAST_PIECES: usize = 5;
+/// Pieces that may be in a pipe when its program ends, and one to find its end.
+const LAST_PIECES: usize = spawn::PIPE_LEN / PIECE + 1;
 
 /// A hook that was started.
 #[derive(Debug)]
