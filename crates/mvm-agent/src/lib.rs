@@ -27,6 +27,7 @@ mod lock;
 mod logs;
 mod main_process;
 mod node;
+mod publish;
 mod reconcile;
 mod server;
 mod setup;

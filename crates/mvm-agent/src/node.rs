@@ -19,6 +19,7 @@ use crate::actor::Message;
 use crate::clock::Clock;
 use crate::configs::ImageConfigs;
 use crate::main_process::MainHub;
+use crate::publish::Published;
 use crate::shared::SharedSnapshots;
 use crate::state::State;
 
@@ -76,6 +77,8 @@ pub(crate) struct Node {
     waiting: watch::Sender<BTreeMap<InstancePath, Waiting>>,
     problems: Mutex<BTreeMap<String, String>>,
     poke: Notify,
+    /// Connections to published ports.
+    pub(crate) published: Published,
     /// Snapshots that instances begin from.
     pub(crate) shared: SharedSnapshots,
     /// Shared by builds; whoever removes images has it alone.
@@ -100,6 +103,7 @@ impl Node {
             waiting: watch::Sender::new(BTreeMap::new()),
             problems: Mutex::default(),
             poke: Notify::new(),
+            published: Published::default(),
             shared,
             images: tokio::sync::RwLock::default(),
             image_configs: ImageConfigs::default(),

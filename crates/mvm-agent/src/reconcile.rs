@@ -23,6 +23,7 @@ use crate::actor::{self, Message};
 use crate::builder;
 use crate::disks;
 use crate::node::{Node, chain};
+use crate::publish::Listeners;
 use crate::ssh;
 use crate::state::Mirror;
 use crate::submit;
@@ -40,6 +41,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         disk_work: BTreeMap::new(),
         network: NetworkState::Unknown,
         bridged: BTreeSet::new(),
+        listeners: Listeners::default(),
     };
     loop {
         let next_unix_ms = rounds.round().await;
@@ -66,6 +68,7 @@ struct Reconciler {
     disk_work: BTreeMap<DiskPath, tokio::task::AbortHandle>,
     network: NetworkState,
     bridged: BTreeSet<NetId>,
+    listeners: Listeners,
 }
 
 /// Whether the machine's network has been compared with the expected one since the agent started.
@@ -85,6 +88,7 @@ impl Reconciler {
         self.spawn_actors(&mirror);
         let desired = touchable(&mirror);
         self.ensure_tenants(&desired).await;
+        self.listeners.ensure(&self.node, &mirror.desired).await;
         let limits = PlanLimits { starting: self.node.config.max_starting };
         let plan = plan(&desired, &mirror.observed, limits, self.node.clock.now_ms());
         for action in plan.actions {

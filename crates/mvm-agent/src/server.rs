@@ -137,7 +137,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
             }
         }
         Call::Pools { tenant, path } => {
-            let mut pools = views::pools(&mirror, |pool| {
+            let mut pools = views::pools(node, &mirror, |pool| {
                 tenant.as_ref().is_none_or(|tenant| pool.tenant == *tenant)
                     && path.as_ref().is_none_or(|path| pool == path)
             });

@@ -48,7 +48,7 @@ pub(crate) async fn watch(
         waiting.borrow_and_update();
         let mut instances =
             views::instances(node, &mirror, |path| watched.instances.contains(path));
-        let mut pools = views::pools(&mirror, |path| watched.pools.contains(path));
+        let mut pools = views::pools(node, &mirror, |path| watched.pools.contains(path));
         configs::add_ports_to_instances(node, &mut instances).await;
         configs::add_ports_to_pools(node, &mut pools).await;
         let snapshot = Reply::Snapshot {
@@ -86,13 +86,10 @@ pub(crate) async fn session(
         let mirror = state.borrow_and_update().clone();
         let candidates: Vec<&InstancePath> =
             mirror.desired.instances.keys().filter(|path| selector.matches(path)).collect();
-        for path in &candidates {
-            let session = node.instance(path).and_then(|i| i.session.borrow().clone());
-            if is_up(&mirror, path)
-                && let Some(session) = session
-            {
-                return Ok(((*path).clone(), session));
-            }
+        if let Some(path) = candidates.iter().find(|path| is_ready(node, &mirror, path))
+            && let Some(session) = session_of(node, path)
+        {
+            return Ok(((*path).clone(), session));
         }
         let is_near = |path: &&InstancePath| {
             let wanted = mirror.desired.instances.get(*path);
@@ -123,6 +120,22 @@ pub(crate) async fn session(
             () = tokio::time::sleep(SESSION_POLL) => {}
         }
     }
+}
+
+/// The instances of a pool whose guests answer, with their sessions.
+pub(crate) fn ready(node: &Node, pool: &PoolPath) -> Vec<(InstancePath, Session)> {
+    let mirror = node.state.now();
+    let running = mirror.desired.instances_in(pool).map(|record| &record.path);
+    let ready = running.filter(|path| is_ready(node, &mirror, path));
+    ready.filter_map(|path| Some((path.clone(), session_of(node, path)?))).collect()
+}
+
+fn session_of(node: &Node, path: &InstancePath) -> Option<Session> {
+    node.instance(path)?.session.borrow().clone()
+}
+
+fn is_ready(node: &Node, mirror: &Mirror, path: &InstancePath) -> bool {
+    is_up(mirror, path) && session_of(node, path).is_some()
 }
 
 /// Whether an instance runs, and nobody is about to put it to rest.

@@ -246,6 +246,7 @@ fn denied(denial: &Denial) -> ApiError {
         | Denial::DiskConflict(_)
         | Denial::SubnetOverlaps { .. }
         | Denial::NoEarlierRevision { .. }
+        | Denial::PortTaken { .. }
         | Denial::NotAlive { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
         Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,

@@ -57,7 +57,7 @@ pub(crate) fn tenants(mirror: &Mirror, name: Option<&TenantName>) -> Vec<TenantV
     matching.map(|record| tenant(mirror, record)).collect()
 }
 
-pub(crate) fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
+fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
     let status = mirror.observed.pools.get(&record.path).cloned().unwrap_or_default();
     let instances = || mirror.desired.instances_in(&record.path);
     let running = instances()
@@ -75,14 +75,20 @@ pub(crate) fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
         build: status.build,
         build_generation: status.build_generation,
         exposed_ports: BTreeSet::new(),
+        connections: node.published.connections_of(&record.path),
+        publish_problems: node.published.problems_of(&record.path),
         created_unix_ms: record.created_unix_ms,
         removing: record.existence == Existence::Removed,
     }
 }
 
-pub(crate) fn pools(mirror: &Mirror, wanted: impl Fn(&PoolPath) -> bool) -> Vec<PoolView> {
+pub(crate) fn pools(
+    node: &Node,
+    mirror: &Mirror,
+    wanted: impl Fn(&PoolPath) -> bool,
+) -> Vec<PoolView> {
     let pools = mirror.desired.pools.values().filter(|record| wanted(&record.path));
-    pools.map(|record| pool(mirror, record)).collect()
+    pools.map(|record| pool(node, mirror, record)).collect()
 }
 
 fn disk(node: &Node, mirror: &Mirror, record: &DiskRecord) -> DiskView {

@@ -23,6 +23,7 @@ pub mod nft;
 pub mod plan;
 #[cfg(test)]
 mod property;
+pub mod publish;
 pub mod record;
 pub mod snapshot;
 pub mod spec;

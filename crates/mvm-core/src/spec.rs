@@ -11,6 +11,7 @@ use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::main_process::{ProcessError, ProcessSpec};
 use crate::name::{DiskName, PoolName, TenantName};
+use crate::publish::{Publish, PublishError, check_published};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
 pub const MEM_MIB_MIN: u32 = 96;
@@ -159,6 +160,9 @@ pub struct PoolSpec {
     /// What the main process is, as far as the image does not say it.
     #[serde(skip_serializing_if = "ProcessSpec::is_default")]
     pub process: ProcessSpec,
+    /// Ports that the node listens on for the pool.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
     /// Whether the pool is removed when an instance of it has ended for good.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
@@ -176,6 +180,7 @@ impl Default for PoolSpec {
             boot_timeout_s: 60,
             disks: Vec::new(),
             process: ProcessSpec::default(),
+            publish: Vec::new(),
             auto_remove: false,
         }
     }
@@ -197,10 +202,13 @@ pub enum SpecError {
     /// The main process makes no sense.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The published ports make no sense together.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
 }
 
 impl PoolSpec {
-    /// Checks the ranges of the numbers, the main process, and that the image can be found from
+    /// Checks the ranges of the numbers, the main process, the published ports, and that the image can be found from
     /// everywhere.
     ///
     /// # Errors
@@ -226,6 +234,7 @@ impl PoolSpec {
             let value = self.image.to_string();
             return Err(SpecError::Range { field: "image", value, expected });
         }
+        check_published(&self.publish)?;
         Ok(self.process.check()?)
     }
 }
@@ -281,6 +290,7 @@ struct DocumentPoolFields {
     restart: RestartPolicy,
     boot_timeout_s: u32,
     disks: Vec<DiskMount>,
+    publish: Vec<Publish>,
     #[serde(skip_serializing_if = "Option::is_none")]
     entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -317,6 +327,7 @@ impl From<DocumentPool> for DocumentPoolFields {
             restart: spec.restart,
             boot_timeout_s: spec.boot_timeout_s,
             disks: spec.disks,
+            publish: spec.publish,
             entrypoint,
             command,
             env,
@@ -351,6 +362,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             boot_timeout_s: fields.boot_timeout_s,
             disks: fields.disks,
             process,
+            publish: fields.publish,
             // A pool of a document goes with its document.
             auto_remove: false,
         };

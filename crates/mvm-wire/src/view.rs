@@ -116,6 +116,12 @@ pub struct PoolView {
     /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,
+    /// Connections to its published ports that are open.
+    #[serde(default)]
+    pub connections: u64,
+    /// What keeps published ports from being served, each with its port, in words.
+    #[serde(default)]
+    pub publish_problems: Vec<String>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
     /// Whether it is being removed.

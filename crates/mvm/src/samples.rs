@@ -55,6 +55,8 @@ pub(crate) fn pool(path: &str) -> PoolView {
         build: BuildState::Idle,
         build_generation: 0,
         exposed_ports: BTreeSet::new(),
+        connections: 0,
+        publish_problems: Vec::new(),
         created_unix_ms: 0,
         removing: false,
     }

@@ -9,4 +9,5 @@ mod life;
 mod lists;
 mod main_process;
 mod node;
+mod publish;
 mod sleep;

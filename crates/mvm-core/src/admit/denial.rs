@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::MountError;
 use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use crate::net::{NetId, SubnetError};
+use crate::publish::Publish;
 use crate::spec::SpecError;
 
 /// A limit that a request ran into.
@@ -223,6 +224,16 @@ pub enum Denial {
     /// No net id is left.
     #[error("all {} tenant networks of this machine are in use", NetId::COUNT)]
     NoNetwork,
+    /// Another pool publishes the port.
+    #[error("{publish} cannot be published for pool {pool}: {} listens there already", holder.as_ref().map_or_else(|| "another tenant's pool".to_owned(), |holder| format!("pool {holder}")))]
+    PortTaken {
+        /// What was asked for.
+        publish: Publish,
+        /// For which pool.
+        pool: PoolPath,
+        /// Who has it, if it is of the same tenant.
+        holder: Option<PoolPath>,
+    },
     /// The pool had no other revision before.
     #[error("pool {pool} has no earlier revision to go back to")]
     NoEarlierRevision {
@@ -300,6 +311,7 @@ impl Denial {
             Self::SubnetFixed { name, .. } => Some(format!(
                 "leave the subnet out of the document, or `mvm tenant destroy {name}` first"
             )),
+            Self::PortTaken { .. } => Some("publish another port or address".to_owned()),
             Self::NoEarlierRevision { pool } => {
                 Some(format!("give it another image with `mvm pool update {pool} --image IMAGE`"))
             }

@@ -11,6 +11,7 @@ mod disks;
 mod instances;
 mod limits;
 mod pools;
+mod published;
 mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -320,6 +321,7 @@ pub fn admit(
         Request::Apply { document } => draft.apply(document)?,
         Request::Remove { document } => draft.remove(document)?,
     }
+    published::check(desired, &draft.edit.desired)?;
     disks::check_holders(desired, &draft.edit.desired)?;
     limits::check(desired, &draft.edit.desired, node)?;
     Ok(draft.edit)

@@ -6,6 +6,7 @@ mod documents;
 mod instances;
 mod model;
 mod properties;
+mod published;
 mod tenants;
 
 use super::*;

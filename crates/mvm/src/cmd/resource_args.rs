@@ -2,6 +2,7 @@
 
 use clap::Args;
 use mvm_core::disk::DiskMount;
+use mvm_core::publish::Publish;
 use mvm_core::spec::{NetMode, PoolSpec};
 
 use crate::units::{Mib, Seconds};
@@ -28,12 +29,16 @@ pub(crate) struct ResourceArgs {
     /// Give each instance a data disk of the tenant, mounted on PATH; with :ro it is only read.
     #[arg(short = 'v', long, value_name = "NAME:/PATH[:ro]")]
     disk_attach: Vec<DiskMount>,
+    /// Listen on a port of this machine and carry its connections to a port of the guests, such as
+    /// 8080:80 (for this machine alone) or 0.0.0.0:8080:80. An instance that sleeps is woken.
+    #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST-PORT")]
+    publish: Vec<Publish>,
 }
 
 impl ResourceArgs {
     /// A pool's spec with these resources, and all else as it is by default.
     pub(crate) fn into_spec(self) -> PoolSpec {
-        let Self { vcpus, mem, disk, net, boot_timeout, disk_attach } = self;
+        let Self { vcpus, mem, disk, net, boot_timeout, disk_attach, publish } = self;
         PoolSpec {
             vcpus,
             mem_mib: mem.saturating_u32(),
@@ -41,6 +46,7 @@ impl ResourceArgs {
             net,
             boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
             disks: disk_attach,
+            publish,
             ..PoolSpec::default()
         }
     }

@@ -133,6 +133,11 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("created", utc_text(view.created_unix_ms)),
     ];
     rows.extend(spec.disks.iter().map(|mount| ("data disk", mount.to_string())));
+    if !spec.publish.is_empty() {
+        rows.extend(spec.publish.iter().map(|publish| ("published", publish.to_string())));
+        rows.push(("connections", view.connections.to_string()));
+    }
+    rows.extend(view.publish_problems.iter().map(|problem| ("problem", problem.clone())));
     fields(rows)
 }
 
