@@ -39,7 +39,7 @@ fn name(node: &Node, path: &str) {
 fn served_pool(node: &Node, pool: &str, published: &[&str]) {
     let mut options = vec!["--net", "none"];
     published.iter().for_each(|publish| options.extend(["--publish", publish]));
-    options.extend(["--", "httpd", "-f", "-p", "80", "-h", "/www"]);
+    options.extend(["--", "sh", "-c", "mkdir -p /www; exec httpd -f -p 80 -h /www"]);
     node.small_pool(pool, &options);
 }
 

@@ -48,6 +48,7 @@ Examples:
   docker save app | mvm pool create demo/app --image docker-archive:-
   mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always
   mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080
+  mvm pool create demo/www --publish 8080:80 --image nginx:1.27
   mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
 struct Create {
     /// The pool, as TENANT/POOL.

@@ -35,7 +35,7 @@ Examples:
   mvm run --rm builtin -- sh -c 'echo hello from $(uname -sr)'
   echo hello | mvm run --rm -i builtin -- cat
   mvm run --rm -it builtin -- sh
-  mvm run -d --name web builtin -- httpd -f -p 80
+  mvm run -d --name web -p 8080:80 builtin -- httpd -f -p 80
   mvm run --rm -v data:/data alpine:3.20 -- ls /data
   mvm run --rm -e NAME=value -u nobody -w /tmp builtin -- env
 
