@@ -66,7 +66,7 @@ async fn all_run(lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// Runs a command; its time in milliseconds and how many lines it wrote.
-async fn command(program: &Path, args: &[&str]) -> anyhow::Result<(f64, usize)> {
+pub(super) async fn command(program: &Path, args: &[&str]) -> anyhow::Result<(f64, usize)> {
     let began = Instant::now();
     let output = Command::new(program).args(args).kill_on_drop(true).output().await?;
     let ms = began.elapsed().as_secs_f64() * 1000.0;

@@ -3,6 +3,7 @@
 //! Speed is a ratio to a peer that is measured in the same run: the bare VMM, or the program doing
 //! nothing. A benchmark fails if a target is missed. It cleans up after itself however it ends.
 
+mod asleep;
 mod client;
 mod cp;
 mod create;
@@ -13,10 +14,12 @@ mod lab;
 mod list;
 mod logs;
 mod microvm;
+mod on_demand;
 mod parallel;
 mod process;
 mod raw;
 mod report;
+mod rest;
 mod start;
 mod statistics;
 
@@ -64,12 +67,16 @@ enum Name {
     Cp,
     /// Writing and reading a log, against writing into an exec.
     Logs,
+    /// CPU and memory of an agent with 500 sleeping instances, and their list.
+    Asleep,
+    /// A connection that wakes an instance, against a wake by request.
+    OnDemand,
 }
 
 impl Name {
     fn machines(self) -> Machines {
         match self {
-            Self::List => Machines::Simulated,
+            Self::List | Self::Asleep => Machines::Simulated,
             Self::Start
             | Self::Create
             | Self::Parallel
@@ -77,15 +84,16 @@ impl Name {
             | Self::Idle
             | Self::Exec
             | Self::Cp
-            | Self::Logs => Machines::Real,
+            | Self::Logs
+            | Self::OnDemand => Machines::Real,
         }
     }
 
     fn default_runs(self) -> u32 {
         match self {
-            Self::Start => 10,
+            Self::Start | Self::OnDemand => 10,
             Self::Create | Self::Parallel | Self::Image => 3,
-            Self::List => 30,
+            Self::List | Self::Asleep => 30,
             Self::Idle => 1,
             Self::Exec => 100,
             Self::Cp | Self::Logs => 5,
@@ -133,6 +141,8 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Exec => exec::run(&lab, runs).await,
             Name::Cp => cp::run(&lab, runs).await,
             Name::Logs => logs::run(&lab, runs).await,
+            Name::Asleep => asleep::run(&lab, runs).await,
+            Name::OnDemand => on_demand::run(&lab, runs).await,
         }
     };
     let measured = tokio::select! {
