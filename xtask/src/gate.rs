@@ -113,7 +113,7 @@ impl Stage {
                     let why = "cargo-deny is not installed (`cargo install --locked cargo-deny`)";
                     return Ok(Outcome::Skipped(why.to_owned()));
                 }
-                cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"], &[])
+                cargo(&["deny", "--locked", "check", "licenses", "bans", "sources"], &[])
             }
             Self::Test => {
                 let tests = ["--workspace", "--exclude", "mvm-tests"];
