@@ -12,7 +12,7 @@ mod unpack;
 mod writer;
 
 pub use error::FilesError;
-pub use pack::{pack, source_name};
+pub use pack::{pack, pack_into_pipe, source_name};
 pub use place::Target;
 pub use unpack::{Links, Options, Owners, unpack};
 

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use tar::{Builder, EntryType, Header, HeaderMode};
 
 use crate::{FilesError, Summary};
@@ -15,6 +17,8 @@ use crate::{FilesError, Summary};
 const BLOCK: u64 = 512;
 /// Bytes of a file that are read at once: small reads are what costs in an emulated guest.
 const BUFFER: usize = 64 * 1024;
+/// Bytes of a file that a pipe is offered at once: more than it holds.
+const OFFER: u64 = 1024 * 1024;
 
 /// The name under which a source is packed: its last part, or `.` if it has none or means what it
 /// holds (`dir/.`).
@@ -32,6 +36,42 @@ pub fn source_name(path: &Path) -> OsString {
 /// # Errors
 /// Something cannot be read, or the stream not be written.
 pub fn pack(path: &Path, out: impl Write) -> Result<Summary, FilesError> {
+    pack_with(path, out, |_, _, _| Ok(0))
+}
+
+/// The same into a pipe, which takes the pages of a large file from the kernel without a copy.
+///
+/// # Errors
+/// As of [`pack`].
+pub fn pack_into_pipe(path: &Path, pipe: File) -> Result<Summary, FilesError> {
+    let out = io::BufWriter::with_capacity(BUFFER, pipe);
+    pack_with(path, out, |out: &mut io::BufWriter<File>, file, len| {
+        out.flush()?;
+        send(out.get_ref(), file, len)
+    })
+}
+
+/// Passes on a file's next bytes; how many is told, which are fewer where the file ends or the
+/// kernel knows no way from such a file to such a pipe.
+fn send(pipe: &File, file: &File, len: u64) -> io::Result<u64> {
+    let mut left = len;
+    while left > 0 {
+        let offer = usize::try_from(left.min(OFFER)).unwrap_or(BUFFER);
+        match rustix::fs::sendfile(pipe.as_fd(), file.as_fd(), None, offer) {
+            Ok(0) | Err(Errno::INVAL | Errno::NOSYS) => break,
+            Ok(sent) => left -= sent as u64,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(len - left)
+}
+
+/// How a file's next bytes may come into the stream without this process's memory; those that did
+/// are told.
+type Shortcut<W> = fn(&mut W, &File, u64) -> io::Result<u64>;
+
+fn pack_with<W: Write>(path: &Path, out: W, shortcut: Shortcut<W>) -> Result<Summary, FilesError> {
     use std::os::unix::ffi::OsStrExt as _;
     let bytes = path.as_os_str().as_bytes();
     let is_followed = bytes.ends_with(b"/") || bytes.ends_with(b"/.");
@@ -40,7 +80,7 @@ pub fn pack(path: &Path, out: impl Write) -> Result<Summary, FilesError> {
     let mut builder = Builder::new(out);
     builder.mode(HeaderMode::Complete);
     let (linked, summary) = (BTreeMap::new(), Summary::default());
-    let mut packer = Packer { builder, linked, summary, buffer: Vec::new() };
+    let mut packer = Packer { builder, shortcut, linked, summary, buffer: Vec::new() };
     packer.add(path, &PathBuf::from(source_name(path)), &metadata)?;
     packer.builder.into_inner().and_then(|mut out| out.flush()).map_err(FilesError::Stream)?;
     Ok(packer.summary)
@@ -48,6 +88,7 @@ pub fn pack(path: &Path, out: impl Write) -> Result<Summary, FilesError> {
 
 struct Packer<W: Write> {
     builder: Builder<W>,
+    shortcut: Shortcut<W>,
     /// The first names of files that have several, by device and inode.
     linked: BTreeMap<(u64, u64), PathBuf>,
     summary: Summary,
@@ -109,8 +150,13 @@ impl<W: Write> Packer<W> {
     /// grows or shrinks meanwhile must not shift what follows it: zeros stand for what is not there
     /// any more.
     fn add_content(&mut self, file: &mut File, path: &Path, size: u64) -> Result<(), FilesError> {
-        self.buffer.resize(BUFFER, 0);
         let mut left = size;
+        // What is small goes with its header.
+        if size >= BUFFER as u64 {
+            let sent = (self.shortcut)(self.builder.get_mut(), file, size);
+            left -= sent.map_err(FilesError::Stream)?;
+        }
+        self.buffer.resize(BUFFER, 0);
         while left > 0 {
             let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let piece = &mut self.buffer[..wanted];

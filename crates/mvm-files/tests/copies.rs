@@ -6,7 +6,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use mvm_files::{FilesError, Links, Options, Owners, Summary, Target, pack, source_name, unpack};
+use mvm_files::{
+    FilesError, Links, Options, Owners, Summary, Target, pack, pack_into_pipe, source_name, unpack,
+};
 use tar::{Builder, EntryType, Header};
 
 const HOSTILE: Options = Options { links: Links::Refuse, owners: Owners::Own };
@@ -223,6 +225,32 @@ fn what_is_cut_or_no_archive_is_an_error_and_leaves_no_half_file() {
     let one = Target::As { path: dir.path().join("x"), name: "x".into() };
     assert!(unpack(&[0; 1024][..], &one, HOSTILE).is_err());
     assert_eq!(unpack(&[0; 1024][..], &into, HOSTILE).unwrap(), Summary::default());
+}
+
+#[test]
+fn a_pipe_gets_what_any_stream_gets() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    fs::create_dir(&from).unwrap();
+    for (name, len) in [("empty", 0), ("small", 700), ("block", 64 * 1024), ("large", 5_000_001)] {
+        let bytes: Vec<u8> = (0..len).map(|number: u32| (number * 31 / 7) as u8).collect();
+        fs::write(from.join(name), bytes).unwrap();
+    }
+    fs::File::create(from.join("sparse")).unwrap().set_len(1 << 20).unwrap();
+    // The kernel knows no way from such a file to a pipe, or its length is not known before.
+    symlink("large", from.join("link")).unwrap();
+    for path in [from.as_path(), Path::new("/proc/version")] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let source = path.to_owned();
+        let packer = std::thread::spawn(move || {
+            let writer: std::os::fd::OwnedFd = writer.into();
+            pack_into_pipe(&source, writer.into()).unwrap()
+        });
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
+        assert!(bytes == packed(path), "{} differs", path.display());
+        assert_eq!(packer.join().unwrap().skipped, [""; 0]);
+    }
 }
 
 #[test]

@@ -42,8 +42,10 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
 
 fn pack(path: &Path) -> Result<(), String> {
     // Without the line buffering of the standard library's own.
-    let out = io::BufWriter::with_capacity(PIECE, std::fs::File::from(stdout()?));
-    mvm_files::pack(path, out).map(|summary| report(&summary)).map_err(|error| chain(&error))
+    let out = std::fs::File::from(stdout()?);
+    mvm_files::pack_into_pipe(path, out)
+        .map(|summary| report(&summary))
+        .map_err(|error| chain(&error))
 }
 
 fn unpack(target: &Target, owners: &str) -> Result<(), String> {
