@@ -8,6 +8,7 @@ mod client;
 mod cp;
 mod create;
 mod exec;
+mod files;
 mod idle;
 mod image;
 mod lab;
@@ -69,6 +70,8 @@ enum Name {
     Logs,
     /// CPU and memory of an agent with 500 sleeping instances, and their list.
     Asleep,
+    /// A start from an image of 50,000 files, against one of ten.
+    Files,
     /// A connection that wakes an instance, against a wake by request.
     OnDemand,
 }
@@ -85,13 +88,14 @@ impl Name {
             | Self::Exec
             | Self::Cp
             | Self::Logs
+            | Self::Files
             | Self::OnDemand => Machines::Real,
         }
     }
 
     fn default_runs(self) -> u32 {
         match self {
-            Self::Start | Self::OnDemand => 10,
+            Self::Start | Self::Files | Self::OnDemand => 10,
             Self::Create | Self::Parallel | Self::Image => 3,
             Self::List | Self::Asleep => 30,
             Self::Idle => 1,
@@ -142,6 +146,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Cp => cp::run(&lab, runs).await,
             Name::Logs => logs::run(&lab, runs).await,
             Name::Asleep => asleep::run(&lab, runs).await,
+            Name::Files => files::run(&lab, runs).await,
             Name::OnDemand => on_demand::run(&lab, runs).await,
         }
     };

@@ -25,7 +25,7 @@ const RATIO: f64 = 1.10;
 
 /// When a start had got where, since its request.
 #[derive(Debug, Clone, Copy)]
-struct Steps {
+pub(super) struct Steps {
     accepted: Duration,
     /// Layer, tap and rules are there, and QEMU is about to be started.
     prepared: Duration,
@@ -33,7 +33,7 @@ struct Steps {
     launched: Duration,
     /// The guest has said hello and has its identity.
     ready: Duration,
-    exec: Duration,
+    pub(super) exec: Duration,
     /// Not a moment, but the CPU time that QEMU had used by then.
     cpu: Duration,
 }
@@ -70,12 +70,12 @@ fn progress(run: u32, who: &str, whole: Duration, cpu: Duration) {
     say(&format!("pair {}: {who:4} {whole:5} ms, of which QEMU computed {cpu:5} ms", run + 1));
 }
 
-async fn destroy(lab: &Lab, path: &InstancePath) -> anyhow::Result<()> {
+pub(super) async fn destroy(lab: &Lab, path: &InstancePath) -> anyhow::Result<()> {
     lab.client().destroy(only(path), std::slice::from_ref(path)).await
 }
 
 /// The first start of a new instance, which makes its writable layer too.
-async fn one_start(lab: &Lab, pool: &PoolPath) -> anyhow::Result<(Steps, InstanceView)> {
+pub(super) async fn one_start(lab: &Lab, pool: &PoolPath) -> anyhow::Result<(Steps, InstanceView)> {
     let client = lab.client();
     let path = client.create(pool, 1).await?.pop().context("no instance was created")?;
     let (began, began_wall) = (Instant::now(), SystemTime::now());
