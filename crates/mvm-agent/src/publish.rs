@@ -96,10 +96,7 @@ impl Published {
 
     /// Gives one more connection to the instance that has fewest, of those the one that was longest
     /// without a new one.
-    fn pick(
-        self: &Published,
-        ready: Vec<(InstancePath, Session)>,
-    ) -> Option<(InstancePath, Session)> {
+    fn pick(&self, ready: Vec<(InstancePath, Session)>) -> Option<(InstancePath, Session)> {
         let state = self.state();
         let load = |path: &InstancePath| {
             state.loads.get(path).map_or((0, 0), |load| (load.open, load.last))

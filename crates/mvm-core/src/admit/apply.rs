@@ -4,7 +4,7 @@ use super::pools::ask_for_build;
 use super::{DEFAULT_GRACE_MS, Denial, Draft};
 use crate::name::{DiskPath, PoolPath};
 use crate::record::Existence;
-use crate::spec::Document;
+use crate::spec::{Document, PoolSpec};
 
 impl Draft<'_> {
     /// Pools of the tenant that the document does not name stay as they are, and are mentioned.
@@ -70,7 +70,12 @@ impl Draft<'_> {
         if pool.spec.image != wanted.spec.image {
             ask_for_build(pool);
         }
+        // What is published is the pool's and not its instances'.
+        let before = PoolSpec { publish: wanted.spec.publish.clone(), ..pool.spec.clone() };
         pool.spec = wanted.spec.clone();
+        if before == wanted.spec {
+            return;
+        }
         let older = self.edit.desired.instances_in(path).count();
         if older > 0 {
             self.note(format!(

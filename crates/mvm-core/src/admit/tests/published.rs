@@ -54,6 +54,21 @@ fn a_document_takes_over_a_port_within_itself_and_from_nobody_else() {
 }
 
 #[test]
+fn other_ports_concern_the_instances_that_are_there() {
+    let mut node = node_with_web();
+    let document = |publish: &str, vcpus: u32| {
+        let text = format!(
+            r#"{{"tenant":"demo","pools":{{"web":{{"publish":["{publish}"],"vcpus":{vcpus}}}}}}}"#
+        );
+        Request::Apply { document: serde_json::from_str(&text).unwrap() }
+    };
+    let follows = |edit: &Edit| edit.notes.iter().any(|note| note.contains("stay as they are"));
+    node.accept(document("8080:80", 1));
+    assert!(!follows(&node.accept(document("9090:80", 1))));
+    assert!(follows(&node.accept(document("9090:80", 2))));
+}
+
+#[test]
 fn a_pool_that_is_being_removed_has_given_its_ports_up() {
     let mut node = node_with_web();
     node.accept(Request::PoolDestroy { path: "demo/web".parse().unwrap(), force: true });
