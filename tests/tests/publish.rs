@@ -79,12 +79,16 @@ fn a_connection_wakes_an_instance_and_is_carried() {
     assert_eq!(page(address).unwrap(), id(&second));
     assert_eq!(node.instance(&first)["state"], "sleeping");
 
+    let connections = |count: u64| {
+        until(&format!("{count} connections are counted"), LIMIT, || {
+            (node.json(&["pool", "info", "acme/web"])["connections"] == count).then_some(())
+        });
+    };
+    connections(0);
     // An open connection ends with the guest's sleep, and the next agent serves again.
     let mut open = TcpStream::connect(address).unwrap();
     open.set_read_timeout(Some(LIMIT)).unwrap();
-    until("it is counted", LIMIT, || {
-        (node.json(&["pool", "info", "acme/web"])["connections"] == 1).then_some(())
-    });
+    connections(1);
     node.ok(&["sleep", &second]);
     assert!(open.read(&mut [0]).is_err(), "the client sees that it broke off");
     node.kill_agent();

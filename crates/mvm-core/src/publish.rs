@@ -13,7 +13,9 @@ pub const PUBLISH_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The text is not `[ADDRESS:]PORT:GUEST-PORT[/tcp]`.
-    #[error("`{text}` is not valid: expected [ADDRESS:]PORT:GUEST-PORT, such as 8080:80")]
+    #[error(
+        "`{text}` is not valid: expected [ADDRESS:]PORT:GUEST-PORT with ports from 1 to 65535, such as 8080:80"
+    )]
     Grammar {
         /// As given.
         text: String,
