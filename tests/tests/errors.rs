@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use mvm_tests::run::{Output, Running, tool};
+use mvm_tests::wait::until;
 use mvm_tests::{LIMIT, Node};
 
 /// A command line, its exit code, and what its standard error must say.
@@ -382,7 +383,8 @@ fn a_missing_tool_is_named_with_what_installs_it() {
     }
     // Whoever does without the check hears of it where the tool is needed.
     let create = without(&node, "nft", &["tenant", "create", "demo"]);
-    let list = node.mvm(&["node", "info"]).ok();
-    let said = format!("{create}{list}");
-    assert!(said.contains("`nft` is not installed: `mvm bootstrap`"), "{said}");
+    until("the missing tool is told", LIMIT, || {
+        let told = format!("{create}{}", node.ok(&["node", "info"]));
+        told.contains("`nft` is not installed: `mvm bootstrap`").then_some(())
+    });
 }

@@ -203,7 +203,13 @@ impl Client {
 
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
         let connection = self.open(when_absent).await?;
-        match self.answer(connection, call).await? {
+        let answered = match self.answer(connection, call).await {
+            Err(Error::Connection(error)) if is_unread(&error) => {
+                self.answer(self.open(when_absent).await?, call).await
+            }
+            answered => answered,
+        };
+        match answered? {
             Reply::Error(error) => Err(error.into()),
             reply => Ok(reply),
         }
@@ -220,6 +226,13 @@ impl Client {
             Err(_) => Err(Error::NoAnswer { socket: self.socket(), limit: ANSWER_LIMIT }),
         }
     }
+}
+
+/// Whether the agent ended before it read the call: the system says so of data that nobody took. An
+/// agent that is killed may leave its socket open for a moment, in a process that it has just made.
+fn is_unread(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::Io(error)
+        if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
 }
 
 /// An answer of another kind than the call's.
