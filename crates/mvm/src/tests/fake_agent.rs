@@ -32,6 +32,15 @@ pub(super) struct FakeAgent {
 impl FakeAgent {
     /// Listens in a state directory of its own.
     pub(super) fn new(script: impl Fn(Call) -> Vec<Act> + Send + 'static) -> Self {
+        Self::start(0, script)
+    }
+
+    /// The same after one that was killed before it read its caller's call.
+    pub(super) fn after_a_killed_one(script: impl Fn(Call) -> Vec<Act> + Send + 'static) -> Self {
+        Self::start(1, script)
+    }
+
+    fn start(unread: usize, script: impl Fn(Call) -> Vec<Act> + Send + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent.sock");
         let (ready, is_ready) = mpsc::channel();
@@ -40,6 +49,10 @@ impl FakeAgent {
             runtime.unwrap().block_on(async move {
                 let listener = mvm_host::unix_socket::bind(&socket).unwrap();
                 ready.send(()).unwrap();
+                for _ in 0..unread {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    stream.readable().await.unwrap();
+                }
                 while let Ok((stream, _)) = listener.accept().await {
                     if serve(stream, &script).await == Next::Leave {
                         return;

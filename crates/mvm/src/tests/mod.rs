@@ -117,6 +117,13 @@ fn an_agent_that_hangs_up_or_talks_garbage_is_unreachable() {
 }
 
 #[test]
+fn a_call_that_nobody_read_is_made_again() {
+    let agent = FakeAgent::after_a_killed_one(|_| vec![Act::Reply(Reply::Pools(Vec::new()))]);
+    let ran = run(&agent, "pool list");
+    assert_eq!(ran.code, 0, "{}", ran.talk);
+}
+
+#[test]
 fn an_answer_of_another_kind_is_a_failure_that_names_it() {
     let agent = FakeAgent::new(|_| vec![Act::Reply(Reply::Done)]);
     let ran = run(&agent, "ps");
