@@ -1,4 +1,4 @@
-//! Image builds: one task per pool, which owns the pool's observed record while it runs.
+//! Image builds: one task per pool, the only one that writes what is observed of the image.
 
 use std::sync::Arc;
 
@@ -37,41 +37,47 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
     let showing = async {
         while let Some(step) = step.recv().await {
             let build = BuildState::Building { step };
-            write(&node, &pool, PoolStatus { build, ..before.clone() }).await;
+            write(&node, &pool, |status| PoolStatus { build, ..status }).await;
         }
     };
     let (result, ()) = tokio::join!(building, showing);
     let now = node.clock.now_ms();
-    let status = match result {
+    match result {
         Ok(built) => {
             let already_there = built.already_there;
             tracing::info!(pool = %pool.path, revision = %built.revision, already_there, "built");
             let image = &pool.spec.image;
-            let status = match &pool.rolled_back_to {
-                None => before.built(built.revision, image),
-                Some(revision) => before.rolled_back(revision.clone(), image),
-            };
             let took_ms = now.saturating_sub(began);
             let build = BuildState::Built { already_there, took_ms };
-            PoolStatus { build_generation: generation, build, ..status }
+            let built = |status: PoolStatus| {
+                let status = match &pool.rolled_back_to {
+                    None => status.built(built.revision, image),
+                    Some(revision) => status.rolled_back(revision.clone(), image),
+                };
+                PoolStatus { build_generation: generation, build, ..status }
+            };
+            write(&node, &pool, built).await;
         }
         Err(error) => {
             tracing::warn!(pool = %pool.path, error = chain(&error), "build failed");
             let failures = failures.saturating_add(1);
             let build = BuildState::Failed { error: chain(&error), at_unix_ms: now, failures };
-            PoolStatus { build_generation: generation, build, ..before }
+            let failed = |status| PoolStatus { build_generation: generation, build, ..status };
+            write(&node, &pool, failed).await;
         }
-    };
-    write(&node, &pool, status).await;
+    }
     node.poke();
 }
 
-async fn write(node: &Node, pool: &PoolRecord, status: PoolStatus) {
+/// Changes what the build knows of in the pool's observed record, and nothing else.
+async fn write(node: &Node, pool: &PoolRecord, change: impl FnOnce(PoolStatus) -> PoolStatus) {
     let written = node
         .state
         .change(async |mirror| {
             // A pool that was removed meanwhile must not come back as a stray record.
             let is_there = mirror.desired.pools.contains_key(&pool.path);
+            let status = mirror.observed.pools.get(&pool.path).cloned().unwrap_or_default();
+            let status = change(status);
             let op = encode(record::pool_status_key(&pool.path), &status)?;
             Ok::<_, StoreError>((if is_there { vec![op] } else { vec![] }, ()))
         })

@@ -40,6 +40,7 @@ mod submit;
 mod suggest;
 mod vcpus;
 mod views;
+mod warm_up;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -21,7 +21,7 @@ use crate::state::Mirror;
 use crate::submit::internal;
 use crate::suggest::{Kind, did_you_mean};
 use crate::{
-    attach, configs, exec, fork, forward, images, lists, logs, ssh, streams, submit, views,
+    attach, configs, exec, fork, forward, images, lists, logs, ssh, streams, submit, views, warm_up,
 };
 
 /// Connections that are served at once; more wait in the socket's queue.
@@ -170,6 +170,11 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         }
         Call::Fork { selector, count } => {
             fork::fork(node, &selector, count).await.map(Reply::Accepted)
+        }
+        Call::WarmUp { pool } => {
+            warm_up::warm_up(node, &pool).await?;
+            let pools = views::pools(node, &node.state.now(), |path| *path == pool);
+            Ok(Reply::Pools(pools))
         }
         Call::Stats { selector } => stats(node, &mirror, &selector).await,
         Call::Why { selector } => why(node, &mirror, &selector).await,

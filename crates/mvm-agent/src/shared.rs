@@ -1,4 +1,5 @@
-//! Snapshots that instances begin from: a fork's source, kept as long as somebody needs it.
+//! Snapshots that instances begin from: a fork's source or a pool's base, kept as long as somebody
+//! needs it.
 //!
 //! The memory of one is loaded once, into memory that nobody can change any more, and is mapped by
 //! every VM that begins with it. It is let go when nobody has begun with it for a while: the VMs
@@ -121,7 +122,8 @@ impl SharedSnapshots {
 
 /// What instances may yet begin with, and what their memories are relative to.
 fn needed(mirror: &Mirror) -> BTreeSet<SnapshotId> {
-    let mut needed = BTreeSet::new();
+    let bases = mirror.observed.pools.values().filter_map(|status| status.base.as_ref());
+    let mut needed: BTreeSet<SnapshotId> = bases.map(|base| base.id.clone()).collect();
     for record in mirror.desired.instances.values() {
         let status = mirror.status(&record.path);
         let has_run = status.boots + status.wakes > 0;

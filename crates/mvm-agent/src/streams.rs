@@ -7,7 +7,7 @@ use mvm_core::admit::Request;
 use mvm_core::guest::ErrorKind;
 use mvm_core::lifecycle::{Outcome, Phase, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
-use mvm_core::record::DesiredState;
+use mvm_core::record::{DesiredState, InstanceRecord};
 use mvm_host::guest::{Session, SessionError};
 use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, Reply};
 use tokio::time::Instant;
@@ -84,8 +84,13 @@ pub(crate) async fn session(
     let rejoined_by = Instant::now() + REJOIN_LIMIT;
     loop {
         let mirror = state.borrow_and_update().clone();
-        let candidates: Vec<&InstancePath> =
-            mirror.desired.instances.keys().filter(|path| selector.matches(path)).collect();
+        let candidates: Vec<&InstancePath> = mirror
+            .desired
+            .instances
+            .values()
+            .filter(|record| is_meant(selector, record))
+            .map(|record| &record.path)
+            .collect();
         if let Some(path) = candidates.iter().find(|path| is_ready(node, &mirror, path))
             && let Some(session) = session_of(node, path)
         {
@@ -125,9 +130,17 @@ pub(crate) async fn session(
 /// The instances of a pool whose guests answer, with their sessions.
 pub(crate) fn ready(node: &Node, pool: &PoolPath) -> Vec<(InstancePath, Session)> {
     let mirror = node.state.now();
-    let running = mirror.desired.instances_in(pool).map(|record| &record.path);
+    let of_use = mirror.desired.instances_in(pool).filter(|record| !record.template);
+    let running = of_use.map(|record| &record.path);
     let ready = running.filter(|path| is_ready(node, &mirror, path));
     ready.filter_map(|path| Some((path.clone(), session_of(node, path)?))).collect()
+}
+
+/// Whether a selector means an instance. One that is there for its pool's base is meant only by its
+/// own name.
+fn is_meant(selector: &Selector, record: &InstanceRecord) -> bool {
+    let is_named = matches!(selector, Selector::Id { .. });
+    selector.matches(&record.path) && (is_named || !record.template)
 }
 
 fn session_of(node: &Node, path: &InstancePath) -> Option<Session> {

@@ -94,6 +94,7 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         }
         Request::PoolCreate { path, .. }
         | Request::PoolBuild { path }
+        | Request::PoolTemplate { path }
         | Request::PoolUpdate { path, .. }
         | Request::PoolRollback { path }
         | Request::PoolScale { path, .. }
@@ -246,6 +247,7 @@ fn denied(denial: &Denial) -> ApiError {
         | Denial::DiskConflict(_)
         | Denial::SubnetOverlaps { .. }
         | Denial::NoEarlierRevision { .. }
+        | Denial::NoBase { .. }
         | Denial::PortTaken { .. }
         | Denial::NotAlive { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,

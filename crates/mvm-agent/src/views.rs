@@ -10,7 +10,7 @@ use mvm_core::record::{
     DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord, TenantRecord,
 };
 use mvm_wire::view::{
-    BadRecordView, DiskUserView, DiskView, InstanceView, NodeView, PoolView, TenantView,
+    BadRecordView, BaseView, DiskUserView, DiskView, InstanceView, NodeView, PoolView, TenantView,
 };
 
 use crate::node::Node;
@@ -61,8 +61,13 @@ fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
     let status = mirror.observed.pools.get(&record.path).cloned().unwrap_or_default();
     let instances = || mirror.desired.instances_in(&record.path);
     let running = instances()
-        .filter(|instance| mirror.status(&instance.path).state() == State::Running)
+        .filter(|i| !i.template && mirror.status(&i.path).state() == State::Running)
         .count();
+    let base = status.base.as_ref().map(|base| BaseView {
+        id: base.id.clone(),
+        in_use: status.base_for(&record.spec).is_some(),
+        made_unix_ms: base.made_unix_ms,
+    });
     PoolView {
         path: record.path.clone(),
         spec: record.spec.clone(),
@@ -74,6 +79,7 @@ fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
         rolled_back: record.rolled_back_to.is_some(),
         build: status.build,
         build_generation: status.build_generation,
+        base,
         exposed_ports: BTreeSet::new(),
         connections: node.published.connections_of(&record.path),
         publish_problems: node.published.problems_of(&record.path),

@@ -111,6 +111,10 @@ pub struct InstanceRecord {
     /// The revision that it boots, if that is not the one that its pool has when it starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionId>,
+    /// Whether it is there only for its pool's base to be saved from it, and is none of those that
+    /// the pool is to have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
 }
@@ -198,9 +202,33 @@ pub struct PoolStatus {
     pub build_generation: u64,
     /// What the builder is doing or has met.
     pub build: BuildState,
+    /// What new instances begin with instead of booting, if it still is what a boot would make.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+/// A pool's base: the snapshot of an instance that has booted and done nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The revision that it booted.
+    pub revision: RevisionId,
+    /// What it was like.
+    pub spec: PoolSpec,
+    /// When it was saved, in milliseconds since the Unix epoch.
+    pub made_unix_ms: u64,
 }
 
 impl PoolStatus {
+    /// The base that a new instance of this spec may begin with: what was saved has to be what a
+    /// boot would make now.
+    pub fn base_for(&self, spec: &PoolSpec) -> Option<&Base> {
+        let base = self.base.as_ref()?;
+        let is_present = self.revision.as_ref() == Some(&base.revision);
+        (is_present && base.spec.makes_same_guest(spec)).then_some(base)
+    }
+
     /// After a build that made or found a revision of `image`.
     #[must_use]
     pub fn built(mut self, revision: RevisionId, image: &ImageSpec) -> Self {

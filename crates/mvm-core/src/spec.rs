@@ -208,6 +208,13 @@ pub enum SpecError {
 }
 
 impl PoolSpec {
+    /// Whether an instance of the other spec is the same inside: what the node does with it from
+    /// outside does not count.
+    pub fn makes_same_guest(&self, other: &Self) -> bool {
+        let Self { restart, boot_timeout_s, publish, auto_remove, .. } = other.clone();
+        Self { restart, boot_timeout_s, publish, auto_remove, ..self.clone() } == *other
+    }
+
     /// Checks the ranges of the numbers, the main process, the published ports, and that the image can be found from
     /// everywhere.
     ///

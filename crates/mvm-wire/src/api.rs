@@ -56,6 +56,12 @@ pub enum Call {
         /// How many.
         count: u32,
     },
+    /// Makes a pool's base, or makes it anew; answered when new instances begin with it. Reply:
+    /// `pools`.
+    WarmUp {
+        /// The pool.
+        pool: PoolPath,
+    },
     /// Instances. Replies: `instances`, in pieces.
     Instances {
         /// Which.

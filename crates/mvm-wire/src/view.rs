@@ -9,7 +9,7 @@ use mvm_core::death::Death;
 use mvm_core::disk::{DiskMount, MountPath};
 use mvm_core::image::ImageConfig;
 use mvm_core::lifecycle::{ColdBoot, Setback, State};
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
 use mvm_core::net::MacAddr;
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision};
@@ -113,6 +113,9 @@ pub struct PoolView {
     pub build: BuildState,
     /// The last build request that was carried out.
     pub build_generation: u64,
+    /// What new instances begin with instead of booting.
+    #[serde(default)]
+    pub base: Option<BaseView>,
     /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,
@@ -126,6 +129,17 @@ pub struct PoolView {
     pub created_unix_ms: u64,
     /// Whether it is being removed.
     pub removing: bool,
+}
+
+/// A pool's base snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseView {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Whether new instances begin with it; they boot if the image or the spec has changed since.
+    pub in_use: bool,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub made_unix_ms: u64,
 }
 
 /// A built image.

@@ -201,6 +201,16 @@ impl Client {
         }
     }
 
+    /// Makes a pool's base; that takes as long as an instance takes to boot, and its image to build.
+    pub(crate) async fn warm_up(&self, pool: PoolPath) -> Result<PoolView> {
+        let mut connection = self.start(&Call::WarmUp { pool }).await?;
+        match connection.read.message().await? {
+            Reply::Pools(pools) => only(pools),
+            Reply::Error(error) => Err(error.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
         let connection = self.open(when_absent).await?;
         let answered = match self.answer(connection, call).await {

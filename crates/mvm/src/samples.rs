@@ -54,6 +54,7 @@ pub(crate) fn pool(path: &str) -> PoolView {
         rolled_back: false,
         build: BuildState::Idle,
         build_generation: 0,
+        base: None,
         exposed_ports: BTreeSet::new(),
         connections: 0,
         publish_problems: Vec::new(),

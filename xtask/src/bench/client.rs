@@ -116,8 +116,13 @@ impl Client {
         pool: &PoolPath,
         count: u32,
     ) -> anyhow::Result<Vec<InstancePath>> {
-        let request =
-            Request::InstanceCreate { pool: pool.clone(), count, start: false, disks: vec![] };
+        let request = Request::InstanceCreate {
+            pool: pool.clone(),
+            count,
+            start: false,
+            disks: vec![],
+            cold: false,
+        };
         let accepted = self.submit(request).await?;
         Ok(accepted.instances.into_iter().map(|target| target.path).collect())
     }

@@ -25,7 +25,8 @@ const POLL: Duration = Duration::from_millis(500);
 /// Measures this many lists of each kind.
 pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let pool = lab.pool().await?;
-    let request = Request::InstanceCreate { pool, count: COUNT, start: true, disks: vec![] };
+    let request =
+        Request::InstanceCreate { pool, count: COUNT, start: true, disks: vec![], cold: false };
     lab.client().submit(request).await?;
     timeout(START_LIMIT, all_run(lab)).await.context("not all simulated instances run")??;
     let state_dir = lab.state_dir().to_str().context("the repository's path is not UTF-8")?;

@@ -82,8 +82,13 @@ async fn the_next_writer_starts_as_soon_as_the_last_one_has_stopped() {
     let agent = machine.agent().await;
     agent.submit(Request::Apply { document: document() }).await.unwrap();
     let first = agent.until_running(1).await[0].path.clone();
-    let request =
-        Request::InstanceCreate { pool: first.pool.clone(), count: 1, start: false, disks: vec![] };
+    let request = Request::InstanceCreate {
+        pool: first.pool.clone(),
+        count: 1,
+        start: false,
+        disks: vec![],
+        cold: false,
+    };
     let second = agent.submit(request).await.unwrap().instances[0].path.clone();
     let selector = |path: &mvm_core::name::InstancePath| path.to_string().parse().unwrap();
     let start = || Request::InstanceStart { selector: selector(&second), all: false };

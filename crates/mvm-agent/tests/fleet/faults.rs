@@ -22,8 +22,13 @@ async fn pool(agent: &Agent, spec: PoolSpec) -> PoolPath {
 }
 
 async fn create_stopped(agent: &Agent, pool: &PoolPath) -> Selector {
-    let request =
-        Request::InstanceCreate { pool: pool.clone(), count: 1, start: false, disks: vec![] };
+    let request = Request::InstanceCreate {
+        pool: pool.clone(),
+        count: 1,
+        start: false,
+        disks: vec![],
+        cold: false,
+    };
     let accepted = agent.submit(request).await.unwrap();
     accepted.instances[0].path.id.as_str().parse().unwrap()
 }

@@ -168,6 +168,7 @@ async fn twenty_requests_at_once_get_different_addresses() {
             count: 1,
             start: true,
             disks: vec![],
+            cold: false,
         })
     };
     let all: Vec<_> = (0..20).map(|_| create()).collect();

@@ -18,7 +18,8 @@ async fn crowd(machine: &Machine) -> Agent {
     let (path, spec) = ("demo/hello".parse().unwrap(), PoolSpec::default());
     agent.submit(Request::PoolCreate { path, spec }).await.unwrap();
     let pool = "demo/hello".parse().unwrap();
-    let create = Request::InstanceCreate { pool, count: COUNT, start: false, disks: vec![] };
+    let create =
+        Request::InstanceCreate { pool, count: COUNT, start: false, disks: vec![], cold: false };
     agent.submit(create).await.unwrap();
     agent
 }

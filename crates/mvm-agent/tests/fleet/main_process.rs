@@ -102,7 +102,8 @@ async fn a_long_run_ends_a_series_of_failures() {
     let agent = machine.agent().await;
     run(&agent, &["sleep", "600"], json!({ "running": 0 })).await;
     let pool = "demo/app".parse().unwrap();
-    let create = Request::InstanceCreate { pool, count: 1, start: false, disks: vec![] };
+    let create =
+        Request::InstanceCreate { pool, count: 1, start: false, disks: vec![], cold: false };
     agent.submit(create).await.unwrap();
     let path = agent.instances().await.remove(0).path;
     machine.world.inject(&path.id, SimFault::PanicsAfter(Duration::from_secs(20)));

@@ -209,6 +209,7 @@ async fn what_does_not_run_cannot_be_put_to_sleep_and_what_sleeps_takes_no_memor
         count: 1,
         start: true,
         disks: vec![],
+        cold: false,
     };
     assert_eq!(agent.submit(create.clone()).await.unwrap_err().code, ErrorCode::OverLimit);
     asleep(&agent).await;

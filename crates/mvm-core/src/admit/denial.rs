@@ -240,6 +240,14 @@ pub enum Denial {
         /// The pool.
         pool: PoolPath,
     },
+    /// The pool's instances cannot begin with a base.
+    #[error("pool {pool} cannot have a base: {why}")]
+    NoBase {
+        /// The pool.
+        pool: PoolPath,
+        /// Why, in words.
+        why: &'static str,
+    },
     /// The number makes no sense.
     #[error("{what} is {value}, but must be {expected}")]
     Number {
@@ -315,6 +323,7 @@ impl Denial {
             Self::NoEarlierRevision { pool } => {
                 Some(format!("give it another image with `mvm pool update {pool} --image IMAGE`"))
             }
+            Self::NoBase { .. } => Some("its instances boot, as before".to_owned()),
             Self::Spec { .. }
             | Self::Mounts { .. }
             | Self::DiskShrinks { .. }

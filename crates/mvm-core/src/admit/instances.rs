@@ -8,6 +8,17 @@ use crate::name::{InstancePath, PoolPath, RevisionId, Selector, SnapshotId};
 use crate::net::{FIRST_SLOT, Slot};
 use crate::record::{DEFAULT_HOOKS_MS, DesiredState, InstanceRecord};
 
+/// What a new instance begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// Its pool's base, if there is one that fits, and else its kernel.
+    Base,
+    /// Its kernel.
+    Boot,
+    /// Its kernel, for the pool's base to be saved from it.
+    Template,
+}
+
 /// The generation of something that was never asked for.
 pub(super) const NEVER_GENERATION: u64 = 0;
 
@@ -18,11 +29,13 @@ impl Draft<'_> {
         count: u32,
         start: bool,
         disks: &[DiskMount],
+        cold: bool,
     ) -> Result<(), Denial> {
         self.require_pool(pool)?;
         check_count(count)?;
         let desired = if start { DesiredState::Running } else { DesiredState::Stopped };
-        self.create_some(pool, count as usize, desired, disks)?;
+        let begin = if cold { Begin::Boot } else { Begin::Base };
+        self.create_some(pool, count as usize, desired, disks, begin)?;
         self.recount(pool);
         Ok(())
     }
@@ -50,6 +63,7 @@ impl Draft<'_> {
                 sleep_request: 0,
                 origin: Some(snapshot.clone()),
                 revision: Some(revision.clone()),
+                template: false,
                 created_unix_ms: self.now,
                 ..record.clone()
             };
@@ -66,6 +80,7 @@ impl Draft<'_> {
         count: usize,
         desired: DesiredState,
         disks: &[DiskMount],
+        begin: Begin,
     ) -> Result<(), Denial> {
         let Some(mut spec) = self.edit.desired.pools.get(pool).map(|pool| pool.spec.clone()) else {
             return Err(Denial::NoSuchPool { path: pool.clone() });
@@ -78,6 +93,10 @@ impl Draft<'_> {
             }
             DesiredState::Stopped | DesiredState::Destroyed => NEVER_GENERATION,
         };
+        let base = match begin {
+            Begin::Base => self.node.images.get(pool).and_then(|status| status.base_for(&spec)),
+            Begin::Boot | Begin::Template => None,
+        };
         for slot in self.free_slots(pool, count)? {
             let path = pool.instance(self.fresh_id());
             let record = InstanceRecord {
@@ -89,8 +108,9 @@ impl Draft<'_> {
                 grace_ms: DEFAULT_GRACE_MS,
                 sleep_request: 0,
                 hooks_ms: DEFAULT_HOOKS_MS,
-                origin: None,
-                revision: None,
+                origin: base.map(|base| base.id.clone()),
+                revision: base.map(|base| base.revision.clone()),
+                template: begin == Begin::Template,
                 created_unix_ms: self.now,
             };
             self.edit.desired.instances.insert(path.clone(), record);

@@ -122,6 +122,14 @@ pub enum Request {
         /// Data disks that they have besides those of the pool.
         #[serde(default)]
         disks: Vec<DiskMount>,
+        /// Whether they boot although their pool has a base.
+        #[serde(default)]
+        cold: bool,
+    },
+    /// Makes the instance that a pool's base is saved from.
+    PoolTemplate {
+        /// The pool.
+        path: PoolPath,
     },
     /// Makes instances that begin where another is, in its pool.
     InstanceFork {
@@ -295,8 +303,9 @@ pub fn admit(
             draft.pool_scale(path, *running, *warm, *sleeping)?;
         }
         Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
-        Request::InstanceCreate { pool, count, start, disks } => {
-            draft.instance_create(pool, *count, *start, disks)?;
+        Request::PoolTemplate { path } => draft.pool_template(path)?,
+        Request::InstanceCreate { pool, count, start, disks, cold } => {
+            draft.instance_create(pool, *count, *start, disks, *cold)?;
         }
         Request::InstanceFork { source, snapshot, revision, count } => {
             draft.instance_fork(source, snapshot, revision, *count)?;

@@ -1,6 +1,6 @@
 //! Pools: created, built, scaled and removed.
 
-use super::instances::NEVER_GENERATION;
+use super::instances::{Begin, NEVER_GENERATION};
 use super::{DEFAULT_GRACE_MS, Denial, Draft, MAX_CREATE};
 use crate::image::ImageSpec;
 use crate::name::{InstancePath, PoolPath};
@@ -63,6 +63,32 @@ impl Draft<'_> {
         }
         self.edit.pools.push(path.clone());
         Ok(())
+    }
+
+    /// Makes the instance that the pool's base is saved from. One that is there from a request that
+    /// came to nothing goes.
+    pub(super) fn pool_template(&mut self, path: &PoolPath) -> Result<(), Denial> {
+        self.require_pool(path)?;
+        let spec = self.edit.desired.pools.get(path).map(|pool| &pool.spec);
+        let why = match spec {
+            Some(spec) if spec.auto_remove => {
+                "it is removed with the instance that it was made for"
+            }
+            Some(spec) if spec.disks.iter().any(|mount| !mount.read_only) => {
+                "its instances write to a data disk, which has one writer"
+            }
+            _ => "",
+        };
+        if !why.is_empty() {
+            return Err(Denial::NoBase { pool: path.clone(), why });
+        }
+        let instances = self.edit.desired.instances_in(path).filter(|instance| instance.template);
+        let before: Vec<InstancePath> = instances.map(|instance| instance.path.clone()).collect();
+        for instance in before {
+            self.set_desired(&instance, DesiredState::Destroyed, 0);
+        }
+        self.edit.instances.clear();
+        self.create_some(path, 1, DesiredState::Running, &[], Begin::Template)
     }
 
     /// Asks for the latest of the earlier revisions, together with its image.
@@ -144,7 +170,7 @@ impl Draft<'_> {
             .edit
             .desired
             .instances_in(path)
-            .filter(|instance| instance.desired != DesiredState::Destroyed)
+            .filter(|instance| instance.desired != DesiredState::Destroyed && !instance.template)
             .collect();
         by_age.sort_by_key(|instance| (instance.created_unix_ms, instance.slot));
         by_age.into_iter().map(|instance| (instance.path.clone(), instance.desired)).collect()
@@ -173,7 +199,7 @@ impl Draft<'_> {
                 missing -= 1;
             }
         }
-        self.create_some(path, missing, state, &[])
+        self.create_some(path, missing, state, &[], Begin::Base)
     }
 
     pub(super) fn pool_destroy(&mut self, path: &PoolPath, force: bool) -> Result<(), Denial> {
@@ -211,7 +237,7 @@ impl Draft<'_> {
 
     pub(super) fn running_in(&self, path: &PoolPath) -> Vec<InstancePath> {
         let instances = self.edit.desired.instances_in(path);
-        let running = instances.filter(|i| i.desired == DesiredState::Running);
+        let running = instances.filter(|i| i.desired == DesiredState::Running && !i.template);
         running.map(|instance| instance.path.clone()).collect()
     }
 

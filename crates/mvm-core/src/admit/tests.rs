@@ -1,5 +1,6 @@
 //! What the tests of admission share: a node that accepts requests and forgets what is gone.
 
+mod bases;
 mod denials;
 mod disks;
 mod documents;
@@ -107,7 +108,13 @@ fn scale(path: &str, running: u32) -> Request {
 }
 
 fn create(pool: &str, count: u32, start: bool) -> Request {
-    Request::InstanceCreate { pool: pool.parse().unwrap(), count, start, disks: vec![] }
+    Request::InstanceCreate {
+        pool: pool.parse().unwrap(),
+        count,
+        start,
+        disks: vec![],
+        cold: false,
+    }
 }
 
 fn start(selector: &str, all: bool) -> Request {

@@ -21,7 +21,8 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         ) => {
             let has_run = status.boots + status.wakes > 0;
             let begin = match origin {
-                Some(id) if !has_run => StartFrom::Shared { id },
+                // One that was given up is not begun with again.
+                Some(id) if !has_run && status.cold_boot.is_none() => StartFrom::Shared { id },
                 _ => StartFrom::Boot,
             };
             next.generation = generation;

@@ -44,6 +44,7 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
         hooks_ms: DEFAULT_HOOKS_MS,
         origin: None,
         revision: None,
+        template: false,
         created_unix_ms: 0,
     }
 }

@@ -19,6 +19,7 @@ use crate::wait::Goal;
 Examples:
   mvm instance create demo/hello --start
   mvm instance create demo/hello --count 10
+  mvm instance create demo/hello --start --cold
   mvm instance create demo/hello --start --disk-attach data:/srv/data")]
 pub(crate) struct Create {
     /// The pool, as TENANT/POOL.
@@ -32,6 +33,9 @@ pub(crate) struct Create {
     /// Give them a data disk besides the pool's, mounted on PATH; with :ro it is only read.
     #[arg(long, value_name = "NAME:/PATH[:ro]")]
     disk_attach: Vec<DiskMount>,
+    /// Boot them, although their pool has a base.
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -39,8 +43,8 @@ pub(crate) struct Create {
 impl Create {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let Self { pool, count, start, disk_attach: disks, wait } = self;
-        let request = Request::InstanceCreate { pool, count, start, disks };
+        let Self { pool, count, start, disk_attach: disks, cold, wait } = self;
+        let request = Request::InstanceCreate { pool, count, start, disks, cold };
         carry_out(context, request, Goal::Settled, &wait).await?.print_instances(context)
     }
 }

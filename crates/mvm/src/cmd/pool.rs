@@ -34,6 +34,7 @@ enum Verb {
     Build(Build),
     Update(Update),
     Rollback(Rollback),
+    WarmUp(WarmUp),
     Scale(Scale),
     Destroy(Destroy),
 }
@@ -153,6 +154,21 @@ struct Rollback {
     wait: WaitArgs,
 }
 
+/// Make the base snapshot that new instances of a pool begin with, or make it anew.
+///
+/// An instance is booted for it, saved and destroyed. From then on new instances go on from there in
+/// a fraction of a second instead of booting, with an identity of their own, and share its memory
+/// until they write to it. They boot again once the pool's image or spec changes, until the next
+/// warm-up; `mvm pool info` tells. `mvm instance create --cold` boots.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mvm pool warm-up demo/hello")]
+struct WarmUp {
+    /// The pool, as TENANT/POOL.
+    path: PoolPath,
+}
+
 /// Set how many instances of a pool run.
 ///
 /// Stopped instances are started before new ones are made, and the newest are stopped first.
@@ -213,6 +229,13 @@ impl Pool {
             Verb::Info(Info { path }) => {
                 let view = only(context.client.pools(None, Some(path)).await?)?;
                 return context.ui.data(&view, || tenants::pool_info(&view));
+            }
+            Verb::WarmUp(WarmUp { path }) => {
+                context
+                    .ui
+                    .remark("booting an instance for the base: this takes as long as a start");
+                let view = context.client.warm_up(path).await?;
+                return context.ui.data(&view, || view.path.to_string());
             }
             Verb::Scale(Scale { path, running, warm, sleeping, wait }) => {
                 let request = Request::PoolScale { path, running, warm, sleeping };

@@ -225,8 +225,13 @@ async fn start(
     let wait = WaitArgs::default();
     let build = Request::PoolBuild { path: pool.clone() };
     carry_out(context, build, Goal::Built, &wait).await?;
-    let create =
-        Request::InstanceCreate { pool: pool.clone(), count: 1, start: false, disks: Vec::new() };
+    let create = Request::InstanceCreate {
+        pool: pool.clone(),
+        count: 1,
+        start: false,
+        disks: Vec::new(),
+        cold: false,
+    };
     let created = context.client.submit(create).await?;
     let Some(path) = created.instances.into_iter().next().map(|target| target.path) else {
         return Err(Error::UnexpectedReply("accepted without an instance"));

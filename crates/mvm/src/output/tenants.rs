@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mvm_core::admit::Usage;
 use mvm_core::record::BuildState;
 use mvm_core::spec::Quota;
-use mvm_wire::view::{PoolView, TenantView};
+use mvm_wire::view::{BaseView, PoolView, TenantView};
 
 use super::table::{fields, or_dash, table};
 use crate::units::{mib_text, utc_text};
@@ -95,6 +95,13 @@ fn build(state: &BuildState) -> &'static str {
     }
 }
 
+fn base(base: &BaseView) -> String {
+    let made = utc_text(base.made_unix_ms);
+    let unused =
+        " (not in use: the image or the spec has changed since; `mvm pool warm-up` makes it anew)";
+    format!("{}, made at {made}{}", base.id, if base.in_use { "" } else { unused })
+}
+
 /// Ports in one line.
 pub(super) fn ports(ports: &BTreeSet<String>) -> String {
     let words: Vec<&str> = ports.iter().map(String::as_str).collect();
@@ -121,6 +128,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("revision", revision),
         ("earlier", or_dash((!earlier.is_empty()).then(|| earlier.join(", ")))),
         ("build", build),
+        ("base", or_dash(view.base.as_ref().map(base))),
         ("exposed ports", ports(&view.exposed_ports)),
         ("running", format!("{} of {} wished", view.running, view.desired_running)),
         ("instances", view.instances.to_string()),

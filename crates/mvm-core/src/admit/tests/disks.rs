@@ -89,6 +89,7 @@ fn an_instance_may_bring_a_disk_of_its_own() {
         count: 1,
         start: true,
         disks: vec![mount.parse().unwrap()],
+        cold: false,
     };
     node.accept(bring("data:/srv/data"));
     let mounts: Vec<DiskMount> = node.instances("demo/web")[0].spec.disks.clone();

@@ -136,6 +136,7 @@ impl Model {
             Request::PoolUpdate { .. }
             | Request::PoolRollback { .. }
             | Request::InstanceFork { .. }
+            | Request::PoolTemplate { .. }
             | Request::InstanceWarm { .. }
             | Request::InstanceSleep { .. } => {
                 panic!("not generated")

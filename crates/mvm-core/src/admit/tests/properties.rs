@@ -90,7 +90,7 @@ fn any_request() -> impl Strategy<Value = Request> {
                 pool,
                 count,
                 start,
-                disks: vec![],
+                disks: vec![], cold: false
             }),
         2 => selector().prop_map(|selector| Request::InstanceStart { selector, all: true }),
         2 => selector()

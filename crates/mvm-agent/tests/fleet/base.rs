@@ -1,0 +1,115 @@
+//! Bases: new instances that begin where an instance of their pool has booted.
+
+use std::time::Duration;
+
+use mvm_core::admit::Request;
+use mvm_core::name::PoolPath;
+use mvm_wire::view::PoolView;
+use mvm_wire::{ApiError, Call, ErrorCode, Reply};
+
+use crate::node::{Agent, Machine};
+
+fn hello() -> PoolPath {
+    "demo/hello".parse().unwrap()
+}
+
+async fn apply(agent: &Agent, running: u32, mem_mib: u32) {
+    let text = format!(
+        r#"{{"tenant":"demo","pools":{{"hello":{{"running":{running},"mem_mib":{mem_mib}}}}}}}"#
+    );
+    agent.submit(Request::Apply { document: serde_json::from_str(&text).unwrap() }).await.unwrap();
+}
+
+async fn warm_up(agent: &Agent) -> Result<PoolView, ApiError> {
+    match agent.call(Call::WarmUp { pool: hello() }).await? {
+        Reply::Pools(mut pools) => Ok(pools.remove(0)),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn snapshots(machine: &Machine) -> usize {
+    let entries = std::fs::read_dir(machine.dir.path().join("snapshots"));
+    entries.into_iter().flatten().count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_instances_begin_with_the_base_of_their_pool() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    apply(&agent, 1, 256).await;
+    let booted = agent.until_running(1).await.remove(0);
+    let pool = warm_up(&agent).await.unwrap();
+    assert!(pool.base.as_ref().is_some_and(|base| base.in_use), "{pool:?}");
+    assert_eq!(pool.desired_running, 1);
+
+    apply(&agent, 3, 256).await;
+    let all = agent.until_running(3).await;
+    for view in all.iter().filter(|view| view.path != booted.path) {
+        assert_eq!((view.boots, view.wakes), (0, 1), "it never booted");
+        assert_eq!(agent.exec(view.path.id.as_str(), &["echo", "x"]).await.unwrap().0, "x\n");
+    }
+    agent.until("the template is gone", |all| all.len() == 3).await;
+
+    // A second base takes the place of the first, which is kept for those that began with it.
+    let again = warm_up(&agent).await.unwrap();
+    assert_ne!(again.base.unwrap().id, pool.base.unwrap().id);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(snapshots(&machine), 2);
+
+    // What is different boots.
+    apply(&agent, 4, 300).await;
+    let all = agent.until_running(4).await;
+    assert_eq!(all.iter().filter(|view| view.boots == 1).count(), 2);
+
+    let request = Request::TenantDestroy { name: "demo".parse().unwrap(), force: true };
+    agent.submit(request).await.unwrap();
+    agent.until("gone", |all| all.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(snapshots(&machine), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_ends_in_the_middle_leaves_no_template_and_the_base_as_it_was() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    apply(&agent, 0, 256).await;
+    warm_up(&agent).await.unwrap();
+    let path = hello();
+    agent.submit(Request::PoolTemplate { path }).await.unwrap();
+    agent.until_running(1).await;
+    agent.node.end().await;
+
+    let agent = machine.agent().await;
+    agent.until("gone", |all| all.is_empty()).await;
+    apply(&agent, 1, 256).await;
+    let view = agent.until_running(1).await.remove(0);
+    assert_eq!((view.boots, view.wakes), (0, 1), "the base has outlived the agent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_base_that_cannot_be_restored_makes_a_boot() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    apply(&agent, 0, 256).await;
+    warm_up(&agent).await.unwrap();
+    for entry in std::fs::read_dir(machine.dir.path().join("snapshots")).unwrap().flatten() {
+        std::fs::write(entry.path().join("manifest.json"), "{").unwrap();
+    }
+    apply(&agent, 1, 256).await;
+    let view = agent.until_running(1).await.remove(0);
+    assert_eq!((view.boots, view.wakes), (1, 0));
+    assert!(view.cold_boot.is_some(), "and tells why: {view:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_base_that_is_refused_leaves_nothing() {
+    let mut machine = Machine::new();
+    machine.capacity.mem_mib = 300;
+    let agent = machine.agent().await;
+    apply(&agent, 1, 256).await;
+    agent.until_running(1).await;
+    assert_eq!(warm_up(&agent).await.unwrap_err().code, ErrorCode::OverLimit);
+    assert_eq!(agent.instances().await.len(), 1);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(snapshots(&machine), 0);
+}
