@@ -99,6 +99,8 @@ fn summarise(outcomes: &[(Suite, Outcome)], took: Duration) -> anyhow::Result<()
 /// The directory that the lab sees as `/lab`.
 fn fill_share(base: &Path, image: &Image, suites: &[Suite]) -> anyhow::Result<PathBuf> {
     let share = fresh(&base.join("share"))?;
+    // A test may have the name of a program.
+    fs::create_dir(share.join("tests"))?;
     fs::create_dir(share.join("bin"))?;
     for program in suites.iter().flat_map(|suite| suite.programs()) {
         let to = suite::binary_path(&share, program.test);

@@ -108,8 +108,10 @@ pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String
         for program in suite.programs() {
             let (test, arguments) = (program.test, program.arguments);
             // Each failure is kept, and the next program runs all the same.
-            let _ =
-                write!(commands, "timeout -k 5 {limit_s} /lab/bin/{test} {arguments} || code=$?; ");
+            let _ = write!(
+                commands,
+                "timeout -k 5 {limit_s} /lab/tests/{test} {arguments} || code=$?; "
+            );
         }
         let _ = writeln!(
             script,
@@ -122,5 +124,5 @@ pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String
 
 /// The names of the test programs in the lab's directory.
 pub(super) fn binary_path(share: &Path, test: &str) -> PathBuf {
-    share.join("bin").join(test)
+    share.join("tests").join(test)
 }
