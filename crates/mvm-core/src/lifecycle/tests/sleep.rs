@@ -127,6 +127,12 @@ fn a_new_instance_begins_from_the_snapshot_it_is_given_until_it_has_run() {
     assert_eq!(failed.state(), State::Failed);
     assert_eq!(step(&failed, start.clone(), NOW).1, [Effect::Restore], "its disk is there, too");
 
+    let (refused, effects) = step(&status, restore_refused(), NOW);
+    assert_eq!(effects, [Effect::Boot]);
+    let failed = step(&refused, boot_failed(), NOW).0;
+    let failed = step(&failed, Event::Released { everything: false }, NOW).0;
+    assert_eq!(step(&failed, start.clone(), NOW).1, [Effect::Boot], "it was given up for good");
+
     let (status, _) = step(&status, Event::Launched(handle(1)), NOW);
     assert_eq!(status.memory, Some(ImageRef::Shared { id }));
     let (status, _) = step(&status, Event::Ready, NOW);
