@@ -172,20 +172,16 @@ impl Client {
 
     /// The running instance that a selector means; one that starts is waited for.
     pub(crate) async fn locate(&self, selector: Selector) -> Result<InstancePath> {
-        let mut connection = self.start(&Call::Locate { selector }).await?;
-        match connection.read.message().await? {
+        match self.ask(&Call::Locate { selector }).await? {
             Reply::Connected { instance } => Ok(instance),
-            Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
         }
     }
 
     /// Makes a guest ready for an SSH client; a guest that starts is waited for.
     pub(crate) async fn prepare_ssh(&self, selector: Selector) -> Result<SshView> {
-        let mut connection = self.start(&Call::Ssh { selector }).await?;
-        match connection.read.message().await? {
+        match self.ask(&Call::Ssh { selector }).await? {
             Reply::Ssh(view) => Ok(view),
-            Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
         }
     }
@@ -193,21 +189,26 @@ impl Client {
     /// Makes instances that begin where another is; saving that takes as long as its memory is
     /// large.
     pub(crate) async fn fork(&self, selector: Selector, count: u32) -> Result<Accepted> {
-        let mut connection = self.start(&Call::Fork { selector, count }).await?;
-        match connection.read.message().await? {
+        match self.ask(&Call::Fork { selector, count }).await? {
             Reply::Accepted(accepted) => Ok(accepted),
-            Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
         }
     }
 
     /// Makes a pool's base; that takes as long as an instance takes to boot, and its image to build.
     pub(crate) async fn warm_up(&self, pool: PoolPath) -> Result<PoolView> {
-        let mut connection = self.start(&Call::WarmUp { pool }).await?;
-        match connection.read.message().await? {
+        match self.ask(&Call::WarmUp { pool }).await? {
             Reply::Pools(pools) => only(pools),
-            Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends a question and takes its one answer, however long the agent works on it.
+    async fn ask(&self, call: &Call) -> Result<Reply> {
+        let mut connection = self.start(call).await?;
+        match connection.read.message().await? {
+            Reply::Error(error) => Err(error.into()),
+            reply => Ok(reply),
         }
     }
 
