@@ -37,12 +37,8 @@ async fn fork_from(
     count: u32,
 ) -> Result<Accepted, ApiError> {
     let gone = || ApiError::new(ErrorCode::Conflict, format!("{source} is being destroyed"));
-    let handle = node.instance(source).ok_or_else(gone)?;
     let revision = node.state.now().status(source).revision;
-    let (done, captured) = oneshot::channel();
-    let capture = Message::Capture(node.shared.dir(snapshot), done);
-    handle.mailbox.send(capture).await.map_err(|_| gone())?;
-    let captured = captured.await.map_err(|_| gone())?;
+    let captured = capture(node, source, snapshot).await.ok_or_else(gone)?;
     captured.map_err(|error| {
         ApiError::new(ErrorCode::Conflict, format!("{source} cannot be forked: {error}"))
             .hint(format!("see `mvm why {}`", source.id))
@@ -50,4 +46,18 @@ async fn fork_from(
     let revision = revision.ok_or_else(gone)?;
     let (source, snapshot) = (source.clone(), snapshot.clone());
     submit::submit(node, Request::InstanceFork { source, snapshot, revision, count }).await
+}
+
+/// Saves an instance as a snapshot that others begin from, or says why not; nothing if the instance
+/// is gone.
+pub(crate) async fn capture(
+    node: &Node,
+    source: &InstancePath,
+    snapshot: &SnapshotId,
+) -> Option<Result<(), String>> {
+    let handle = node.instance(source)?;
+    let (done, captured) = oneshot::channel();
+    let capture = Message::Capture(node.shared.dir(snapshot), done);
+    handle.mailbox.send(capture).await.ok()?;
+    captured.await.ok()
 }

@@ -152,6 +152,8 @@ impl RunningNode {
     ) -> Result<Self, CommitError> {
         let state = State::load(store).await?;
         let node = Arc::new(Node::new(config, host, state));
+        // Before anybody asks for a base, which would be taken for a leftover.
+        warm_up::end_leftovers(&node).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(reconcile::run(node.clone()));
         Ok(Self { node, tasks })

@@ -27,7 +27,6 @@ use crate::publish::Listeners;
 use crate::ssh;
 use crate::state::Mirror;
 use crate::submit;
-use crate::warm_up;
 
 /// Longest time between two rounds.
 const TICK: Duration = Duration::from_secs(10);
@@ -44,7 +43,6 @@ pub(crate) async fn run(node: Arc<Node>) {
         bridged: BTreeSet::new(),
         listeners: Listeners::default(),
     };
-    warm_up::end_leftovers(&rounds.node).await;
     loop {
         let next_unix_ms = rounds.round().await;
         let tick = tokio::time::Instant::now() + TICK;

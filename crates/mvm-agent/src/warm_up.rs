@@ -11,13 +11,12 @@ use std::time::Duration;
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath, Selector, SnapshotId};
-use mvm_core::record::{self, Base, PoolStatus};
+use mvm_core::record::{self, Base, BuildState, PoolStatus};
 use mvm_store::{StoreError, encode};
 use mvm_wire::{ApiError, ErrorCode};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::actor::Message;
+use crate::fork;
 use crate::node::Node;
 use crate::state::Mirror;
 use crate::submit::{self, internal};
@@ -76,11 +75,7 @@ async fn make(
     let spec = node.state.now().desired.instances.get(template).map(|record| record.spec.clone());
     let revision = node.state.now().status(template).revision;
     let (spec, revision) = spec.zip(revision).ok_or_else(|| gone(pool))?;
-    let handle = node.instance(template).ok_or_else(|| gone(pool))?;
-    let (done, captured) = oneshot::channel();
-    let capture = Message::Capture(node.shared.dir(snapshot), done);
-    handle.mailbox.send(capture).await.map_err(|_| gone(pool))?;
-    let captured = captured.await.map_err(|_| gone(pool))?;
+    let captured = fork::capture(node, template, snapshot).await.ok_or_else(|| gone(pool))?;
     captured.map_err(|error| failed(pool, &error))?;
     let made_unix_ms = node.clock.now_ms();
     let base = Base { id: snapshot.clone(), revision, spec, made_unix_ms };
@@ -111,7 +106,10 @@ async fn until_running(
             ));
         }
         let image = mirror.observed.pools.get(pool).cloned().unwrap_or_default();
-        if let (None, record::BuildState::Failed { error, .. }) = (&image.revision, &image.build) {
+        let asked = mirror.desired.pools.get(pool).map_or(0, |record| record.build_generation);
+        if let (None, BuildState::Failed { error, .. }) = (&image.revision, &image.build)
+            && image.build_generation >= asked
+        {
             return Err(failed(pool, &format!("its image cannot be built: {error}")));
         }
         if state.changed().await.is_err() {

@@ -113,3 +113,15 @@ async fn a_base_that_is_refused_leaves_nothing() {
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(snapshots(&machine), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_cannot_be_built_makes_no_base_and_is_built_when_asked_again() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    apply(&agent, 0, 256).await;
+    machine.images.fail_builds(Some("no space"));
+    let error = warm_up(&agent).await.unwrap_err();
+    assert!(error.message.contains("no space"), "{error:?}");
+    machine.images.fail_builds(None);
+    assert!(warm_up(&agent).await.unwrap().base.is_some());
+}

@@ -88,6 +88,7 @@ impl Draft<'_> {
             self.set_desired(&instance, DesiredState::Destroyed, 0);
         }
         self.edit.instances.clear();
+        self.retry_failed_build(path);
         self.create_some(path, 1, DesiredState::Running, &[], Begin::Template)
     }
 
