@@ -156,9 +156,9 @@ struct Rollback {
 
 /// Make the base snapshot that new instances of a pool begin with, or make it anew.
 ///
-/// An instance is booted for it, saved and destroyed. From then on new instances go on from there in
-/// a fraction of a second instead of booting, with an identity of their own, and share its memory
-/// until they write to it. They boot again once the pool's image or spec changes, until the next
+/// An instance is booted for it, saved and destroyed. From then on new instances go on from there
+/// instead of booting, with an identity of their own, and share its memory until they write to it.
+/// The first one after a minute without any takes longer, as it reads the memory in. They boot again once the pool's image or spec changes, until the next
 /// warm-up; `mvm pool info` tells. `mvm instance create --cold` boots.
 #[derive(Debug, Args)]
 #[command(after_help = "\
