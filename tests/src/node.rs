@@ -20,6 +20,7 @@ pub struct Node {
     dir: PathBuf,
     owner: Owner,
     vmm: Option<&'static str>,
+    variable: Option<(&'static str, &'static str)>,
 }
 
 impl Node {
@@ -43,7 +44,7 @@ impl Node {
     fn in_dir(dir: PathBuf) -> Self {
         let dir = dir.canonicalize().expect("the directory exists");
         let owner = Owner::of(&dir).expect("the directory exists");
-        let node = Self { dir, owner, vmm: None };
+        let node = Self { dir, owner, vmm: None, variable: None };
         seed::fill(&node.dir);
         node
     }
@@ -51,6 +52,11 @@ impl Node {
     /// From now on every agent is started with this VMM.
     pub fn ask_for_vmm(&mut self, vmm: &'static str) {
         self.vmm = Some(vmm);
+    }
+
+    /// From now on every command, and every agent that one starts, has this variable.
+    pub fn set_variable(&mut self, name: &'static str, value: &'static str) {
+        self.variable = Some((name, value));
     }
 
     /// The state directory.
@@ -67,10 +73,10 @@ impl Node {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary::mvm());
         command.args(args).env("MVM_STATE_DIR", &self.dir).current_dir(binary::repository());
-        for name in ["MVM_LOG", "MVM_VMM", "MVM_ACCEL"] {
+        for name in ["MVM_LOG", "MVM_VMM", "MVM_ACCEL", "MVM_KEEP_FREE"] {
             command.env_remove(name);
         }
-        command.envs(self.vmm.map(|vmm| ("MVM_VMM", vmm)));
+        command.envs(self.vmm.map(|vmm| ("MVM_VMM", vmm))).envs(self.variable);
         command
     }
 

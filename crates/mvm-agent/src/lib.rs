@@ -33,6 +33,7 @@ mod server;
 mod setup;
 mod shared;
 mod sleep;
+mod sleep_policy;
 mod ssh;
 mod state;
 mod streams;
@@ -156,6 +157,7 @@ impl RunningNode {
         warm_up::end_leftovers(&node).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(reconcile::run(node.clone()));
+        tasks.spawn(sleep_policy::run(node.clone()));
         Ok(Self { node, tasks })
     }
 

@@ -11,6 +11,7 @@ use mvm_host::disks::Disks;
 use mvm_host::guest::Session;
 use mvm_host::images::Images;
 use mvm_host::net::Network;
+use mvm_host::platform::MemoryGauge;
 use mvm_host::vmm::{Vm, Vmm};
 use std::net::IpAddr;
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,6 +22,7 @@ use crate::configs::ImageConfigs;
 use crate::main_process::MainHub;
 use crate::publish::Published;
 use crate::shared::SharedSnapshots;
+use crate::sleep_policy::Activities;
 use crate::state::State;
 
 /// The seams to the machine that instances run on.
@@ -34,6 +36,8 @@ pub struct Host {
     pub images: Arc<dyn Images>,
     /// Data disks.
     pub disks: Arc<dyn Disks>,
+    /// The machine's memory.
+    pub memory: MemoryGauge,
 }
 
 /// What a node is set up with.
@@ -79,6 +83,8 @@ pub(crate) struct Node {
     poke: Notify,
     /// Connections to published ports.
     pub(crate) published: Published,
+    /// What instances of pools with a sleep policy do.
+    pub(crate) activities: Activities,
     /// Snapshots that instances begin from.
     pub(crate) shared: SharedSnapshots,
     /// Shared by builds; whoever removes images has it alone.
@@ -104,6 +110,7 @@ impl Node {
             problems: Mutex::default(),
             poke: Notify::new(),
             published: Published::default(),
+            activities: Activities::default(),
             shared,
             images: tokio::sync::RwLock::default(),
             image_configs: ImageConfigs::default(),

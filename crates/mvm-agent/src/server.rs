@@ -285,11 +285,13 @@ async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Op
         },
     };
     let host_disk_kib = mvm_host::images::allocated_kib(&node.instance_dir(&path.id));
+    let activity = node.activities.of(&path);
     Some(StatsView {
         path,
         cpu_ms: usage.cpu_ms,
         host_rss_kib: usage.rss_kib,
         host_disk_kib,
+        activity,
         guest,
         guest_error,
     })
@@ -306,6 +308,7 @@ async fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply,
         return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };
     let summary = views::summary(&instance);
+    let activity = node.activities.of(&path);
     let dir = node.instance_dir(&path.id);
     let file = dir.join(CONSOLE_LOG);
     let recorded = instance.last_death.as_ref().map(|death| death.console_tail.clone());
@@ -325,7 +328,7 @@ async fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply,
         true => main_log::last_words(&dir, OUTPUT_TAIL_LINES).unwrap_or_default(),
         false => Vec::new(),
     };
-    Ok(Reply::Why(Box::new(WhyView { instance, summary, output_tail, console_tail })))
+    Ok(Reply::Why(Box::new(WhyView { instance, summary, activity, output_tail, console_tail })))
 }
 
 async fn verify(node: &Node, mirror: &Mirror) -> Result<Reply, ApiError> {

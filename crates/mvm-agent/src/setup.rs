@@ -8,7 +8,7 @@ use mvm_core::vmm::{Accel, VmmKind};
 use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
 use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
-use mvm_host::platform::{self, PlatformError, facts};
+use mvm_host::platform::{self, MemoryGauge, PlatformError, facts};
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm};
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
@@ -30,6 +30,9 @@ pub struct ServeOptions {
     pub vmm: Option<VmmKind>,
     /// The accelerator to use; chosen from what the machine has if absent.
     pub accel: Option<Accel>,
+    /// Memory of the machine that is to stay available, in MiB: below it, pools' sleep policies put
+    /// idle instances to sleep early.
+    pub keep_free_mib: u64,
 }
 
 /// Why a node cannot be put together.
@@ -76,6 +79,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
                 as Arc<dyn Network>,
             images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
             disks: Arc::new(LocalDisks::new(&state_dir)) as Arc<dyn Disks>,
+            memory: MemoryGauge::Machine { wanted_mib: options.keep_free_mib },
         },
     };
     let config = NodeConfig {
@@ -107,5 +111,6 @@ fn simulated(state_dir: &Path) -> Host {
         network: Arc::new(SimMachine::new().agent(state_dir)),
         images: Arc::new(SimImages::new(state_dir)),
         disks: Arc::new(SimDisks::new(state_dir)),
+        memory: MemoryGauge::simulated(),
     }
 }

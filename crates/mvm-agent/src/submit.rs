@@ -98,13 +98,16 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         | Request::PoolUpdate { path, .. }
         | Request::PoolRollback { path }
         | Request::PoolScale { path, .. }
+        | Request::PoolPolicy { path, .. }
         | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
         Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
+        Request::InstanceRest(action) => Some(action.instance.pool.tenant.clone()),
         Request::InstanceFork { source, .. } => Some(source.pool.tenant.clone()),
         Request::InstanceStart { selector, .. }
         | Request::InstanceStop { selector, .. }
         | Request::InstanceWarm { selector, .. }
         | Request::InstanceSleep { selector, .. }
+        | Request::InstancePin { selector, .. }
         | Request::InstanceRestart { selector, .. }
         | Request::InstanceDestroy { selector, .. } => match selector {
             Selector::All => None,

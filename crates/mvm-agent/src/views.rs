@@ -194,6 +194,8 @@ pub(crate) fn instance(
         boots,
         wakes,
         setback,
+        rested: record.rested,
+        pinned: record.pinned,
         cold_boot,
         failures,
         last_death,

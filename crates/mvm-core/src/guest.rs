@@ -400,6 +400,13 @@ pub struct Health {
     pub oom_kills: u64,
     /// Running execs.
     pub execs: u32,
+    /// Connections from the host to sockets in the guest.
+    pub connections: u32,
+    /// CPU time used since boot, in milliseconds; absent if the guest agent is older than the field.
+    pub cpu_ms: Option<u64>,
+    /// Bytes that the network interfaces, loopback aside, have sent and received since boot; absent
+    /// if the guest agent is older than the field.
+    pub net_bytes: Option<u64>,
     /// Whether a program asks not to be put to sleep now.
     pub busy: bool,
 }

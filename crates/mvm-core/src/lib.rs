@@ -25,6 +25,7 @@ pub mod plan;
 mod property;
 pub mod publish;
 pub mod record;
+pub mod sleep_policy;
 pub mod snapshot;
 pub mod spec;
 mod text;

@@ -12,6 +12,7 @@ use crate::image::ImageSpec;
 use crate::lifecycle::InstanceStatus;
 use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
 use crate::net::{InstanceNetwork, Slot, TenantNetwork};
+use crate::sleep_policy::Rested;
 use crate::spec::{NetMode, PoolSpec, Quota};
 
 /// Prefix of every desired record.
@@ -115,6 +116,12 @@ pub struct InstanceRecord {
     /// the pool is to have.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub template: bool,
+    /// Whether its pool's sleep policy leaves it alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
+    /// What its pool's sleep policy did to it, if what it is to do is the policy's wish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rested: Option<Rested>,
     /// When it was created, in milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
 }

@@ -12,6 +12,7 @@ use crate::image::ImageSpec;
 use crate::main_process::{ProcessError, ProcessSpec};
 use crate::name::{DiskName, PoolName, TenantName};
 use crate::publish::{Publish, PublishError, check_published};
+use crate::sleep_policy::{PolicyError, SleepPolicy};
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
 pub const MEM_MIB_MIN: u32 = 96;
@@ -163,6 +164,9 @@ pub struct PoolSpec {
     /// Ports that the node listens on for the pool.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Publish>,
+    /// When instances that nobody uses are put to rest.
+    #[serde(skip_serializing_if = "SleepPolicy::is_default")]
+    pub sleep_policy: SleepPolicy,
     /// Whether the pool is removed when an instance of it has ended for good.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
@@ -181,6 +185,7 @@ impl Default for PoolSpec {
             disks: Vec::new(),
             process: ProcessSpec::default(),
             publish: Vec::new(),
+            sleep_policy: SleepPolicy::default(),
             auto_remove: false,
         }
     }
@@ -205,18 +210,23 @@ pub enum SpecError {
     /// The published ports make no sense together.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// The sleep policy makes no sense.
+    #[error("sleep_policy: {0}")]
+    SleepPolicy(#[from] PolicyError),
 }
 
 impl PoolSpec {
     /// Whether an instance of the other spec is the same inside: what the node does with it from
     /// outside does not count.
     pub fn makes_same_guest(&self, other: &Self) -> bool {
-        let Self { restart, boot_timeout_s, publish, auto_remove, .. } = other.clone();
-        Self { restart, boot_timeout_s, publish, auto_remove, ..self.clone() } == *other
+        let Self { restart, boot_timeout_s, publish, sleep_policy, auto_remove, .. } =
+            other.clone();
+        Self { restart, boot_timeout_s, publish, sleep_policy, auto_remove, ..self.clone() }
+            == *other
     }
 
-    /// Checks the ranges of the numbers, the main process, the published ports, and that the image can be found from
-    /// everywhere.
+    /// Checks the ranges of the numbers, the main process, the published ports, the sleep policy, and
+    /// that the image can be found from everywhere.
     ///
     /// # Errors
     /// Names the first field that is out of range or makes no sense.
@@ -242,6 +252,7 @@ impl PoolSpec {
             return Err(SpecError::Range { field: "image", value, expected });
         }
         check_published(&self.publish)?;
+        self.sleep_policy.check()?;
         Ok(self.process.check()?)
     }
 }
@@ -298,6 +309,8 @@ struct DocumentPoolFields {
     boot_timeout_s: u32,
     disks: Vec<DiskMount>,
     publish: Vec<Publish>,
+    #[serde(skip_serializing_if = "SleepPolicy::is_default")]
+    sleep_policy: SleepPolicy,
     #[serde(skip_serializing_if = "Option::is_none")]
     entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -335,6 +348,7 @@ impl From<DocumentPool> for DocumentPoolFields {
             boot_timeout_s: spec.boot_timeout_s,
             disks: spec.disks,
             publish: spec.publish,
+            sleep_policy: spec.sleep_policy,
             entrypoint,
             command,
             env,
@@ -370,6 +384,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             disks: fields.disks,
             process,
             publish: fields.publish,
+            sleep_policy: fields.sleep_policy,
             // A pool of a document goes with its document.
             auto_remove: false,
         };

@@ -13,6 +13,7 @@ use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, T
 use mvm_core::net::MacAddr;
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision};
+use mvm_core::sleep_policy::{Activity, Rested};
 use mvm_core::spec::{PoolSpec, Quota};
 use mvm_core::vmm::{Accel, VmmKind};
 use serde::{Deserialize, Serialize};
@@ -243,6 +244,12 @@ pub struct InstanceView {
     /// What went wrong when it was last put to sleep or woken, until that succeeds.
     #[serde(default)]
     pub setback: Option<Setback>,
+    /// What its pool's sleep policy did to it, until somebody asks something else of it.
+    #[serde(default)]
+    pub rested: Option<Rested>,
+    /// Whether its pool's sleep policy leaves it alone.
+    #[serde(default)]
+    pub pinned: bool,
     /// Why its last start was a boot although there was a snapshot.
     #[serde(default)]
     pub cold_boot: Option<ColdBoot>,
@@ -304,6 +311,9 @@ pub struct StatsView {
     pub host_rss_kib: u64,
     /// Disk space that the writable layer takes on the host, in KiB.
     pub host_disk_kib: u64,
+    /// What it is used for, as far as its pool has a sleep policy that it is measured for.
+    #[serde(default)]
+    pub activity: Option<Activity>,
     /// What the guest says of itself; absent if it did not answer.
     pub guest: Option<mvm_core::guest::Health>,
     /// Why the guest did not answer.
@@ -317,6 +327,9 @@ pub struct WhyView {
     pub instance: InstanceView,
     /// One sentence.
     pub summary: String,
+    /// What it is used for, as far as its pool has a sleep policy that it is measured for.
+    #[serde(default)]
+    pub activity: Option<Activity>,
     /// The last lines that the main process of its last run wrote, newest last.
     #[serde(default)]
     pub output_tail: Vec<String>,

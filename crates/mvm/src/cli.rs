@@ -217,14 +217,14 @@ fn is_colour_unwanted() -> bool {
 /// The verb failed.
 pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
     let Cli { global, verb } = cli;
-    let default_level = match &verb {
+    let serve = match &verb {
         Verb::Completions(verb) => return verb.run(&ui),
         Verb::Man(verb) => return verb.run(&ui),
         Verb::Version(verb) => return verb.run(&ui),
-        Verb::Agent(verb) if verb.is_serve() => Some("info"),
+        Verb::Agent(verb) => verb.as_serve(),
         _ => None,
     };
-    if let Some(filter) = global.log.as_deref().or(default_level) {
+    if let Some(filter) = global.log.as_deref().or(serve.map(|_| "info")) {
         log_to_stderr(filter)?;
     }
     let state_dir = std::path::absolute(&global.state_dir).map_err(|source| Error::Read {
@@ -232,8 +232,8 @@ pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
         source,
     })?;
     let wanted = Wanted { vmm: global.vmm, accel: global.accel };
-    if default_level.is_some() {
-        return cmd::agent::serve(state_dir, wanted);
+    if let Some(serve) = serve {
+        return cmd::agent::serve(serve, state_dir, wanted);
     }
     let client = Client::new(state_dir, wanted, global.log, Rc::clone(&ui));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -37,6 +37,11 @@ impl Default for WaitArgs {
 }
 
 impl WaitArgs {
+    /// Those of a request that is done once it is recorded.
+    pub(crate) fn none() -> Self {
+        Self { no_wait: true, wait: false, timeout: DEFAULT_TIMEOUT }
+    }
+
     fn waits(&self) -> bool {
         self.wait || !self.no_wait
     }

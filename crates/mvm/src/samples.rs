@@ -34,6 +34,8 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         boots: 1,
         wakes: 0,
         setback: None,
+        rested: None,
+        pinned: false,
         cold_boot: None,
         failures: 0,
         last_death: None,

@@ -78,6 +78,11 @@ impl Mib {
 }
 
 impl Seconds {
+    /// The time as the specs hold it.
+    pub(crate) fn saturating_u32(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX)
+    }
+
     /// The time in milliseconds.
     pub(crate) fn as_millis(self) -> u64 {
         self.0.saturating_mul(1000)

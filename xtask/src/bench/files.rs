@@ -31,7 +31,7 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let few = lab.pool_of(spec(trees.path(), "few", FEW)?).await?;
     let many = PoolPath { pool: "many".parse()?, ..few.clone() };
     let spec = spec(trees.path(), "many", MANY)?;
-    lab.client().submit(Request::PoolCreate { path: many.clone(), spec }).await?;
+    lab.client().submit(Request::PoolCreate { path: many.clone(), spec: spec.into() }).await?;
     lab.client().build(&many).await?;
     let (mut of_few, mut of_many) = (Vec::new(), Vec::new());
     // The first pair fills the page cache and is not counted.

@@ -133,7 +133,7 @@ impl Lab {
         };
         self.client.submit(request).await?;
         let spec = PoolSpec { restart: RestartPolicy::Never, boot_timeout_s: 600, ..spec };
-        self.client.submit(Request::PoolCreate { path: path.clone(), spec }).await?;
+        self.client.submit(Request::PoolCreate { path: path.clone(), spec: spec.into() }).await?;
         self.client.build(&path).await?;
         Ok(path)
     }

@@ -17,7 +17,7 @@ async fn pool(agent: &Agent, spec: PoolSpec) -> PoolPath {
     let document: Document = serde_json::from_str(r#"{"tenant":"demo"}"#).unwrap();
     agent.submit(Request::Apply { document }).await.unwrap();
     let path: PoolPath = "demo/hello".parse().unwrap();
-    agent.submit(Request::PoolCreate { path: path.clone(), spec }).await.unwrap();
+    agent.submit(Request::PoolCreate { path: path.clone(), spec: spec.into() }).await.unwrap();
     path
 }
 

@@ -16,7 +16,7 @@ async fn crowd(machine: &Machine) -> Agent {
     let subnet = Some("10.128.0.0/20".parse().unwrap());
     agent.submit(Request::TenantCreate { name, quota, subnet }).await.unwrap();
     let (path, spec) = ("demo/hello".parse().unwrap(), PoolSpec::default());
-    agent.submit(Request::PoolCreate { path, spec }).await.unwrap();
+    agent.submit(Request::PoolCreate { path, spec: spec.into() }).await.unwrap();
     let pool = "demo/hello".parse().unwrap();
     let create =
         Request::InstanceCreate { pool, count: COUNT, start: false, disks: vec![], cold: false };

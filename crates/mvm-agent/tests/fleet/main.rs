@@ -12,3 +12,4 @@ mod main_process;
 mod node;
 mod publish;
 mod sleep;
+mod sleep_policy;

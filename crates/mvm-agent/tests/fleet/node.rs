@@ -15,6 +15,7 @@ use mvm_core::vmm::Accel;
 use mvm_host::disks::SimDisks;
 use mvm_host::images::SimImages;
 use mvm_host::net::{SimMachine, SimNetwork};
+use mvm_host::platform::MemoryGauge;
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 use mvm_store::{MemoryStore, Store};
 use mvm_wire::view::InstanceView;
@@ -29,6 +30,7 @@ pub(crate) struct Machine {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) capacity: Capacity,
+    pub(crate) memory: MemoryGauge,
 }
 
 impl Machine {
@@ -42,6 +44,7 @@ impl Machine {
             store: Arc::new(MemoryStore::new()),
             dir,
             capacity: Capacity { vcpus: 10_000, mem_mib: 10_000_000, disk_mib: 100_000_000 },
+            memory: MemoryGauge::simulated(),
         }
     }
 
@@ -64,6 +67,7 @@ impl Machine {
             network: Arc::new(self.network()),
             images: Arc::new(self.images.clone()),
             disks: Arc::new(self.disks.clone()),
+            memory: self.memory.clone(),
         };
         Agent { node: RunningNode::start(config, host, self.store.clone()).await.unwrap() }
     }

@@ -64,6 +64,8 @@ impl Draft<'_> {
                 origin: Some(snapshot.clone()),
                 revision: Some(revision.clone()),
                 template: false,
+                pinned: false,
+                rested: None,
                 created_unix_ms: self.now,
                 ..record.clone()
             };
@@ -111,6 +113,8 @@ impl Draft<'_> {
                 origin: base.map(|base| base.id.clone()),
                 revision: base.map(|base| base.revision.clone()),
                 template: begin == Begin::Template,
+                pinned: false,
+                rested: None,
                 created_unix_ms: self.now,
             };
             self.edit.desired.instances.insert(path.clone(), record);
@@ -215,6 +219,7 @@ impl Draft<'_> {
         for path in self.select(selector, all)? {
             if let Some(instance) = self.edit.desired.instances.get_mut(&path) {
                 instance.desired = DesiredState::Running;
+                instance.rested = None;
                 instance.generation += 1;
                 instance.grace_ms = grace_ms;
             }
@@ -255,7 +260,11 @@ impl Draft<'_> {
     }
 
     /// What a selector means, without what is being destroyed already.
-    fn select(&self, selector: &Selector, all: bool) -> Result<Vec<InstancePath>, Denial> {
+    pub(super) fn select(
+        &self,
+        selector: &Selector,
+        all: bool,
+    ) -> Result<Vec<InstancePath>, Denial> {
         let instances = self.edit.desired.instances.values();
         let matches: Vec<InstancePath> = instances
             .filter(|i| selector.matches(&i.path) && i.desired != DesiredState::Destroyed)
@@ -293,6 +302,7 @@ impl Draft<'_> {
                 instance.generation += 1;
             }
             instance.desired = desired;
+            instance.rested = None;
         }
         self.concerns(path);
     }

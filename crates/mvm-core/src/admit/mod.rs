@@ -12,6 +12,7 @@ mod instances;
 mod limits;
 mod pools;
 mod published;
+mod sleep_policy;
 mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use crate::name::{
 };
 use crate::net::NetId;
 use crate::record::{Desired, Existence, PoolStatus};
+use crate::sleep_policy::{RestAction, SleepPolicy};
 use crate::spec::{Document, PoolSpec, Quota};
 
 /// How long a guest has to shut down unless the request says otherwise, in milliseconds.
@@ -71,7 +73,7 @@ pub enum Request {
         /// Its path.
         path: PoolPath,
         /// What its instances are like.
-        spec: PoolSpec,
+        spec: Box<PoolSpec>,
     },
     /// Builds a pool's image, or finds it built.
     PoolBuild {
@@ -110,6 +112,13 @@ pub enum Request {
         path: PoolPath,
         /// Whether running instances are stopped and go with it.
         force: bool,
+    },
+    /// Says when a pool's instances are put to rest by themselves, those that exist included.
+    PoolPolicy {
+        /// Its path.
+        path: PoolPath,
+        /// The policy.
+        policy: SleepPolicy,
     },
     /// Makes instances, stopped.
     InstanceCreate {
@@ -174,6 +183,18 @@ pub enum Request {
         /// How long the guest has to prepare, in milliseconds; 0 does without.
         hooks_ms: u64,
     },
+    /// Lets instances be left alone by their pools' sleep policies, or no longer.
+    InstancePin {
+        /// Which.
+        selector: Selector,
+        /// Whether the selector may mean more than one.
+        all: bool,
+        /// Whether they are left alone.
+        pinned: bool,
+    },
+    /// Puts an instance to rest as its pool's sleep policy wants it. Nothing happens if it may not
+    /// be touched any more.
+    InstanceRest(RestAction),
     /// Stops and starts instances; stopped ones are started.
     InstanceRestart {
         /// Which.
@@ -318,6 +339,11 @@ pub fn admit(
         Request::InstanceSleep { selector, all, hooks_ms } => {
             draft.instance_sleep(selector, *all, *hooks_ms)?;
         }
+        Request::PoolPolicy { path, policy } => draft.pool_policy(path, policy)?,
+        Request::InstancePin { selector, all, pinned } => {
+            draft.instance_pin(selector, *all, *pinned)?;
+        }
+        Request::InstanceRest(action) => draft.instance_rest(action),
         Request::InstanceRestart { selector, all, grace_ms } => {
             draft.instance_restart(selector, *all, *grace_ms)?;
         }

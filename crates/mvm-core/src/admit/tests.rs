@@ -8,6 +8,7 @@ mod instances;
 mod model;
 mod properties;
 mod published;
+mod sleep_policy;
 mod tenants;
 
 use super::*;
@@ -100,7 +101,7 @@ fn tenant_with(name: &str, quota: Quota, subnet: Option<&str>) -> Request {
 }
 
 fn pool(path: &str) -> Request {
-    Request::PoolCreate { path: path.parse().unwrap(), spec: PoolSpec::default() }
+    Request::PoolCreate { path: path.parse().unwrap(), spec: Box::default() }
 }
 
 fn scale(path: &str, running: u32) -> Request {

@@ -45,6 +45,8 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
         origin: None,
         revision: None,
         template: false,
+        pinned: false,
+        rested: None,
         created_unix_ms: 0,
     }
 }

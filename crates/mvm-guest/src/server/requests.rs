@@ -115,8 +115,11 @@ impl Server<'_> {
             }
             HostMessage::Health => {
                 let ready = self.is_configured && self.machine.root_failure().is_none();
-                let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
-                let mut health = health::measure(ready, execs + self.detached.len());
+                let count = |is: fn(&&Stream) -> bool| self.streams.values().filter(is).count();
+                let execs = count(|stream| matches!(stream, Stream::Exec(_)));
+                let connections = count(|stream| matches!(stream, Stream::Forward(_)));
+                let execs = execs + self.detached.len();
+                let mut health = health::measure(ready, execs, connections);
                 if let Some(wakes) = &self.wakes {
                     wakes.ensure_shown();
                     health.busy = wakes.is_busy();

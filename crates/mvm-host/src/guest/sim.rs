@@ -58,6 +58,17 @@ struct State {
     mem_total_kib: u64,
     main: Option<main_process::SimMain>,
     wakes: Vec<WakeReason>,
+    load: Load,
+}
+
+/// What its programs have done, as its health tells.
+#[derive(Debug, Default)]
+struct Load {
+    cpu_ms: u64,
+    net_bytes: u64,
+    is_busy: bool,
+    /// Whether it does not tell how it is any more.
+    is_silent: bool,
 }
 
 /// The kernel release that a simulated guest claims.
@@ -133,6 +144,9 @@ impl SimGuest {
             disk_total_kib: 1024 * 1024,
             disk_free_kib: 1000 * 1024,
             execs: u32::try_from(execs).unwrap_or(u32::MAX),
+            cpu_ms: Some(state.load.cpu_ms),
+            net_bytes: Some(state.load.net_bytes),
+            busy: state.load.is_busy,
             ..Health::default()
         }
     }

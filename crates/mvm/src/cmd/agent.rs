@@ -12,7 +12,7 @@ use crate::cli::Context;
 use crate::client::Wanted;
 use crate::error::{Error, Result, exit};
 use crate::output::node;
-use crate::units::Seconds;
+use crate::units::{Mib, Seconds};
 use crate::wait::now_unix_ms;
 
 /// How long an agent has to end.
@@ -50,7 +50,12 @@ enum Verb {
 Examples:
   mvm agent serve
   mvm agent serve --state-dir /srv/mvm --log debug")]
-struct Serve {}
+pub(crate) struct Serve {
+    /// Memory of this machine that is to stay available: below it, instances that nobody uses, of
+    /// pools with a sleep policy, go to sleep early.
+    #[arg(long, env = "MVM_KEEP_FREE", value_name = "SIZE", default_value_t = Mib(512))]
+    keep_free: Mib,
+}
 
 /// Show the agent.
 #[derive(Debug, Args)]
@@ -68,15 +73,18 @@ Examples:
 struct Stop {}
 
 impl Agent {
-    /// Whether this is the agent itself, which runs without a [`Context`].
-    pub(crate) fn is_serve(&self) -> bool {
-        matches!(self.verb, Verb::Serve(Serve {}))
+    /// The agent itself, which runs without a [`Context`].
+    pub(crate) fn as_serve(&self) -> Option<&Serve> {
+        match &self.verb {
+            Verb::Serve(serve) => Some(serve),
+            Verb::Status(_) | Verb::Stop(_) => None,
+        }
     }
 
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         match self.verb {
-            Verb::Serve(Serve {}) => Ok(()),
+            Verb::Serve(_) => Ok(()),
             Verb::Status(Status {}) => {
                 let Some(view) = context.client.running_agent().await? else {
                     return Err(Error::NoAgent { state_dir: context.state_dir().to_owned() });
@@ -120,7 +128,7 @@ async fn stop(context: &Context) -> Result<()> {
 ///
 /// # Errors
 /// It cannot serve.
-pub(crate) fn serve(state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
+pub(crate) fn serve(serve: &Serve, state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
     if wanted.vmm != Some(VmmKind::Sim) && !rustix::process::geteuid().is_root() {
         let what = "the agent, which makes microVMs, networks and firewall rules,";
         return Err(Error::NeedsRoot { what: what.to_owned() });
@@ -131,8 +139,12 @@ pub(crate) fn serve(state_dir: PathBuf, wanted: Wanted) -> Result<u8> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(Box::new(error)))?;
-    let options =
-        ServeOptions { state_dir: state_dir.clone(), vmm: wanted.vmm, accel: wanted.accel };
+    let options = ServeOptions {
+        state_dir: state_dir.clone(),
+        vmm: wanted.vmm,
+        accel: wanted.accel,
+        keep_free_mib: serve.keep_free.0,
+    };
     match runtime.block_on(mvm_agent::serve(options)) {
         Ok(()) => Ok(exit::OK),
         // Told apart for the command that started this agent in the background.

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{
-    create, destroy, exec, fork, info, list, logs, rest, restart, start, stats, stop, why,
+    create, destroy, exec, fork, info, list, logs, policy, rest, restart, start, stats, stop, why,
 };
 use crate::cli::Context;
 use crate::error::{Result, exit};
@@ -29,6 +29,8 @@ enum Verb {
     #[command(visible_alias = "resume")]
     Wake(rest::Wake),
     Warm(rest::Warm),
+    Pin(policy::Pin),
+    Unpin(policy::Unpin),
     Fork(fork::Fork),
     Destroy(destroy::Destroy),
     List(list::List),
@@ -51,6 +53,8 @@ impl Instance {
             Verb::Sleep(verb) => verb.run(context).await,
             Verb::Wake(verb) => verb.run(context).await,
             Verb::Warm(verb) => verb.run(context).await,
+            Verb::Pin(verb) => verb.run(context).await,
+            Verb::Unpin(verb) => verb.run(context).await,
             Verb::Fork(verb) => verb.run(context).await,
             Verb::Destroy(verb) => verb.run(context).await,
             Verb::List(verb) => verb.run(context).await,

@@ -21,6 +21,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod net;
 pub(crate) mod node;
+pub(crate) mod policy;
 pub(crate) mod pool;
 pub(crate) mod process_args;
 pub(crate) mod record;

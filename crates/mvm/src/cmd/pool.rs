@@ -3,8 +3,10 @@
 use clap::{Args, Subcommand};
 use mvm_core::admit::Request;
 use mvm_core::name::{PoolPath, TenantName};
+use mvm_core::sleep_policy::SleepPolicy;
 use mvm_core::spec::{PoolSpec, RestartPolicy};
 
+use super::policy::{Policy, PolicyArgs};
 use super::process_args::ProcessArgs;
 use super::resource_args::ResourceArgs;
 use crate::cli::Context;
@@ -35,6 +37,7 @@ enum Verb {
     Update(Update),
     Rollback(Rollback),
     WarmUp(WarmUp),
+    Policy(Policy),
     Scale(Scale),
     Destroy(Destroy),
 }
@@ -49,13 +52,15 @@ Examples:
   docker save app | mvm pool create demo/app --image docker-archive:-
   mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always
   mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080
-  mvm pool create demo/www --publish 8080:80 --image nginx:1.27
+  mvm pool create demo/www --publish 8080:80 --sleep-after 10m --image nginx:1.27
   mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
 struct Create {
     /// The pool, as TENANT/POOL.
     path: PoolPath,
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     #[command(flatten)]
     process: ProcessArgs,
     #[command(flatten)]
@@ -237,16 +242,18 @@ impl Pool {
                 let view = context.client.warm_up(path).await?;
                 return context.ui.data(&view, || view.path.to_string());
             }
+            Verb::Policy(policy) => return policy.run(context).await,
             Verb::Scale(Scale { path, running, warm, sleeping, wait }) => {
                 let request = Request::PoolScale { path, running, warm, sleeping };
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
                 return outcome.print_instances(context);
             }
             Verb::Create(create) => {
-                let Create { path, spec, process, wait, command } = *create;
+                let Create { path, spec, policy, process, wait, command } = *create;
+                let sleep_policy = policy.change(SleepPolicy::default());
                 let process = process.into_spec(command);
-                let spec = PoolSpec { process, ..spec.into_spec(context).await? };
-                let request = Request::PoolCreate { path: path.clone(), spec };
+                let spec = PoolSpec { process, sleep_policy, ..spec.into_spec(context).await? };
+                let request = Request::PoolCreate { path: path.clone(), spec: spec.into() };
                 (request, Goal::Settled, path, wait)
             }
             Verb::Build(Build { path, wait }) => {

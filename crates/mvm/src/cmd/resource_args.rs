@@ -44,7 +44,7 @@ impl ResourceArgs {
             mem_mib: mem.saturating_u32(),
             disk_mib: disk.saturating_u32(),
             net,
-            boot_timeout_s: u32::try_from(boot_timeout.0).unwrap_or(u32::MAX),
+            boot_timeout_s: boot_timeout.saturating_u32(),
             disks: disk_attach,
             publish,
             ..PoolSpec::default()

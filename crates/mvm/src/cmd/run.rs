@@ -173,7 +173,7 @@ async fn create_pool(
             None => made_up_name(&spec.image)?,
         };
         let path = PoolPath { tenant: tenant.clone(), pool };
-        let request = Request::PoolCreate { path: path.clone(), spec: spec.clone() };
+        let request = Request::PoolCreate { path: path.clone(), spec: spec.clone().into() };
         match context.client.submit(request).await {
             Ok(_) => return Ok(path),
             Err(Error::Api(error))

@@ -10,7 +10,8 @@ use crate::output::instances;
 /// Show what running instances use.
 ///
 /// On the host: CPU time and memory of the VMM, guest memory included, and disk space. In the
-/// guest: memory, disk and load as its kernel sees them.
+/// guest: memory, disk and load as its kernel sees them. Of instances whose pool has a sleep policy
+/// (`mvm pool policy`), for how long nobody has used them; `mvm why` tells what they are used for.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,6 +33,13 @@ impl Stats {
         for view in &stats {
             if let Some(error) = &view.guest_error {
                 context.ui.remark(&format!("{}: the guest did not answer: {error}", view.path));
+            }
+            let kills = view.guest.as_ref().map_or(0, |guest| guest.oom_kills);
+            if kills > 0 {
+                let path = &view.path;
+                context.ui.remark(&format!(
+                    "{path}: out of memory: its kernel has killed {kills} programs since it booted"
+                ));
             }
         }
         Ok(())

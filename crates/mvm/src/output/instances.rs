@@ -9,9 +9,9 @@ use mvm_core::record::DesiredState;
 use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_wire::view::{InstanceView, StatsView, WhyView};
 
-use super::printable;
 use super::table::{fields, or_dash, table};
 use super::tenants::ports;
+use super::{policy, printable};
 use crate::units::{duration_text, kib_short, mib_text, utc_text};
 use crate::wait::progress::reason;
 
@@ -108,6 +108,9 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
     if let Some(since) = view.resting_since_unix_ms {
         rows.push(("at rest since", moment(since, now)));
     }
+    if view.pinned {
+        rows.push(("pinned", "yes: its pool's sleep policy leaves it alone".to_owned()));
+    }
     if let Some(cold) = &view.cold_boot {
         let at = moment(cold.at_unix_ms, now);
         rows.push(("booted cold", format!("{}, {at}", cold.reason)));
@@ -129,6 +132,15 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
     let _ = writeln!(text, "\nIt is wished to be {}.", wish(view.desired));
     if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
         let _ = writeln!(text, "It is not there yet: {reason}.");
+    }
+    if let Some(rested) = &view.rested {
+        let _ = writeln!(text, "{}", policy::rested(rested, now));
+    }
+    if let Some(activity) = &why.activity {
+        let _ = writeln!(text, "{}", policy::usage(activity, now));
+    }
+    if view.pinned {
+        let _ = writeln!(text, "It is pinned: its pool's sleep policy leaves it alone.");
     }
     if let Some(cold) = &view.cold_boot {
         let at = moment(cold.at_unix_ms, now);
@@ -185,7 +197,7 @@ fn vmm_end(exit: &VmExit) -> String {
 /// What instances use.
 pub(crate) fn stats(views: &[StatsView]) -> String {
     let header =
-        ["INSTANCE", "CPU", "HOST MEM", "HOST DISK", "GUEST MEM", "GUEST DISK", "LOAD", "OOM"];
+        ["INSTANCE", "CPU", "HOST MEM", "HOST DISK", "GUEST MEM", "GUEST DISK", "LOAD", "IDLE"];
     let row = |view: &StatsView| {
         let guest = view.guest.as_ref();
         let used = |total: u64, free: u64| {
@@ -199,7 +211,7 @@ pub(crate) fn stats(views: &[StatsView]) -> String {
             or_dash(guest.map(|g| used(g.mem_total_kib, g.mem_available_kib))),
             or_dash(guest.map(|g| used(g.disk_total_kib, g.disk_free_kib))),
             or_dash(guest.map(|g| format!("{:.2}", g.load[0]))),
-            or_dash(guest.map(|g| g.oom_kills)),
+            or_dash(view.activity.as_ref().map(policy::idle)),
         ]
     };
     table(header, views.iter().map(row))
@@ -253,6 +265,7 @@ a/b/i-00000003          running (stopping)     10.240.0.3   1       256 MiB   - 
             instance: failing(),
             summary: "its guest keeps panicking".into(),
             output_tail: vec![],
+            activity: None,
             console_tail: vec![],
         };
         let expected = "\
@@ -286,7 +299,13 @@ The last lines of its console:
             let output_tail = vec!["no configuration".into()];
             let instance = exited(cause);
             why(
-                &WhyView { instance, summary: String::new(), output_tail, console_tail: vec![] },
+                &WhyView {
+                    instance,
+                    summary: String::new(),
+                    activity: None,
+                    output_tail,
+                    console_tail: vec![],
+                },
                 NOW,
             )
         };
@@ -319,6 +338,7 @@ The last lines of its console:
             cpu_ms: 1_250,
             host_rss_kib: 2048,
             host_disk_kib: 512,
+            activity: None,
             guest: None,
             guest_error: Some("no answer".into()),
         };
@@ -353,6 +373,7 @@ The last lines of its console:
             cpu_ms: 12_345_678,
             host_rss_kib: 234_567,
             host_disk_kib: 45_678_901,
+            activity: None,
             guest: Some(guest),
             guest_error: None,
         }]);

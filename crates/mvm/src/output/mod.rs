@@ -7,6 +7,7 @@ pub(crate) mod disks;
 pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod node;
+pub(crate) mod policy;
 pub(crate) mod spinner;
 pub(crate) mod table;
 pub(crate) mod tenants;

@@ -7,6 +7,7 @@ use mvm_core::record::BuildState;
 use mvm_core::spec::Quota;
 use mvm_wire::view::{BaseView, PoolView, TenantView};
 
+use super::policy;
 use super::table::{fields, or_dash, table};
 use crate::units::{mib_text, utc_text};
 
@@ -138,6 +139,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("network", spec.net.to_string()),
         ("restart", spec.restart.to_string()),
         ("boot timeout", format!("{}s", spec.boot_timeout_s)),
+        ("sleep policy", policy::line(&spec.sleep_policy)),
         ("created", utc_text(view.created_unix_ms)),
     ];
     rows.extend(spec.disks.iter().map(|mount| ("data disk", mount.to_string())));

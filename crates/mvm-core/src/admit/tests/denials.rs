@@ -169,7 +169,7 @@ fn numbers_and_names_that_make_no_sense_are_refused() {
         assert_eq!(shown(&mut node, request), expected);
     }
     let spec = PoolSpec { vcpus: 0, ..PoolSpec::default() };
-    let tiny = Request::PoolCreate { path: "demo/tiny".parse().unwrap(), spec };
+    let tiny = Request::PoolCreate { path: "demo/tiny".parse().unwrap(), spec: spec.into() };
     assert_eq!(shown(&mut node, tiny), "pool demo/tiny: vcpus is 0, but must be 1 to 32");
     let name = "demo".parse().unwrap();
     let lift = Request::TenantUpdate { name, quota: Quota::default(), lift: vec!["ram".into()] };

@@ -24,7 +24,7 @@ fn pool_with(path: &str, mounts: &[&str]) -> Request {
     let disks = mounts.iter().map(|mount| mount.parse().unwrap()).collect();
     Request::PoolCreate {
         path: path.parse().unwrap(),
-        spec: PoolSpec { disk_mib: 16, disks, ..PoolSpec::default() },
+        spec: PoolSpec { disk_mib: 16, disks, ..PoolSpec::default() }.into(),
     }
 }
 

@@ -137,6 +137,9 @@ impl Model {
             | Request::PoolRollback { .. }
             | Request::InstanceFork { .. }
             | Request::PoolTemplate { .. }
+            | Request::PoolPolicy { .. }
+            | Request::InstancePin { .. }
+            | Request::InstanceRest(_)
             | Request::InstanceWarm { .. }
             | Request::InstanceSleep { .. } => {
                 panic!("not generated")

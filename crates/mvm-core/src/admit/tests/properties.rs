@@ -78,7 +78,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         1 => (any_tenant(), any::<bool>())
             .prop_map(|(name, force)| Request::TenantDestroy { name, force }),
         6 => path().prop_map(|path| {
-            let spec = spec_of(&path.pool);
+            let spec = spec_of(&path.pool).into();
             Request::PoolCreate { path, spec }
         }),
         1 => path().prop_map(|path| Request::PoolBuild { path }),

@@ -6,7 +6,7 @@ fn pool_with(path: &str, published: &[&str]) -> Request {
     let publish = published.iter().map(|publish| publish.parse().unwrap()).collect();
     Request::PoolCreate {
         path: path.parse().unwrap(),
-        spec: PoolSpec { publish, ..PoolSpec::default() },
+        spec: PoolSpec { publish, ..PoolSpec::default() }.into(),
     }
 }
 

@@ -40,6 +40,22 @@ pub(super) fn find(request: &ExecRequest, guest: &SimGuest) -> Result<Program, G
             print(lines.collect())
         }
         ("cat", []) if request.stdin => Program::Cat,
+        ("busy", [switch]) => {
+            guest.state().load.is_busy = *switch == "on";
+            print(String::new())
+        }
+        ("compute", [ms]) => {
+            guest.state().load.cpu_ms += ms.parse().unwrap_or(0);
+            print(String::new())
+        }
+        ("talk", [bytes]) => {
+            guest.state().load.net_bytes += bytes.parse().unwrap_or(0);
+            print(String::new())
+        }
+        ("silence", []) => {
+            guest.state().load.is_silent = true;
+            print(String::new())
+        }
         ("true" | "cat", []) => print(String::new()),
         ("false", []) => exit("1"),
         ("exit", [code]) => exit(code),

@@ -207,6 +207,7 @@ impl Server {
                 self.guest.state().configuration = Some(configuration);
                 self.send(id, &GuestMessage::Done);
             }
+            HostMessage::Health if self.guest.state().load.is_silent => {}
             HostMessage::Health => {
                 let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
                 self.send(id, &GuestMessage::Health(self.guest.health(execs)));
