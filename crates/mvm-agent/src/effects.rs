@@ -16,12 +16,13 @@ use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
 use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
+use tokio::time::Instant;
 
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
 use crate::disks;
 use crate::main_process::{self, Attached, MainError, MainHub};
-use crate::node::{Node, chain};
+use crate::node::{Node, chain, ms_since};
 use crate::sleep;
 
 /// File in an instance's directory that is its writable layer.
@@ -189,11 +190,15 @@ pub(crate) async fn greet(
     mode: SessionMode,
     woken: Option<WakeReason>,
 ) -> Message {
+    let began = Instant::now();
     let greeted = async {
         let (session, main) = open_session(node, path, hub, vm, mode, HELLO_TIMEOUT).await?;
+        let channel_ms = ms_since(began);
         if let Some(reason) = woken {
             tell_woken(path, &session, reason).await?;
         }
+        let fixes_ms = ms_since(began) - channel_ms;
+        tracing::debug!(instance = %path, channel_ms, fixes_ms, "greeted");
         Ok::<_, EffectError>((session, main))
     };
     match greeted.await {

@@ -191,6 +191,11 @@ impl Node {
     }
 }
 
+/// Milliseconds since then, for the log.
+pub(crate) fn ms_since(began: tokio::time::Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1000.0
+}
+
 /// An error with all its sources, in one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -26,11 +26,11 @@ use mvm_host::vmm::{
 };
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
 use crate::effects::{self, EffectError, LAYER};
-use crate::node::{Node, chain};
+use crate::node::{Node, chain, ms_since};
 
 /// What the guest may take beyond the time of its hooks: writing out what it has in memory.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
@@ -51,11 +51,15 @@ pub(crate) async fn suspend(
 ) -> Result<OwnSnapshot, EffectError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
+    let began = Instant::now();
     let prepared = match hooks_ms {
         0 => None,
         _ => Some(prepare(path, session, Duration::from_millis(hooks_ms)).await?),
     };
+    let prepare_ms = ms_since(began);
+    let paused = Instant::now();
     let suspended = pause_and_save(node, &record, &spec, status, vm).await;
+    tracing::debug!(instance = %path, prepare_ms, save_ms = ms_since(paused), "suspended");
     if suspended.is_err()
         && let Some(session) = prepared
         && vm.resume().await.is_ok()
@@ -304,6 +308,7 @@ async fn try_restore(
     path: &InstancePath,
     status: &InstanceStatus,
 ) -> Result<Arc<dyn Vm>, RestoreError> {
+    let began = Instant::now();
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
     node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
@@ -336,7 +341,10 @@ async fn try_restore(
     let from = Restore { dir: dir.clone(), memory };
     // Looking at every byte takes as long as the VMM takes to start.
     let verified = blocking(move || verify(&dir, &manifest, image_dir.as_deref()));
+    let prepare_ms = ms_since(began);
+    let loading = Instant::now();
     let (verified, vm) = tokio::join!(verified, node.host.vmm.restore(&spec, &from));
+    tracing::debug!(instance = %path, prepare_ms, load_ms = ms_since(loading), "restored");
     let verified = verified.map_err(RestoreError::from).and_then(|verified| Ok(verified?));
     match (verified, vm) {
         (Ok(()), Ok(vm)) => Ok(vm),

@@ -153,8 +153,16 @@ impl Client {
     /// Runs the first program in an instance that is ready, to its end; the moment at which it was
     /// known to have started.
     pub(super) async fn exec(&self, instance: &InstancePath) -> anyhow::Result<Instant> {
-        let selector = only(instance);
-        let call = Call::Exec { selector, request: first_program() };
+        self.run(instance, first_program()).await
+    }
+
+    /// The same with any program that succeeds.
+    pub(super) async fn run(
+        &self,
+        instance: &InstancePath,
+        request: ExecRequest,
+    ) -> anyhow::Result<Instant> {
+        let call = Call::Exec { selector: only(instance), request };
         let mut connection = self.start(&call).await?;
         let mut started = None;
         loop {

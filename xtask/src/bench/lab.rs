@@ -23,6 +23,9 @@ use super::client::Client;
 
 /// What stays in the state directory from run to run.
 const KEPT: [&str; 4] = ["kernels", "images", "templates", "cache"];
+/// What the agent logs: also how long the parts of a sleep and a wake take.
+const LOG: &str =
+    "info,mvm_agent::sleep=debug,mvm_agent::effects=debug,mvm_host::vmm::qemu::launch=debug";
 /// How long an agent has to answer after its start, and to end.
 const AGENT_LIMIT: Duration = Duration::from_secs(30);
 /// How long everything that runs has to be removed.
@@ -190,7 +193,7 @@ fn spawn_agent(program: &Path, state_dir: &Path, machines: Machines) -> anyhow::
     let log = fs::File::create(&log_path)
         .with_context(|| format!("cannot create {}", log_path.display()))?;
     let mut command = Command::new(program);
-    command.args(["agent", "serve", "--state-dir"]).arg(state_dir);
+    command.args(["agent", "serve", "--log", LOG, "--state-dir"]).arg(state_dir);
     if machines == Machines::Simulated {
         command.args(["--vmm", "sim"]);
     }

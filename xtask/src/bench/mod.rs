@@ -3,12 +3,14 @@
 //! Speed is a ratio to a peer that is measured in the same run: the bare VMM, or the program doing
 //! nothing. A benchmark fails if a target is missed. It cleans up after itself however it ends.
 
+mod agent_log;
 mod asleep;
 mod client;
 mod cp;
 mod create;
 mod exec;
 mod files;
+mod fork;
 mod idle;
 mod image;
 mod lab;
@@ -21,8 +23,10 @@ mod process;
 mod raw;
 mod report;
 mod rest;
+mod sleep;
 mod start;
 mod statistics;
+mod wake;
 
 use std::io::Write;
 
@@ -72,6 +76,12 @@ enum Name {
     Asleep,
     /// A start from an image of 50,000 files, against one of ten.
     Files,
+    /// A wake to the first program, against a bare QEMU that is restored from its own file.
+    Wake,
+    /// How long a guest stands still to be saved, and what is written, against the same QEMU.
+    Sleep,
+    /// New instances from a base, one by one and 20 at once, against as many bare restores.
+    Fork,
     /// A connection that wakes an instance, against a wake by request.
     OnDemand,
 }
@@ -89,13 +99,17 @@ impl Name {
             | Self::Cp
             | Self::Logs
             | Self::Files
+            | Self::Wake
+            | Self::Sleep
+            | Self::Fork
             | Self::OnDemand => Machines::Real,
         }
     }
 
     fn default_runs(self) -> u32 {
         match self {
-            Self::Start | Self::Files | Self::OnDemand => 10,
+            Self::Start | Self::Files | Self::OnDemand | Self::Sleep => 10,
+            Self::Wake | Self::Fork => 20,
             Self::Create | Self::Parallel | Self::Image => 3,
             Self::List | Self::Asleep => 30,
             Self::Idle => 1,
@@ -147,6 +161,9 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Logs => logs::run(&lab, runs).await,
             Name::Asleep => asleep::run(&lab, runs).await,
             Name::Files => files::run(&lab, runs).await,
+            Name::Wake => wake::run(&lab, runs).await,
+            Name::Sleep => sleep::run(&lab, runs).await,
+            Name::Fork => fork::run(&lab, runs).await,
             Name::OnDemand => on_demand::run(&lab, runs).await,
         }
     };

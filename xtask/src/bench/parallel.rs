@@ -54,7 +54,7 @@ pub(super) struct Round {
     /// Until the first guest was ready, in milliseconds.
     first_ms: f64,
     /// Until the last guest had run its first program, in milliseconds.
-    all_ms: f64,
+    pub(super) all_ms: f64,
     /// The instances, which run.
     pub(super) views: Vec<InstanceView>,
 }

@@ -7,6 +7,9 @@ use anyhow::Context;
 /// What the VMM driver names the memory of its guests.
 const GUEST_MEMORY: &str = "/memfd:mvm-guest-memory";
 
+/// The files that restored guests' memories are mapped from, on disk and shared.
+const IMAGES: [&str; 2] = ["/memory.image", "/memfd:mvm-"];
+
 /// The CPU time that a process has used, in milliseconds.
 pub(super) fn cpu_ms(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/stat");
@@ -59,6 +62,29 @@ fn memory_of(smaps: &str) -> Memory {
     memory
 }
 
+/// What a VMM has made its own of the memory image that its guest was restored from, in bytes.
+pub(super) fn private_bytes(pid: u32) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(private_kib(&text) as f64 * 1024.0)
+}
+
+/// Pages of private, writable mappings of a file that were written, and so are anonymous.
+fn private_kib(smaps: &str) -> u64 {
+    let mut kib = 0;
+    let mut is_image = false;
+    for line in smaps.lines() {
+        let Some((field, value)) = line.split_once(':') else { continue };
+        if field.contains('-') {
+            is_image = line.contains(" rw-p ") && IMAGES.iter().any(|name| line.contains(name));
+        } else if field == "Anonymous" && is_image {
+            let number = value.trim().strip_suffix(" kB").and_then(|kib| kib.trim().parse().ok());
+            kib += number.unwrap_or(0_u64);
+        }
+    }
+    kib
+}
+
 /// The arguments of a process, without the program's name.
 pub(super) fn arguments(pid: u32) -> anyhow::Result<Vec<String>> {
     let path = format!("/proc/{pid}/cmdline");
@@ -96,6 +122,21 @@ Pss:                 100 kB
 ";
         let expected = Memory { guest_rss_kib: 100_000, own_rss_kib: 1000, own_pss_kib: 145 };
         assert_eq!(memory_of(smaps), expected);
+    }
+
+    #[test]
+    fn what_a_restored_guest_has_written_is_its_own() {
+        let smaps = "\
+7f0000000000-7f0010000000 rw-p 00000000 00:01 1042  /memfd:mvm-shared (deleted)
+Anonymous:          1200 kB
+7f0020000000-7f0020100000 r-xp 00000000 fe:00 77    /usr/bin/qemu-system-x86_64
+Anonymous:             8 kB
+7f0030000000-7f0030100000 rw-p 00000000 00:00 0
+Anonymous:           100 kB
+7f0040000000-7f0050000000 rw-p 00000000 fe:00 78    /x/sleep-1/memory.image
+Anonymous:            34 kB
+";
+        assert_eq!(private_kib(smaps), 1234);
     }
 
     #[test]

@@ -5,13 +5,14 @@
 //! pass. It has none of what mvm adds: no user of its own, no sandbox, no journal, no bridge.
 
 mod arguments;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use mvm_core::guest::{Configuration, ExitStatus, NetworkConfiguration};
+use mvm_core::guest::{Configuration, ExecRequest, ExitStatus, NetworkConfiguration};
 use mvm_host::guest::{ExecEvent, Session, SessionMode};
 use mvm_host::image::build::ImageStore;
 use mvm_host::image::disk::{LayerTemplates, create_layer};
@@ -19,10 +20,13 @@ use mvm_host::process::{Process, Spawn, spawn};
 use mvm_host::unix_socket;
 use mvm_wire::view::InstanceView;
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 
 use super::client::first_program;
 use super::lab::Lab;
 use super::process::{self, cpu_ms};
+
+pub(super) use snapshot::{RawSave, RawWake};
 
 /// How long a guest has to answer.
 const GUEST_LIMIT: Duration = Duration::from_secs(600);
@@ -118,19 +122,8 @@ impl RawMachine {
         // out among sessions, both get the same share.
         let qemu = spawn(&Spawn::new(Path::new(PROGRAM), &self.arguments))
             .with_context(|| format!("cannot run {PROGRAM}"))?;
-        let qemu = self.process.insert(qemu);
-        let socket = self.dir.path().join(AGENT_SOCKET);
-        let stream = loop {
-            match unix_socket::connect(&socket).await {
-                Ok(stream) => break stream,
-                Err(error) => {
-                    if !qemu.is_running()? {
-                        bail!("{PROGRAM} ended with {:?}: {error}", qemu.wait().await);
-                    }
-                    tokio::time::sleep(POLL).await;
-                }
-            }
-        };
+        self.process = Some(qemu);
+        let stream = self.connect(&self.dir.path().join(AGENT_SOCKET)).await?;
         let process = began.elapsed();
         let session = Session::open(Box::new(stream), SessionMode::Fresh, GUEST_LIMIT).await?;
         let hello = began.elapsed();
@@ -143,17 +136,37 @@ impl RawMachine {
         };
         session.configure(configuration, GUEST_LIMIT).await?;
         let configured = began.elapsed();
-        let mut exec = session.exec(first_program(), GUEST_LIMIT).await?.split().0;
+        first_exec(&session).await?;
+        let exec = began.elapsed();
+        let cpu = Duration::from_secs_f64(cpu_ms(self.qemu()?.identity().pid)? / 1000.0);
+        Ok(Milestones { process, hello, configured, exec, cpu })
+    }
+
+    /// Runs a program in its guest, over a session of its own.
+    pub(super) async fn run(&self, program: ExecRequest) -> anyhow::Result<()> {
+        let stream = self.connect(&self.dir.path().join(AGENT_SOCKET)).await?;
+        let session = Session::open(Box::new(stream), SessionMode::Existing, GUEST_LIMIT).await?;
+        run(&session, program).await
+    }
+
+    fn qemu(&self) -> anyhow::Result<&Process> {
+        self.process.as_ref().context("the machine does not run")
+    }
+
+    /// Connects to a socket of a QEMU that starts.
+    async fn connect(&self, socket: &Path) -> anyhow::Result<UnixStream> {
+        let qemu = self.qemu()?;
         loop {
-            match exec.next().await.context("the guest's session ended")?? {
-                ExecEvent::Exit(ExitStatus::Exited { code: 0 }) => break,
-                ExecEvent::Exit(status) => bail!("the first program ended with {status:?}"),
-                _ => {}
+            match unix_socket::connect(socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    if !qemu.is_running()? {
+                        bail!("{PROGRAM} ended with {:?}: {error}", qemu.wait().await);
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
             }
         }
-        let exec = began.elapsed();
-        let cpu = Duration::from_secs_f64(cpu_ms(qemu.identity().pid)? / 1000.0);
-        Ok(Milestones { process, hello, configured, exec, cpu })
     }
 
     /// Ends it and waits for its end.
@@ -162,6 +175,23 @@ impl RawMachine {
             qemu.kill().await?;
         }
         Ok(())
+    }
+}
+
+/// Runs the first program to its end.
+async fn first_exec(session: &Session) -> anyhow::Result<()> {
+    run(session, first_program()).await
+}
+
+/// Runs a program to its end.
+async fn run(session: &Session, program: ExecRequest) -> anyhow::Result<()> {
+    let mut exec = session.exec(program, GUEST_LIMIT).await?.split().0;
+    loop {
+        match exec.next().await.context("the guest's session ended")?? {
+            ExecEvent::Exit(ExitStatus::Exited { code: 0 }) => return Ok(()),
+            ExecEvent::Exit(status) => bail!("a program ended with {status:?}"),
+            _ => {}
+        }
     }
 }
 

@@ -40,12 +40,17 @@ pub(super) async fn restore(
     spec: &VmSpec,
     from: &Restore,
 ) -> Result<QemuVm, VmmError> {
+    let began = Instant::now();
     let (starting, handover) = start(config, tsc_khz, spec, Some(from)).await?;
     let process = starting.process()?;
+    let ms = || began.elapsed().as_secs_f64() * 1000.0;
     let loading = async {
         let qmp = connect_qmp(&spec.dir, config.start_limit).await?;
+        let process_ms = ms();
         let pid = process.identity().pid;
         save::apply_changes(pid, u64::from(spec.mem_mib) << 20, &from.dir).await?;
+        let memory_ms = ms() - process_ms;
+        tracing::debug!(instance = %spec.id, process_ms, memory_ms, "QEMU waits for its devices");
         match handover.descriptors().device_state {
             Some(descriptor) => save::load_devices(&qmp, descriptor).await,
             None => Ok(()),
