@@ -33,14 +33,16 @@ const ROUNDS: u32 = 3;
 pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let pool = lab.pool().await?;
     let client = lab.client();
+    // One that boots, which the peer is made like.
+    let path = client.create(&pool, 1).await?.pop().context("no instance was created")?;
+    let view = wake(client, &path).await?;
+    let mut peer = Peer::of(lab, &view).await?.machine()?;
+    destroy(lab, &path).await?;
+    peer.boot().await?;
+    peer.sleep().await?;
     accepted(client.call(&Call::WarmUp { pool: pool.clone() }).await?)?;
     // The first one reads the base's memory, and is not counted.
     let (_, path) = one(client, &pool).await?;
-    let view = client.instances(Selector::Pool(pool.clone())).await?.pop();
-    let view = view.context("the instance is gone")?;
-    let mut peer = Peer::of(lab, &view).await?.machine()?;
-    peer.boot().await?;
-    peer.sleep().await?;
     destroy(lab, &path).await?;
 
     let log = LogMark::now(lab)?;
