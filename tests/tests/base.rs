@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use mvm_tests::node::Node;
+use mvm_tests::wait::{LIMIT, until};
 
 #[test]
 fn new_instances_begin_with_the_base_of_their_pool_and_are_their_own() {
@@ -45,6 +46,45 @@ fn new_instances_begin_with_the_base_of_their_pool_and_are_their_own() {
     assert_eq!(node.instance(cold)["boots"], 1);
     assert!(node.ok(&["pool", "info", "acme/web"]).contains(base["id"].as_str().unwrap()));
 
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
+fn an_instance_that_stands_by_is_taken_and_is_its_own() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    node.ok(&["pool", "warm-up", "acme/web", "--ready", "1"]);
+    let until_ready = || {
+        until("one stands by", LIMIT, || {
+            let info = node.json(&["pool", "info", "acme/web"]);
+            (info["standing_by"] == 1).then_some(())
+        });
+        let listed = node.instances().into_iter().find(|view| view["purpose"] == "spare");
+        listed.unwrap()["path"].as_str().unwrap().to_owned()
+    };
+    let spare = until_ready();
+    assert!(node.ok(&["ps", "-a"]).contains("warm (stands by)"));
+    assert_eq!(node.boot("acme/web"), spare);
+    let address = node.instance(&spare)["address"].as_str().unwrap().to_owned();
+    let seen = node.guest(&spare, "hostname; ip -4 addr show dev eth0; cat /run/mvm/wakes");
+    assert!(seen.contains(&format!("web-{}", spare.rsplit('/').next().unwrap())), "{seen}");
+    assert!(seen.contains(&address) && seen.ends_with('2'), "{seen}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let guest: u64 = node.guest(&spare, "date +%s").parse().unwrap();
+    assert!(guest.abs_diff(now.as_secs()) <= 2, "{guest} against {}", now.as_secs());
+
+    // The next one is made, stands by, and shares nothing with the first.
+    let next = until_ready();
+    assert_ne!(next, spare);
+    assert_eq!(node.boot("acme/web"), next);
+    let random = [&spare, &next].map(|path| node.guest(path, "head -c 16 /dev/urandom | md5sum"));
+    assert_ne!(random[0], random[1]);
+    node.guest(&next, &format!("ping -c 1 -W 5 {address}"));
+    // It sleeps and wakes like any other.
+    node.ok(&["sleep", &next]);
+    assert_eq!(node.guest(&next, "cat /run/mvm/wakes"), "3");
+    node.ok(&["pool", "warm-up", "acme/web", "--ready", "0"]);
     node.ok(&["tenant", "destroy", "acme", "--force"]);
     assert_eq!(node.leftovers(), [""; 0]);
 }

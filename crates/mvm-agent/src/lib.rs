@@ -34,6 +34,7 @@ mod setup;
 mod shared;
 mod sleep;
 mod sleep_policy;
+mod spares;
 mod ssh;
 mod state;
 mod streams;
@@ -158,6 +159,7 @@ impl RunningNode {
         let mut tasks = JoinSet::new();
         tasks.spawn(reconcile::run(node.clone()));
         tasks.spawn(sleep_policy::run(node.clone()));
+        tasks.spawn(spares::run(node.clone()));
         Ok(Self { node, tasks })
     }
 

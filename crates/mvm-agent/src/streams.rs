@@ -130,17 +130,17 @@ pub(crate) async fn session(
 /// The instances of a pool whose guests answer, with their sessions.
 pub(crate) fn ready(node: &Node, pool: &PoolPath) -> Vec<(InstancePath, Session)> {
     let mirror = node.state.now();
-    let of_use = mirror.desired.instances_in(pool).filter(|record| !record.template);
+    let of_use = mirror.desired.instances_in(pool).filter(|record| record.purpose.is_use());
     let running = of_use.map(|record| &record.path);
     let ready = running.filter(|path| is_ready(node, &mirror, path));
     ready.filter_map(|path| Some((path.clone(), session_of(node, path)?))).collect()
 }
 
-/// Whether a selector means an instance. One that is there for its pool's base is meant only by its
-/// own name.
+/// Whether a selector means an instance. One that is there for something else than use is meant only
+/// by its own name.
 fn is_meant(selector: &Selector, record: &InstanceRecord) -> bool {
     let is_named = matches!(selector, Selector::Id { .. });
-    selector.matches(&record.path) && (is_named || !record.template)
+    selector.matches(&record.path) && (is_named || record.purpose.is_use())
 }
 
 fn session_of(node: &Node, path: &InstancePath) -> Option<Session> {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::node::{Node, chain};
+use crate::spares;
 use crate::state::{ChangeError, Mirror};
 use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
 
@@ -58,6 +59,7 @@ async fn admit(
         foreign_net_ids: occupied.net_ids,
         foreign_subnets: occupied.subnets.into_iter().collect(),
         ended: ended(&mirror),
+        ready: spares::ready(&mirror),
         images: mirror.observed.pools.clone(),
     };
     let now = node.clock.now_ms();
@@ -99,6 +101,8 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         | Request::PoolRollback { path }
         | Request::PoolScale { path, .. }
         | Request::PoolPolicy { path, .. }
+        | Request::PoolReady { path, .. }
+        | Request::PoolSpares { path, .. }
         | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
         Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
         Request::InstanceRest(action) => Some(action.instance.pool.tenant.clone()),

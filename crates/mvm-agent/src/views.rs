@@ -7,7 +7,7 @@ use mvm_core::lifecycle::{InstanceStatus, Phase, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::plan::Waiting;
 use mvm_core::record::{
-    DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord, TenantRecord,
+    DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord, Purpose, TenantRecord,
 };
 use mvm_wire::view::{
     BadRecordView, BaseView, DiskUserView, DiskView, InstanceView, NodeView, PoolView, TenantView,
@@ -61,7 +61,11 @@ fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
     let status = mirror.observed.pools.get(&record.path).cloned().unwrap_or_default();
     let instances = || mirror.desired.instances_in(&record.path);
     let running = instances()
-        .filter(|i| !i.template && mirror.status(&i.path).state() == State::Running)
+        .filter(|i| i.purpose.is_use() && mirror.status(&i.path).state() == State::Running)
+        .count();
+    let standing_by = instances()
+        .filter(|i| i.purpose == Purpose::Spare)
+        .filter(|i| mirror.status(&i.path).state() == State::Warm)
         .count();
     let base = status.base.as_ref().map(|base| BaseView {
         id: base.id.clone(),
@@ -74,6 +78,7 @@ fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
         desired_running: record.running,
         running: running as u32,
         instances: instances().count() as u32,
+        standing_by: standing_by as u32,
         revision: status.revision,
         history: status.history,
         rolled_back: record.rolled_back_to.is_some(),
@@ -165,6 +170,7 @@ pub(crate) fn instance(
         path: record.path.clone(),
         state,
         activity,
+        purpose: record.purpose,
         desired: record.desired,
         generation,
         waiting: waiting.cloned(),

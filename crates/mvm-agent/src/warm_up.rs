@@ -11,7 +11,7 @@ use std::time::Duration;
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath, Selector, SnapshotId};
-use mvm_core::record::{self, Base, BuildState, PoolStatus};
+use mvm_core::record::{self, Base, BuildState, PoolStatus, Purpose};
 use mvm_store::{StoreError, encode};
 use mvm_wire::{ApiError, ErrorCode};
 use tokio::time::timeout;
@@ -47,7 +47,8 @@ pub(crate) async fn warm_up(node: &Arc<Node>, pool: &PoolPath) -> Result<(), Api
 /// Destroys what was made for the bases that an earlier agent was in the middle of.
 pub(crate) async fn end_leftovers(node: &Arc<Node>) {
     let mirror = node.state.now();
-    let leftover = mirror.desired.instances.values().filter(|record| record.template);
+    let records = mirror.desired.instances.values();
+    let leftover = records.filter(|record| record.purpose == Purpose::Base);
     for record in leftover {
         let what = format!("removing {}, which was made for its pool's base", record.path);
         let refusal = destroy(node, &record.path).await.err();

@@ -84,6 +84,26 @@ pub enum DesiredState {
     Destroyed,
 }
 
+/// What an instance is there for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// To be used: it is one of those that its pool is to have.
+    #[default]
+    Use,
+    /// For its pool's base to be saved from it.
+    Base,
+    /// To stand by, ready, until a new instance of its pool is asked for, which it then is.
+    Spare,
+}
+
+impl Purpose {
+    /// Whether it is one of those that its pool is to have.
+    pub fn is_use(&self) -> bool {
+        *self == Self::Use
+    }
+}
+
 /// An instance, as asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
@@ -112,10 +132,9 @@ pub struct InstanceRecord {
     /// The revision that it boots, if that is not the one that its pool has when it starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionId>,
-    /// Whether it is there only for its pool's base to be saved from it, and is none of those that
-    /// the pool is to have.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub template: bool,
+    /// What it is there for.
+    #[serde(default, skip_serializing_if = "Purpose::is_use")]
+    pub purpose: Purpose,
     /// Whether its pool's sleep policy leaves it alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,

@@ -402,7 +402,7 @@ fn candidate<'a>(
     if pool.existence == Existence::Removed
         || !policy.is_active()
         || record.pinned
-        || record.template
+        || !record.purpose.is_use()
     {
         return None;
     }

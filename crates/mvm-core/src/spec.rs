@@ -20,6 +20,8 @@ pub const MEM_MIB_MIN: u32 = 96;
 pub const DISK_MIB_MIN: u32 = 16;
 /// Most virtual CPUs of one instance.
 pub const VCPUS_MAX: u32 = 32;
+/// Most instances of one pool that stand by.
+pub const READY_MAX: u32 = 64;
 
 /// A tenant's limits; an absent limit means that only the node's capacity limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +169,9 @@ pub struct PoolSpec {
     /// When instances that nobody uses are put to rest.
     #[serde(skip_serializing_if = "SleepPolicy::is_default")]
     pub sleep_policy: SleepPolicy,
+    /// New instances that stand by, ready, if the pool has a base.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ready: u32,
     /// Whether the pool is removed when an instance of it has ended for good.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
@@ -186,9 +191,14 @@ impl Default for PoolSpec {
             process: ProcessSpec::default(),
             publish: Vec::new(),
             sleep_policy: SleepPolicy::default(),
+            ready: 0,
             auto_remove: false,
         }
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Why a pool's spec makes no sense.
@@ -219,10 +229,10 @@ impl PoolSpec {
     /// Whether an instance of the other spec is the same inside: what the node does with it from
     /// outside does not count.
     pub fn makes_same_guest(&self, other: &Self) -> bool {
-        let Self { restart, boot_timeout_s, publish, sleep_policy, auto_remove, .. } =
+        let Self { restart, boot_timeout_s, publish, sleep_policy, ready, auto_remove, .. } =
             other.clone();
-        Self { restart, boot_timeout_s, publish, sleep_policy, auto_remove, ..self.clone() }
-            == *other
+        let outside = Self { restart, boot_timeout_s, publish, ready, auto_remove, ..self.clone() };
+        Self { sleep_policy, ..outside } == *other
     }
 
     /// Checks the ranges of the numbers, the main process, the published ports, the sleep policy, and
@@ -242,6 +252,9 @@ impl PoolSpec {
         }
         if self.disk_mib < DISK_MIB_MIN {
             return fail("disk_mib", self.disk_mib, format!("at least {DISK_MIB_MIN}"));
+        }
+        if self.ready > READY_MAX {
+            return fail("ready", self.ready, format!("at most {READY_MAX}"));
         }
         if self.boot_timeout_s == 0 {
             return fail("boot_timeout_s", 0, "at least 1".to_owned());
@@ -311,6 +324,8 @@ struct DocumentPoolFields {
     publish: Vec<Publish>,
     #[serde(skip_serializing_if = "SleepPolicy::is_default")]
     sleep_policy: SleepPolicy,
+    #[serde(skip_serializing_if = "is_zero")]
+    ready: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -349,6 +364,7 @@ impl From<DocumentPool> for DocumentPoolFields {
             disks: spec.disks,
             publish: spec.publish,
             sleep_policy: spec.sleep_policy,
+            ready: spec.ready,
             entrypoint,
             command,
             env,
@@ -385,6 +401,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             process,
             publish: fields.publish,
             sleep_policy: fields.sleep_policy,
+            ready: fields.ready,
             // A pool of a document goes with its document.
             auto_remove: false,
         };

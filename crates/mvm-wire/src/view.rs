@@ -12,7 +12,7 @@ use mvm_core::lifecycle::{ColdBoot, Setback, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
 use mvm_core::net::MacAddr;
 use mvm_core::plan::Waiting;
-use mvm_core::record::{BuildState, DesiredState, PastRevision};
+use mvm_core::record::{BuildState, DesiredState, PastRevision, Purpose};
 use mvm_core::sleep_policy::{Activity, Rested};
 use mvm_core::spec::{PoolSpec, Quota};
 use mvm_core::vmm::{Accel, VmmKind};
@@ -102,6 +102,9 @@ pub struct PoolView {
     pub running: u32,
     /// How many exist.
     pub instances: u32,
+    /// How many stand by, ready to be taken for new ones.
+    #[serde(default)]
+    pub standing_by: u32,
     /// The revision that new instances get.
     pub revision: Option<RevisionId>,
     /// Earlier revisions, the latest last: a rollback goes back to that.
@@ -197,6 +200,9 @@ pub struct InstanceView {
     pub state: State,
     /// What it is in the middle of.
     pub activity: Option<String>,
+    /// What it is there for.
+    #[serde(default)]
+    pub purpose: Purpose,
     /// What it is to do.
     pub desired: DesiredState,
     /// The generation of the wish that the state answers.

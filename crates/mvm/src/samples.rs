@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mvm_core::lifecycle::State;
-use mvm_core::record::{BuildState, DesiredState};
+use mvm_core::record::{BuildState, DesiredState, Purpose};
 use mvm_core::spec::PoolSpec;
 use mvm_wire::view::{InstanceView, PoolView};
 
@@ -13,6 +13,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         path: path.parse().unwrap(),
         state: State::Running,
         activity: None,
+        purpose: Purpose::Use,
         desired: DesiredState::Running,
         generation: 1,
         waiting: None,
@@ -51,6 +52,7 @@ pub(crate) fn pool(path: &str) -> PoolView {
         desired_running: 1,
         running: 1,
         instances: 1,
+        standing_by: 0,
         revision: None,
         history: Vec::new(),
         rolled_back: false,

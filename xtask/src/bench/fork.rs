@@ -1,11 +1,16 @@
 //! `fork`: new instances that begin with their pool's base, from the request to the end of the first
-//! program: one by one, and 20 at once against as many bare QEMUs that are restored from one file.
+//! program: one by one, with one that stands by, and 20 at once against as many bare QEMUs that are
+//! restored from one file.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use mvm_core::admit::Request;
+use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
+use mvm_core::record::Purpose;
 use mvm_wire::Call;
+use mvm_wire::view::InstanceView;
 use tokio::task::JoinSet;
 
 use super::agent_log::LogMark;
@@ -26,6 +31,8 @@ use super::wake::PARTS;
 const ONE_MS: f64 = 150.0;
 /// The ratio that the starts at once may reach.
 const RATIO: f64 = 1.2;
+/// How often something that cannot be waited for is looked at.
+const POLL: Duration = Duration::from_millis(50);
 /// Rounds of starts at once.
 const ROUNDS: u32 = 3;
 
@@ -62,6 +69,22 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let mut report = Report::new("fork", sample, ours_ms, None);
     log.report(&mut report, &PARTS)?;
 
+    client.submit(Request::PoolReady { path: pool.clone(), ready: 1 }).await?;
+    let mut standing_by = Vec::new();
+    for _ in 0..runs {
+        until_one_stands_by(client, &pool).await?;
+        let (ms, path) = one(client, &pool).await?;
+        standing_by.push(ms);
+        destroy(lab, &path).await?;
+    }
+    client.submit(Request::PoolReady { path: pool.clone(), ready: 0 }).await?;
+    while !client.instances(Selector::Pool(pool.clone())).await?.is_empty() {
+        tokio::time::sleep(POLL).await;
+    }
+    let standing_by = Summary::of(&standing_by).context("nothing was measured")?;
+    report.part("with one that stands by, p50", standing_by.p50, "ms");
+    report.part("with one that stands by, p95", standing_by.p95, "ms");
+
     let (mut many, mut raw) = (Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
         let started = start_all(lab, &pool, COUNT).await?;
@@ -78,15 +101,34 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     report.part("20 at once: raw", median(&raw), "ms");
     report.part("memory of one's own, after the first program", median(&private), "MiB");
     report.target("one, p50", ours_ms.p50, ONE_MS, "ms");
+    report.target("one, with one that stands by, p50", standing_by.p50, ONE_MS, "ms");
     report.target("20 at once, ours to raw", median(&many) / median(&raw), RATIO, "");
     Ok(report)
+}
+
+/// Waits until an instance stands by, ready to be taken, and the machine has nothing else to do.
+async fn until_one_stands_by(client: &Client, pool: &PoolPath) -> anyhow::Result<()> {
+    let is_ready =
+        |view: &InstanceView| view.purpose == Purpose::Spare && view.state == State::Warm;
+    while !client.instances(Selector::Pool(pool.clone())).await?.iter().any(is_ready) {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// Creates and starts an instance, and has it run a program.
 async fn one(client: &Client, pool: &PoolPath) -> anyhow::Result<(f64, InstancePath)> {
     let began = Instant::now();
-    let path = client.create(pool, 1).await?.pop().context("no instance was created")?;
-    wake(client, &path).await?;
+    let request = Request::InstanceCreate {
+        pool: pool.clone(),
+        count: 1,
+        start: true,
+        disks: vec![],
+        cold: false,
+    };
+    let created = client.submit(request).await?.instances.pop();
+    let path = created.context("no instance was created")?.path;
+    // It waits for the instance.
     client.exec(&path).await?;
     Ok((ms_since(began), path))
 }

@@ -13,3 +13,4 @@ mod node;
 mod publish;
 mod sleep;
 mod sleep_policy;
+mod spares;

@@ -70,9 +70,9 @@ impl Draft<'_> {
         if pool.spec.image != wanted.spec.image {
             ask_for_build(pool);
         }
-        // What is published, and when its instances rest, is the pool's and not its instances'.
-        let PoolSpec { publish, sleep_policy, .. } = wanted.spec.clone();
-        let before = PoolSpec { publish, sleep_policy, ..pool.spec.clone() };
+        // What is published, when its instances rest and how many stand by is the pool's and not its instances'.
+        let PoolSpec { publish, sleep_policy, ready, .. } = wanted.spec.clone();
+        let before = PoolSpec { publish, sleep_policy, ready, ..pool.spec.clone() };
         pool.spec = wanted.spec.clone();
         if before == wanted.spec {
             return;

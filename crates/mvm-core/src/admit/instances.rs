@@ -6,7 +6,7 @@ use super::{DEFAULT_GRACE_MS, Denial, Draft, Limit, MAX_CREATE};
 use crate::disk::DiskMount;
 use crate::name::{InstancePath, PoolPath, RevisionId, Selector, SnapshotId};
 use crate::net::{FIRST_SLOT, Slot};
-use crate::record::{DEFAULT_HOOKS_MS, DesiredState, InstanceRecord};
+use crate::record::{DEFAULT_HOOKS_MS, DesiredState, InstanceRecord, Purpose};
 
 /// What a new instance begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,18 @@ pub(super) enum Begin {
     Boot,
     /// Its kernel, for the pool's base to be saved from it.
     Template,
+    /// Its pool's base, to stand by.
+    Spare,
+}
+
+impl Begin {
+    fn purpose(self) -> Purpose {
+        match self {
+            Self::Base | Self::Boot => Purpose::Use,
+            Self::Template => Purpose::Base,
+            Self::Spare => Purpose::Spare,
+        }
+    }
 }
 
 /// The generation of something that was never asked for.
@@ -63,7 +75,7 @@ impl Draft<'_> {
                 sleep_request: 0,
                 origin: Some(snapshot.clone()),
                 revision: Some(revision.clone()),
-                template: false,
+                purpose: Purpose::Use,
                 pinned: false,
                 rested: None,
                 created_unix_ms: self.now,
@@ -96,10 +108,16 @@ impl Draft<'_> {
             DesiredState::Stopped | DesiredState::Destroyed => NEVER_GENERATION,
         };
         let base = match begin {
-            Begin::Base => self.node.images.get(pool).and_then(|status| status.base_for(&spec)),
+            Begin::Base | Begin::Spare => {
+                self.node.images.get(pool).and_then(|status| status.base_for(&spec))
+            }
             Begin::Boot | Begin::Template => None,
         };
-        for slot in self.free_slots(pool, count)? {
+        let taken = match begin {
+            Begin::Base if desired.is_up() => self.take_spares(pool, count, desired, &spec),
+            _ => 0,
+        };
+        for slot in self.free_slots(pool, count - taken)? {
             let path = pool.instance(self.fresh_id());
             let record = InstanceRecord {
                 path: path.clone(),
@@ -112,7 +130,7 @@ impl Draft<'_> {
                 hooks_ms: DEFAULT_HOOKS_MS,
                 origin: base.map(|base| base.id.clone()),
                 revision: base.map(|base| base.revision.clone()),
-                template: begin == Begin::Template,
+                purpose: begin.purpose(),
                 pinned: false,
                 rested: None,
                 created_unix_ms: self.now,

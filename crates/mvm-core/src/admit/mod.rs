@@ -13,6 +13,7 @@ mod limits;
 mod pools;
 mod published;
 mod sleep_policy;
+mod spares;
 mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use denial::{Denial, DiskConflict, Limit};
 pub use limits::{Usage, node_usage, tenant_usage};
+pub use spares::{fits, spares_of};
 
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
@@ -112,6 +114,20 @@ pub enum Request {
         path: PoolPath,
         /// Whether running instances are stopped and go with it.
         force: bool,
+    },
+    /// Sets how many new instances of a pool are to stand by.
+    PoolReady {
+        /// Its path.
+        path: PoolPath,
+        /// How many.
+        ready: u32,
+    },
+    /// Makes the instances that stand by be so many, all of them as a new one would be now.
+    PoolSpares {
+        /// Its path.
+        path: PoolPath,
+        /// How many.
+        count: u32,
     },
     /// Says when a pool's instances are put to rest by themselves, those that exist included.
     PoolPolicy {
@@ -255,6 +271,8 @@ pub struct NodeFacts {
     pub foreign_subnets: Vec<Ipv4Net>,
     /// Instances that were to run and ended by themselves: a request to run them is a fresh wish.
     pub ended: BTreeSet<InstancePath>,
+    /// Instances that stand by and could go on at once.
+    pub ready: BTreeSet<InstancePath>,
     /// What is known of pools' images.
     pub images: BTreeMap<PoolPath, PoolStatus>,
 }
@@ -339,6 +357,8 @@ pub fn admit(
         Request::InstanceSleep { selector, all, hooks_ms } => {
             draft.instance_sleep(selector, *all, *hooks_ms)?;
         }
+        Request::PoolReady { path, ready } => draft.pool_ready(path, *ready)?,
+        Request::PoolSpares { path, count } => draft.pool_spares(path, *count)?,
         Request::PoolPolicy { path, policy } => draft.pool_policy(path, policy)?,
         Request::InstancePin { selector, all, pinned } => {
             draft.instance_pin(selector, *all, *pinned)?;

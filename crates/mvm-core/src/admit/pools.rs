@@ -4,7 +4,9 @@ use super::instances::{Begin, NEVER_GENERATION};
 use super::{DEFAULT_GRACE_MS, Denial, Draft, MAX_CREATE};
 use crate::image::ImageSpec;
 use crate::name::{InstancePath, PoolPath};
-use crate::record::{BuildState, DEFAULT_HOOKS_MS, DesiredState, Existence, PoolRecord};
+use crate::record::{
+    BuildState, DEFAULT_HOOKS_MS, DesiredState, Existence, InstanceRecord, PoolRecord, Purpose,
+};
 use crate::spec::PoolSpec;
 
 /// Raises the generation that the builder is to report, and gives up going back.
@@ -82,7 +84,7 @@ impl Draft<'_> {
         if !why.is_empty() {
             return Err(Denial::NoBase { pool: path.clone(), why });
         }
-        let instances = self.edit.desired.instances_in(path).filter(|instance| instance.template);
+        let instances = self.edit.desired.instances_in(path).filter(|i| i.purpose == Purpose::Base);
         let before: Vec<InstancePath> = instances.map(|instance| instance.path.clone()).collect();
         for instance in before {
             self.set_desired(&instance, DesiredState::Destroyed, 0);
@@ -171,7 +173,9 @@ impl Draft<'_> {
             .edit
             .desired
             .instances_in(path)
-            .filter(|instance| instance.desired != DesiredState::Destroyed && !instance.template)
+            .filter(|instance| {
+                instance.desired != DesiredState::Destroyed && instance.purpose.is_use()
+            })
             .collect();
         by_age.sort_by_key(|instance| (instance.created_unix_ms, instance.slot));
         by_age.into_iter().map(|instance| (instance.path.clone(), instance.desired)).collect()
@@ -238,14 +242,17 @@ impl Draft<'_> {
 
     pub(super) fn running_in(&self, path: &PoolPath) -> Vec<InstancePath> {
         let instances = self.edit.desired.instances_in(path);
-        let running = instances.filter(|i| i.desired == DesiredState::Running && !i.template);
+        let running =
+            instances.filter(|i| i.desired == DesiredState::Running && i.purpose.is_use());
         running.map(|instance| instance.path.clone()).collect()
     }
 
     /// Instances that run, stand by or sleep.
     pub(super) fn alive_in(&self, path: &PoolPath) -> Vec<InstancePath> {
         let instances = self.edit.desired.instances_in(path);
-        let alive = instances.filter(|instance| instance.desired.is_alive());
+        // What stands by is nobody's yet.
+        let is_spare = |instance: &&InstanceRecord| instance.purpose == Purpose::Spare;
+        let alive = instances.filter(|i| i.desired.is_alive() && !is_spare(i));
         alive.map(|instance| instance.path.clone()).collect()
     }
 

@@ -9,6 +9,7 @@ mod model;
 mod properties;
 mod published;
 mod sleep_policy;
+mod spares;
 mod tenants;
 
 use super::*;

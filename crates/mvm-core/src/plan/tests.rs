@@ -12,7 +12,7 @@ use crate::death::{Cause, Death};
 use crate::lifecycle::{Outcome, StartFrom};
 use crate::name::InstanceId;
 use crate::net::{NetId, Slot, TenantNetwork};
-use crate::record::{DEFAULT_HOOKS_MS, TenantRecord};
+use crate::record::{DEFAULT_HOOKS_MS, Purpose, TenantRecord};
 use crate::spec::{PoolSpec, Quota};
 
 const NOW: u64 = 1_000_000;
@@ -44,7 +44,7 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
         hooks_ms: DEFAULT_HOOKS_MS,
         origin: None,
         revision: None,
-        template: false,
+        purpose: Purpose::Use,
         pinned: false,
         rested: None,
         created_unix_ms: 0,

@@ -2,7 +2,7 @@ use super::*;
 use crate::lifecycle::InstanceStatus;
 use crate::name::{InstanceId, PoolPath};
 use crate::net::Slot;
-use crate::record::{DEFAULT_HOOKS_MS, PoolRecord};
+use crate::record::{DEFAULT_HOOKS_MS, PoolRecord, Purpose};
 use crate::spec::PoolSpec;
 
 const NOW: u64 = 1_000_000_000;
@@ -57,7 +57,7 @@ impl Node {
                 hooks_ms: DEFAULT_HOOKS_MS,
                 origin: None,
                 revision: None,
-                template: false,
+                purpose: Purpose::Use,
                 pinned: false,
                 rested: None,
                 created_unix_ms: 0,
@@ -184,7 +184,8 @@ fn what_is_used_exempt_or_just_started_is_left_alone() {
         assert_eq!(node.decide(), []);
     };
     left_alone(|node| node.record(1).pinned = true);
-    left_alone(|node| node.record(1).template = true);
+    left_alone(|node| node.record(1).purpose = Purpose::Base);
+    left_alone(|node| node.record(1).purpose = Purpose::Spare);
     left_alone(|node| node.record(1).desired = DesiredState::Stopped);
     left_alone(|node| {
         node.desired.pools.get_mut(&pool()).unwrap().spec.sleep_policy.critical = true;

@@ -165,13 +165,23 @@ struct Rollback {
 /// instead of booting, with an identity of their own, and share its memory until they write to it.
 /// The first one after a minute without any takes longer, as it reads the memory in. They boot again once the pool's image or spec changes, until the next
 /// warm-up; `mvm pool info` tells. `mvm instance create --cold` boots.
+///
+/// With --ready some new instances are made ahead of time and stand by with their vCPUs stopped: whoever asks
+/// for an instance gets one of them at once, and another takes its place. They take memory and
+/// processors of the tenant's quota like warm ones. When the machine runs short of memory, none
+/// stand by.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  mvm pool warm-up demo/hello")]
+  mvm pool warm-up demo/hello
+  mvm pool warm-up demo/hello --ready 3
+  mvm pool warm-up demo/hello --ready 0")]
 struct WarmUp {
     /// The pool, as TENANT/POOL.
     path: PoolPath,
+    /// How many new instances stand by from now on; as many as before if absent.
+    #[arg(long, value_name = "COUNT")]
+    ready: Option<u32>,
 }
 
 /// Set how many instances of a pool run.
@@ -235,7 +245,11 @@ impl Pool {
                 let view = only(context.client.pools(None, Some(path)).await?)?;
                 return context.ui.data(&view, || tenants::pool_info(&view));
             }
-            Verb::WarmUp(WarmUp { path }) => {
+            Verb::WarmUp(WarmUp { path, ready }) => {
+                if let Some(ready) = ready {
+                    let path = path.clone();
+                    context.client.submit(Request::PoolReady { path, ready }).await?;
+                }
                 context
                     .ui
                     .remark("booting an instance for the base: this takes as long as a start");

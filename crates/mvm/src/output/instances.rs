@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use mvm_core::death::{Cause, Death, OUTPUT_TAIL_LINES};
 use mvm_core::lifecycle::State;
 use mvm_core::plan::Waiting;
-use mvm_core::record::DesiredState;
+use mvm_core::record::{DesiredState, Purpose};
 use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_wire::view::{InstanceView, StatsView, WhyView};
 
@@ -53,6 +53,8 @@ fn state(view: &InstanceView, now: u64) -> String {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
         }
         (None, Some(Waiting::Setback { step, .. })) => format!("could not be {step}"),
+        (None, _) if view.purpose == Purpose::Spare => "stands by".to_owned(),
+        (None, _) if view.purpose == Purpose::Base => "for the base".to_owned(),
         (None, Some(Waiting::RestartPolicy { .. } | Waiting::Step) | None) => {
             return match exit {
                 Some(code) => format!("{state} (exit {code})"),

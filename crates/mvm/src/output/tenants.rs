@@ -130,6 +130,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("earlier", or_dash((!earlier.is_empty()).then(|| earlier.join(", ")))),
         ("build", build),
         ("base", or_dash(view.base.as_ref().map(base))),
+        ("standing by", format!("{} of {} wished", view.standing_by, spec.ready)),
         ("exposed ports", ports(&view.exposed_ports)),
         ("running", format!("{} of {} wished", view.running, view.desired_running)),
         ("instances", view.instances.to_string()),

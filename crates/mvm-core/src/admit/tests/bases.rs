@@ -4,12 +4,12 @@ use super::*;
 use crate::record::Base;
 use crate::spec::RestartPolicy;
 
-fn web() -> PoolPath {
+pub(super) fn web() -> PoolPath {
     "demo/web".parse().unwrap()
 }
 
 /// A node whose pool `demo/web` has a base.
-fn with_base() -> Node {
+pub(super) fn with_base() -> Node {
     let mut node = Node::with_pool();
     let revision = RevisionId::from_digest([1; 8]);
     let spec = node.desired.pools[&web()].spec.clone();
@@ -77,7 +77,7 @@ fn the_instance_that_a_base_is_made_of_is_none_of_the_pools_own() {
     let revision = RevisionId::from_digest([1; 8]);
     let snapshot = SnapshotId::from_bits(9);
     let fork = node.accept(Request::InstanceFork { source, snapshot, revision, count: 1 });
-    assert!(!node.desired.instances[&fork.instances[0]].template);
+    assert!(node.desired.instances[&fork.instances[0]].purpose.is_use());
 }
 
 #[test]

@@ -138,6 +138,8 @@ impl Model {
             | Request::InstanceFork { .. }
             | Request::PoolTemplate { .. }
             | Request::PoolPolicy { .. }
+            | Request::PoolReady { .. }
+            | Request::PoolSpares { .. }
             | Request::InstancePin { .. }
             | Request::InstanceRest(_)
             | Request::InstanceWarm { .. }

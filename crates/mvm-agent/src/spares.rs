@@ -1,0 +1,88 @@
+//! Keeps the instances that are to stand by: as many as each pool wants, each as a new one would be.
+//!
+//! One that is taken is replaced in the background. When the machine runs short of memory, none stand
+//! by.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_core::admit::{Request, fits, spares_of};
+use mvm_core::lifecycle::{InstanceStatus, Phase};
+use mvm_core::name::{InstancePath, PoolPath};
+use mvm_core::record::{Existence, PoolRecord, Purpose};
+use tokio::time::{sleep, timeout};
+
+use crate::node::Node;
+use crate::state::Mirror;
+use crate::submit;
+
+/// How often the machine's memory is looked at, and what could not be made is tried again.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Pause between two looks: what was asked for just now is still being made.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The instances that stand by and could go on at once.
+pub(crate) fn ready(mirror: &Mirror) -> BTreeSet<InstancePath> {
+    let records = mirror.desired.instances.values();
+    let spares = records.filter(|record| record.purpose == Purpose::Spare);
+    let is_warm = |path: &InstancePath| {
+        matches!(mirror.status(path).phase, Phase::Warm { .. }) && !mirror.is_untouchable(path)
+    };
+    spares.map(|record| record.path.clone()).filter(is_warm).collect()
+}
+
+/// Runs until the agent is told to end.
+pub(crate) async fn run(node: Arc<Node>) {
+    let mut state = node.state.follow();
+    loop {
+        let mirror = state.borrow_and_update().clone();
+        let is_short = || node.host.memory.read().is_some_and(|memory| memory.is_short());
+        let mut is_concerned = false;
+        for pool in mirror.desired.pools.values() {
+            let spares = spares_of(&mirror.desired, &pool.path).count();
+            if pool.existence == Existence::Removed || (pool.spec.ready == 0 && spares == 0) {
+                continue;
+            }
+            is_concerned = true;
+            let count = if is_short() { 0 } else { wanted(&mirror, pool) };
+            if differs(&mirror, pool, count) {
+                ask(&node, &pool.path, count).await;
+            }
+        }
+        if is_concerned {
+            sleep(PAUSE).await;
+            // A change brings the next look, and time alone does.
+            drop(timeout(INTERVAL, state.changed()).await);
+        } else if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How many instances of a pool are to stand by: none without a base.
+fn wanted(mirror: &Mirror, pool: &PoolRecord) -> u32 {
+    let status = mirror.observed.pools.get(&pool.path);
+    let base = status.and_then(|status| status.base_for(&pool.spec));
+    if base.is_some() { pool.spec.ready } else { 0 }
+}
+
+/// Whether those that stand by are others than wanted.
+fn differs(mirror: &Mirror, pool: &PoolRecord, count: u32) -> bool {
+    let status = mirror.observed.pools.get(&pool.path);
+    let spares = spares_of(&mirror.desired, &pool.path);
+    let has_ended = |path: &InstancePath| {
+        let status = mirror.observed.instances.get(path);
+        status.is_some_and(InstanceStatus::has_ended)
+    };
+    let (good, bad): (Vec<_>, Vec<_>) =
+        spares.partition(|spare| fits(spare, &pool.spec, status) && !has_ended(&spare.path));
+    good.len() != count as usize || !bad.is_empty()
+}
+
+async fn ask(node: &Arc<Node>, pool: &PoolPath, count: u32) {
+    let request = Request::PoolSpares { path: pool.clone(), count };
+    let refusal = submit::submit(node, request).await.err();
+    let what = format!("keeping instances of {pool} ready");
+    node.set_problem(&what, refusal.map(|error| error.to_string()));
+}
