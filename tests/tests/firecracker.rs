@@ -38,6 +38,33 @@ fn an_instance_lives_on_firecracker_and_leaves_nothing() {
     assert_eq!(node.guest(&path, "cat /sys/class/net/eth0/address"), running["mac"]);
     node.guest(&path, "echo kept > /root/file");
 
+    // It sleeps and wakes, where it was, time after time.
+    node.guest(&path, "(while true; do sleep 1; done) >/dev/null 2>&1 & echo $! > /tmp/pid");
+    let program = "cat /tmp/pid && kill -0 $(cat /tmp/pid) && cat /run/mvm/wakes";
+    let pid = node.guest(&path, "cat /tmp/pid");
+    for wakes in 1..=3 {
+        node.ok(&["sleep", &path]);
+        let asleep = node.until_state(&path, "sleeping");
+        assert_eq!(asleep["pid"], serde_json::Value::Null);
+        assert_eq!(node.guest(&path, program), format!("{pid}\n{wakes}"));
+        let woken = node.instance(&path);
+        assert_eq!((&woken["boots"], &woken["wakes"]), (&1.into(), &wakes.into()), "{woken}");
+    }
+
+    // A fork has its memory, and an identity of its own.
+    let fork = node.json(&["fork", &path]);
+    let fork = fork["concerns"]["instances"][0].as_str().unwrap().to_owned();
+    assert_eq!(
+        node.guest(&fork, "cat /root/file; kill -0 $(cat /tmp/pid) && echo lives"),
+        "kept\nlives"
+    );
+    let (own, other) = (node.instance(&fork), node.instance(&path));
+    assert_eq!(own["boots"], 0, "{own}");
+    assert_eq!(node.guest(&fork, "cat /sys/class/net/eth0/address"), own["mac"]);
+    node.guest(&fork, &format!("ping -c 1 -W 10 {}", other["address"].as_str().unwrap()));
+    node.ok(&["instance", "destroy", &fork, "--force"]);
+    let pid = node.instance(&path)["pid"].as_u64().unwrap();
+
     // The agent is killed: the microVM goes on, and is found again.
     node.kill_agent();
     assert_eq!(node.guest(&path, "cat /root/file"), "kept");

@@ -107,6 +107,8 @@ pub(crate) async fn session(
                     | Phase::Stopping { outcome: Outcome::Asleep, .. }
                     | Phase::Releasing { outcome: Outcome::Asleep, .. } => true,
                     Phase::Running { .. } => Instant::now() < rejoined_by,
+                    // The next round starts it, if nothing is in its way.
+                    Phase::Created => !node.waiting().borrow().contains_key(*path),
                     _ => false,
                 }
         };

@@ -10,6 +10,7 @@ mod vmm_support;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
@@ -21,6 +22,9 @@ use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, firecracker::Firecracker, processes_of, qemu::Qemu,
     sim::Sim, text_of,
 };
+
+/// How long before it goes on a guest is reached for.
+const EARLY: Duration = Duration::from_millis(200);
 
 /// Runs each promise as a test on each backend: on the simulated one in modelled time.
 macro_rules! contract {
@@ -142,8 +146,12 @@ async fn a_saved_microvm_goes_on_where_it_was_time_after_time<B: Backend>(host: 
         vm.kill().await.unwrap();
         vm.wait().await;
         vm = vmm.restore(&spec, &from).await.unwrap();
-        vm.resume().await.unwrap();
-        let mut guest = Guest::of(&vm).await;
+        // Who reaches for the guest before it goes on keeps the connection, too.
+        let resume = async {
+            tokio::time::sleep(EARLY).await;
+            vm.resume().await.unwrap();
+        };
+        let (mut guest, ()) = tokio::join!(Guest::of(&vm), resume);
         assert_eq!(guest.ask("notes").await, (cycle - 1).to_string());
         assert_eq!(guest.ask(&format!("note {cycle}")).await, cycle.to_string());
         drop(guest);

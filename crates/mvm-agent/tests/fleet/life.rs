@@ -139,6 +139,22 @@ async fn input_that_comes_before_the_guest_runs_is_kept_for_the_program() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_comes_right_after_the_creation_waits_for_the_start() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(1) }).await.unwrap();
+    agent.until_running(1).await;
+    let pool = "demo/hello".parse().unwrap();
+    let create =
+        Request::InstanceCreate { pool, count: 1, start: true, disks: vec![], cold: false };
+    for _ in 0..5 {
+        let made = agent.submit(create.clone()).await.unwrap().instances.remove(0).path;
+        let (output, _) = agent.exec(&made.to_string(), &["hostname"]).await.unwrap();
+        assert_eq!(output.trim(), format!("hello-{}", made.id));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn restart_boots_again_and_exec_answers_with_output_and_exit_code() {
     let machine = Machine::new();
     let agent = machine.agent().await;

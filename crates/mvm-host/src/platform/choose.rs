@@ -55,7 +55,7 @@ pub fn choose(
             accel: accel.unwrap_or(Accel::Tcg),
             why: "asked for; nothing real runs".to_owned(),
         }),
-        // Not Firecracker, also where it is installed: its instances do not wake yet.
+        // Not Firecracker, also where it is installed: it has run on emulated processors alone.
         None | Some(VmmKind::Qemu) => qemu(accel, facts),
     }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::{GuestStream, Saved, Vm, VmSpec, VmUsage, VmmError};
@@ -28,6 +29,8 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(120);
 /// How long one attempt to reach the guest may take, and how soon the next one follows.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(10);
+/// What Firecracker calls a microVM whose vCPUs run.
+const RUNNING: &str = "Running";
 /// A port on which nothing ever listens in a guest: above those that are given out.
 const UNUSED_PORT: u32 = u32::MAX - 1;
 /// How long a resumed guest may take to handle what came while it stood still.
@@ -45,6 +48,9 @@ pub(super) struct FirecrackerVm {
     dir: PathBuf,
     root: PathBuf,
     mem_mib: u32,
+    /// Whether the guest runs and has dropped the connections of before it stood still. Held while
+    /// that changes.
+    is_settled: Mutex<bool>,
 }
 
 impl FirecrackerVm {
@@ -57,6 +63,7 @@ impl FirecrackerVm {
             dir: spec.dir.clone(),
             root: jail::root_of(spec),
             mem_mib: spec.mem_mib,
+            is_settled: Mutex::new(false),
         }
     }
 
@@ -75,6 +82,25 @@ impl FirecrackerVm {
 
     async fn set_state(&self, state: &str) -> Result<(), VmmError> {
         self.api().patch("/vm", &json!({ "state": state })).await
+    }
+
+    /// Whether a connection to the guest would last: one that is made before a guest that goes on
+    /// has dropped those of before would be dropped with them.
+    async fn is_settled(&self) -> Result<bool, VmmError> {
+        let mut is_settled = self.is_settled.lock().await;
+        if !*is_settled {
+            // One that was launched or adopted runs without ever having been resumed from here.
+            *is_settled = self.state().await? == RUNNING;
+        }
+        Ok(*is_settled)
+    }
+
+    /// Connects to the guest agent's port, if the guest is in a state to keep the connection.
+    async fn try_connect(&self) -> io::Result<UnixStream> {
+        if !self.is_settled().await.map_err(io::Error::other)? {
+            return Err(io::Error::other("its vCPUs do not run"));
+        }
+        connect(&self.root.join(VSOCK), VSOCK_PORT).await
     }
 
     fn failed(&self, operation: &str) -> impl FnOnce(io::Error) -> VmmError {
@@ -102,14 +128,18 @@ impl Vm for FirecrackerVm {
     }
 
     async fn pause(&self) -> Result<(), VmmError> {
+        let mut is_settled = self.is_settled.lock().await;
+        *is_settled = false;
         self.set_state("Paused").await
     }
 
     async fn resume(&self) -> Result<(), VmmError> {
+        let mut is_settled = self.is_settled.lock().await;
         self.set_state("Resumed").await?;
         if timeout(SETTLE_LIMIT, settle(&self.root.join(VSOCK))).await.is_err() {
             tracing::warn!(instance = %self.id, "a resumed guest does not answer over vsock yet");
         }
+        *is_settled = true;
         Ok(())
     }
 
@@ -137,10 +167,9 @@ impl Vm for FirecrackerVm {
             operation: "connect to the guest agent's port".into(),
             message,
         };
-        let socket = self.root.join(VSOCK);
         let deadline = Instant::now() + LISTEN_LIMIT;
         loop {
-            let attempt = timeout(ATTEMPT_LIMIT, connect(&socket, VSOCK_PORT));
+            let attempt = timeout(ATTEMPT_LIMIT, self.try_connect());
             let problem = tokio::select! {
                 biased;
                 _ = self.process.wait() => return Err(failed("the microVM has ended".into())),
