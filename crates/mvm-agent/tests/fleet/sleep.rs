@@ -1,6 +1,7 @@
 //! Instances at rest: warm, asleep, and woken by whoever needs them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
@@ -71,6 +72,23 @@ async fn a_sleeping_instance_holds_nothing_but_its_address_and_its_disk() {
     agent.until("gone", |all| all.is_empty()).await;
     let dir = instance_dir(&machine, &before);
     assert!(!dir.exists(), "its snapshots go with it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_finds_standing_still_can_be_put_to_sleep() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    one_running(&agent).await;
+    agent.submit(Request::InstanceWarm { selector: pool(), all: false }).await.unwrap();
+    until(&agent, State::Warm).await;
+    agent.node.end().await;
+    let agent = machine.agent().await;
+    let began = tokio::time::Instant::now();
+    asleep(&agent).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody reached for its guest");
+    agent.submit(wake()).await.unwrap();
+    let view = until(&agent, State::Running).await;
+    assert_eq!((view.boots, view.wakes), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

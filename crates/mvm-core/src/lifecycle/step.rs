@@ -151,12 +151,14 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             };
             vec![Effect::Resume, Effect::Greet]
         }
-        (
-            Phase::Running { since_unix_ms } | Phase::Warm { since_unix_ms },
-            Event::Sleep { request, hooks_ms },
-        ) => {
+        (Phase::Running { since_unix_ms }, Event::Sleep { request, hooks_ms }) => {
             next.phase = Phase::Suspending { since_unix_ms: *since_unix_ms };
             vec![Effect::Suspend { request, hooks_ms }]
+        }
+        (Phase::Warm { since_unix_ms }, Event::Sleep { request, hooks_ms }) => {
+            next.phase = Phase::Suspending { since_unix_ms: *since_unix_ms };
+            // An agent that found it standing still has not talked to its guest yet.
+            vec![Effect::Suspend { request, hooks_ms }, Effect::Rejoin]
         }
         (Phase::Suspending { .. }, Event::Saved(snapshot)) => {
             next.sleeps = snapshot.number;
