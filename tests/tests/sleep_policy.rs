@@ -140,6 +140,35 @@ fn a_machine_that_is_short_of_memory_puts_what_is_idle_to_sleep_early() {
 }
 
 #[test]
+fn what_a_guest_has_changed_is_compressed_where_its_pool_says_so() {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &["--compress"]);
+    let path = node.boot("acme/web");
+    // Compressible, as most of what programs keep.
+    let fill = "yes 'a line of text' | head -c 20000000 > /run/text; md5sum < /run/text";
+    let size = |name: &str| {
+        let id = path.rsplit('/').next().unwrap();
+        let file = node.dir().join("instances").join(id).join(name);
+        std::fs::metadata(file).unwrap().size()
+    };
+    node.ok(&["sleep", &path]);
+    let sum = node.guest(&path, fill);
+    node.ok(&["sleep", &path]);
+    let packed = size("sleep-2/memory.changes");
+    assert_eq!(node.guest(&path, "md5sum < /run/text"), sum);
+    let text = node.ok(&["pool", "policy", "acme/web", "--compress=no"]);
+    assert_eq!(text, "none: never put to rest\n");
+    node.ok(&["sleep", &path]);
+    let plain = size("sleep-3/memory.changes");
+    assert!(packed * 3 < plain, "{packed} bytes compressed, {plain} as they are");
+    assert_eq!(node.guest(&path, "md5sum < /run/text"), sum);
+    assert_eq!(node.instance(&path)["boots"], 1);
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
 fn a_policy_is_shown_changed_and_checked() {
     let Some(node) = Node::new() else { return };
     node.small_pool("acme/web", &[]);

@@ -22,7 +22,7 @@ use mvm_core::snapshot::{
 use mvm_host::guest::{Session, SessionError};
 use mvm_host::snapshots::{self, SnapshotError};
 use mvm_host::vmm::{
-    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Restore, Vm, VmSpec, VmmError,
+    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, Vm, VmSpec, VmmError,
 };
 
 use tokio::sync::watch;
@@ -131,7 +131,7 @@ pub(crate) async fn capture(
     let new = dest.with_extension("new");
     snapshots::begin(&new)?;
     vm.pause().await?;
-    let saved = vm.save(&new).await?;
+    let saved = vm.save(&new, Packing::Plain).await?;
     if saved.part == MemoryPart::Changes {
         let image = status.memory.as_ref().ok_or(EffectError::NoImage)?;
         let image_dir = image_dir(node, &spec.dir, image);
@@ -215,7 +215,7 @@ async fn save(
     dest: PathBuf,
 ) -> Result<ImageRef, EffectError> {
     snapshots::begin(new)?;
-    let saved = vm.save(new).await?;
+    let saved = vm.save(new, packing(node, record)).await?;
     let (base, memory) = match (saved.part, &status.memory) {
         (MemoryPart::Whole, _) => (None, ImageRef::Own { number: status.sleeps + 1 }),
         (MemoryPart::Changes, Some(image)) => (Some(image.clone()), image.clone()),
@@ -226,6 +226,15 @@ async fn save(
     let new = new.to_owned();
     blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
     Ok(memory)
+}
+
+/// How an instance's pool wants its snapshots to be kept.
+fn packing(node: &Node, record: &InstanceRecord) -> Packing {
+    let mirror = node.state.now();
+    match mirror.desired.pools.get(&record.path.pool) {
+        Some(pool) if pool.spec.sleep_policy.compress => Packing::Zstd,
+        _ => Packing::Plain,
+    }
 }
 
 /// What an instance would go on with.

@@ -44,11 +44,21 @@ pub struct SleepPolicy {
     /// Whether its instances are left alone whatever the times say, also when memory runs short.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub critical: bool,
+    /// Whether what a sleeping instance has changed of its memory is compressed: it takes less space,
+    /// and longer to save and to wake.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub compress: bool,
 }
 
 impl Default for SleepPolicy {
     fn default() -> Self {
-        Self { warm_after_s: None, sleep_after_s: None, min_running_s: 30, critical: false }
+        Self {
+            warm_after_s: None,
+            sleep_after_s: None,
+            min_running_s: 30,
+            critical: false,
+            compress: false,
+        }
     }
 }
 

@@ -121,6 +121,16 @@ pub struct Saved {
     pub bytes: u64,
 }
 
+/// How the changed memory of a snapshot is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// As it is: fastest.
+    #[default]
+    Plain,
+    /// Compressed with zstd: smallest. A whole memory, which is mapped, stays as it is.
+    Zstd,
+}
+
 /// A part of a microVM's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryPart {
@@ -345,7 +355,7 @@ pub trait Vm: Send + Sync {
     ///
     /// # Errors
     /// The microVM runs, or its files cannot be written: the directory is then of no use.
-    async fn save(&self, dest: &Path) -> Result<Saved, VmmError>;
+    async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError>;
 
     /// Opens the byte stream to the guest agent. A microVM has one: a second caller waits or fails
     /// until the first has dropped its stream.

@@ -53,23 +53,29 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
     critical: Option<bool>,
+    /// Compress what a sleeping instance has changed of its memory: less space, a longer wake.
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
+    compress: Option<bool>,
 }
 
 impl PolicyArgs {
     /// Whether nothing was said.
     fn is_empty(&self) -> bool {
-        let Self { warm_after, sleep_after, min_running, critical } = self;
-        warm_after.is_none() && sleep_after.is_none() && min_running.is_none() && critical.is_none()
+        let Self { warm_after, sleep_after, min_running, critical, compress } = self;
+        let times = [warm_after.is_some(), sleep_after.is_some(), min_running.is_some()];
+        !times.contains(&true) && critical.is_none() && compress.is_none()
     }
 
     /// A policy in which what was not said is as it was.
     pub(crate) fn change(self, before: SleepPolicy) -> SleepPolicy {
-        let Self { warm_after, sleep_after, min_running, critical } = self;
+        let Self { warm_after, sleep_after, min_running, critical, compress } = self;
         SleepPolicy {
             warm_after_s: warm_after.map_or(before.warm_after_s, After::seconds),
             sleep_after_s: sleep_after.map_or(before.sleep_after_s, After::seconds),
             min_running_s: min_running.map_or(before.min_running_s, Seconds::saturating_u32),
             critical: critical.unwrap_or(before.critical),
+            compress: compress.unwrap_or(before.compress),
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::super::memory::{self, GuestMemory};
 use super::super::{
-    DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Saved, VmmError, file_error,
+    DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Packing, Saved, VmmError, file_error,
 };
 use super::api::Api;
 use super::jail::SAVE_DIR;
@@ -34,7 +34,7 @@ pub(super) struct Paused<'a> {
 
 impl Paused<'_> {
     /// Writes its files, durably, into `dest`.
-    pub(super) async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+    pub(super) async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError> {
         let dir = self.root.join(SAVE_DIR);
         clear(&dir).map_err(file_error(&dir))?;
         chown(&dir, Some(self.uid), Some(self.uid)).map_err(file_error(&dir))?;
@@ -57,7 +57,9 @@ impl Paused<'_> {
                 keep(&dir.join(DEVICE_STATE), &dest.join(DEVICE_STATE))?;
                 match part {
                     MemoryPart::Whole => keep(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
-                    MemoryPart::Changes => write_changes(pid, bytes, &dest.join(MEMORY_CHANGES)),
+                    MemoryPart::Changes => {
+                        write_changes(pid, bytes, packing, &dest.join(MEMORY_CHANGES))
+                    }
                 }
             }
         };
@@ -118,11 +120,11 @@ fn keep(from: &Path, to: &Path) -> Result<u64, VmmError> {
     take().map_err(file_error(to))
 }
 
-fn write_changes(pid: u32, bytes: u64, path: &Path) -> Result<u64, VmmError> {
+fn write_changes(pid: u32, bytes: u64, packing: Packing, path: &Path) -> Result<u64, VmmError> {
     let write = || {
         let memory = GuestMemory::of(pid, bytes)?;
         let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-        let written = memory::write(&file, bytes, &memory.changed()?, |offset, into| {
+        let written = memory::write(&file, bytes, &memory.changed()?, packing, |offset, into| {
             memory.read(offset, into)
         })?;
         file.sync_all()?;

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{GuestStream, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::super::{GuestStream, Packing, Saved, Vm, VmSpec, VmUsage, VmmError};
 use super::api::Api;
 use super::jail::{self, API_SOCKET, VSOCK};
 use super::{cgroup, reason, save};
@@ -143,7 +143,7 @@ impl Vm for FirecrackerVm {
         Ok(())
     }
 
-    async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError> {
         let state = self.state().await?;
         if state != "Paused" {
             return Err(VmmError::Control {
@@ -159,7 +159,7 @@ impl Vm for FirecrackerVm {
             pid: self.handle.pid,
             memory_bytes,
         };
-        vm.save(dest).await
+        vm.save(dest, packing).await
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {

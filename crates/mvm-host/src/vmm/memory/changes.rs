@@ -1,11 +1,12 @@
 //! The file that holds the changed pages of a memory.
 //!
 //! ```text
-//!  0    magic "MVMPAGE1"
+//!  0    magic "MVMPAGE1", or "MVMPAGZ1" if the pages are compressed
 //!  8    size of the memory in bytes
 //!  16   number of runs
 //!  24   for each run: its first page, and how many pages follow one another
-//!  …    zeroes up to a whole page, then the pages of all runs
+//!  …    zeroes up to a whole page, then the pages of all runs, or of each batch of them the length
+//!       of a zstd frame and the frame
 //! ```
 //!
 //! Integers are 64 bits wide and little-endian. A reader checks every number before it uses it.
@@ -13,9 +14,15 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+use super::super::Packing;
+
 /// Bytes of a page of guest memory.
 pub(crate) const PAGE: usize = 4096;
 const MAGIC: [u8; 8] = *b"MVMPAGE1";
+const MAGIC_ZSTD: [u8; 8] = *b"MVMPAGZ1";
 const HEADER: usize = 24;
 /// Pages that are carried at once.
 const BATCH: usize = 256;
@@ -50,10 +57,14 @@ pub(crate) fn write(
     file: &File,
     memory_bytes: u64,
     runs: &[Run],
+    packing: Packing,
     mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
     let mut out = BufWriter::with_capacity(BATCH * PAGE, file);
-    out.write_all(&MAGIC)?;
+    out.write_all(match packing {
+        Packing::Plain => &MAGIC,
+        Packing::Zstd => &MAGIC_ZSTD,
+    })?;
     out.write_all(&memory_bytes.to_le_bytes())?;
     out.write_all(&(runs.len() as u64).to_le_bytes())?;
     for run in runs {
@@ -63,16 +74,26 @@ pub(crate) fn write(
     let data = data_offset(runs.len() as u64);
     let index = HEADER + runs.len() * 16;
     out.write_all(&[0; PAGE][..usize::try_from(data).map_err(io::Error::other)? - index])?;
+    let mut size = data;
     let mut batch = vec![0; BATCH * PAGE];
-    let mut pages = 0;
     for (first, count) in batches(runs) {
         let batch = &mut batch[..count * PAGE];
         read(first * PAGE as u64, batch)?;
-        out.write_all(batch)?;
-        pages += count as u64;
+        match packing {
+            Packing::Plain => {
+                out.write_all(batch)?;
+                size += batch.len() as u64;
+            }
+            Packing::Zstd => {
+                let frame = compress_to_vec(&*batch, CompressionLevel::Fastest);
+                out.write_all(&(frame.len() as u64).to_le_bytes())?;
+                out.write_all(&frame)?;
+                size += 8 + frame.len() as u64;
+            }
+        }
     }
     out.flush()?;
-    Ok(data + pages * PAGE as u64)
+    Ok(size)
 }
 
 /// Hands every page of the file to `write`, by its offset in the memory in bytes. Returns the
@@ -91,9 +112,11 @@ pub(crate) fn apply(
     let mut header = [0; HEADER];
     from.read_exact(&mut header)?;
     let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
-    if header[..8] != MAGIC {
-        return Err(damaged("it does not begin as one"));
-    }
+    let packing = match header[..8].try_into().unwrap_or_default() {
+        MAGIC => Packing::Plain,
+        MAGIC_ZSTD => Packing::Zstd,
+        _ => return Err(damaged("it does not begin as one")),
+    };
     if number(8) != memory_bytes {
         return Err(damaged("it is of a memory of another size"));
     }
@@ -117,7 +140,7 @@ pub(crate) fn apply(
         pages += count;
     }
     let data = data_offset(count);
-    if size != data + pages * PAGE as u64 {
+    if packing == Packing::Plain && size != data + pages * PAGE as u64 {
         return Err(damaged("it does not have the size that its runs need"));
     }
     let padding = data - (HEADER as u64 + count * 16);
@@ -125,10 +148,30 @@ pub(crate) fn apply(
     let mut batch = vec![0; BATCH * PAGE];
     for (first, count) in batches(&runs) {
         let batch = &mut batch[..count * PAGE];
-        from.read_exact(batch)?;
+        match packing {
+            Packing::Plain => from.read_exact(batch)?,
+            Packing::Zstd => unpack(&mut from, batch)?,
+        }
         write(first * PAGE as u64, batch)?;
     }
+    if from.read(&mut [0])? > 0 {
+        return Err(damaged("it goes on behind its last page"));
+    }
     Ok(pages)
+}
+
+/// Reads one frame, which holds exactly these pages.
+fn unpack(from: &mut impl Read, batch: &mut [u8]) -> io::Result<()> {
+    let mut length = [0; 8];
+    from.read_exact(&mut length)?;
+    let bad = |_| damaged("a frame of it is damaged");
+    let frame = from.take(u64::from_le_bytes(length));
+    let mut pages = StreamingDecoder::new(frame).map_err(|_| damaged("a frame of it is none"))?;
+    pages.read_exact(batch).map_err(bad)?;
+    if pages.read(&mut [0]).map_err(bad)? > 0 || pages.into_inner().limit() > 0 {
+        return Err(damaged("a frame of it is not as long as its pages"));
+    }
+    Ok(())
 }
 
 fn damaged(how: &str) -> io::Error {
@@ -166,9 +209,13 @@ mod tests {
     }
 
     fn saved(pages: &BTreeSet<u64>) -> File {
+        packed(pages, Packing::Plain)
+    }
+
+    fn packed(pages: &BTreeSet<u64>, packing: Packing) -> File {
         let mut file = tempfile::tempfile().unwrap();
         let runs = runs_of(pages.iter().copied());
-        let bytes = write(&file, MEMORY, &runs, |offset, out| {
+        let bytes = write(&file, MEMORY, &runs, packing, |offset, out| {
             for (at, page) in out.chunks_mut(PAGE).enumerate() {
                 page.copy_from_slice(&content(offset / PAGE as u64 + at as u64));
             }
@@ -197,7 +244,35 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn what_is_written_is_applied(pages in proptest::collection::btree_set(0..PAGES, 0..600)) {
-            prop_assert_eq!(applied(&saved(&pages), MEMORY).unwrap(), pages);
+            let (plain, small) = (saved(&pages), packed(&pages, Packing::Zstd));
+            if pages.len() > 10 {
+                prop_assert!(small.metadata().unwrap().len() * 2 < plain.metadata().unwrap().len());
+            }
+            prop_assert_eq!(&applied(&plain, MEMORY).unwrap(), &pages);
+            prop_assert_eq!(applied(&small, MEMORY).unwrap(), pages);
+        }
+
+        #[test]
+        fn a_compressed_file_that_is_cut_damaged_or_longer_is_refused(
+            cut in 0u64..100, bit in 0u64..8, more in 1u64..9,
+        ) {
+            let pages: BTreeSet<u64> = (0..200).collect();
+            let whole = packed(&pages, Packing::Zstd).metadata().unwrap().len();
+            let data = data_offset(1);
+            let file = packed(&pages, Packing::Zstd);
+            file.set_len(data + (whole - data) * cut / 100).unwrap();
+            prop_assert!(applied(&file, MEMORY).is_err());
+            let file = packed(&pages, Packing::Zstd);
+            file.set_len(whole + more).unwrap();
+            prop_assert!(applied(&file, MEMORY).is_err());
+            // A bit that is flipped in the frame's length, and in the word that begins it.
+            for at in [data, data + 8] {
+                let file = packed(&pages, Packing::Zstd);
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+                prop_assert!(applied(&file, MEMORY).is_err());
+            }
         }
 
         #[test]

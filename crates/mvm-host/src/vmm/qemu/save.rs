@@ -17,7 +17,9 @@ use tokio::time::{Instant, sleep};
 
 use super::super::memory::{self, GuestMemory};
 use super::super::qmp::QmpClient;
-use super::super::{DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Saved, VmmError};
+use super::super::{
+    DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Packing, Saved, VmmError,
+};
 use super::{QMP_SOCKET, connect_qmp, qmp_failed, with_source};
 use crate::unix_socket;
 
@@ -43,6 +45,7 @@ pub(super) async fn save(
     dir: &Path,
     pid: u32,
     memory_bytes: u64,
+    packing: Packing,
     dest: &Path,
 ) -> Result<Saved, VmmError> {
     let device = create(&dest.join(DEVICE_STATE))?;
@@ -73,7 +76,7 @@ pub(super) async fn save(
     let dest = dest.to_owned();
     let work = move || {
         sync(&device, &dest.join(DEVICE_STATE))?;
-        save_memory(pid, memory_bytes, &dest)
+        save_memory(pid, memory_bytes, packing, &dest)
     };
     tokio::task::spawn_blocking(work).await.map_err(|error| system("save memory", error))?
 }
@@ -84,7 +87,7 @@ struct FdSet {
     id: u64,
 }
 
-fn save_memory(pid: u32, bytes: u64, dest: &Path) -> Result<Saved, VmmError> {
+fn save_memory(pid: u32, bytes: u64, packing: Packing, dest: &Path) -> Result<Saved, VmmError> {
     let memory = GuestMemory::of(pid, bytes).map_err(|error| system("find the memory", error))?;
     let part = memory.part();
     let path = dest.join(match part {
@@ -95,7 +98,7 @@ fn save_memory(pid: u32, bytes: u64, dest: &Path) -> Result<Saved, VmmError> {
     let written = match part {
         MemoryPart::Whole => memory.copy_to(&file),
         MemoryPart::Changes => memory.changed().and_then(|runs| {
-            memory::write(&file, bytes, &runs, |offset, into| memory.read(offset, into))
+            memory::write(&file, bytes, &runs, packing, |offset, into| memory.read(offset, into))
         }),
     };
     let written = written.map_err(|source| VmmError::File { path: path.clone(), source })?;

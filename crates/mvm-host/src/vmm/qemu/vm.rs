@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use mvm_core::vmm::{VmExit, VmHandle};
 
-use super::super::{GuestStream, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::super::{GuestStream, Packing, Saved, Vm, VmSpec, VmUsage, VmmError};
 use super::{AGENT_SOCKET, journal, save, with_source};
 use crate::process::Process;
 use crate::unix_socket;
@@ -54,8 +54,8 @@ impl Vm for QemuVm {
         save::resume(&self.dir).await
     }
 
-    async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
-        save::save(&self.dir, self.handle.pid, u64::from(self.mem_mib) << 20, dest).await
+    async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError> {
+        save::save(&self.dir, self.handle.pid, u64::from(self.mem_mib) << 20, packing, dest).await
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {

@@ -18,7 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::super::{
-    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, Saved, Vm, VmSpec, VmUsage, VmmError,
+    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, Packing, Saved, Vm, VmSpec, VmUsage,
+    VmmError,
 };
 use super::{SimFault, SimGuestControl, SimGuestService};
 
@@ -327,7 +328,7 @@ impl Vm for SimVm {
         Ok(())
     }
 
-    async fn save(&self, dest: &Path) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &Path, _packing: Packing) -> Result<Saved, VmmError> {
         let control = self.alive("save")?;
         if !control.is_paused() {
             return Err(VmmError::Control {
