@@ -153,6 +153,51 @@ fn a_full_disk_is_named_and_leaves_nothing_half_made() {
     assert_eq!(node.leftovers(), [""; 0]);
 }
 
+#[test]
+fn a_sleep_that_finds_no_space_leaves_the_guest_as_it_was() {
+    // Mounting needs root, too.
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: microVMs and their networks need root");
+        return;
+    }
+    let disk = SmallFilesystem::mount("600M");
+    let Some(node) = Node::at(&disk.0.path().join("state")) else { return };
+    node.small_pool("acme/web", &["--disk", "64M"]);
+    let path = node.boot("acme/web");
+    node.guest(&path, "(while true; do sleep 1; done) >/dev/null 2>&1 & echo $! > /run/pid");
+    let lives = "kill -0 $(cat /run/pid) && echo lives";
+    let snapshots = || {
+        let dir = node.dir().join("instances").join(path.rsplit('/').next().unwrap());
+        let names = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.file_name());
+        let names = names.filter_map(|name| name.into_string().ok());
+        names.filter(|name| name.starts_with("sleep-")).collect::<Vec<_>>()
+    };
+
+    // Its first sleep writes its whole memory, the second one what it has written.
+    for round in 1..=2 {
+        let before = snapshots();
+        let filler = disk.fill(2048);
+        if round == 2 {
+            node.guest(&path, "head -c 20000000 /dev/urandom > /run/much");
+        }
+        node.ok(&["sleep", &path, "--no-wait"]);
+        let view = until("it cannot be put to sleep", LIMIT, || {
+            Some(node.instance(&path)).filter(|view| !view["setback"].is_null())
+        });
+        let error = view["setback"]["error"].as_str().unwrap();
+        assert!(error.contains("No space left") || error.contains("no space left"), "{error}");
+        assert_eq!(view["state"], "running", "{view}");
+        assert_eq!(snapshots(), before, "half a snapshot is left");
+        fs::remove_file(&filler).unwrap();
+        assert_eq!(node.guest(&path, lives), "lives");
+        node.ok(&["sleep", &path]);
+        assert_eq!(node.guest(&path, lives), "lives");
+    }
+    assert_eq!(node.instance(&path)["boots"], 1);
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
 /// Replaces a stored record, while no agent runs, and returns what it was.
 fn damage(node: &Node, key: &str, text: &str) -> String {
     node.ok(&["agent", "stop"]);

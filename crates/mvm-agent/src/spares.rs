@@ -1,7 +1,7 @@
 //! Keeps the instances that are to stand by: as many as each pool wants, each as a new one would be.
 //!
-//! One that is taken is replaced in the background. When the machine runs short of memory, none stand
-//! by.
+//! One that is taken is replaced in the background, and one that ended is after a while. When the
+//! machine runs short of memory, none stand by, and none are made that it would run short with.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use mvm_core::admit::{Request, fits, spares_of};
 use mvm_core::lifecycle::{InstanceStatus, Phase};
 use mvm_core::name::{InstancePath, PoolPath};
 use mvm_core::record::{Existence, PoolRecord, Purpose};
-use tokio::time::{sleep, timeout};
+use mvm_core::sleep_policy::HostMemory;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::node::Node;
 use crate::state::Mirror;
@@ -19,6 +20,8 @@ use crate::submit;
 
 /// How often the machine's memory is looked at, and what could not be made is tried again.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// How long one that ended is left to its restart policy before another one replaces it.
+const REPLACE_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two looks: what was asked for just now is still being made.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -35,9 +38,13 @@ pub(crate) fn ready(mirror: &Mirror) -> BTreeSet<InstancePath> {
 /// Runs until the agent is told to end.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut state = node.state.follow();
+    let mut replaced = Instant::now();
     loop {
         let mirror = state.borrow_and_update().clone();
-        let is_short = || node.host.memory.read().is_some_and(|memory| memory.is_short());
+        let is_due = replaced.elapsed() >= REPLACE_AFTER;
+        if is_due {
+            replaced = Instant::now();
+        }
         let mut is_concerned = false;
         for pool in mirror.desired.pools.values() {
             let spares = spares_of(&mirror.desired, &pool.path).count();
@@ -45,8 +52,9 @@ pub(crate) async fn run(node: Arc<Node>) {
                 continue;
             }
             is_concerned = true;
-            let count = if is_short() { 0 } else { wanted(&mirror, pool) };
-            if differs(&mirror, pool, count) {
+            let present = u32::try_from(spares).unwrap_or(u32::MAX);
+            let count = bounded(wanted(&mirror, pool), present, pool, node.host.memory.read());
+            if differs(&mirror, pool, count, is_due) {
                 ask(&node, &pool.path, count).await;
             }
         }
@@ -67,13 +75,23 @@ fn wanted(mirror: &Mirror, pool: &PoolRecord) -> u32 {
     if base.is_some() { pool.spec.ready } else { 0 }
 }
 
-/// Whether those that stand by are others than wanted.
-fn differs(mirror: &Mirror, pool: &PoolRecord, count: u32) -> bool {
+/// As many of those that are wanted as the machine's memory allows.
+fn bounded(wanted: u32, present: u32, pool: &PoolRecord, memory: Option<HostMemory>) -> u32 {
+    let more = u64::from(wanted.saturating_sub(present)) * u64::from(pool.spec.mem_mib);
+    match memory {
+        Some(memory) if memory.is_short() => 0,
+        Some(memory) if !memory.has_room_for(more) => wanted.min(present),
+        _ => wanted,
+    }
+}
+
+/// Whether those that stand by are others than wanted; those that ended count as such if `is_due`.
+fn differs(mirror: &Mirror, pool: &PoolRecord, count: u32, is_due: bool) -> bool {
     let status = mirror.observed.pools.get(&pool.path);
     let spares = spares_of(&mirror.desired, &pool.path);
     let has_ended = |path: &InstancePath| {
         let status = mirror.observed.instances.get(path);
-        status.is_some_and(InstanceStatus::has_ended)
+        is_due && status.is_some_and(InstanceStatus::has_ended)
     };
     let (good, bad): (Vec<_>, Vec<_>) =
         spares.partition(|spare| fits(spare, &pool.spec, status) && !has_ended(&spare.path));

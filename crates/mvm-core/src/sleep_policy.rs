@@ -283,6 +283,11 @@ impl HostMemory {
     pub fn is_short(self) -> bool {
         self.available_mib < self.wanted_mib
     }
+
+    /// Whether there would still be enough if so much more was taken, in MiB.
+    pub fn has_room_for(self, mib: u64) -> bool {
+        self.available_mib >= self.wanted_mib.saturating_add(mib)
+    }
 }
 
 /// A way to rest.

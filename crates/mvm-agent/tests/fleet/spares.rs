@@ -101,7 +101,11 @@ async fn short_memory_takes_them_first_and_they_come_back() {
     let agent = with_spares(&machine, 2).await;
     machine.memory.simulate(Some(HostMemory { available_mib: 10, wanted_mib: 512 }));
     until_spares(&agent, 0).await;
-    machine.memory.simulate(None);
+    // There is room for one of 256 MiB, and not for two, which are made together or not at all.
+    machine.memory.simulate(Some(HostMemory { available_mib: 800, wanted_mib: 512 }));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    until_spares(&agent, 0).await;
+    machine.memory.simulate(Some(HostMemory { available_mib: 1024, wanted_mib: 512 }));
     until_spares(&agent, 2).await;
 }
 
