@@ -173,26 +173,19 @@ fn a_sleep_that_finds_no_space_leaves_the_guest_as_it_was() {
         names.filter(|name| name.starts_with("sleep-")).collect::<Vec<_>>()
     };
 
-    // Its first sleep writes its whole memory, the second one what it has written.
-    for round in 1..=2 {
-        let before = snapshots();
-        let filler = disk.fill(2048);
-        if round == 2 {
-            node.guest(&path, "head -c 20000000 /dev/urandom > /run/much");
-        }
-        node.ok(&["sleep", &path, "--no-wait"]);
-        let view = until("it cannot be put to sleep", LIMIT, || {
-            Some(node.instance(&path)).filter(|view| !view["setback"].is_null())
-        });
-        let error = view["setback"]["error"].as_str().unwrap();
-        assert!(error.contains("No space left") || error.contains("no space left"), "{error}");
-        assert_eq!(view["state"], "running", "{view}");
-        assert_eq!(snapshots(), before, "half a snapshot is left");
-        fs::remove_file(&filler).unwrap();
-        assert_eq!(node.guest(&path, lives), "lives");
-        node.ok(&["sleep", &path]);
-        assert_eq!(node.guest(&path, lives), "lives");
-    }
+    let filler = disk.fill(2048);
+    node.ok(&["sleep", &path, "--no-wait"]);
+    let view = until("it cannot be put to sleep", LIMIT, || {
+        Some(node.instance(&path)).filter(|view| !view["setback"].is_null())
+    });
+    let error = view["setback"]["error"].as_str().unwrap();
+    assert!(error.to_lowercase().contains("no space left"), "{error}");
+    assert_eq!(view["state"], "running", "{view}");
+    assert_eq!(snapshots(), [""; 0], "half a snapshot is left");
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(node.guest(&path, lives), "lives");
+    node.ok(&["sleep", &path]);
+    assert_eq!(node.guest(&path, lives), "lives");
     assert_eq!(node.instance(&path)["boots"], 1);
     node.ok(&["tenant", "destroy", "acme", "--force"]);
     assert_eq!(node.leftovers(), [""; 0]);
