@@ -162,13 +162,16 @@ impl Fleet {
         instance.state = state;
     }
 
-    /// Waits until an instance has got over a crash of its VMM, and takes over whether it had to boot.
-    fn recover(&mut self, path: &str, state: State) {
+    /// Waits until an instance has got over the end of this process, and takes over whether it had to
+    /// boot.
+    fn recover(&mut self, path: &str, state: State, killed: Option<u32>) {
         let boots = self.instances[path].boots;
         let settled = until(&format!("{path} is {} again", state.name()), LIMIT, || {
             let view = self.node.instance(path);
             let is_quiet = view["activity"].is_null() && view["waiting"].is_null();
-            (view["state"] == state.name() && is_quiet).then_some(view)
+            // Its agent may not have noticed yet.
+            let is_another = killed.is_none() || view["pid"].as_u64() != killed.map(u64::from);
+            (view["state"] == state.name() && is_quiet && is_another).then_some(view)
         });
         let instance = self.instances.get_mut(path).unwrap();
         instance.state = state;
@@ -243,30 +246,28 @@ impl Fleet {
                 self.node.ok(&["wake", path]);
             }
             Step::KillVmm if matches!(state, State::Running | State::Warm) => {
-                kill(self.pid(path).unwrap(), Signal::KILL);
+                let pid = self.pid(path).unwrap();
+                kill(pid, Signal::KILL);
                 // Its memory is gone, whatever it was to do.
                 self.set(path, State::Stopped);
                 self.set(path, state);
-                let boots = self.instances[path].boots;
-                until("it has booted again", LIMIT, || {
-                    (self.node.instance(path)["boots"] == boots).then_some(())
-                });
-                self.recover(path, state);
+                self.recover(path, state, Some(pid));
             }
             Step::KillVmmDuringSleep if matches!(state, State::Running | State::Warm) => {
                 let pid = self.pid(path).unwrap();
                 self.node.ok(&["sleep", path, "--no-wait"]);
                 self.pause();
                 kill(pid, Signal::KILL);
-                self.recover(path, State::Sleeping);
+                self.recover(path, State::Sleeping, Some(pid));
             }
             Step::KillVmmDuringWake if state == State::Sleeping => {
                 self.node.ok(&["wake", path, "--no-wait"]);
                 self.pause();
-                if let Some(pid) = self.pid(path) {
+                let pid = self.pid(path);
+                if let Some(pid) = pid {
                     kill(pid, Signal::KILL);
                 }
-                self.recover(path, State::Running);
+                self.recover(path, State::Running, pid);
             }
             Step::KillAgent => self.node.kill_agent(),
             Step::KillAgentDuringSleep if state == State::Running => {

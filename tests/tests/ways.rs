@@ -64,8 +64,9 @@ fn on_terminal(guest: &Guest, script: &str) -> Terminal {
 }
 
 fn a_terminal_is_as_if_the_program_ran_here(guest: &Guest) {
-    let script = "echo \"<$(stty size)> <$TERM> <$(tty)>\"; trap 'echo \"<$(stty size)>\"' WINCH; \
-                  trap 'echo told; exit 9' INT; while :; do sleep 0.1; done";
+    // The traps first: a signal that comes before them is lost.
+    let script = "trap 'echo \"<$(stty size)>\"' WINCH; trap 'echo told; exit 9' INT; \
+                  echo \"<$(stty size)> <$TERM> <$(tty)>\"; while :; do sleep 0.1; done";
     let mut terminal = on_terminal(guest, script);
     terminal.until_seen("<33 101> <vt220> </dev/pts/");
     terminal.until_raw();

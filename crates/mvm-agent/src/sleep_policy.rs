@@ -3,7 +3,7 @@
 //!
 //! Only instances of pools with a policy are measured; without any, nothing is done at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,14 +89,16 @@ async fn round(node: &Arc<Node>, mirror: &Mirror) {
     let governed =
         |path: &InstancePath| mirror.desired.pools.get(&path.pool).is_some_and(is_active);
     let mut running = BTreeMap::new();
-    let mut warm = Vec::new();
+    let mut warm = BTreeSet::new();
     for path in mirror.desired.instances.keys().filter(|path| governed(path)) {
         match mirror.observed.instances.get(path).map(|status| &status.phase) {
             Some(Phase::Running { since_unix_ms }) => {
                 running.insert(path.clone(), *since_unix_ms);
             }
             // It does nothing; since when is known from before.
-            Some(Phase::Warm { .. }) => warm.push(path),
+            Some(Phase::Warm { .. }) => {
+                warm.insert(path);
+            }
             _ => {}
         }
     }

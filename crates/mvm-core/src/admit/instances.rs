@@ -277,15 +277,18 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// What a selector means, without what is being destroyed already.
+    /// What a selector means, without what is being destroyed already, and without what is there for
+    /// something else than use unless it is named.
     pub(super) fn select(
         &self,
         selector: &Selector,
         all: bool,
     ) -> Result<Vec<InstancePath>, Denial> {
+        let is_named = matches!(selector, Selector::Id { .. });
         let instances = self.edit.desired.instances.values();
         let matches: Vec<InstancePath> = instances
             .filter(|i| selector.matches(&i.path) && i.desired != DesiredState::Destroyed)
+            .filter(|i| is_named || i.purpose.is_use())
             .map(|instance| instance.path.clone())
             .collect();
         match matches.len() {
@@ -305,7 +308,7 @@ impl Draft<'_> {
 
     /// Changes what an instance is to do. To run what is already to run, but ended by itself, is a
     /// fresh wish: the plan starts whatever lags behind its generation. Between running and rest
-    /// there is no fresh start.
+    /// there is no fresh start. Whoever wishes something of an instance that stands by takes it.
     pub(super) fn set_desired(
         &mut self,
         path: &InstancePath,
@@ -321,6 +324,9 @@ impl Draft<'_> {
             }
             instance.desired = desired;
             instance.rested = None;
+            if instance.purpose == Purpose::Spare && desired != DesiredState::Destroyed {
+                instance.purpose = Purpose::Use;
+            }
         }
         self.concerns(path);
     }

@@ -89,6 +89,23 @@ fn one_that_is_not_what_a_new_instance_would_be_is_not_taken_and_goes() {
 }
 
 #[test]
+fn verbs_for_many_leave_them_and_whoever_names_one_takes_it() {
+    let mut node = with_base();
+    node.accept(create("demo/web", 1, true));
+    let two = spares(&mut node, 2);
+    let selector: Selector = "demo".parse().unwrap();
+    let wake = Request::InstanceStart { selector: selector.clone(), all: true };
+    assert_eq!(node.accept(wake).instances.len(), 1);
+    let destroy = Request::InstanceDestroy { selector, all: true, force: true };
+    assert_eq!(node.accept(destroy).instances.len(), 1);
+    assert_eq!(spares(&mut node, 2), two);
+    let named = Request::InstanceStart { selector: Selector::from(&two[0]), all: false };
+    node.accept(named);
+    assert_eq!(purpose(&node, &two[0]), (Purpose::Use, DesiredState::Running));
+    assert_eq!(node.desired.pools[&web()].running, 1);
+}
+
+#[test]
 fn they_count_against_the_quota_and_do_not_keep_a_pool() {
     let mut node = with_base();
     let quota = Quota { mem_mib: Some(512), ..Quota::default() };
