@@ -4,16 +4,24 @@
 //! any others, and begin from what was saved when they are started for the first time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::name::{InstancePath, Selector, SnapshotId};
+use mvm_core::record::DesiredState;
 use mvm_wire::{Accepted, ApiError, ErrorCode};
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 
 use crate::actor::Message;
-use crate::node::Node;
+use crate::node::{InstanceHandle, Node};
 use crate::server::one;
 use crate::submit;
+
+/// How long an agent has to spawn the actors of the instances that it finds.
+const ACTOR_LIMIT: Duration = Duration::from_secs(10);
+/// How often one is looked for.
+const ACTOR_POLL: Duration = Duration::from_millis(10);
 
 /// Makes so many forks of an instance.
 pub(crate) async fn fork(
@@ -55,9 +63,27 @@ pub(crate) async fn capture(
     source: &InstancePath,
     snapshot: &SnapshotId,
 ) -> Option<Result<(), String>> {
-    let handle = node.instance(source)?;
+    let handle = actor_of(node, source).await?;
     let (done, captured) = oneshot::channel();
     let capture = Message::Capture(node.shared.dir(snapshot), done);
     handle.mailbox.send(capture).await.ok()?;
     captured.await.ok()
+}
+
+/// The actor of an instance, which an agent that has just started is about to spawn; none if the
+/// instance is gone.
+async fn actor_of(node: &Node, source: &InstancePath) -> Option<InstanceHandle> {
+    let deadline = Instant::now() + ACTOR_LIMIT;
+    loop {
+        if let Some(handle) = node.instance(source) {
+            return Some(handle);
+        }
+        let mirror = node.state.now();
+        let record = mirror.desired.instances.get(source);
+        let is_kept = record.is_some_and(|record| record.desired != DesiredState::Destroyed);
+        if !is_kept || Instant::now() >= deadline {
+            return None;
+        }
+        sleep(ACTOR_POLL).await;
+    }
 }
