@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::admit::{Request, fits, spares_of};
+use mvm_core::admit::{Request, spare_fits, spares_of};
 use mvm_core::lifecycle::{InstanceStatus, Phase};
 use mvm_core::name::{InstancePath, PoolPath};
 use mvm_core::record::{Existence, PoolRecord, Purpose};
@@ -94,7 +94,7 @@ fn differs(mirror: &Mirror, pool: &PoolRecord, count: u32, is_due: bool) -> bool
         is_due && status.is_some_and(InstanceStatus::has_ended)
     };
     let (good, bad): (Vec<_>, Vec<_>) =
-        spares.partition(|spare| fits(spare, &pool.spec, status) && !has_ended(&spare.path));
+        spares.partition(|spare| spare_fits(spare, &pool.spec, status) && !has_ended(&spare.path));
     good.len() != count as usize || !bad.is_empty()
 }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use denial::{Denial, DiskConflict, Limit};
 pub use limits::{Usage, node_usage, tenant_usage};
-pub use spares::{fits, spares_of};
+pub use spares::{spare_fits, spares_of};
 
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;

@@ -48,6 +48,22 @@ impl Draft<'_> {
         self.require_mounts(&format_args!("pool {path}"), &path.tenant, &spec.disks)
     }
 
+    /// Changes what a pool's spec says of the pool itself, as long as it makes sense.
+    pub(super) fn change_spec(
+        &mut self,
+        path: &PoolPath,
+        change: impl FnOnce(&mut PoolSpec),
+    ) -> Result<(), Denial> {
+        self.require_pool(path)?;
+        if let Some(pool) = self.edit.desired.pools.get_mut(path) {
+            change(&mut pool.spec);
+            let error = |error| Denial::Spec { pool: path.clone(), error };
+            pool.spec.check().map_err(error)?;
+        }
+        self.edit.pools.push(path.clone());
+        Ok(())
+    }
+
     /// Asks for a build of what the image is now, or of another image.
     pub(super) fn pool_update(
         &mut self,

@@ -11,14 +11,7 @@ impl Draft<'_> {
         path: &PoolPath,
         policy: &SleepPolicy,
     ) -> Result<(), Denial> {
-        self.require_pool(path)?;
-        if let Some(pool) = self.edit.desired.pools.get_mut(path) {
-            pool.spec.sleep_policy = policy.clone();
-            let error = |error| Denial::Spec { pool: path.clone(), error };
-            pool.spec.check().map_err(error)?;
-        }
-        self.edit.pools.push(path.clone());
-        Ok(())
+        self.change_spec(path, |spec| spec.sleep_policy = policy.clone())
     }
 
     pub(super) fn instance_pin(

@@ -17,7 +17,7 @@ pub fn spares_of<'a>(
 }
 
 /// Whether an instance that stands by is what a new one would be now.
-pub fn fits(spare: &InstanceRecord, spec: &PoolSpec, status: Option<&PoolStatus>) -> bool {
+pub fn spare_fits(spare: &InstanceRecord, spec: &PoolSpec, status: Option<&PoolStatus>) -> bool {
     let base = status.and_then(|status| status.base_for(spec));
     base.is_some_and(|base| {
         spare.origin.as_ref() == Some(&base.id) && spare.spec.makes_same_guest(spec)
@@ -26,14 +26,7 @@ pub fn fits(spare: &InstanceRecord, spec: &PoolSpec, status: Option<&PoolStatus>
 
 impl Draft<'_> {
     pub(super) fn pool_ready(&mut self, path: &PoolPath, ready: u32) -> Result<(), Denial> {
-        self.require_pool(path)?;
-        if let Some(pool) = self.edit.desired.pools.get_mut(path) {
-            pool.spec.ready = ready;
-            let error = |error| Denial::Spec { pool: path.clone(), error };
-            pool.spec.check().map_err(error)?;
-        }
-        self.edit.pools.push(path.clone());
-        Ok(())
+        self.change_spec(path, |spec| spec.ready = ready)
     }
 
     /// Those that do not fit any more go, and then the newest of too many.
@@ -46,7 +39,8 @@ impl Draft<'_> {
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for spare in spares_of(&self.edit.desired, path) {
             let is_ended = self.node.ended.contains(&spare.path);
-            let to = if fits(spare, &spec, status) && !is_ended { &mut kept } else { &mut gone };
+            let to =
+                if spare_fits(spare, &spec, status) && !is_ended { &mut kept } else { &mut gone };
             to.push((spare.created_unix_ms, spare.path.clone()));
         }
         kept.sort();
@@ -73,7 +67,7 @@ impl Draft<'_> {
     ) -> usize {
         let status = self.node.images.get(pool);
         let is_ready = |spare: &&InstanceRecord| {
-            self.node.ready.contains(&spare.path) && fits(spare, spec, status)
+            self.node.ready.contains(&spare.path) && spare_fits(spare, spec, status)
         };
         let spares = spares_of(&self.edit.desired, pool).filter(is_ready);
         let taken: Vec<InstancePath> = spares.take(count).map(|spare| spare.path.clone()).collect();
