@@ -3,7 +3,6 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod image_support;
-#[allow(dead_code, reason = "each test binary uses its part")]
 mod vmm_support;
 
 use std::net::Ipv4Addr;

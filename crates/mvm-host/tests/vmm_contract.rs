@@ -1,5 +1,5 @@
-//! What every VMM driver promises, on the simulated one always, and on real QEMU and Firecracker
-//! where they can run.
+//! What every VMM driver promises: on the simulated one and on Firecracker's stand-in always, and on
+//! real QEMU and Firecracker where they can run.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
@@ -20,7 +20,7 @@ use mvm_host::vmm::{
 };
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, firecracker::Firecracker, processes_of, qemu::Qemu,
-    sim::Sim, text_of,
+    sim::Sim, stand_in::StandIn, text_of,
 };
 
 /// How long before it goes on a guest is reached for.
@@ -43,6 +43,14 @@ macro_rules! contract {
                 }
             })+
         }
+        mod stand_in {
+            $(#[tokio::test]
+            async fn $promise() {
+                if let Some(backend) = super::stand_in() {
+                    super::$promise(super::Host::new(backend)).await;
+                }
+            })+
+        }
         mod firecracker {
             $(#[tokio::test]
             async fn $promise() {
@@ -56,6 +64,10 @@ macro_rules! contract {
 
 async fn real_qemu() -> Option<Qemu> {
     Qemu::new().await.inspect_err(|why| eprintln!("skipped: {why}")).ok()
+}
+
+fn stand_in() -> Option<StandIn> {
+    StandIn::new().inspect_err(|why| eprintln!("skipped: {why}")).ok()
 }
 
 fn real_firecracker() -> Option<Firecracker> {

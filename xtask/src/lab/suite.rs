@@ -51,11 +51,18 @@ impl Suite {
                 test: "vmm_contract",
                 arguments: "--test-threads=2 qemu",
             }],
-            Self::Firecracker => &[TestProgram {
-                package: "mvm-host",
-                test: "vmm_contract",
-                arguments: "--test-threads=2 firecracker",
-            }],
+            Self::Firecracker => &[
+                TestProgram {
+                    package: "mvm-host",
+                    test: "firecracker_api",
+                    arguments: "--nocapture the_real_one",
+                },
+                TestProgram {
+                    package: "mvm-host",
+                    test: "vmm_contract",
+                    arguments: "--test-threads=2 firecracker",
+                },
+            ],
             Self::Life => &[TestProgram {
                 package: "mvm-tests",
                 test: "firecracker",

@@ -3,7 +3,6 @@
 //! Needed: root, a KVM that works, `MVM_FIRECRACKER` or a `firecracker` in `PATH` with its jailer
 //! beside it, `/bin/busybox`, `socat`, and `MVM_TEST_KERNEL_DIR` with an unpacked kernel package.
 //! `cargo xtask lab` has all of it but Firecracker.
-#![allow(dead_code)] // each test binary uses its part
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

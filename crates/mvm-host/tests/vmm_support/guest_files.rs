@@ -1,5 +1,4 @@
 //! The files of the contract's guests: a distribution's kernel, and an archive to boot from.
-#![allow(dead_code)] // each test binary uses its part
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

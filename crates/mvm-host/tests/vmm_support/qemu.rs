@@ -5,7 +5,6 @@
 //! unpacked kernel package (`boot/vmlinuz-*` and `lib/modules/*`) to be used instead. Also needed:
 //! root, `qemu-system-x86_64` (or another one that `MVM_TEST_QEMU` names), and a static
 //! `/bin/busybox`.
-#![allow(dead_code)] // each test binary uses its part
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
 
 use mvm_core::vmm::{Accel, VmHandle, VmmKind};
 use serde_json::{Value, json};
@@ -23,8 +22,6 @@ use crate::unix_socket;
 
 /// Firecracker's own upper bound.
 const MAX_VCPUS: u32 = 32;
-/// How long Firecracker has for one request of a start.
-const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 /// The guest's own context id; its host is always 2.
 const GUEST_CID: u32 = 3;
 const INTERFACE: &str = "eth0";
@@ -58,7 +55,7 @@ pub(super) async fn launch(
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
     };
     or_last_words(process, spec, configuring).await?;
-    finish(spec, starting, prepared)
+    finish(config, spec, starting, prepared)
 }
 
 /// Starts Firecracker with a saved microVM, which is paused on return. If this fails or is given
@@ -89,7 +86,7 @@ pub(super) async fn restore(
         save::apply_changes(pid, memory_bytes, &from.dir).await
     };
     or_last_words(process, spec, loading).await?;
-    finish(spec, starting, prepared)
+    finish(config, spec, starting, prepared)
 }
 
 /// What a start has made and opened.
@@ -163,11 +160,12 @@ async fn start(
         program: programs.jailer.to_string_lossy().into_owned(),
         source,
     })?;
-    let limit = REQUEST_LIMIT.max(config.start_limit);
-    Ok((Starting::new(process), Api::new(prepared.jail.root().join(API_SOCKET), limit)))
+    let api = Api::new(prepared.jail.root().join(API_SOCKET), config.request_limit);
+    Ok((Starting::new(process), api))
 }
 
 fn finish(
+    config: &FirecrackerConfig,
     spec: &VmSpec,
     starting: Starting,
     prepared: Prepared,
@@ -182,7 +180,7 @@ fn finish(
         start_ticks: identity.start_ticks,
         host_boot_id: identity.host_boot_id,
     };
-    Ok(FirecrackerVm::new(handle, process, spec))
+    Ok(FirecrackerVm::new(handle, process, spec, config.request_limit))
 }
 
 /// The jailer's arguments, and behind `--` those of Firecracker.

@@ -49,8 +49,10 @@ pub const PROGRAM_VARIABLE: &str = "MVM_FIRECRACKER";
 pub struct FirecrackerConfig {
     /// The program, by path or by a name to be found in `PATH`.
     pub program: PathBuf,
-    /// How long a fresh Firecracker has until its guest runs.
+    /// How long a fresh Firecracker has until it serves its API.
     pub start_limit: Duration,
+    /// How long it has for one request: saving takes as long as the disk does.
+    pub request_limit: Duration,
 }
 
 impl FirecrackerConfig {
@@ -62,7 +64,11 @@ impl FirecrackerConfig {
 
     /// This Firecracker.
     pub fn new(program: PathBuf) -> Self {
-        Self { program, start_limit: Duration::from_secs(30) }
+        Self {
+            program,
+            start_limit: Duration::from_secs(30),
+            request_limit: Duration::from_secs(120),
+        }
     }
 }
 
@@ -175,7 +181,7 @@ impl Vmm for FirecrackerVmm {
             VmmError::System { operation: format!("find process {}", handle.pid), source }
         })?;
         let Some(process) = process else { return Ok(None) };
-        let vm = vm::FirecrackerVm::new(handle.clone(), process, spec);
+        let vm = vm::FirecrackerVm::new(handle.clone(), process, spec, self.config.request_limit);
         if let Err(error) = vm.state().await {
             // Its guest may well be served: whether to end it is not for the driver to decide.
             tracing::warn!(instance = %spec.id, %error, "an adopted Firecracker does not answer");

@@ -22,8 +22,6 @@ use super::{cgroup, reason, save};
 use crate::process::Process;
 use crate::unix_socket;
 
-/// How long Firecracker has for one request: writing a snapshot takes as long as the disk does.
-const REQUEST_LIMIT: Duration = Duration::from_secs(120);
 /// How long a guest has to listen: it may have just begun to boot, emulated on a busy machine.
 const LISTEN_LIMIT: Duration = Duration::from_secs(120);
 /// How long one attempt to reach the guest may take, and how soon the next one follows.
@@ -48,13 +46,19 @@ pub(super) struct FirecrackerVm {
     dir: PathBuf,
     root: PathBuf,
     mem_mib: u32,
+    request_limit: Duration,
     /// Whether the guest runs and has dropped the connections of before it stood still. Held while
     /// that changes.
     is_settled: Mutex<bool>,
 }
 
 impl FirecrackerVm {
-    pub(super) fn new(handle: VmHandle, process: Process, spec: &VmSpec) -> Self {
+    pub(super) fn new(
+        handle: VmHandle,
+        process: Process,
+        spec: &VmSpec,
+        request_limit: Duration,
+    ) -> Self {
         Self {
             handle,
             process,
@@ -63,6 +67,7 @@ impl FirecrackerVm {
             dir: spec.dir.clone(),
             root: jail::root_of(spec),
             mem_mib: spec.mem_mib,
+            request_limit,
             is_settled: Mutex::new(false),
         }
     }
@@ -77,7 +82,7 @@ impl FirecrackerVm {
     }
 
     fn api(&self) -> Api {
-        Api::new(self.root.join(API_SOCKET), REQUEST_LIMIT)
+        Api::new(self.root.join(API_SOCKET), self.request_limit)
     }
 
     async fn set_state(&self, state: &str) -> Result<(), VmmError> {

@@ -1,0 +1,417 @@
+//! The state machine behind the API: what is allowed before a microVM starts and after it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::UnixListener;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::guest::{Guest, GuestParts};
+use crate::http::Asked;
+use crate::memory::Memory;
+use crate::request::{
+    Action, ActionType, CreateSnapshot, LoadSnapshot, MachineConfig, Request, SnapshotType,
+    WantedState,
+};
+
+const AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
+const BEFORE_START: &str = "The requested operation is not supported before starting the microVM.";
+const MAX_VCPUS: u8 = 32;
+/// The longest command line of a kernel that fits, in bytes.
+const COMMAND_LINE_MAX: usize = 2047;
+const ELF: &[u8] = b"\x7fELF";
+const SECTOR: u64 = 512;
+
+/// What is answered.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    /// Whether the process ends after it.
+    pub(crate) is_last: bool,
+}
+
+impl Answer {
+    pub(crate) fn new(status: u16, body: String) -> Self {
+        Self { status, body, is_last: false }
+    }
+
+    fn refusal(fault: &str) -> Self {
+        Self::new(400, json!({ "fault_message": fault }).to_string())
+    }
+}
+
+/// Why something was not done.
+enum Refusal {
+    /// And all is as it was.
+    Fault(String),
+    /// And Firecracker gives up.
+    Fatal(String),
+}
+
+impl From<String> for Refusal {
+    fn from(fault: String) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// What has become of the microVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    NotStarted,
+    Running,
+    Paused,
+}
+
+/// What a saved microVM is made of, besides its memory.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Devices {
+    mem_mib: usize,
+    vcpus: u8,
+    /// Path and whether it is only read, in the guest's order.
+    drives: Vec<(String, String, bool)>,
+    interface: Option<(String, Option<String>)>,
+    vsock: Option<String>,
+}
+
+/// A Firecracker with at most one microVM.
+pub(crate) struct Machine {
+    id: String,
+    version: String,
+    phase: Phase,
+    config: MachineConfig,
+    kernel: Option<String>,
+    devices: Devices,
+    listener: Option<UnixListener>,
+    has_metrics: bool,
+    is_configured: bool,
+    guest: Option<Guest>,
+}
+
+impl Machine {
+    pub(crate) fn new(id: &str, version: &str) -> Self {
+        let config = json!({ "vcpu_count": 1, "mem_size_mib": 128 });
+        Self {
+            id: id.to_owned(),
+            version: version.to_owned(),
+            phase: Phase::NotStarted,
+            config: serde_json::from_value(config).expect("these are its fields"),
+            kernel: None,
+            devices: Devices::default(),
+            listener: None,
+            has_metrics: false,
+            is_configured: false,
+            guest: None,
+        }
+    }
+
+    /// Carries out a request.
+    pub(crate) fn answer(&mut self, asked: &Asked) -> Answer {
+        if !["GET", "PUT", "PATCH"].contains(&asked.method.as_str()) {
+            let text = "{ \"error\": \"Invalid HTTP Method: Unsupported HTTP method.\n\
+                        All previous unanswered requests will be dropped.\" }";
+            return Answer::new(400, text.to_owned());
+        }
+        let done = Request::of(asked).map_err(Refusal::Fault).and_then(|it| self.carry_out(it));
+        match done {
+            Ok(Some(body)) => Answer::new(200, body.to_string()),
+            Ok(None) => Answer::new(204, String::new()),
+            Err(Refusal::Fault(fault)) => Answer::refusal(&fault),
+            Err(Refusal::Fatal(fault)) => Answer { is_last: true, ..Answer::refusal(&fault) },
+        }
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<Option<serde_json::Value>, Refusal> {
+        let is_early = self.phase == Phase::NotStarted;
+        match request {
+            Request::Describe => return Ok(Some(self.describe())),
+            Request::Version => return Ok(Some(json!({ "firecracker_version": self.version }))),
+            Request::GetMachine => return Ok(Some(self.machine())),
+            Request::State(wanted) => match (is_early, wanted.state) {
+                (true, _) => return Err(Refusal::Fault(BEFORE_START.into())),
+                (false, WantedState::Paused) => self.pause(),
+                (false, WantedState::Resumed) => self.resume(),
+            },
+            Request::Save(save) if !is_early => self.save(&save)?,
+            Request::Action(Action { action_type }) => self.act(&action_type)?,
+            Request::Save(_) => return Err(Refusal::Fault(BEFORE_START.into())),
+            _ if !is_early => return Err(Refusal::Fault(AFTER_START.into())),
+            Request::Load(load) => self.load(&load)?,
+            settings => self.configure(settings)?,
+        }
+        Ok(None)
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let state = match self.phase {
+            Phase::NotStarted => "Not started",
+            Phase::Running => "Running",
+            Phase::Paused => "Paused",
+        };
+        json!({
+            "id": self.id, "state": state, "vmm_version": self.version, "app_name": "Firecracker",
+        })
+    }
+
+    fn machine(&self) -> serde_json::Value {
+        json!({
+            "vcpu_count": self.config.vcpu_count, "mem_size_mib": self.config.mem_size_mib,
+            "smt": self.config.smt, "track_dirty_pages": self.config.track_dirty_pages,
+            "huge_pages": "None",
+        })
+    }
+
+    /// What can be said before the start.
+    fn configure(&mut self, request: Request) -> Result<(), String> {
+        match request {
+            Request::Machine(config) => {
+                if !(1..=MAX_VCPUS).contains(&config.vcpu_count) {
+                    return Err(
+                        "Machine config error: The number of vCPUs must be greater than 0, \
+                                less than 32 and must be 1 or an even number if SMT is enabled."
+                            .into(),
+                    );
+                }
+                if config.mem_size_mib == 0 {
+                    return Err(
+                        "Machine config error: The memory size (MiB) is either 0, or not a \
+                                multiple of the configured page size."
+                            .into(),
+                    );
+                }
+                self.config = config;
+            }
+            Request::BootSource(source) => {
+                let opened = |what: &str| {
+                    let what = what.to_owned();
+                    move |error: io::Error| format!("Boot source error: The {what} {error}")
+                };
+                File::open(&source.kernel_image_path)
+                    .map_err(opened("kernel file cannot be opened:"))?;
+                if let Some(initrd) = &source.initrd_path {
+                    let what =
+                        "initrd file cannot be opened due to invalid path or invalid permissions.";
+                    File::open(initrd).map_err(opened(what))?;
+                }
+                if source.boot_args.is_some_and(|line| line.len() > COMMAND_LINE_MAX) {
+                    return Err("Boot source error: The kernel command line is invalid: Invalid \
+                                cmdline capacity provided."
+                        .into());
+                }
+                self.kernel = Some(source.kernel_image_path);
+            }
+            Request::Drive(drive) => {
+                let path = drive.path_on_host.unwrap_or_default();
+                let is_read_only = drive.is_read_only.unwrap_or(false);
+                open_drive(&path, is_read_only).map_err(|error| {
+                    format!(
+                        "Drive config error: Unable to create the virtio block device: Virtio \
+                         backend error: Error manipulating the backing file: {error} {path}"
+                    )
+                })?;
+                self.devices.drives.push((drive.drive_id, path, is_read_only));
+            }
+            Request::Network(network) => {
+                self.devices.interface = Some((network.iface_id, network.guest_mac));
+            }
+            Request::Vsock(vsock) => {
+                let listener = listen(&vsock.uds_path).map_err(|error| {
+                    format!(
+                        "Vsock config error: Cannot create backend for vsock device: Error binding \
+                         to the host-side Unix socket: {error}"
+                    )
+                })?;
+                self.listener = Some(listener);
+                self.devices.vsock = Some(vsock.uds_path);
+            }
+            Request::Metrics(metrics) => {
+                let bad =
+                    "Metrics error: Cannot initialize the metrics system due to bad user input:";
+                File::options()
+                    .append(true)
+                    .open(metrics.metrics_path)
+                    .map_err(|error| format!("{bad} {error}"))?;
+                if self.has_metrics {
+                    return Err(format!("{bad} Reinitialization of metrics not allowed."));
+                }
+                self.has_metrics = true;
+                // Metrics are of Firecracker, not of a microVM: one can still be loaded.
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.is_configured = true;
+        Ok(())
+    }
+
+    fn act(&mut self, action: &ActionType) -> Result<(), String> {
+        match (action, self.phase) {
+            (ActionType::InstanceStart, Phase::NotStarted) => self.start(),
+            (ActionType::InstanceStart, _) => Err(AFTER_START.into()),
+            (_, Phase::NotStarted) => Err(BEFORE_START.into()),
+            (ActionType::FlushMetrics | ActionType::SendCtrlAltDel, _) => Ok(()),
+        }
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        let failed = |problem: &str| format!("Start microvm error: {problem}");
+        let Some(kernel) = &self.kernel else {
+            return Err(failed("Cannot start microvm without kernel configuration."));
+        };
+        if !fs::read(kernel).is_ok_and(|content| content.starts_with(ELF)) {
+            return Err(failed(
+                "System configuration error: Cannot load kernel due to invalid memory \
+                 configuration or invalid kernel image: Kernel Loader: failed to load ELF kernel \
+                 image: Kernel Loader: Invalid Elf magic number",
+            ));
+        }
+        self.devices.mem_mib = self.config.mem_size_mib;
+        self.devices.vcpus = self.config.vcpu_count;
+        let memory = Memory::new(self.devices.mem_mib << 20);
+        let memory = memory.map_err(|error| failed(&error.to_string()))?;
+        let guest = Guest::new(memory, self.parts());
+        if let Some(listener) = self.listener.take() {
+            guest.listen(listener);
+        }
+        guest.boot();
+        self.guest = Some(guest);
+        self.phase = Phase::Running;
+        Ok(())
+    }
+
+    fn parts(&self) -> GuestParts {
+        let drives = self.devices.drives.iter().zip('a'..);
+        let describe = |((_, path, is_read_only), letter): (&(String, String, bool), char)| {
+            let sectors = fs::metadata(path).map_or(0, |metadata| metadata.len() / SECTOR);
+            format!("vd{letter} {sectors} {}", u8::from(*is_read_only))
+        };
+        let disks: Vec<String> = drives.map(describe).collect();
+        let mac = self.devices.interface.as_ref().and_then(|(_, mac)| mac.clone());
+        GuestParts { disks: disks.join(" "), mac: mac.unwrap_or_default() }
+    }
+
+    fn pause(&mut self) {
+        self.phase = Phase::Paused;
+        if let Some(guest) = &self.guest {
+            guest.pause();
+        }
+    }
+
+    fn resume(&mut self) {
+        self.phase = Phase::Running;
+        if let Some(guest) = &self.guest {
+            guest.resume();
+        }
+    }
+
+    fn save(&self, save: &CreateSnapshot) -> Result<(), String> {
+        let failed = |problem: &str| format!("Create snapshot error: {problem}");
+        let Some(guest) = self.guest.as_ref().filter(|_| self.phase == Phase::Paused) else {
+            return Err(failed(
+                "Cannot save the microVM state: Operation not allowed: save/restore unavailable \
+                 while running",
+            ));
+        };
+        let text = json!(self.devices).to_string();
+        let content = format!("{}\n{text}", digest(&text));
+        fs::write(&save.snapshot_path, content).map_err(|error| {
+            failed(&format!("Cannot perform open on the snapshot backing file: {error}"))
+        })?;
+        let memory = File::create(&save.mem_file_path);
+        let written = memory.and_then(|mut file| match save.snapshot_type {
+            SnapshotType::Full => guest.save(&mut file),
+            // Who takes a difference has the memory already.
+            SnapshotType::Diff => Ok(()),
+        });
+        written.map_err(|error| failed(&format!("Cannot write memory file: {error}")))?;
+        guest.leave_word_of_a_reset();
+        Ok(())
+    }
+
+    fn load(&mut self, load: &LoadSnapshot) -> Result<(), Refusal> {
+        const FAILED: &str = "Load snapshot error:";
+        const STATE: &str = "Load snapshot error: Failed to restore from snapshot: Failed to get \
+                             snapshot state from file:";
+        const MEMORY: &str = "Load snapshot error: Failed to restore from snapshot: Failed to load \
+                              guest memory: Error creating guest memory from file:";
+        if self.is_configured {
+            return Err(Refusal::Fault(format!(
+                "{FAILED} Loading a microVM snapshot not allowed after configuring boot-specific \
+                 resources."
+            )));
+        }
+        let fatal = |problem: String| Refusal::Fatal(problem);
+        let content = fs::read(&load.snapshot_path)
+            .map_err(|error| fatal(format!("{STATE} Failed to open snapshot file: {error}")))?;
+        self.devices = understood(&content).map_err(|problem| {
+            fatal(format!("{STATE} Failed to load snapshot state from file: {problem}"))
+        })?;
+        let is_known = |id: &str| {
+            self.devices.interface.as_ref().is_some_and(|(known, _)| known.as_str() == id)
+        };
+        if load.network_overrides.iter().any(|network| !is_known(&network.iface_id)) {
+            return Err(fatal(format!("{STATE} Unknown Network Device.")));
+        }
+        let bytes = self.devices.mem_mib << 20;
+        let path = load.mem_backend.as_ref().map_or("", |backend| backend.backend_path.as_str());
+        let file = File::open(path)
+            .map_err(|error| fatal(format!("{MEMORY} Failed to load guest memory: {error}")))?;
+        if !file.metadata().is_ok_and(|metadata| metadata.len() >= bytes as u64) {
+            return Err(fatal(format!(
+                "{MEMORY} Failed to restore guest memory: Total sum of memory regions exceeds \
+                 largest possible file offset"
+            )));
+        }
+        for (_, path, is_read_only) in &self.devices.drives {
+            open_drive(path, *is_read_only)
+                .map_err(|error| fatal(format!("{FAILED} {error} {path}")))?;
+        }
+        let memory = Memory::map(&file, bytes);
+        let memory = memory.map_err(|error| fatal(format!("{MEMORY} {error}")))?;
+        let guest = Guest::new(memory, self.parts());
+        guest.leave_word_of_a_reset();
+        if let Some(path) = &self.devices.vsock {
+            let listener = listen(path).map_err(|error| fatal(format!("{FAILED} {error}")))?;
+            guest.listen(listener);
+        }
+        self.guest = Some(guest);
+        self.config.vcpu_count = self.devices.vcpus;
+        self.config.mem_size_mib = self.devices.mem_mib;
+        self.config.track_dirty_pages = load.track_dirty_pages;
+        self.phase = Phase::Paused;
+        if load.resume_vm {
+            self.resume();
+        }
+        Ok(())
+    }
+}
+
+/// Takes a saved state apart, if it is whole.
+fn understood(content: &[u8]) -> Result<Devices, String> {
+    let text = std::str::from_utf8(content).unwrap_or_default();
+    let (sum, text) = text.split_once('\n').unwrap_or_default();
+    let devices = serde_json::from_str(text)
+        .map_err(|_| "An error occured during bitcode serialization: bitcode error")?;
+    match sum == digest(text) {
+        true => Ok(devices),
+        false => Err("CRC64 validation failed".into()),
+    }
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn open_drive(path: &str, is_read_only: bool) -> io::Result<File> {
+    File::options().read(true).write(!is_read_only).open(path)
+}
+
+fn listen(path: &str) -> io::Result<UnixListener> {
+    // A socket that was given before is given up.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
