@@ -74,7 +74,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
-            vmm: real(choice.vmm, choice.accel),
+            vmm: real(choice.vmm, choice.accel, &state_dir),
             network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
                 as Arc<dyn Network>,
             images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
@@ -94,9 +94,9 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
 }
 
 /// The chosen VMM, and the other for what it may have started before.
-fn real(chosen: VmmKind, accel: Accel) -> Arc<dyn Vmm> {
+fn real(chosen: VmmKind, accel: Accel, state_dir: &Path) -> Arc<dyn Vmm> {
     let qemu: Arc<dyn Vmm> = Arc::new(QemuVmm::new(QemuConfig::new(accel)));
-    let firecracker = FirecrackerVmm::new(FirecrackerConfig::from_environment());
+    let firecracker = FirecrackerVmm::new(FirecrackerConfig::of(state_dir));
     let firecracker: Arc<dyn Vmm> = Arc::new(firecracker);
     Arc::new(match chosen {
         VmmKind::Firecracker => NodeVmm::new(firecracker, vec![qemu]),

@@ -17,7 +17,7 @@ use mvm_core::lifecycle::{Event, InstanceStatus, Phase, StartFrom};
 use mvm_core::name::InstancePath;
 use mvm_core::record::InstanceRecord;
 use mvm_core::snapshot::{
-    DiskStamp, FORMAT, Here, ImageRef, Manifest, OwnSnapshot, Refusal, Shape, verdict,
+    DiskStamp, FORMAT, Here, ImageRef, Manifest, OwnSnapshot, Refusal, Shape, VmmBuild, verdict,
 };
 use mvm_host::guest::{Session, SessionError};
 use mvm_host::snapshots::{self, SnapshotError};
@@ -137,7 +137,8 @@ pub(crate) async fn capture(
         let image_dir = image_dir(node, &spec.dir, image);
         snapshots::link(&image_dir.join(MEMORY_IMAGE), &new.join(MEMORY_IMAGE))?;
     }
-    complete_for_others(node, path, &spec, status, &new, dest).await
+    complete_for_others(node, path, here(&spec, status, vm.build().await?)?, &spec, &new, dest)
+        .await
 }
 
 /// Makes a copy of a sleeping instance's snapshot for others to begin from. It has to be one that
@@ -153,7 +154,8 @@ pub(crate) async fn copy_for_others(
     let snapshot = status.snapshot.as_ref().ok_or(EffectError::NoImage)?;
     let own = own_dir(&spec.dir, snapshot.number);
     let manifest = snapshots::read(&own)?;
-    verdict(&manifest, path, &here(node, &spec, status).await?)?;
+    let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
+    verdict(&manifest, path, &here(&spec, status, build)?)?;
     let image_dir = image_dir(node, &spec.dir, &snapshot.memory);
     let (dir, of_snapshot, of_image) = (own.clone(), manifest.clone(), image_dir.clone());
     blocking(move || verify(&dir, &of_snapshot, Some(&of_image))).await??;
@@ -163,19 +165,19 @@ pub(crate) async fn copy_for_others(
         snapshots::link(&own.join(&file.name), &new.join(&file.name))?;
     }
     snapshots::link(&image_dir.join(MEMORY_IMAGE), &new.join(MEMORY_IMAGE))?;
-    Ok(complete_for_others(node, path, &spec, status, &new, dest).await?)
+    let here = here(&spec, status, manifest.build)?;
+    Ok(complete_for_others(node, path, here, &spec, &new, dest).await?)
 }
 
 async fn complete_for_others(
     node: &Node,
     path: &InstancePath,
+    mut here: Here,
     spec: &VmSpec,
-    status: &InstanceStatus,
     new: &Path,
     dest: &Path,
 ) -> Result<(), EffectError> {
     node.host.images.copy_layer(&spec.dir.join(LAYER), &new.join(LAYER), 0).await?;
-    let mut here = here(node, spec, status).await?;
     here.disks = here.disks.into_iter().map(DiskStamp::of_copy).collect();
     let manifest = manifest_of(node, path, here, None);
     let (new, dest) = (new.to_owned(), dest.to_owned());
@@ -221,7 +223,7 @@ async fn save(
         (MemoryPart::Changes, Some(image)) => (Some(image.clone()), image.clone()),
         (MemoryPart::Changes, None) => return Err(EffectError::NoImage),
     };
-    let here = here(node, spec, status).await?;
+    let here = here(spec, status, vm.build().await?)?;
     let manifest = manifest_of(node, &record.path, here, base);
     let new = new.to_owned();
     blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
@@ -237,8 +239,8 @@ fn packing(node: &Node, record: &InstanceRecord) -> Packing {
     }
 }
 
-/// What an instance would go on with.
-async fn here(node: &Node, spec: &VmSpec, status: &InstanceStatus) -> Result<Here, EffectError> {
+/// What an instance would go on with, on this build of a VMM.
+fn here(spec: &VmSpec, status: &InstanceStatus, build: VmmBuild) -> Result<Here, EffectError> {
     let written = spec.disks.iter().enumerate();
     let disks: Result<Vec<DiskStamp>, SnapshotError> = written
         .filter(|(_, disk)| disk.access == DiskAccess::ReadWrite)
@@ -248,7 +250,7 @@ async fn here(node: &Node, spec: &VmSpec, status: &InstanceStatus) -> Result<Her
         })
         .collect();
     Ok(Here {
-        build: node.host.vmm.build().await?,
+        build,
         revision: status.revision.clone().ok_or(EffectError::NoRevision)?,
         shape: Shape {
             vcpus: spec.vcpus,
@@ -336,7 +338,8 @@ async fn try_restore(
         }
     };
     let manifest = snapshots::read(&dir)?;
-    verdict(&manifest, path, &here(node, &spec, status).await?)?;
+    let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
+    verdict(&manifest, path, &here(&spec, status, build.clone())?)?;
     let (memory, image_dir) = match &image {
         ImageRef::Own { number } => {
             let image_dir = own_dir(&spec.dir, *number);
@@ -347,7 +350,7 @@ async fn try_restore(
         ImageRef::Shared { id } => (node.shared.memory(id).await?, None),
     };
     effects::add_to_network(node, &record).await?;
-    let from = Restore { dir: dir.clone(), memory };
+    let from = Restore { dir: dir.clone(), memory, build };
     // Looking at every byte takes as long as the VMM takes to start.
     let verified = blocking(move || verify(&dir, &manifest, image_dir.as_deref()));
     let prepare_ms = ms_since(began);

@@ -13,5 +13,6 @@ pub mod net;
 pub mod platform;
 pub mod process;
 pub mod snapshots;
+mod tls;
 pub mod unix_socket;
 pub mod vmm;

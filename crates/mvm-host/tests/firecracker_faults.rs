@@ -203,7 +203,8 @@ async fn saved(host: &Host<StandIn>, spec: &VmSpec, dir: &Path) -> Restore {
     vm.kill().await.unwrap();
     vm.wait().await;
     let memory = MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap();
-    Restore { dir: dir.to_owned(), memory: Arc::new(memory) }
+    let build = host.backend.vmm().build().await.unwrap();
+    Restore { dir: dir.to_owned(), memory: Arc::new(memory), build }
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
     drop(session);
     let dir = asleep(&host, &vm).await;
     let memory = Arc::new(MemoryImage::share(&dir.join(MEMORY_IMAGE)).unwrap());
-    let from = Restore { dir, memory };
+    let from = Restore { dir, memory, build: vmm.build().await.unwrap() };
 
     let fork = |name, last| Identity { name, address: Ipv4Addr::new(10, 240, 0, last) };
     let mut random = Vec::new();

@@ -153,7 +153,9 @@ async fn a_saved_microvm_goes_on_where_it_was_time_after_time<B: Backend>(host: 
     let path = first.join(MEMORY_IMAGE);
     let image = Arc::new(MemoryImage::own(&path, spec.uid).unwrap());
     let content = std::fs::read(&path).unwrap();
-    let mut from = Restore { dir: first, memory: image };
+    let build = vmm.build().await.unwrap();
+    assert_eq!(vm.build().await.unwrap(), build);
+    let mut from = Restore { dir: first, memory: image, build: build.clone() };
     for cycle in 1..=3 {
         vm.kill().await.unwrap();
         vm.wait().await;
@@ -178,6 +180,7 @@ async fn a_saved_microvm_goes_on_where_it_was_time_after_time<B: Backend>(host: 
     // Adopted, it can be paused and saved as before.
     let adopted = host.backend.vmm().adopt(vm.handle(), &spec).await.unwrap().unwrap();
     drop((guest, vm));
+    assert_eq!(adopted.build().await.unwrap(), build);
     let from = Restore { dir: saved_into(&host, &adopted, "adopted").await, ..from };
     adopted.kill().await.unwrap();
     adopted.wait().await;
@@ -212,7 +215,7 @@ async fn microvms_restored_from_one_image_do_not_see_each_others_memory<B: Backe
     origin.kill().await.unwrap();
     origin.wait().await;
     let memory = Arc::new(MemoryImage::share(&dir.join(MEMORY_IMAGE)).unwrap());
-    let from = Restore { dir, memory };
+    let from = Restore { dir, memory, build: vmm.build().await.unwrap() };
     let mut forks = Vec::new();
     for spec in &specs {
         let vm = vmm.restore(spec, &from).await.unwrap();
@@ -245,7 +248,7 @@ async fn a_failed_save_or_restore_leaves_nothing<B: Backend>(host: Host<B>) {
     assert!(vm.pause().await.is_err());
     let memory = Arc::new(MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap());
     let state = std::fs::read(dir.join(DEVICE_STATE)).unwrap();
-    let from = Restore { dir: dir.clone(), memory };
+    let from = Restore { dir: dir.clone(), memory, build: vmm.build().await.unwrap() };
     for damaged in [&state[..state.len() / 2], &[], b"not the state of any device"] {
         std::fs::write(dir.join(DEVICE_STATE), damaged).unwrap();
         let error = vmm.restore(&spec, &from).await.err();

@@ -12,6 +12,7 @@ use crate::process::ToolError;
 
 pub(crate) mod apt;
 pub(crate) mod deb;
+pub mod firecracker;
 pub mod kernel;
 mod kernel_build;
 pub mod kernel_file;
@@ -57,6 +58,9 @@ pub enum BootstrapError {
         /// The names that were tried.
         names: String,
     },
+    /// Firecracker cannot be installed.
+    #[error(transparent)]
+    Firecracker(#[from] firecracker::InstallError),
     /// A downloaded package is not the one that the package lists promise.
     #[error("{path} does not match the package lists: expected SHA-256 {expected}, got {actual}")]
     WrongDigest {

@@ -4,7 +4,7 @@ use mvm_core::vmm::{Accel, VmmKind};
 
 use super::facts::{Facts, Firecracker};
 use super::kvm::KvmVerdict;
-use crate::vmm::firecracker::FirecrackerVersion;
+use crate::vmm::firecracker::{FirecrackerVersion, MINIMUM_VERSION};
 
 /// Why a VMM or accelerator that was asked for cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,9 +73,9 @@ fn firecracker_version(
     let refuse = |problem: &str| Err(PlatformError::NoFirecracker { problem: problem.to_owned() });
     match (&facts.firecracker, accel) {
         (_, Some(Accel::Tcg)) => refuse("it runs on KVM alone, and `tcg` was asked for"),
-        (Firecracker::Missing, _) => {
-            refuse("it is not installed (MVM_FIRECRACKER names one that is not in PATH)")
-        }
+        (Firecracker::Missing, _) => refuse(&format!(
+            "it is not installed (`mvm bootstrap --firecracker {MINIMUM_VERSION}` does that)"
+        )),
         (Firecracker::Unfit { problem }, _) => refuse(problem),
         (Firecracker::Installed { version }, _) => Ok(*version),
     }

@@ -181,7 +181,7 @@ pub async fn gather(state_dir: &Path) -> Facts {
         missing: missing_programs(&Program::ALL),
         package_manager: PackageManager::detect(),
         qemu: gather_qemu().await,
-        firecracker: gather_firecracker().await,
+        firecracker: gather_firecracker(state_dir).await,
         tun: device("/dev/net/tun"),
         bridge: kernel.feature("bridge", "CONFIG_BRIDGE"),
         nf_tables,
@@ -230,8 +230,8 @@ async fn gather_qemu() -> Qemu {
     }
 }
 
-async fn gather_firecracker() -> Firecracker {
-    match FirecrackerVmm::new(FirecrackerConfig::from_environment()).version().await {
+async fn gather_firecracker(state_dir: &Path) -> Firecracker {
+    match FirecrackerVmm::new(FirecrackerConfig::of(state_dir)).version().await {
         Ok(version) => Firecracker::Installed { version },
         Err(VmmError::MissingProgram { program }) if program == firecracker::PROGRAM => {
             Firecracker::Missing

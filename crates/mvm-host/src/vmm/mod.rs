@@ -147,6 +147,8 @@ pub struct Restore {
     pub dir: PathBuf,
     /// The memory that it begins with: its own image, or the one that its changes are about.
     pub memory: Arc<MemoryImage>,
+    /// What it was saved on, which is to restore it.
+    pub build: VmmBuild,
 }
 
 /// Why a VMM operation failed.
@@ -246,9 +248,18 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> VmmError {
 pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
 
-/// What a guest sees of this machine's processor, on hardware virtualization: two machines of
-/// which this is the same can exchange saved microVMs.
-pub(crate) fn processor(cpuinfo: &str) -> String {
+/// What a guest sees of this machine's processor, on hardware virtualization.
+fn this_processor() -> Result<String, VmmError> {
+    let path = PathBuf::from("/proc/cpuinfo");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(processor(&text)),
+        Err(source) => Err(VmmError::File { path, source }),
+    }
+}
+
+/// The processor that a description is of: two machines of which this is the same can exchange
+/// saved microVMs.
+fn processor(cpuinfo: &str) -> String {
     const FIELDS: [&str; 5] = ["vendor_id", "cpu family", "model", "stepping", "flags"];
     let first = cpuinfo.split("\n\n").next().unwrap_or_default();
     let values = first.lines().filter_map(|line| {
@@ -274,11 +285,18 @@ pub trait Vmm: Send + Sync {
     /// Which VMM this is.
     fn kind(&self) -> VmmKind;
 
-    /// What microVMs run on, as far as their saved state depends on it.
+    /// What microVMs are launched on, as far as their saved state depends on it.
     ///
     /// # Errors
     /// The VMM is not installed, or does not say.
     async fn build(&self) -> Result<VmmBuild, VmmError>;
+
+    /// What would restore a microVM that was saved on this build: the same one where it is still
+    /// there, else what microVMs are launched on.
+    ///
+    /// # Errors
+    /// The VMM is not installed, or does not say.
+    async fn build_for(&self, saved_on: &VmmBuild) -> Result<VmmBuild, VmmError>;
 
     /// The boot id of the machine that microVMs run on: changes with each of its boots.
     fn host_boot_id(&self) -> String;
@@ -328,6 +346,12 @@ pub trait Vm: Send + Sync {
     fn accel(&self) -> Accel {
         self.handle().accel
     }
+
+    /// What it runs on. Its process is asked: another VMM may have been installed since it started.
+    ///
+    /// # Errors
+    /// The microVM is gone or does not answer.
+    async fn build(&self) -> Result<VmmBuild, VmmError>;
 
     /// Waits for the VMM's process to end. May be called by many, also after the end.
     async fn wait(&self) -> VmExit;

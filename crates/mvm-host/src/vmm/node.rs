@@ -1,7 +1,8 @@
 //! The VMMs of one node: the one that starts microVMs, and those that started some earlier.
 //!
 //! An operator may install a VMM or choose another one while microVMs run. Those go on under the
-//! VMM that they were started with, which their handle names. The agent's set-up makes it.
+//! VMM that they were started with, which their handle names, and a saved one is restored by the one
+//! that saved it. The agent's set-up makes it.
 
 use std::sync::Arc;
 
@@ -23,9 +24,9 @@ impl NodeVmm {
         Self { chosen, others }
     }
 
-    fn of(&self, handle: &VmHandle) -> &dyn Vmm {
-        let other = self.others.iter().find(|vmm| vmm.kind() == handle.vmm);
-        match self.chosen.kind() == handle.vmm {
+    fn of(&self, kind: VmmKind) -> &dyn Vmm {
+        let other = self.others.iter().find(|vmm| vmm.kind() == kind);
+        match self.chosen.kind() == kind {
             true => &*self.chosen,
             false => other.map_or(&*self.chosen, |vmm| &**vmm),
         }
@@ -42,6 +43,16 @@ impl Vmm for NodeVmm {
         self.chosen.build().await
     }
 
+    async fn build_for(&self, saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
+        match self.of(saved_on.vmm).build_for(saved_on).await {
+            // It is there no more.
+            Err(
+                VmmError::MissingProgram { .. } | VmmError::Unfit { .. } | VmmError::TooOld { .. },
+            ) => self.build().await,
+            build => build,
+        }
+    }
+
     fn host_boot_id(&self) -> String {
         self.chosen.host_boot_id()
     }
@@ -51,7 +62,7 @@ impl Vmm for NodeVmm {
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
-        self.chosen.restore(spec, from).await
+        self.of(from.build.vmm).restore(spec, from).await
     }
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
@@ -67,11 +78,11 @@ impl Vmm for NodeVmm {
         handle: &VmHandle,
         spec: &VmSpec,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
-        self.of(handle).adopt(handle, spec).await
+        self.of(handle.vmm).adopt(handle, spec).await
     }
 
     async fn exit_of(&self, handle: &VmHandle, spec: &VmSpec) -> VmExit {
-        self.of(handle).exit_of(handle, spec).await
+        self.of(handle.vmm).exit_of(handle, spec).await
     }
 }
 
@@ -87,20 +98,13 @@ mod tests {
         let qemu = crate::vmm::qemu::QemuConfig::new(Accel::Tcg);
         let qemu = Arc::new(crate::vmm::qemu::QemuVmm::new(qemu)) as Arc<dyn Vmm>;
         let node = NodeVmm::new(sim(), vec![qemu]);
-        let handle = |vmm| VmHandle {
-            vmm,
-            accel: Accel::Tcg,
-            pid: 1,
-            start_ticks: 1,
-            host_boot_id: String::new(),
-        };
         assert_eq!(node.kind(), VmmKind::Sim);
         for (vmm, by) in [
             (VmmKind::Qemu, VmmKind::Qemu),
             (VmmKind::Sim, VmmKind::Sim),
             (VmmKind::Firecracker, VmmKind::Sim),
         ] {
-            assert_eq!(node.of(&handle(vmm)).kind(), by);
+            assert_eq!(node.of(vmm).kind(), by);
         }
     }
 }

@@ -203,8 +203,11 @@ impl Vmm for SimVmm {
     }
 
     async fn build(&self) -> Result<VmmBuild, VmmError> {
-        let (version, cpu) = ("1".to_owned(), String::new());
-        Ok(VmmBuild { vmm: VmmKind::Sim, version, accel: Accel::Tcg, cpu })
+        Ok(machine::build())
+    }
+
+    async fn build_for(&self, _saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
+        self.build().await
     }
 
     fn host_boot_id(&self) -> String {

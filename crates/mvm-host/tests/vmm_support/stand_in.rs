@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::Backend;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_firecracker-stand-in");
+/// The file beside a program that says how it behaves.
+pub(crate) const BEHAVIOUR: &str = "behaviour.json";
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_firecracker-stand-in");
 
 pub(crate) struct StandIn {
     files: tempfile::TempDir,
@@ -38,9 +40,15 @@ impl StandIn {
         Self { request_limit: Some(limit), ..self }
     }
 
+    /// A driver that keeps what it starts in a directory.
+    pub(crate) fn vmm_that_keeps(&self, dir: &Path) -> FirecrackerVmm {
+        let config = FirecrackerConfig::new(self.program());
+        FirecrackerVmm::new(FirecrackerConfig { kept_in: Some(dir.to_owned()), ..config })
+    }
+
     /// What whoever starts from now on does; see the program's module on behaviour.
     pub(crate) fn behave(&self, behaviour: &Value) {
-        let path = self.files.path().join("behaviour.json");
+        let path = self.files.path().join(BEHAVIOUR);
         std::fs::write(path, behaviour.to_string()).unwrap();
     }
 

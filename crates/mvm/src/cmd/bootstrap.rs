@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use clap::Args;
 use mvm_core::image::ImageSpec;
+use mvm_host::bootstrap::firecracker::{self, RELEASES, Wanted};
 use mvm_host::bootstrap::packages::{PackageManager, Program, ensure_installed, missing_programs};
 use mvm_host::bootstrap::{BootstrapError, Kernel, KernelStore, Outcome};
 use mvm_host::image::progress::Progress;
@@ -18,12 +19,17 @@ use crate::output::Spinner;
 ///
 /// Installs the tools that mvm runs, as far as they are missing, and fetches a guest kernel from
 /// the distribution's packages without installing it. What is there stays, so a second run changes
-/// nothing.
+/// nothing. With `--firecracker` it installs a Firecracker and its jailer, too, for `--vmm firecracker`:
+/// the programs of a path, or a release, whose published checksum is verified. Each version is kept
+/// beside the others, because what sleeps on one is restored by it; agents that start later use the
+/// newest.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mvm bootstrap
   mvm bootstrap --yes
+  mvm bootstrap --firecracker 1.15.1
+  mvm bootstrap --firecracker ./firecracker
   mvm bootstrap --kernel ./vmlinuz --modules /lib/modules/6.1.0-18-amd64")]
 pub(crate) struct Bootstrap {
     /// Do not ask.
@@ -35,6 +41,17 @@ pub(crate) struct Bootstrap {
     /// The modules of that kernel; without it, all that a microVM needs must be built in.
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
+    /// Install this Firecracker: a version such as 1.15.1, or a program with its jailer beside it.
+    #[arg(long, value_name = "VERSION|PATH")]
+    firecracker: Option<Wanted>,
+    /// Where releases of Firecracker are downloaded from.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "MVM_FIRECRACKER_MIRROR",
+        default_value = RELEASES
+    )]
+    firecracker_mirror: String,
 }
 
 /// What a machine lacks.
@@ -117,7 +134,37 @@ impl Bootstrap {
                 });
             }
         }
+        if let Some(wanted) = &self.firecracker {
+            install_firecracker(context, wanted, &self.firecracker_mirror).await?;
+        }
         fetch(context, wanted, own_kernel).await
+    }
+}
+
+async fn install_firecracker(context: &Context, wanted: &Wanted, mirror: &str) -> Result<()> {
+    needs_root()?;
+    let steps = Steps::default();
+    let spinner = RefCell::new(context.ui.spinner());
+    let progress = |news| steps.add(news);
+    let work = firecracker::install(context.state_dir(), wanted, mirror, &progress);
+    let installed = show_while(&steps, &spinner, work).await;
+    drop(spinner);
+    let (version, outcome) =
+        installed.map_err(|error| Error::Host(Box::new(BootstrapError::from(error))))?;
+    context.ui.remark(&match outcome {
+        Outcome::Made => format!(
+            "Firecracker {version} is installed; agents that start from now on can use it: \
+             `mvm agent stop`, then any command with `--vmm firecracker`"
+        ),
+        Outcome::AlreadyThere => format!("Firecracker {version} is there"),
+    });
+    Ok(())
+}
+
+fn needs_root() -> Result<()> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(Error::NeedsRoot { what: "making the machine ready for microVMs".to_owned() }),
     }
 }
 
@@ -126,9 +173,7 @@ async fn fetch(
     wanted: &[Program],
     own: Option<(PathBuf, Option<PathBuf>)>,
 ) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Error::NeedsRoot { what: "making the machine ready for microVMs".to_owned() });
-    }
+    needs_root()?;
     let failed = |error: BootstrapError| Error::Host(Box::new(error));
     let steps = Steps::default();
     let spinner = RefCell::new(context.ui.spinner());

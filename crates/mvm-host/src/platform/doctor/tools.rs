@@ -48,10 +48,7 @@ fn firecracker(facts: &Facts) -> Check {
         Firecracker::Unfit { problem } => Check::warn(
             "firecracker",
             problem,
-            format!(
-                "put Firecracker {MINIMUM_VERSION} and its jailer into PATH, or name it with \
-                 MVM_FIRECRACKER; QEMU is used until then"
-            ),
+            format!("sudo mvm bootstrap --firecracker {MINIMUM_VERSION}; QEMU is used until then"),
         ),
     }
 }

@@ -17,6 +17,7 @@
 mod api;
 mod cgroup;
 mod jail;
+mod kept;
 mod kernel;
 mod launch;
 mod locks;
@@ -25,7 +26,7 @@ mod save;
 mod version;
 mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,9 +35,11 @@ use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use tokio::sync::OnceCell;
 
+pub(crate) use kept::{Kept, dir_of, keep};
+pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
 
-use super::{Restore, Vm, VmSpec, Vmm, VmmError, processor};
+use super::{Restore, Vm, VmSpec, Vmm, VmmError, this_processor};
 use crate::process::{self, Process, ProcessIdentity};
 
 /// Firecracker's program, to be found in `PATH`; its jailer is beside it.
@@ -49,6 +52,8 @@ pub const PROGRAM_VARIABLE: &str = "MVM_FIRECRACKER";
 pub struct FirecrackerConfig {
     /// The program, by path or by a name to be found in `PATH`.
     pub program: PathBuf,
+    /// Where a copy of it is kept for what it saves; nowhere if absent.
+    pub kept_in: Option<PathBuf>,
     /// How long a fresh Firecracker has until it serves its API.
     pub start_limit: Duration,
     /// How long it has for one request: saving takes as long as the disk does.
@@ -58,26 +63,38 @@ pub struct FirecrackerConfig {
 impl FirecrackerConfig {
     /// The Firecracker that [`PROGRAM_VARIABLE`] names, or the installed one.
     pub fn from_environment() -> Self {
-        let named = std::env::var_os(PROGRAM_VARIABLE).filter(|name| !name.is_empty());
-        Self::new(named.map_or_else(|| PROGRAM.into(), PathBuf::from))
+        Self::new(named().unwrap_or_else(|| PROGRAM.into()))
+    }
+
+    /// That of this state directory's agent: the Firecracker that [`PROGRAM_VARIABLE`] names, the
+    /// newest that is kept, or the installed one.
+    pub fn of(state_dir: &Path) -> Self {
+        let dir = kept::dir_of(state_dir);
+        let program = named().or_else(|| kept::newest(&dir)).unwrap_or_else(|| PROGRAM.into());
+        Self { kept_in: Some(dir), ..Self::new(program) }
     }
 
     /// This Firecracker.
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
+            kept_in: None,
             start_limit: Duration::from_secs(30),
             request_limit: Duration::from_secs(120),
         }
     }
 }
 
+fn named() -> Option<PathBuf> {
+    std::env::var_os(PROGRAM_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
 /// A Firecracker and its jailer that were found to be usable.
 #[derive(Debug, Clone)]
-struct Programs {
-    firecracker: PathBuf,
-    jailer: PathBuf,
-    version: FirecrackerVersion,
+pub(crate) struct Programs {
+    pub(crate) firecracker: PathBuf,
+    pub(crate) jailer: PathBuf,
+    pub(crate) version: FirecrackerVersion,
 }
 
 /// The Firecracker driver.
@@ -93,27 +110,75 @@ impl FirecrackerVmm {
         Self { config, programs: OnceCell::new() }
     }
 
-    /// The version that is used, looked up once.
+    /// The version that is used.
     ///
     /// # Errors
     /// Firecracker or its jailer is not installed, does not run, or has faults that mvm cannot live
     /// with.
     pub async fn version(&self) -> Result<FirecrackerVersion, VmmError> {
-        self.programs().await.map(|programs| programs.version)
+        match self.programs.get() {
+            Some(programs) => Ok(programs.version),
+            None => find(&self.config.program).await.map(|programs| programs.version),
+        }
     }
 
-    /// The programs, looked up and judged once.
+    /// The programs that microVMs are launched with: looked up, judged and kept once.
     async fn programs(&self) -> Result<&Programs, VmmError> {
-        self.programs.get_or_try_init(|| find(&self.config)).await
+        let ready = async || {
+            let found = find(&self.config.program).await?;
+            Ok(match &self.config.kept_in {
+                None => found,
+                Some(dir) => kept_or_as_found(dir.clone(), found).await,
+            })
+        };
+        self.programs.get_or_try_init(ready).await
+    }
+
+    /// The programs of a version, if it is there, and else those that microVMs are launched with.
+    async fn programs_for(&self, version: &str) -> Result<Programs, VmmError> {
+        let usual = self.programs().await;
+        if usual.as_ref().is_ok_and(|usual| usual.version.to_string() == version) {
+            return usual.cloned();
+        }
+        let kept = self.config.kept_in.as_ref().and_then(|dir| kept::program(dir, version));
+        match kept {
+            Some(program) => find(&program).await,
+            None => usual.cloned(),
+        }
     }
 }
 
-async fn find(config: &FirecrackerConfig) -> Result<Programs, VmmError> {
-    let name = config.program.to_string_lossy().into_owned();
+/// The kept copy of the programs; themselves if they cannot be kept.
+async fn kept_or_as_found(dir: PathBuf, found: Programs) -> Programs {
+    let (version, programs) = (found.version.to_string(), found.clone());
+    let (to, name) = (dir.clone(), version.clone());
+    let keeping = tokio::task::spawn_blocking(move || keep(&to, &programs));
+    match keeping.await {
+        Ok(Ok(Kept::Made | Kept::AlreadyThere)) => {
+            let firecracker = dir.join(name).join(PROGRAM);
+            return Programs { jailer: firecracker.with_file_name(JAILER), firecracker, ..found };
+        }
+        Ok(Ok(Kept::Others)) => {
+            tracing::warn!(
+                version,
+                "another Firecracker of this version is kept; neither is replaced"
+            );
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(version, error = with_source(&error), "cannot keep Firecracker")
+        }
+        Err(error) => tracing::warn!(version, %error, "cannot keep Firecracker"),
+    }
+    found
+}
+
+/// Finds and judges a Firecracker and its jailer.
+pub(crate) async fn find(program: &Path) -> Result<Programs, VmmError> {
+    let name = program.to_string_lossy().into_owned();
     let missing = || VmmError::MissingProgram { program: name.clone() };
-    let firecracker = match config.program.components().count() {
-        1 => process::find_program(&config.program).ok_or_else(missing)?,
-        _ => config.program.clone(),
+    let firecracker = match program.components().count() {
+        1 => process::find_program(program).ok_or_else(missing)?,
+        _ => program.to_owned(),
     };
     let found = version::query(&firecracker).await?;
     if let Some(problem) = found.problem() {
@@ -130,11 +195,11 @@ impl Vmm for FirecrackerVmm {
     }
 
     async fn build(&self) -> Result<VmmBuild, VmmError> {
-        let path = PathBuf::from("/proc/cpuinfo");
-        let text = std::fs::read_to_string(&path);
-        let cpu = processor(&text.map_err(|source| VmmError::File { path, source })?);
-        let version = self.version().await?.to_string();
-        Ok(VmmBuild { vmm: VmmKind::Firecracker, version, accel: Accel::Kvm, cpu })
+        build_of(&self.programs().await?.version.to_string())
+    }
+
+    async fn build_for(&self, saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
+        build_of(&self.programs_for(&saved_on.version).await?.version.to_string())
     }
 
     fn host_boot_id(&self) -> String {
@@ -167,8 +232,8 @@ impl Vmm for FirecrackerVmm {
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
-        let programs = self.programs().await?;
-        let vm = launch::restore(programs, &self.config, spec, from).await?;
+        let programs = self.programs_for(&from.build.version).await?;
+        let vm = launch::restore(&programs, &self.config, spec, from).await?;
         Ok(Arc::new(vm))
     }
 
@@ -192,6 +257,13 @@ impl Vmm for FirecrackerVmm {
     async fn exit_of(&self, _handle: &VmHandle, spec: &VmSpec) -> VmExit {
         VmExit { process: ProcessEnd::Unobserved, reason: reason::of(&spec.dir) }
     }
+}
+
+/// A Firecracker of this version, as it describes itself, on this machine.
+fn build_of(version: &str) -> Result<VmmBuild, VmmError> {
+    let number = FirecrackerVersion::parse(version).map(|version| version.to_string());
+    let version = number.unwrap_or_else(|| version.to_owned());
+    Ok(VmmBuild { vmm: VmmKind::Firecracker, version, accel: Accel::Kvm, cpu: this_processor()? })
 }
 
 fn with_source(error: &dyn std::error::Error) -> String {

@@ -25,6 +25,14 @@ impl std::fmt::Display for FirecrackerVersion {
 }
 
 impl FirecrackerVersion {
+    /// The version that a text such as `1.15.1` or `1.17.0-dev` begins with.
+    pub fn parse(text: &str) -> Option<Self> {
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let mut parts = text[..end].split('.').map(|part| part.parse().ok());
+        let version = Self(parts.next()??, parts.next()??, parts.next()??);
+        parts.next().is_none().then_some(version)
+    }
+
     /// Why the driver does not work with it, if it does not.
     pub fn problem(self) -> Option<String> {
         if self < MINIMUM_VERSION {
@@ -36,14 +44,17 @@ impl FirecrackerVersion {
     }
 }
 
+/// The name of the jailer's program.
+pub(crate) const JAILER: &str = "jailer";
+
 /// Finds the jailer: beside Firecracker's program, or in `PATH`.
 pub(super) fn jailer_of(firecracker: &Path) -> Result<PathBuf, VmmError> {
-    let beside = firecracker.with_file_name("jailer");
+    let beside = firecracker.with_file_name(JAILER);
     if beside.is_file() {
         return Ok(beside);
     }
-    find_program(Path::new("jailer"))
-        .ok_or_else(|| VmmError::MissingProgram { program: "jailer".to_owned() })
+    find_program(Path::new(JAILER))
+        .ok_or_else(|| VmmError::MissingProgram { program: JAILER.to_owned() })
 }
 
 /// Asks the program for its version, whatever it is.
@@ -69,9 +80,7 @@ pub(super) async fn query(program: &Path) -> Result<FirecrackerVersion, VmmError
 /// The version in what `firecracker --version` prints.
 fn parse(text: &str) -> Option<FirecrackerVersion> {
     let number = text.lines().find_map(|line| line.strip_prefix("Firecracker v"))?;
-    let end = number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len());
-    let mut parts = number[..end].split('.').map(|part| part.parse().ok());
-    Some(FirecrackerVersion(parts.next()??, parts.next()??, parts.next()??))
+    FirecrackerVersion::parse(number)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use mvm_core::guest::VSOCK_PORT;
 use mvm_core::name::InstanceId;
+use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 use serde::Deserialize;
 use serde_json::json;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::{GuestStream, Packing, Saved, Vm, VmSpec, VmUsage, VmmError};
 use super::api::Api;
 use super::jail::{self, API_SOCKET, VSOCK};
-use super::{cgroup, reason, save};
+use super::{build_of, cgroup, reason, save};
 use crate::process::Process;
 use crate::unix_socket;
 
@@ -74,11 +75,11 @@ impl FirecrackerVm {
 
     /// What Firecracker says that the microVM is doing.
     pub(super) async fn state(&self) -> Result<String, VmmError> {
-        #[derive(Deserialize)]
-        struct Info {
-            state: String,
-        }
-        self.api().get("/").await.map(|Info { state }| state)
+        self.info().await.map(|info| info.state)
+    }
+
+    async fn info(&self) -> Result<Info, VmmError> {
+        self.api().get("/").await
     }
 
     fn api(&self) -> Api {
@@ -114,10 +115,21 @@ impl FirecrackerVm {
     }
 }
 
+/// What Firecracker says of itself.
+#[derive(Deserialize)]
+struct Info {
+    state: String,
+    vmm_version: String,
+}
+
 #[async_trait]
 impl Vm for FirecrackerVm {
     fn handle(&self) -> &VmHandle {
         &self.handle
+    }
+
+    async fn build(&self) -> Result<VmmBuild, VmmError> {
+        build_of(&self.info().await?.vmm_version)
     }
 
     async fn wait(&self) -> VmExit {

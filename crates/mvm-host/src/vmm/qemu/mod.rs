@@ -35,7 +35,7 @@ use tokio::sync::OnceCell;
 pub use version::{MINIMUM_VERSION, parse_version};
 
 use super::qmp::{QmpClient, QmpError, Version};
-use super::{Restore, Vm, VmSpec, Vmm, VmmError, processor};
+use super::{Restore, Vm, VmSpec, Vmm, VmmError, this_processor};
 use crate::process::{self, Process, ProcessIdentity};
 use crate::unix_socket;
 
@@ -104,17 +104,12 @@ impl Vmm for QemuVmm {
     }
 
     async fn build(&self) -> Result<VmmBuild, VmmError> {
-        let accel = self.config.accel;
-        let cpu = match accel {
-            Accel::Tcg => args::EMULATED_CPU.to_owned(),
-            Accel::Kvm => {
-                let path = PathBuf::from("/proc/cpuinfo");
-                let text = std::fs::read_to_string(&path);
-                processor(&text.map_err(|source| VmmError::File { path, source })?)
-            }
-        };
-        let version = self.version().await?.to_string();
-        Ok(VmmBuild { vmm: VmmKind::Qemu, version, accel, cpu })
+        build_of(self.version().await?, self.config.accel)
+    }
+
+    async fn build_for(&self, _saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
+        // There is one QEMU on a machine, which its packages replace.
+        self.build().await
     }
 
     fn host_boot_id(&self) -> String {
@@ -168,6 +163,14 @@ impl Vmm for QemuVmm {
     async fn exit_of(&self, _handle: &VmHandle, spec: &VmSpec) -> VmExit {
         VmExit { process: ProcessEnd::Unobserved, reason: journal::reason(&spec.dir) }
     }
+}
+
+fn build_of(version: Version, accel: Accel) -> Result<VmmBuild, VmmError> {
+    let cpu = match accel {
+        Accel::Tcg => args::EMULATED_CPU.to_owned(),
+        Accel::Kvm => this_processor()?,
+    };
+    Ok(VmmBuild { vmm: VmmKind::Qemu, version: version.to_string(), accel, cpu })
 }
 
 /// Opens a QMP session with the QEMU of this directory.

@@ -24,7 +24,7 @@ use super::{QMP_SOCKET, connect_qmp, qmp_failed, with_source};
 use crate::unix_socket;
 
 /// How long QEMU has for one command: writing out what its guest has in flight can take a while.
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// How often a QEMU that loads devices is asked whether it is done.
 const LOAD_INTERVAL: Duration = Duration::from_millis(1);
 

@@ -4,10 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 
 use super::super::{GuestStream, Packing, Saved, Vm, VmSpec, VmUsage, VmmError};
-use super::{AGENT_SOCKET, journal, save, with_source};
+use super::{AGENT_SOCKET, build_of, connect_qmp, journal, save, with_source};
 use crate::process::Process;
 use crate::unix_socket;
 
@@ -35,6 +36,11 @@ impl QemuVm {
 impl Vm for QemuVm {
     fn handle(&self) -> &VmHandle {
         &self.handle
+    }
+
+    async fn build(&self) -> Result<VmmBuild, VmmError> {
+        let qmp = connect_qmp(&self.dir, save::COMMAND_LIMIT).await?;
+        build_of(qmp.greeting().version, self.handle.accel)
     }
 
     async fn wait(&self) -> VmExit {

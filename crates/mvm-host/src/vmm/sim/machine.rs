@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mvm_core::name::InstanceId;
-use mvm_core::vmm::{ProcessEnd, VmExit, VmHandle};
+use mvm_core::snapshot::VmmBuild;
+use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -303,10 +304,20 @@ impl SimVm {
     }
 }
 
+/// The one simulator that there is.
+pub(super) fn build() -> VmmBuild {
+    let (version, cpu) = ("1".to_owned(), String::new());
+    VmmBuild { vmm: VmmKind::Sim, version, accel: Accel::Tcg, cpu }
+}
+
 #[async_trait]
 impl Vm for SimVm {
     fn handle(&self) -> &VmHandle {
         &self.machine.handle
+    }
+
+    async fn build(&self) -> Result<VmmBuild, VmmError> {
+        Ok(build())
     }
 
     async fn wait(&self) -> VmExit {

@@ -8,7 +8,7 @@ mod config;
 mod download;
 mod error;
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -29,6 +29,7 @@ use super::document::{
 use super::limits::MAX_DOCUMENT;
 use super::{LayerSource, OciError, OciImage};
 use crate::image::digest::Digest;
+use crate::tls;
 
 /// How long it may take to connect.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -63,9 +64,7 @@ impl Place {
         auth: oci_client::secrets::RegistryAuth,
         stall: Duration,
     ) -> Result<Self, OciDistributionError> {
-        static PROVIDER: Once = Once::new();
-        // The process has one TLS provider; whoever comes first sets the same one.
-        PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+        tls::ensure_provider();
         let protocol =
             if endpoint.plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
         let client = Client::try_from(ClientConfig {
