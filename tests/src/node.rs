@@ -12,6 +12,11 @@ use crate::run::{Output, Running};
 use crate::wait::{LIMIT, until};
 use crate::{binary, cleanup, host, seed};
 
+/// What the command of a VMM has in it: a jailed Firecracker is at the root of its jail.
+const VMMS: [&str; 2] = ["qemu-system-", "/firecracker --id"];
+/// Which VMM and accelerator nodes use, where the tests are told: elsewhere what mvm chooses.
+const VMM_VARIABLE: &str = "MVM_TEST_VMM";
+const ACCEL_VARIABLE: &str = "MVM_TEST_ACCEL";
 /// As much of a process's arguments as a message needs.
 const COMMAND_CHARS: usize = 100;
 
@@ -19,7 +24,7 @@ const COMMAND_CHARS: usize = 100;
 pub struct Node {
     dir: PathBuf,
     owner: Owner,
-    vmm: Option<&'static str>,
+    vmm: Option<String>,
     variable: Option<(&'static str, &'static str)>,
 }
 
@@ -44,14 +49,14 @@ impl Node {
     fn in_dir(dir: PathBuf) -> Self {
         let dir = dir.canonicalize().expect("the directory exists");
         let owner = Owner::of(&dir).expect("the directory exists");
-        let node = Self { dir, owner, vmm: None, variable: None };
+        let node = Self { dir, owner, vmm: std::env::var(VMM_VARIABLE).ok(), variable: None };
         seed::fill(&node.dir);
         node
     }
 
     /// From now on every agent is started with this VMM.
-    pub fn ask_for_vmm(&mut self, vmm: &'static str) {
-        self.vmm = Some(vmm);
+    pub fn ask_for_vmm(&mut self, vmm: &str) {
+        self.vmm = Some(vmm.to_owned());
     }
 
     /// From now on every command, and every agent that one starts, has this variable.
@@ -76,7 +81,8 @@ impl Node {
         for name in ["MVM_LOG", "MVM_VMM", "MVM_ACCEL", "MVM_KEEP_FREE"] {
             command.env_remove(name);
         }
-        command.envs(self.vmm.map(|vmm| ("MVM_VMM", vmm))).envs(self.variable);
+        command.envs(self.vmm.as_ref().map(|vmm| ("MVM_VMM", vmm))).envs(self.variable);
+        command.envs(std::env::var(ACCEL_VARIABLE).ok().map(|accel| ("MVM_ACCEL", accel)));
         command
     }
 
@@ -223,10 +229,10 @@ impl Node {
     }
 
     /// The node's VMMs, sorted.
-    pub fn qemu_pids(&self) -> Vec<u32> {
+    pub fn vmm_pids(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = host::processes(&self.dir)
             .into_iter()
-            .filter(|process| process.command.contains("qemu-system-"))
+            .filter(|process| VMMS.iter().any(|vmm| process.command.contains(vmm)))
             .map(|process| process.pid)
             .collect();
         pids.sort_unstable();

@@ -32,7 +32,7 @@ fn assert_sound(node: &Node, count: usize) {
     assert_eq!(addresses.len(), count, "{instances:#?}");
     let mut pids: Vec<_> = instances.iter().map(|i| i["pid"].as_u64().unwrap() as u32).collect();
     pids.sort_unstable();
-    assert_eq!(node.qemu_pids(), pids);
+    assert_eq!(node.vmm_pids(), pids);
     for instance in &instances {
         assert_eq!(node.guest(instance["path"].as_str().unwrap(), "echo up"), "up");
     }
@@ -52,12 +52,12 @@ fn microvms_and_their_programs_outlive_the_agent() {
             (program, node.guest(path, "cat /proc/sys/kernel/random/boot_id"))
         })
         .collect();
-    let (agent, vmms) = (node.agent_pid(), node.qemu_pids());
+    let (agent, vmms) = (node.agent_pid(), node.vmm_pids());
     for _ in 0..3 {
         node.kill_agent();
-        assert_eq!(node.qemu_pids(), vmms, "they do not need the agent");
+        assert_eq!(node.vmm_pids(), vmms, "they do not need the agent");
         assert_sound(&node, 2);
-        assert_eq!(node.qemu_pids(), vmms, "they are adopted");
+        assert_eq!(node.vmm_pids(), vmms, "they are adopted");
     }
     assert_ne!(node.agent_pid(), agent);
     for (instance, (program, boot)) in before.iter().zip(&marks) {
@@ -98,7 +98,7 @@ fn an_agent_killed_during_stop_or_start_loses_and_doubles_nothing() {
         let (stop, start) = (Duration::from_millis(stop), Duration::from_millis(start));
         kill_agent_during(&node, &["stop", "demo", "--all"], stop);
         node.ok(&["stop", "demo", "--all"]);
-        assert_eq!(node.qemu_pids(), [0; 0]);
+        assert_eq!(node.vmm_pids(), [0; 0]);
         let instances = node.instances();
         assert!(instances.iter().all(|i| i["state"] == "stopped"), "{instances:#?}");
         kill_agent_during(&node, &["start", "demo", "--all"], start);
@@ -121,10 +121,10 @@ fn a_stop_goes_on_under_the_next_agent() {
         (node.instance(&path)["activity"] == "stopping").then_some(())
     });
     node.kill_agent();
-    assert_eq!(node.qemu_pids().len(), 1, "the guest is still on its way down");
+    assert_eq!(node.vmm_pids().len(), 1, "the guest is still on its way down");
     let stopped = node.until_state(&path, "stopped");
     assert_eq!(stopped["last_death"]["cause"], "operator", "{stopped}");
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
 }
 
 #[test]
@@ -138,8 +138,8 @@ fn what_happened_while_no_agent_ran_is_known() {
     later(&off, "poweroff -f");
     later(&panicked, "echo c > /proc/sysrq-trigger");
     node.kill_agent();
-    assert_eq!(node.qemu_pids().len(), 2, "they end after the agent");
-    until("both VMMs are gone", LIMIT, || node.qemu_pids().is_empty().then_some(()));
+    assert_eq!(node.vmm_pids().len(), 2, "they end after the agent");
+    until("both VMMs are gone", LIMIT, || node.vmm_pids().is_empty().then_some(()));
     let off = node.until_state(&off, "stopped");
     assert_eq!(off["last_death"]["cause"], "guest_shutdown", "{off}");
     let path = panicked;

@@ -96,7 +96,7 @@ fn a_vmm_that_is_ended_from_outside_is_replaced_and_its_signal_known() {
         (Signal::SEGV, "vmm_crash", "VMM crash"),
     ];
     for (boots, (signal, cause, says)) in (2..).zip(ends) {
-        let [vmm] = node.qemu_pids()[..] else { panic!("one VMM runs") };
+        let [vmm] = node.vmm_pids()[..] else { panic!("one VMM runs") };
         kill(vmm, signal);
         until(&format!("{path} is back after {signal:?}"), LIMIT, || {
             let now = node.instance(&path);
@@ -106,7 +106,7 @@ fn a_vmm_that_is_ended_from_outside_is_replaced_and_its_signal_known() {
         assert_eq!(back["last_death"]["cause"], cause, "{back}");
         let why = node.ok(&["why", &path]);
         assert!(why.contains(says), "{why}");
-        assert_ne!(node.qemu_pids(), [vmm]);
+        assert_ne!(node.vmm_pids(), [vmm]);
     }
     node.ok(&["stop", &path]);
     let stopped = node.instance(&path);
@@ -136,7 +136,7 @@ fn a_guest_without_a_usable_initrd_fails_with_its_last_words() {
     std::fs::write(&initrd, vec![0; length as usize]).unwrap();
     let failed = node.mvm(&["instance", "create", "acme/web", "--start"]).fails_with(1);
     failed.says(&["guest kernel panic", "Kernel panic - not syncing: VFS: Unable to mount root"]);
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
 }
 
 #[test]
@@ -148,12 +148,12 @@ fn a_guest_that_never_answers_is_ended_with_its_last_words() {
     let vmm = until("the guest's kernel says something", LIMIT, || {
         let dir = host::instance_dirs(node.dir()).pop()?;
         let console = std::fs::read_to_string(dir.join("console.log")).ok()?;
-        console.contains("Linux version").then(|| node.qemu_pids()[0])
+        console.contains("Linux version").then(|| node.vmm_pids()[0])
     });
     kill(vmm, Signal::STOP);
     let failed = create.wait(LIMIT).fails_with(1);
     failed.says(&["the guest agent did not answer in time", "\n  | ["]);
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
     let path = node.instances()[0]["path"].as_str().unwrap().to_owned();
     let why = node.ok(&["why", &path]);
     assert!(why.contains("did not answer in time") && why.contains("\n  | ["), "{why}");
@@ -169,7 +169,7 @@ fn a_damaged_image_file_is_named_with_the_way_to_mend_it() {
     std::fs::OpenOptions::new().write(true).open(&kernel).unwrap().set_len(100_000).unwrap();
     let failed = node.mvm(&["instance", "create", "acme/web", "--start"]).fails_with(1);
     failed.says(&[kernel.to_str().unwrap(), "100000 bytes", "`mvm pool build`"]);
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
     node.ok(&["pool", "build", "acme/web"]);
     node.ok(&["start", "acme/web"]);
     let path = node.instances()[0]["path"].as_str().unwrap().to_owned();

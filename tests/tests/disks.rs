@@ -42,7 +42,7 @@ fn what_is_on_a_disk_outlives_instances_and_nobody_is_in_a_writers_way() {
 
     // Killed in the middle of writing: the journal is replayed as it starts again by itself.
     node.guest(&writer, "for i in 1 2 3 4 5 6 7 8; do echo $i > /srv/data/$i; done");
-    let [vmm] = node.qemu_pids()[..] else { panic!("one VMM runs") };
+    let [vmm] = node.vmm_pids()[..] else { panic!("one VMM runs") };
     kill(vmm, Signal::KILL);
     until("the writer runs again", LIMIT, || {
         let again = node.instance(&writer);

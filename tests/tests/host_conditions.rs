@@ -43,7 +43,7 @@ fn two_state_directories_on_one_machine_do_not_disturb_each_other() {
     assert_ne!(networks[0].0, networks[1].0);
     assert_ne!(networks[0].1, networks[1].1);
     let (in_a, in_b) = (a.boot("acme/web"), b.boot("acme/web"));
-    let vmms = b.qemu_pids();
+    let vmms = b.vmm_pids();
     for node in [&a, &b] {
         node.ok(&["net", "verify"]);
         assert_eq!(node.instances().len(), 1);
@@ -53,7 +53,7 @@ fn two_state_directories_on_one_machine_do_not_disturb_each_other() {
     a.ok(&["agent", "stop"]);
     assert_eq!(a.leftovers(), [""; 0]);
     b.ok(&["net", "verify"]);
-    assert_eq!(b.qemu_pids(), vmms);
+    assert_eq!(b.vmm_pids(), vmms);
     let gateway = b.json(&["tenant", "info", "acme"])["gateway"].as_str().unwrap().to_owned();
     b.guest(&in_b, &format!("ip route | grep -q 'default via {gateway}'"));
 }
@@ -142,7 +142,7 @@ fn a_full_disk_is_named_and_leaves_nothing_half_made() {
     let failed = node.mvm(&["tenant", "create", "other", "--timeout", "20"]);
     assert_ne!(failed.code, 0, "{failed}");
     failed.says(&["no space left"]);
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
     fs::remove_file(&filler).unwrap();
     node.ok(&["tenant", "create", "other"]);
     node.ok(&["start", "acme/web"]);
@@ -210,13 +210,13 @@ fn a_bad_record_holds_up_its_tenant_alone(key_of: impl Fn(&str) -> String) {
     node.small_pool("acme/web", &[]);
     node.small_pool("beta/web", &[]);
     let (acme, beta) = (node.boot("acme/web"), node.boot("beta/web"));
-    let vmms = node.qemu_pids();
+    let vmms = node.vmm_pids();
     let key = key_of(&acme);
     let before = damage(&node, &key, "{\"broken\": tru");
 
     let bad = node.json(&["node", "info"])["bad_records"].clone();
     assert_eq!(bad[0]["key"], key.as_str(), "{bad}");
-    assert_eq!(node.qemu_pids(), vmms, "nothing is touched");
+    assert_eq!(node.vmm_pids(), vmms, "nothing is touched");
     for args in [["stop", &acme], ["why", &acme]] {
         let refused = node.mvm(&args);
         assert_ne!(refused.code, 0, "{refused}");
@@ -224,7 +224,7 @@ fn a_bad_record_holds_up_its_tenant_alone(key_of: impl Fn(&str) -> String) {
     }
     assert_eq!(node.guest(&beta, "echo up"), "up");
     node.ok(&["restart", &beta]);
-    assert_eq!(node.qemu_pids().len(), 2);
+    assert_eq!(node.vmm_pids().len(), 2);
 
     node.mvm_with_input(&["node", "record", "set", &key, "-"], before.as_bytes()).ok();
     assert_eq!(node.json(&["node", "info"])["bad_records"], Value::Array(vec![]));
@@ -232,7 +232,7 @@ fn a_bad_record_holds_up_its_tenant_alone(key_of: impl Fn(&str) -> String) {
     assert_eq!(node.guest(&acme, "echo up"), "up");
     node.ok(&["net", "verify"]);
     node.ok(&["stop", &acme]);
-    assert_eq!(node.qemu_pids().len(), 1);
+    assert_eq!(node.vmm_pids().len(), 1);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_damaged_database_is_named_and_microvms_wait_for_its_return() {
     let failed = node.mvm(&["ps"]).fails_with(7);
     failed.says(&[database.to_str().unwrap()]);
     assert_eq!(node.agent_pid(), None);
-    assert_eq!(node.qemu_pids().len(), 1, "it is not the microVM's fault");
+    assert_eq!(node.vmm_pids().len(), 1, "it is not the microVM's fault");
     fs::write(&database, whole).unwrap();
     assert_eq!(node.guest(&path, "echo up"), "up");
     assert_eq!(node.instance(&path)["boots"], 1);

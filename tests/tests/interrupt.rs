@@ -32,11 +32,11 @@ fn says(text: &str) -> impl FnMut(&Running) -> bool {
 #[test]
 fn up_and_down_go_on_without_their_commands() {
     let Some(node) = Node::new() else { return };
-    let output = interrupt(&node, &["up", "examples/hello.toml"], |_| !node.qemu_pids().is_empty());
+    let output = interrupt(&node, &["up", "examples/hello.toml"], |_| !node.vmm_pids().is_empty());
     output.says(&["started the agent", "interrupted", "goes on in the background", "mvm ps"]);
     assert!(node.agent_pid().is_some(), "the agent is no part of the command");
     node.ok(&["up", "examples/hello.toml"]);
-    assert_eq!((node.instances().len(), node.qemu_pids().len()), (2, 2));
+    assert_eq!((node.instances().len(), node.vmm_pids().len()), (2, 2));
 
     interrupt(&node, &["down", "examples/hello.toml"], says("destroying"));
     node.ok(&["down", "examples/hello.toml"]);
@@ -49,14 +49,14 @@ fn start_and_stop_go_on_without_their_commands() {
     node.small_pool("acme/web", &[]);
     let path = node.ok(&["instance", "create", "acme/web"]).trim().to_owned();
     let start = ["instance", "start", &path, "--wait"];
-    interrupt(&node, &start, |_| !node.qemu_pids().is_empty());
+    interrupt(&node, &start, |_| !node.vmm_pids().is_empty());
     assert_eq!(node.until_state(&path, "running")["boots"], 1);
 
     // It takes the guest half of its grace to give up on this program.
     node.guest(&path, "setsid sh -c \"trap '' TERM; while :; do sleep 1; done\" >/dev/null 2>&1 &");
     interrupt(&node, &["stop", &path, "--grace", "8"], says("stopping"));
     assert_eq!(node.until_state(&path, "stopped")["last_death"]["cause"], "operator");
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn an_agent_in_the_foreground_ends_in_order() {
     kill_process_group(group, Signal::INT).unwrap();
     until("it has ended", PROMPT, || agent.has_ended().then_some(()));
     agent.wait(PROMPT).ok().says(&["microVMs keep running"]);
-    assert_eq!(node.qemu_pids().len(), 1);
+    assert_eq!(node.vmm_pids().len(), 1);
     assert_eq!(node.guest(&path, "echo up"), "up");
     assert_eq!(node.instance(&path)["boots"], 1);
 }

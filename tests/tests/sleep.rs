@@ -69,7 +69,7 @@ fn a_guest_goes_on_where_it_was_again_and_again() {
             (&view["pid"], &view["desired"]),
             (&serde_json::Value::Null, &"sleeping".into())
         );
-        assert_eq!(node.qemu_pids().len(), 1, "only the peer has a process");
+        assert_eq!(node.vmm_pids().len(), 1, "only the peer has a process");
         match round % 2 {
             0 => drop(node.ok(&["wake", &path])),
             // Whoever needs it wakes it.
@@ -148,7 +148,7 @@ fn an_agent_that_is_killed_at_any_moment_loses_no_guest() {
         };
         node.ok(&[verb, &path]);
         node.until_state(&path, state);
-        assert_eq!(node.qemu_pids().len(), usize::from(state == "running"));
+        assert_eq!(node.vmm_pids().len(), usize::from(state == "running"));
     }
     assert_eq!(
         node.guest(&path, "cat /root/pid; kill -0 $(cat /root/pid) && echo lives"),

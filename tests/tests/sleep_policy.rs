@@ -40,7 +40,7 @@ fn an_idle_guest_rests_and_one_that_is_used_does_not() {
     assert_eq!(rested("warm")["rested"]["rest"], "warm");
     let view = rested("sleeping");
     assert_eq!((&view["rested"]["why"], &view["rested"]["after_s"]), (&"idle".into(), &4.into()));
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
     let why = node.ok(&["why", &path]);
     assert!(why.contains("Its pool's sleep policy put it to sleep"), "{why}");
     assert!(why.contains("and its pool's policy says 4s"), "{why}");

@@ -308,7 +308,7 @@ impl Fleet {
         let with_process = self.instances.values();
         let with_process =
             with_process.filter(|i| matches!(i.state, State::Running | State::Warm)).count();
-        assert_eq!(self.node.qemu_pids().len(), with_process, "what sleeps has no process");
+        assert_eq!(self.node.vmm_pids().len(), with_process, "what sleeps has no process");
     }
 
     fn check_contents(&self, path: &str, instance: &Instance) {

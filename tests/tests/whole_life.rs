@@ -26,11 +26,11 @@ fn an_instance_lives_and_leaves_nothing() {
     let created = node.ok(&["instance", "create", "acme/web"]);
     let path = created.trim();
     assert_eq!(node.instance(path)["state"], "created");
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
     node.ok(&["instance", "start", path]);
     let running = node.instance(path);
     assert_eq!(running["state"], "running");
-    assert_eq!(node.qemu_pids(), [running["pid"].as_u64().unwrap() as u32]);
+    assert_eq!(node.vmm_pids(), [running["pid"].as_u64().unwrap() as u32]);
 
     assert_eq!(node.guest(path, "uname -s"), "Linux");
     assert_eq!(node.guest(path, "cat /sys/class/net/eth0/address"), running["mac"]);
@@ -54,7 +54,7 @@ fn an_instance_lives_and_leaves_nothing() {
     node.ok(&["instance", "stop", path]);
     let stopped = node.instance(path);
     assert_eq!((&stopped["state"], &stopped["pid"]), (&"stopped".into(), &Value::Null));
-    assert_eq!(node.qemu_pids(), [0; 0]);
+    assert_eq!(node.vmm_pids(), [0; 0]);
     assert_eq!(stopped["last_death"]["cause"], "operator");
     assert!(node.ok(&["logs", path]).contains("mvm-guest"), "a console outlives its run");
 

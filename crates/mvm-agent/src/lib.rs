@@ -53,6 +53,7 @@ use mvm_wire::Connection;
 use tokio::task::JoinSet;
 
 pub use lock::{LockError, is_held};
+pub use mvm_host::vmm::firecracker::Isolation;
 pub use node::{Host, NodeConfig};
 pub use setup::{ServeOptions, SetupError};
 

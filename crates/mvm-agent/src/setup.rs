@@ -9,7 +9,7 @@ use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
 use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
 use mvm_host::platform::{self, MemoryGauge, PlatformError, facts};
-use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm};
+use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 use mvm_host::vmm::{NodeVmm, Vmm};
@@ -33,6 +33,10 @@ pub struct ServeOptions {
     /// Memory of the machine that is to stay available, in MiB: below it, pools' sleep policies put
     /// idle instances to sleep early.
     pub keep_free_mib: u64,
+    /// What a microVM must not lack to run.
+    pub isolation: Isolation,
+    /// A compiled seccomp filter for Firecracker in place of its own.
+    pub seccomp_filter: Option<PathBuf>,
 }
 
 /// Why a node cannot be put together.
@@ -42,6 +46,15 @@ pub enum SetupError {
     #[error("cannot use the state directory {path}")]
     StateDir {
         /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The seccomp filter cannot be read.
+    #[error("cannot use the seccomp filter {path}")]
+    SeccompFilter {
+        /// Its file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -60,7 +73,16 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let failed = |source| SetupError::StateDir { path: options.state_dir.clone(), source };
     let state_dir = options.state_dir.canonicalize().map_err(failed)?;
     let facts = facts::gather(&state_dir).await;
-    let choice = platform::choose(options.vmm, options.accel, &facts)?;
+    let production = options.isolation == Isolation::Production;
+    let vmm = options.vmm.or(production.then_some(VmmKind::Firecracker));
+    let choice = platform::choose(vmm, options.accel, &facts)?;
+    if production {
+        platform::for_production(&choice, &facts)?;
+    }
+    if let Some(path) = &options.seccomp_filter {
+        std::fs::File::open(path)
+            .map_err(|source| SetupError::SeccompFilter { path: path.clone(), source })?;
+    }
     let capacity = match choice.vmm {
         // Simulated microVMs take nothing of the machine.
         VmmKind::Sim => Capacity { vcpus: 1 << 20, mem_mib: 1 << 30, disk_mib: 1 << 40 },
@@ -74,7 +96,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
-            vmm: real(choice.vmm, choice.accel, &state_dir),
+            vmm: real(choice.vmm, choice.accel, &state_dir, options),
             network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
                 as Arc<dyn Network>,
             images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
@@ -94,13 +116,21 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
 }
 
 /// The chosen VMM, and the other for what it may have started before.
-fn real(chosen: VmmKind, accel: Accel, state_dir: &Path) -> Arc<dyn Vmm> {
+fn real(chosen: VmmKind, accel: Accel, state_dir: &Path, options: &ServeOptions) -> Arc<dyn Vmm> {
     let qemu: Arc<dyn Vmm> = Arc::new(QemuVmm::new(QemuConfig::new(accel)));
-    let firecracker = FirecrackerVmm::new(FirecrackerConfig::of(state_dir));
+    let firecracker = FirecrackerVmm::new(FirecrackerConfig {
+        isolation: options.isolation,
+        seccomp_filter: options.seccomp_filter.clone(),
+        ..FirecrackerConfig::of(state_dir)
+    });
     let firecracker: Arc<dyn Vmm> = Arc::new(firecracker);
-    Arc::new(match chosen {
+    let node = match chosen {
         VmmKind::Firecracker => NodeVmm::new(firecracker, vec![qemu]),
         VmmKind::Qemu | VmmKind::Sim => NodeVmm::new(qemu, vec![firecracker]),
+    };
+    Arc::new(match options.isolation {
+        Isolation::Available => node,
+        Isolation::Production => node.with_none_but_the_chosen(),
     })
 }
 

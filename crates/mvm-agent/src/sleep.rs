@@ -392,6 +392,7 @@ fn is_passing(error: &VmmError) -> bool {
             | VmmError::Spawn { .. }
             | VmmError::TooOld { .. }
             | VmmError::Unfit { .. }
+            | VmmError::NotIsolated { .. }
             | VmmError::System { .. }
     )
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use mvm_core::vmm::ProcessEnd;
+use mvm_host::vmm::firecracker::Isolation;
 use mvm_host::vmm::{
-    DEVICE_STATE, MEMORY_IMAGE, MemoryImage, Packing, Restore, Vm, VmSpec, VmmError,
+    DEVICE_STATE, MEMORY_IMAGE, MemoryImage, Packing, Restore, Vm, VmSpec, Vmm, VmmError,
 };
 use serde_json::{Value, json};
 use vmm_support::stand_in::StandIn;
@@ -175,6 +176,46 @@ async fn a_firecracker_without_a_jailer_is_not_started() {
         matches!(&error, VmmError::MissingProgram { program } if program == "jailer"),
         "{error}"
     );
+}
+
+/// The stand-in makes no cgroup on any machine, and has no seccomp filter unless it is given one.
+#[tokio::test]
+async fn production_ends_what_is_not_walled_off_and_says_what_it_lacks() {
+    let Some(host) = host() else { return };
+    let spec = host.spec(1);
+    let filter = host.root.path().join("filter.bpf");
+    std::fs::write(&filter, "compiled").unwrap();
+    for (given, lacks) in [
+        (None, "a seccomp filter, a cgroup of its own (version 2)"),
+        (Some(filter.clone()), "a cgroup of its own (version 2)"),
+    ] {
+        let vmm = host.backend.vmm_that_isolates(Isolation::Production, given);
+        let error = vmm.launch(&spec).await.err().unwrap();
+        assert!(
+            matches!(&error, VmmError::NotIsolated { lacks: told, .. } if told == lacks),
+            "{error}"
+        );
+        assert_nothing_left(&spec);
+    }
+}
+
+#[tokio::test]
+async fn a_seccomp_filter_of_the_operator_s_is_in_force_or_the_launch_fails() {
+    let Some(host) = host() else { return };
+    let spec = host.spec(1);
+    let filter = host.root.path().join("filter.bpf");
+    let vmm = host.backend.vmm_that_isolates(Isolation::Available, Some(filter.clone()));
+    let error = vmm.launch(&spec).await.err().unwrap();
+    assert!(matches!(&error, VmmError::File { path, .. } if *path == filter), "{error}");
+    std::fs::write(&filter, "").unwrap();
+    let error = vmm.launch(&spec).await.err().unwrap().to_string();
+    assert!(error.contains("Filter deserialization failed"), "{error}");
+    assert_nothing_left(&spec);
+    std::fs::write(&filter, "compiled").unwrap();
+    let vm = vmm.launch(&spec).await.unwrap();
+    let status = vmm_support::text_of(format!("/proc/{}/status", vm.handle().pid).as_ref());
+    assert!(status.contains("Seccomp:\t2\n"), "{status}");
+    vm.kill().await.unwrap();
 }
 
 #[tokio::test]

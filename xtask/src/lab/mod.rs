@@ -105,16 +105,19 @@ fn fill_share(base: &Path, image: &Image, suites: &[Suite]) -> anyhow::Result<Pa
     for program in suites.iter().flat_map(|suite| suite.programs()) {
         let to = suite::binary_path(&share, program.test);
         if !to.exists() {
-            let built = build_test(program.package, program.test)?;
+            let built = build_test(program.test)?;
             strip(&built, &to)?;
         }
     }
-    if suites.iter().any(|suite| matches!(suite, Suite::Life | Suite::Shell)) {
+    let is_whole = |suite: &Suite| {
+        *suite == Suite::Shell || suite.programs().iter().any(|program| program.vmm.is_some())
+    };
+    if suites.iter().any(is_whole) {
         let mvm = build_mvm()?;
         strip(&mvm, &share.join("bin/mvm"))?;
         copy_tree(&seed::ensure(base, &mvm)?, &share.join("seed"))?;
     }
-    if suites.iter().any(|suite| *suite != Suite::Qemu) {
+    if suites.iter().any(|suite| !matches!(suite, Suite::Qemu | Suite::GuestsQemu)) {
         for program in suite::firecracker().into_iter().flatten() {
             let name = program.file_name().context("a program has a name")?;
             fs::copy(&program, share.join("bin").join(name))?;
@@ -146,7 +149,7 @@ fn build_mvm() -> anyhow::Result<PathBuf> {
 }
 
 /// Builds a test program and returns its path.
-fn build_test(package: &str, test: &str) -> anyhow::Result<PathBuf> {
+fn build_test(test: &str) -> anyhow::Result<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -157,12 +160,13 @@ fn build_test(package: &str, test: &str) -> anyhow::Result<PathBuf> {
         name: String,
     }
     let output = Command::new("cargo")
-        .args(["test", "--locked", "--no-run", "-p", package, "--test", test])
+        // Of all members, so that dependencies are built as `cargo xtask test` builds them.
+        .args(["test", "--locked", "--no-run", "--workspace", "--test", test])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
-    ensure!(output.status.success(), "test {test} of {package} does not build");
+    ensure!(output.status.success(), "test {test} does not build");
     let text = String::from_utf8(output.stdout)?;
     let messages = text.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
     let built =

@@ -8,6 +8,9 @@ use clap::ValueEnum;
 /// Variable that names Firecracker's program; its jailer is beside it.
 const FIRECRACKER: &str = "MVM_FIRECRACKER";
 
+/// How tests of guests run in a machine with two emulated processors.
+const GUESTS: &str = "--test-threads=1 --nocapture";
+
 /// A part of the lab's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
@@ -15,6 +18,10 @@ pub(crate) enum Suite {
     Qemu,
     /// What every VMM driver promises, and what Firecracker's adds, on real Firecracker.
     Firecracker,
+    /// What a guest sees of sleeps, wakes and forks, with `mvm` itself, on QEMU with KVM.
+    GuestsQemu,
+    /// The same, on real Firecracker.
+    GuestsFirecracker,
     /// An instance's whole life with `mvm` itself, on real Firecracker.
     Life,
     /// No tests: a shell on the lab's console.
@@ -24,60 +31,63 @@ pub(crate) enum Suite {
 /// A test program of the workspace.
 #[derive(Debug)]
 pub(super) struct TestProgram {
-    pub(super) package: &'static str,
     pub(super) test: &'static str,
     /// Arguments of the program.
     pub(super) arguments: &'static str,
+    /// The VMM that it is about, for tests of the whole product.
+    pub(super) vmm: Option<&'static str>,
+}
+
+impl TestProgram {
+    fn of_host(test: &'static str, arguments: &'static str) -> Self {
+        Self { test, arguments, vmm: None }
+    }
+
+    fn whole(test: &'static str, arguments: &'static str, vmm: &'static str) -> Self {
+        Self { test, arguments, vmm: Some(vmm) }
+    }
 }
 
 impl Suite {
     /// What runs if nothing is named.
-    pub(super) const ALL: [Self; 3] = [Self::Qemu, Self::Firecracker, Self::Life];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Qemu, Self::GuestsQemu, Self::Firecracker, Self::GuestsFirecracker, Self::Life];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
             Self::Firecracker => "firecracker",
             Self::Life => "life",
+            Self::GuestsQemu => "guests-qemu",
+            Self::GuestsFirecracker => "guests-firecracker",
             Self::Shell => "shell",
         }
     }
 
     /// What it runs.
-    pub(super) fn programs(self) -> &'static [TestProgram] {
+    pub(super) fn programs(self) -> Vec<TestProgram> {
         match self {
-            Self::Qemu => &[TestProgram {
-                package: "mvm-host",
-                test: "vmm_contract",
-                arguments: "--test-threads=2 qemu",
-            }],
-            Self::Firecracker => &[
-                TestProgram {
-                    package: "mvm-host",
-                    test: "firecracker_api",
-                    arguments: "--nocapture the_real_one",
-                },
-                TestProgram {
-                    package: "mvm-host",
-                    test: "vmm_contract",
-                    arguments: "--test-threads=2 firecracker",
-                },
+            Self::Qemu => vec![TestProgram::of_host("vmm_contract", "--test-threads=2 qemu")],
+            Self::Firecracker => vec![
+                TestProgram::of_host("firecracker_api", "--nocapture the_real_one"),
+                TestProgram::of_host("vmm_contract", "--test-threads=2 firecracker"),
             ],
-            Self::Life => &[TestProgram {
-                package: "mvm-tests",
-                test: "firecracker",
-                arguments: "--nocapture",
-            }],
-            Self::Shell => &[],
+            Self::Life => vec![TestProgram::whole("firecracker", "--nocapture", "firecracker")],
+            Self::GuestsQemu => vec![TestProgram::whole("sleep", GUESTS, "qemu")],
+            Self::GuestsFirecracker => vec![TestProgram::whole("sleep", GUESTS, "firecracker")],
+            Self::Shell => Vec::new(),
         }
     }
 
     /// Why it cannot run, if it cannot.
     pub(super) fn obstacle(self) -> Option<String> {
         match self {
-            Self::Firecracker | Self::Life if firecracker().is_none() => Some(format!(
-                "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names one elsewhere"
-            )),
+            Self::Firecracker | Self::GuestsFirecracker | Self::Life if firecracker().is_none() => {
+                Some(format!(
+                    "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names one \
+                     elsewhere"
+                ))
+            }
             _ => None,
         }
     }
@@ -114,10 +124,11 @@ pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String
         let mut commands = String::new();
         for program in suite.programs() {
             let (test, arguments) = (program.test, program.arguments);
+            let vmm = program.vmm.map(|vmm| format!("MVM_TEST_VMM={vmm} ")).unwrap_or_default();
             // Each failure is kept, and the next program runs all the same.
             let _ = write!(
                 commands,
-                "timeout -k 5 {limit_s} /lab/tests/{test} {arguments} || code=$?; "
+                "{vmm}timeout -k 5 {limit_s} /lab/tests/{test} {arguments} || code=$?; "
             );
         }
         let _ = writeln!(

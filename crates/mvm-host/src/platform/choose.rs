@@ -4,6 +4,7 @@ use mvm_core::vmm::{Accel, VmmKind};
 
 use super::facts::{Facts, Firecracker};
 use super::kvm::KvmVerdict;
+use super::system::Cgroup;
 use crate::vmm::firecracker::{FirecrackerVersion, MINIMUM_VERSION};
 
 /// Why a VMM or accelerator that was asked for cannot be had.
@@ -14,6 +15,12 @@ pub enum PlatformError {
     NoFirecracker {
         /// What is in the way.
         problem: String,
+    },
+    /// Production was asked for on a machine that lacks what it takes.
+    #[error("production needs {}", lacks.join("; and "))]
+    NotForProduction {
+        /// What it takes.
+        lacks: Vec<String>,
     },
     /// KVM was asked for on a machine where it cannot be opened.
     #[error("KVM cannot be used: {verdict}; use `--accel tcg`, or none for the best that works")]
@@ -57,6 +64,26 @@ pub fn choose(
         }),
         // Not Firecracker, also where it is installed: it has run on emulated processors alone.
         None | Some(VmmKind::Qemu) => qemu(accel, facts),
+    }
+}
+
+/// Whether microVMs can be walled off here as production has to be, as far as the machine tells.
+///
+/// # Errors
+/// Everything that is in the way.
+pub fn for_production(choice: &Choice, facts: &Facts) -> Result<(), PlatformError> {
+    let kvm = facts.kvm.verdict();
+    let lacks: Vec<String> = [
+        (choice.vmm == VmmKind::Firecracker, format!("Firecracker, and {} was chosen", choice.vmm)),
+        (kvm == KvmVerdict::Usable, format!("a KVM that works: {kvm}")),
+        (facts.cgroup == Cgroup::V2, "a machine whose cgroups are all version 2".to_owned()),
+    ]
+    .into_iter()
+    .filter_map(|(is_there, what)| (!is_there).then_some(what))
+    .collect();
+    match lacks.is_empty() {
+        true => Ok(()),
+        false => Err(PlatformError::NotForProduction { lacks }),
     }
 }
 
@@ -191,6 +218,26 @@ mod tests {
         assert!(no_kvm.contains("no /dev/kvm"), "{no_kvm}");
         let unfit = Firecracker::Unfit { problem: "it has a fault".into() };
         assert!(refused(None, &Facts { firecracker: unfit, ..usable() }).contains("a fault"));
+    }
+
+    #[test]
+    fn production_takes_firecracker_a_kvm_that_works_and_one_cgroup_hierarchy() {
+        let lacks = |vmm, facts: &Facts| match for_production(
+            &Choice { vmm, accel: Accel::Kvm, why: String::new() },
+            facts,
+        ) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(lacks(VmmKind::Firecracker, &usable()), "");
+        let qemu = lacks(VmmKind::Qemu, &usable());
+        assert_eq!(qemu, "production needs Firecracker, and qemu was chosen");
+        assert!(lacks(VmmKind::Firecracker, &emulated()).contains("a KVM that works"));
+        let hybrid = Facts { cgroup: Cgroup::Hybrid, ..on(Device::Absent, 60) };
+        let all = lacks(VmmKind::Qemu, &hybrid);
+        for part in ["Firecracker", "no /dev/kvm", "all version 2"] {
+            assert!(all.contains(part), "{part} is not in {all}");
+        }
     }
 
     #[test]

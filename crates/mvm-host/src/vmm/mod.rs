@@ -214,6 +214,14 @@ pub enum VmmError {
         /// What is wrong.
         message: String,
     },
+    /// A microVM runs that is less walled off than it has to be; it is ended.
+    #[error("{id} is not walled off as production has to be: its VMM lacks {lacks}")]
+    NotIsolated {
+        /// The instance.
+        id: InstanceId,
+        /// What it lacks.
+        lacks: String,
+    },
     /// The VMM ended before it answered; its own last words are in `log`.
     #[error("the VMM ended during start: {log}")]
     DiedAtStart {

@@ -16,12 +16,35 @@ use super::{Restore, Vm, VmSpec, Vmm, VmmError};
 pub struct NodeVmm {
     chosen: Arc<dyn Vmm>,
     others: Vec<Arc<dyn Vmm>>,
+    restores: RestoredBy,
+}
+
+/// Which VMM restores what another one than the chosen has saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RestoredBy {
+    /// The one that saved it.
+    WhoSavedIt,
+    /// None but the chosen one, which boots it instead.
+    TheChosen,
 }
 
 impl NodeVmm {
     /// Starts microVMs with the first, and adopts those of any.
     pub fn new(chosen: Arc<dyn Vmm>, others: Vec<Arc<dyn Vmm>>) -> Self {
-        Self { chosen, others }
+        Self { chosen, others, restores: RestoredBy::WhoSavedIt }
+    }
+
+    /// Has microVMs started by the first alone: others are looked after until they end.
+    #[must_use]
+    pub fn with_none_but_the_chosen(self) -> Self {
+        Self { restores: RestoredBy::TheChosen, ..self }
+    }
+
+    fn restorer(&self, kind: VmmKind) -> &dyn Vmm {
+        match self.restores {
+            RestoredBy::WhoSavedIt => self.of(kind),
+            RestoredBy::TheChosen => &*self.chosen,
+        }
     }
 
     fn of(&self, kind: VmmKind) -> &dyn Vmm {
@@ -44,7 +67,7 @@ impl Vmm for NodeVmm {
     }
 
     async fn build_for(&self, saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
-        match self.of(saved_on.vmm).build_for(saved_on).await {
+        match self.restorer(saved_on.vmm).build_for(saved_on).await {
             // It is there no more.
             Err(
                 VmmError::MissingProgram { .. } | VmmError::Unfit { .. } | VmmError::TooOld { .. },
@@ -62,7 +85,7 @@ impl Vmm for NodeVmm {
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
-        self.of(from.build.vmm).restore(spec, from).await
+        self.restorer(from.build.vmm).restore(spec, from).await
     }
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {

@@ -1,11 +1,12 @@
 //! What Firecracker's driver promises besides the contract.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mvm_core::net::MacAddr;
-use mvm_host::vmm::{Nic, VmSpec, VmmError};
+use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
+use mvm_host::vmm::{Nic, VmSpec, Vmm, VmmError};
 
 use super::real_firecracker;
 use super::vmm_support::{Backend, Guest, Host, eventually, processes_of, text_of};
@@ -48,6 +49,31 @@ async fn it_runs_jailed_as_its_own_user() {
     assert_eq!(limit.trim(), ((128 * 2 + 128) << 20).to_string());
     vm.kill().await.unwrap();
     assert!(!cgroup_of(&spec).exists(), "a cgroup is left");
+}
+
+/// One that was not built as its releases are may lack a filter of its own, and nothing else.
+#[tokio::test]
+async fn production_finds_every_wall_where_the_machine_has_them() {
+    let Some(backend) = real_firecracker() else { return };
+    let host = Host::new(backend);
+    let spec = host.spec(1);
+    let seccomp_filter = std::env::var_os("MVM_TEST_SECCOMP_FILTER").map(PathBuf::from);
+    let has_filter = seccomp_filter.is_some();
+    let config = FirecrackerConfig::from_environment();
+    let isolation = Isolation::Production;
+    let vmm = FirecrackerVmm::new(FirecrackerConfig { isolation, seccomp_filter, ..config });
+    match vmm.launch(&spec).await {
+        Ok(vm) => {
+            Guest::of(&vm).await;
+            vm.kill().await.unwrap();
+        }
+        Err(VmmError::NotIsolated { lacks, .. }) => {
+            assert_eq!(lacks, "a seccomp filter");
+            assert!(!has_filter, "the filter that was given is not in force");
+            assert_eq!(processes_of(spec.uid), []);
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_host::vmm::Vmm;
-use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm};
+use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
 use serde_json::Value;
 
 use super::Backend;
@@ -44,6 +44,16 @@ impl StandIn {
     pub(crate) fn vmm_that_keeps(&self, dir: &Path) -> FirecrackerVmm {
         let config = FirecrackerConfig::new(self.program());
         FirecrackerVmm::new(FirecrackerConfig { kept_in: Some(dir.to_owned()), ..config })
+    }
+
+    /// A driver that gives microVMs a seccomp filter, and refuses some.
+    pub(crate) fn vmm_that_isolates(
+        &self,
+        isolation: Isolation,
+        seccomp_filter: Option<PathBuf>,
+    ) -> FirecrackerVmm {
+        let config = FirecrackerConfig::new(self.program());
+        FirecrackerVmm::new(FirecrackerConfig { isolation, seccomp_filter, ..config })
     }
 
     /// What whoever starts from now on does; see the program's module on behaviour.

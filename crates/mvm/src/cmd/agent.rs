@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand};
-use mvm_agent::{AgentError, LockError, ServeOptions};
+use mvm_agent::{AgentError, Isolation, LockError, ServeOptions};
 use mvm_core::vmm::VmmKind;
 use tokio::time::Instant;
 
@@ -49,12 +50,20 @@ enum Verb {
 #[command(after_help = "\
 Examples:
   mvm agent serve
+  mvm agent serve --production
   mvm agent serve --state-dir /srv/mvm --log debug")]
 pub(crate) struct Serve {
     /// Memory of this machine that is to stay available: below it, instances that nobody uses, of
     /// pools with a sleep policy, go to sleep early.
     #[arg(long, env = "MVM_KEEP_FREE", value_name = "SIZE", default_value_t = Mib(512))]
     keep_free: Mib,
+    /// Run microVMs on Firecracker alone, and only ones that are jailed, filtered by seccomp and limited
+    /// by a cgroup; start none that lacks any of it.
+    #[arg(long, env = "MVM_PRODUCTION", value_parser = FalseyValueParser::new())]
+    production: bool,
+    /// A seccomp filter for Firecracker, as its `seccompiler-bin` writes it, in place of its own.
+    #[arg(long, env = "MVM_SECCOMP_FILTER", value_name = "PATH")]
+    seccomp_filter: Option<PathBuf>,
 }
 
 /// Show the agent.
@@ -144,6 +153,11 @@ pub(crate) fn serve(serve: &Serve, state_dir: PathBuf, wanted: Wanted) -> Result
         vmm: wanted.vmm,
         accel: wanted.accel,
         keep_free_mib: serve.keep_free.0,
+        isolation: match serve.production {
+            true => Isolation::Production,
+            false => Isolation::Available,
+        },
+        seccomp_filter: serve.seccomp_filter.clone(),
     };
     match runtime.block_on(mvm_agent::serve(options)) {
         Ok(()) => Ok(exit::OK),

@@ -23,6 +23,7 @@ mod http;
 mod jailer;
 mod memory;
 mod request;
+mod seccomp;
 mod server;
 
 use std::path::Path;
@@ -67,5 +68,8 @@ fn firecracker(words: &[String], behaviour: Behaviour) -> Result<(), String> {
     }
     let known = [&OPTIONS[..], &ADDED_BY_JAILER[..]].concat();
     let arguments = Arguments::parse(words, &known)?;
+    if let Some(path) = arguments.get("--seccomp-filter") {
+        seccomp::install(path)?;
+    }
     server::run(&arguments, behaviour)
 }

@@ -20,8 +20,8 @@ const OVERHEAD_MIB: u64 = 128;
 /// Threads of Firecracker besides those of the vCPUs, with room.
 const OTHER_THREADS: u32 = 32;
 
-/// The jailer's arguments for it; none where there is no version 2.
-pub(super) fn arguments(spec: &VmSpec) -> Vec<OsString> {
+/// Whether the machine's controllers are in version 2, and those that are needed are there.
+fn is_available() -> bool {
     let controllers = std::fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
     let has = |name| {
         let list = controllers.as_deref().unwrap_or_default();
@@ -29,19 +29,43 @@ pub(super) fn arguments(spec: &VmSpec) -> Vec<OsString> {
     };
     // A container's own root is not the machine's, and has processes, which forbids children.
     let is_machine_root = !Path::new(ROOT).join("cgroup.type").exists();
-    if !(has("memory") && has("pids") && is_machine_root) {
+    has("memory") && has("pids") && is_machine_root
+}
+
+/// The files of its limits, with their values.
+fn limits(spec: &VmSpec) -> [(&'static str, u64); 2] {
+    let bytes = (2 * u64::from(spec.mem_mib) + OVERHEAD_MIB) << 20;
+    [("memory.max", bytes), ("pids.max", u64::from(spec.vcpus + OTHER_THREADS))]
+}
+
+/// The jailer's arguments for it; none where there is no version 2.
+pub(super) fn arguments(spec: &VmSpec) -> Vec<OsString> {
+    if !is_available() {
         return Vec::new();
     }
-    let bytes = (2 * u64::from(spec.mem_mib) + OVERHEAD_MIB) << 20;
-    let limits =
-        [format!("memory.max={bytes}"), format!("pids.max={}", spec.vcpus + OTHER_THREADS)];
     let parent = format!("{PARENT}/{}", spec.uid);
     let mut arguments: Vec<OsString> =
         ["--cgroup-version", "2", "--parent-cgroup", &parent].map(OsString::from).into();
-    for limit in limits {
-        arguments.extend(["--cgroup".into(), limit.into()]);
+    for (file, value) in limits(spec) {
+        arguments.extend(["--cgroup".into(), format!("{file}={value}").into()]);
     }
     arguments
+}
+
+/// What a process lacks of it: being in it, and the limits, as the kernel has them.
+pub(super) fn lacks(proc: &Path, spec: &VmSpec) -> Vec<String> {
+    let own = format!("/{PARENT}/{}/{}", spec.uid, spec.id);
+    let groups = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+    if groups.lines().all(|line| line.strip_prefix("0::") != Some(&own)) {
+        return vec!["a cgroup of its own (version 2)".to_owned()];
+    }
+    let dir = Path::new(ROOT).join(own.trim_start_matches('/'));
+    let has = |file: &str, value: u64| {
+        let text = std::fs::read_to_string(dir.join(file));
+        text.is_ok_and(|text| text.trim() == value.to_string())
+    };
+    let missing = limits(spec).into_iter().filter(|(file, value)| !has(file, *value));
+    missing.map(|(file, _)| format!("a limit in {file}")).collect()
 }
 
 /// Removes an instance's cgroup, whose processes have ended. Not finding it is no error; one that

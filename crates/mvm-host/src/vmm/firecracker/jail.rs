@@ -25,6 +25,8 @@ pub(super) const VSOCK: &str = "v.sock";
 pub(super) const KERNEL: &str = "kernel";
 pub(super) const INITRD: &str = "initrd";
 pub(super) const LOG: &str = "log";
+/// A seccomp filter of the operator's.
+pub(super) const SECCOMP_FILTER: &str = "seccomp.bpf";
 pub(super) const METRICS: &str = "metrics";
 /// Directory that Firecracker may write into.
 pub(super) const SAVE_DIR: &str = "save";

@@ -14,9 +14,9 @@ use super::super::{
     file_error,
 };
 use super::api::Api;
-use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, METRICS, VSOCK};
+use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, METRICS, SECCOMP_FILTER, VSOCK};
 use super::vm::FirecrackerVm;
-use super::{FirecrackerConfig, Programs, cgroup, kernel, locks, save};
+use super::{FirecrackerConfig, Isolation, Programs, cgroup, isolation, kernel, locks, save};
 use crate::process::{Pids, Spawn, spawn};
 use crate::unix_socket;
 
@@ -42,7 +42,7 @@ pub(super) async fn launch(
         operation: "unpack the kernel".into(),
         source: std::io::Error::other(error),
     })??;
-    let prepared = prepare(programs, spec).await?;
+    let prepared = prepare(programs, config, spec).await?;
     prepared.jail.place_to_read(&kernel, KERNEL)?;
     prepared.jail.place_to_read(&spec.initrd, INITRD)?;
     let (starting, api) = start(programs, config, spec, &prepared).await?;
@@ -73,7 +73,7 @@ pub(super) async fn restore(
             message: format!("its memory has {} bytes, not {memory_bytes}", from.memory.bytes()),
         });
     }
-    let prepared = prepare(programs, spec).await?;
+    let prepared = prepare(programs, config, spec).await?;
     prepared.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
     prepared.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
     let (starting, api) = start(programs, config, spec, &prepared).await?;
@@ -97,7 +97,11 @@ struct Prepared {
     log: File,
 }
 
-async fn prepare(programs: &Programs, spec: &VmSpec) -> Result<Prepared, VmmError> {
+async fn prepare(
+    programs: &Programs,
+    config: &FirecrackerConfig,
+    spec: &VmSpec,
+) -> Result<Prepared, VmmError> {
     if spec.vcpus > MAX_VCPUS {
         return Err(VmmError::Spec {
             id: spec.id.clone(),
@@ -121,6 +125,9 @@ async fn prepare(programs: &Programs, spec: &VmSpec) -> Result<Prepared, VmmErro
         jail.place_disk(disk, &disk_name(index))?;
     }
     jail.make_writable(METRICS)?;
+    if let Some(filter) = &config.seccomp_filter {
+        jail.place_copy(filter, SECCOMP_FILTER)?;
+    }
     let console = console::rotate(&spec.dir).map_err(file_error(&spec.dir))?;
     let log_path = spec.dir.join(VMM_LOG);
     let open_log = || {
@@ -148,7 +155,7 @@ async fn start(
     };
     let carrier = locks::carrier(&spec.dir, &prepared.locks).await;
     let carrier = carrier.map_err(system("hand over the disks' locks"))?;
-    let args = jailer_arguments(programs, spec);
+    let args = jailer_arguments(programs, config, spec);
     let process = spawn(&Spawn {
         input: Some(carrier.as_fd()),
         output: Some(prepared.console.as_fd()),
@@ -170,6 +177,12 @@ fn finish(
     starting: Starting,
     prepared: Prepared,
 ) -> Result<FirecrackerVm, VmmError> {
+    if config.isolation == Isolation::Production {
+        let lacks = isolation::lacks(starting.process()?.identity().pid, spec);
+        if !lacks.is_empty() {
+            return Err(VmmError::NotIsolated { id: spec.id.clone(), lacks: lacks.join(", ") });
+        }
+    }
     let process = starting.succeed()?;
     prepared.jail.complete();
     let identity = process.identity().clone();
@@ -184,7 +197,11 @@ fn finish(
 }
 
 /// The jailer's arguments, and behind `--` those of Firecracker.
-fn jailer_arguments(programs: &Programs, spec: &VmSpec) -> Vec<OsString> {
+fn jailer_arguments(
+    programs: &Programs,
+    config: &FirecrackerConfig,
+    spec: &VmSpec,
+) -> Vec<OsString> {
     let uid = spec.uid.to_string();
     let mut args: Vec<OsString> = vec!["--id".into(), spec.id.as_str().into()];
     let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
@@ -197,6 +214,9 @@ fn jailer_arguments(programs: &Programs, spec: &VmSpec) -> Vec<OsString> {
     // Warnings and errors are kept; what is said otherwise is for debugging.
     args.extend(["--", "--api-sock", API_SOCKET, "--log-path", jail::LOG].map(OsString::from));
     args.extend(["--level", "Warning"].map(OsString::from));
+    if config.seccomp_filter.is_some() {
+        args.extend(["--seccomp-filter", SECCOMP_FILTER].map(OsString::from));
+    }
     args
 }
 

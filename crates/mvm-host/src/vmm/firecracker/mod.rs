@@ -16,6 +16,7 @@
 
 mod api;
 mod cgroup;
+mod isolation;
 mod jail;
 mod kept;
 mod kernel;
@@ -35,6 +36,7 @@ use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use tokio::sync::OnceCell;
 
+pub use isolation::Isolation;
 pub(crate) use kept::{Kept, dir_of, keep};
 pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
@@ -54,6 +56,10 @@ pub struct FirecrackerConfig {
     pub program: PathBuf,
     /// Where a copy of it is kept for what it saves; nowhere if absent.
     pub kept_in: Option<PathBuf>,
+    /// What a microVM must not lack to run.
+    pub isolation: Isolation,
+    /// A compiled seccomp filter in place of Firecracker's own.
+    pub seccomp_filter: Option<PathBuf>,
     /// How long a fresh Firecracker has until it serves its API.
     pub start_limit: Duration,
     /// How long it has for one request: saving takes as long as the disk does.
@@ -79,6 +85,8 @@ impl FirecrackerConfig {
         Self {
             program,
             kept_in: None,
+            isolation: Isolation::default(),
+            seccomp_filter: None,
             start_limit: Duration::from_secs(30),
             request_limit: Duration::from_secs(120),
         }
