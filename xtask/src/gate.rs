@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
+use crate::lab::{self, LabArgs, Suite};
+
 /// What to run.
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -31,6 +33,8 @@ enum Stage {
     Test,
     /// rustdoc, warnings denied.
     Doc,
+    /// QEMU on a KVM that works, which an emulated machine has.
+    Lab,
     /// The whole product on real microVMs, with the release binary.
     Vm,
 }
@@ -96,6 +100,7 @@ impl Stage {
             Self::Deny => "deny",
             Self::Test => "test",
             Self::Doc => "doc",
+            Self::Lab => "lab",
             Self::Vm => "vm",
         }
     }
@@ -124,7 +129,22 @@ impl Stage {
                 // Private items are documented too: this documentation is for those who work on mvm.
                 &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")],
             ),
+            Self::Lab => in_the_lab(),
             Self::Vm => vm(),
+        }
+    }
+}
+
+/// Firecracker's suites are not part of the gate: no package has it.
+fn in_the_lab() -> anyhow::Result<Outcome> {
+    if let Some(missing) = lab::missing_tools() {
+        return Ok(Outcome::Skipped(missing));
+    }
+    match lab::run(&LabArgs::of(&[Suite::Qemu])) {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(error) => {
+            println!("{error:#}");
+            Ok(Outcome::Failed)
         }
     }
 }
@@ -144,8 +164,29 @@ fn vm() -> anyhow::Result<Outcome> {
     let binary = binary.to_str().context("the repository's path is not UTF-8")?;
     // Each test boots a few microVMs: more tests at once would only wait for each other.
     let threads = ["--", "--test-threads", "2"];
-    let args = ["test", "--locked", "--no-fail-fast", "-p", "mvm-tests"];
-    cargo(&[&args[..], &threads].concat(), &[("MVM_BIN", binary)])
+    // Chosen by their names among all members': so dependencies are built as for the other tests.
+    let mut args: Vec<String> =
+        ["test", "--locked", "--no-fail-fast", "--workspace"].map(str::to_owned).into();
+    for name in test_names(&root.join("tests/tests"))? {
+        args.extend(["--test".to_owned(), name]);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(threads).collect();
+    cargo(&args, &[("MVM_BIN", binary)])
+}
+
+/// The names of the tests that are files in a directory.
+fn test_names(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut names = Vec::new();
+    for path in entries.map(|entry| entry.map(|entry| entry.path())) {
+        let path = path?;
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().and_then(|name| name.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Outcome> {

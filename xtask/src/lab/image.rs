@@ -86,7 +86,7 @@ pub(super) struct Image {
 }
 
 /// What is missing here, with the command that installs it.
-pub(super) fn missing_tools() -> Option<String> {
+pub(crate) fn missing_tools() -> Option<String> {
     let missing: Vec<&str> =
         TOOLS.iter().filter(|(tool, _)| !is_installed(tool)).map(|(_, package)| *package).collect();
     let list = missing.join(" ");

@@ -24,6 +24,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use image::Image;
+pub(crate) use image::missing_tools;
 pub(crate) use suite::Suite;
 
 /// How long one test program may take, in seconds.
@@ -39,6 +40,13 @@ pub(crate) struct LabArgs {
     suites: Vec<Suite>,
 }
 
+impl LabArgs {
+    /// These suites.
+    pub(crate) fn of(suites: &[Suite]) -> Self {
+        Self { suites: suites.to_vec() }
+    }
+}
+
 /// What became of a suite.
 enum Outcome {
     Passed,
@@ -49,7 +57,7 @@ enum Outcome {
 /// Runs suites in the lab.
 pub(crate) fn run(args: &LabArgs) -> anyhow::Result<()> {
     let suites = if args.suites.is_empty() { &Suite::ALL[..] } else { &args.suites };
-    if let Some(missing) = image::missing_tools() {
+    if let Some(missing) = missing_tools() {
         bail!(missing);
     }
     let base = repository()?.join("target/lab");

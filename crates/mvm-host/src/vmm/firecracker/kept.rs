@@ -37,8 +37,8 @@ pub(crate) fn dir_of(state_dir: &Path) -> PathBuf {
 }
 
 /// The program of a version that is kept, which has its jailer beside it.
-pub(super) fn program(dir: &Path, version: &str) -> Option<PathBuf> {
-    let program = dir.join(version).join(PROGRAM);
+pub(super) fn program(dir: &Path, version: FirecrackerVersion) -> Option<PathBuf> {
+    let program = dir.join(version.to_string()).join(PROGRAM);
     program.is_file().then_some(program)
 }
 
@@ -48,7 +48,7 @@ pub(super) fn newest(dir: &Path) -> Option<PathBuf> {
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let versions = names.filter_map(|name| FirecrackerVersion::parse(&name));
     let newest = versions.filter(|version| version.problem().is_none()).max()?;
-    program(dir, &newest.to_string())
+    program(dir, newest)
 }
 
 /// Keeps a pair of programs under its version.
@@ -117,8 +117,8 @@ mod tests {
         // The old one is as it was, whatever calls itself the same.
         let others = programs(installed.path(), "rebuilt", old);
         assert_eq!(keep(&dir, &others).unwrap(), Kept::Others);
-        let kept = program(&dir, "1.15.1").unwrap();
+        let kept = program(&dir, old).unwrap();
         assert_eq!(fs::read_to_string(kept).unwrap(), "1.15.1 firecracker");
-        assert_eq!(program(&dir, "1.14.0"), None);
+        assert_eq!(program(&dir, FirecrackerVersion(1, 14, 0)), None);
     }
 }

@@ -148,8 +148,8 @@ impl FirecrackerVmm {
         if usual.as_ref().is_ok_and(|usual| usual.version.to_string() == version) {
             return usual.cloned();
         }
-        let kept = self.config.kept_in.as_ref().and_then(|dir| kept::program(dir, version));
-        match kept {
+        let kept = FirecrackerVersion::parse(version).zip(self.config.kept_in.as_ref());
+        match kept.and_then(|(version, dir)| kept::program(dir, version)) {
             Some(program) => find(&program).await,
             None => usual.cloned(),
         }
