@@ -2,16 +2,55 @@
 //! with it and keeps what it returns open for as long as its VMM runs.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{Disk, DiskAccess, VmmError, file_error};
 
-/// Opens and locks a disk, shared to read and alone to write. The lock belongs to the open file, so
-/// it lasts exactly as long as that is open in any process, whatever becomes of the agent. QEMU's
-/// own locks, on byte ranges, are independent of it.
-pub(super) fn open(disk: &Disk) -> Result<File, VmmError> {
+/// A disk that is open and locked. Unless a VMM has taken it over, the lock goes with this value,
+/// and not only with the last copy of the descriptor: a process that is just being started for
+/// another microVM has one, until it becomes its program.
+#[derive(Debug)]
+pub(super) struct LockedDisk {
+    file: File,
+    is_taken_over: bool,
+}
+
+impl LockedDisk {
+    /// A VMM that runs has a copy, with which the lock goes from now on.
+    pub(super) fn leave_to_vmm(mut self) {
+        self.is_taken_over = true;
+    }
+}
+
+impl Drop for LockedDisk {
+    fn drop(&mut self) {
+        if !self.is_taken_over
+            && let Err(error) = flock(&self.file, FlockOperation::Unlock)
+        {
+            tracing::warn!(%error, "cannot unlock a disk");
+        }
+    }
+}
+
+impl AsFd for LockedDisk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for LockedDisk {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Opens and locks a disk, shared to read and alone to write. The lock belongs to the open file: a
+/// VMM that has it keeps it locked, whatever becomes of the agent. QEMU's own locks, on byte ranges,
+/// are independent of it.
+pub(super) fn open(disk: &Disk) -> Result<LockedDisk, VmmError> {
     let writes = disk.access == DiskAccess::ReadWrite;
     let file = OpenOptions::new().read(true).write(writes).open(&disk.path);
     let file = file.map_err(file_error(&disk.path))?;
@@ -20,8 +59,34 @@ pub(super) fn open(disk: &Disk) -> Result<File, VmmError> {
         DiskAccess::ReadWrite => FlockOperation::NonBlockingLockExclusive,
     };
     match flock(&file, operation) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(LockedDisk { file, is_taken_over: false }),
         Err(Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { path: disk.path.clone() }),
         Err(error) => Err(file_error(&disk.path)(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_goes_with_a_start_that_failed_and_stays_with_a_vmm() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = Disk { path: file.path().to_owned(), access: DiskAccess::ReadWrite };
+        let is_in_use = || matches!(open(&disk), Err(VmmError::DiskInUse { .. }));
+        // The copy that a process has which is just being started.
+        let locked = open(&disk).unwrap();
+        let copy = locked.file.try_clone().unwrap();
+        assert!(is_in_use());
+        drop(locked);
+        assert!(!is_in_use());
+        drop(copy);
+
+        let locked = open(&disk).unwrap();
+        let vmm = locked.file.try_clone().unwrap();
+        locked.leave_to_vmm();
+        assert!(is_in_use());
+        drop(vmm);
+        assert!(!is_in_use());
     }
 }

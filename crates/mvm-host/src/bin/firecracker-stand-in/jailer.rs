@@ -62,6 +62,8 @@ fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     unsafe {
         check(libc::setgroups(0, std::ptr::null()))?;
         check(libc::setresgid(gid, gid, gid))?;
-        check(libc::setresuid(uid, uid, uid))
+        check(libc::setresuid(uid, uid, uid))?;
+        // Executing a program would have made the process its user's in `/proc`.
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1))
     }
 }

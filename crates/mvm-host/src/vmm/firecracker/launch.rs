@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use mvm_core::vmm::{Accel, VmHandle, VmmKind};
 use serde_json::{Value, json};
 
+use super::super::disk_lock::LockedDisk;
 use super::super::starting::{Starting, or_last_words};
 use super::super::{
     DEVICE_STATE, DiskAccess, MEMORY_IMAGE, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock,
@@ -55,7 +56,7 @@ pub(super) async fn launch(
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
     };
     or_last_words(process, spec, configuring).await?;
-    finish(config, spec, starting, prepared)
+    finish(config, spec, prepared, starting)
 }
 
 /// Starts Firecracker with a saved microVM, which is paused on return. If this fails or is given
@@ -86,13 +87,13 @@ pub(super) async fn restore(
         save::apply_changes(pid, memory_bytes, &from.dir).await
     };
     or_last_words(process, spec, loading).await?;
-    finish(config, spec, starting, prepared)
+    finish(config, spec, prepared, starting)
 }
 
 /// What a start has made and opened.
 struct Prepared {
     jail: Jail,
-    locks: Vec<File>,
+    locks: Vec<LockedDisk>,
     console: File,
     log: File,
 }
@@ -171,11 +172,12 @@ async fn start(
     Ok((Starting::new(process), api))
 }
 
+/// A failure ends the process first, and then what was made for it goes: the last is dropped first.
 fn finish(
     config: &FirecrackerConfig,
     spec: &VmSpec,
-    starting: Starting,
     prepared: Prepared,
+    starting: Starting,
 ) -> Result<FirecrackerVm, VmmError> {
     if config.isolation == Isolation::Production {
         let lacks = isolation::lacks(starting.process()?.identity().pid, spec);
@@ -185,6 +187,7 @@ fn finish(
     }
     let process = starting.succeed()?;
     prepared.jail.complete();
+    prepared.locks.into_iter().for_each(LockedDisk::leave_to_vmm);
     let identity = process.identity().clone();
     let handle = VmHandle {
         vmm: VmmKind::Firecracker,

@@ -7,7 +7,6 @@
 //! error that takes nothing away. The kernel closes what waits at a socket together with it: at the
 //! process's end.
 
-use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +26,7 @@ const BATCH: usize = 64;
 ///
 /// # Errors
 /// The directory cannot be written.
-pub(super) async fn carrier(dir: &Path, files: &[File]) -> io::Result<OwnedFd> {
+pub(super) async fn carrier(dir: &Path, files: &[impl AsFd]) -> io::Result<OwnedFd> {
     let failed = |error: unix_socket::SocketError| io::Error::other(with_source(&error));
     let path = dir.join(SOCKET);
     let carrier = unix_socket::bind_fd(&path).map_err(failed)?;
@@ -50,6 +49,7 @@ pub(super) async fn carrier(dir: &Path, files: &[File]) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
     use rustix::fs::{FlockOperation, flock};
+    use std::fs::File;
     use std::io::Read;
 
     #[tokio::test]

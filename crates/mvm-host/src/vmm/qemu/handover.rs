@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 
+use super::super::disk_lock::LockedDisk;
 use super::super::{
     DEVICE_STATE, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock, file_error,
 };
@@ -24,7 +25,7 @@ pub(super) struct Handover {
     device_state: Option<File>,
     kernel: File,
     initrd: File,
-    disks: Vec<(File, DiskAccess)>,
+    disks: Vec<(LockedDisk, DiskAccess)>,
     tap: Option<OwnedFd>,
     qmp: OwnedFd,
     agent: OwnedFd,
@@ -135,7 +136,7 @@ impl Handover {
             disks: self
                 .disks
                 .iter()
-                .map(|(file, access)| DiskDescriptor { fd: file.as_raw_fd(), access: *access })
+                .map(|(disk, access)| DiskDescriptor { fd: disk.as_raw_fd(), access: *access })
                 .collect(),
         }
     }
@@ -145,7 +146,7 @@ impl Handover {
         let files = [&self.kernel, &self.initrd, &self.console].into_iter();
         let files = files.chain(&self.device_state).map(AsFd::as_fd);
         let owned = [&self.memory, &self.qmp, &self.agent, &self.journal.dir].into_iter();
-        let disks = self.disks.iter().map(|(file, _)| file.as_fd());
+        let disks = self.disks.iter().map(|(disk, _)| disk.as_fd());
         files
             .chain(owned.map(AsFd::as_fd))
             .chain(disks)
@@ -160,6 +161,7 @@ impl Handover {
 
     /// QEMU has taken everything over: its files stay.
     pub(super) fn complete(mut self) {
+        self.disks.into_iter().for_each(|(disk, _)| disk.leave_to_vmm());
         self.made.sockets.clear();
         self.made.journal_of = None;
     }

@@ -26,10 +26,10 @@ pub(super) async fn launch(
     tsc_khz: Option<u64>,
     spec: &VmSpec,
 ) -> Result<QemuVm, VmmError> {
-    let (starting, handover) = start(config, tsc_khz, spec, None).await?;
+    let (handover, starting) = start(config, tsc_khz, spec, None).await?;
     let running = ask_until_running(&spec.dir, config.start_limit);
     or_last_words(starting.process()?, spec, running).await?;
-    finish(config, spec, starting, handover)
+    finish(config, spec, handover, starting)
 }
 
 /// Starts QEMU with the memory and the devices of a saved microVM, which is paused on return. If
@@ -41,7 +41,7 @@ pub(super) async fn restore(
     from: &Restore,
 ) -> Result<QemuVm, VmmError> {
     let began = Instant::now();
-    let (starting, handover) = start(config, tsc_khz, spec, Some(from)).await?;
+    let (handover, starting) = start(config, tsc_khz, spec, Some(from)).await?;
     let process = starting.process()?;
     let ms = || began.elapsed().as_secs_f64() * 1000.0;
     let loading = async {
@@ -57,15 +57,16 @@ pub(super) async fn restore(
         }
     };
     or_last_words(process, spec, loading).await?;
-    finish(config, spec, starting, handover)
+    finish(config, spec, handover, starting)
 }
 
+/// A failure ends the process first, and then what was made for it goes: the last is dropped first.
 async fn start(
     config: &QemuConfig,
     tsc_khz: Option<u64>,
     spec: &VmSpec,
     restore: Option<&Restore>,
-) -> Result<(Starting, Handover), VmmError> {
+) -> Result<(Handover, Starting), VmmError> {
     spec.check()?;
     let groups = match config.accel {
         Accel::Kvm => kvm_groups(Path::new("/dev/kvm"))?,
@@ -84,14 +85,14 @@ async fn start(
         program: config.program.to_string_lossy().into_owned(),
         source,
     })?;
-    Ok((Starting::new(process), handover))
+    Ok((handover, Starting::new(process)))
 }
 
 fn finish(
     config: &QemuConfig,
     spec: &VmSpec,
-    starting: Starting,
     handover: Handover,
+    starting: Starting,
 ) -> Result<QemuVm, VmmError> {
     let process = starting.succeed()?;
     handover.complete();
