@@ -166,6 +166,57 @@ async fn a_snapshot_that_does_not_fit_gives_way_to_a_boot_and_says_why() {
     }
 }
 
+/// The snapshot is not to blame for what is missing besides it.
+#[tokio::test(start_paused = true)]
+async fn a_wake_without_its_image_is_tried_again_and_then_gives_way_to_the_disk() {
+    for comes_back_in_time in [true, false] {
+        let machine = Machine::new();
+        let agent = machine.agent().await;
+        one_running(&agent).await;
+        asleep(&agent).await;
+        let images = machine.dir.path().join("images");
+        std::fs::remove_dir_all(&images).unwrap();
+        std::fs::write(&images, "in the way").unwrap();
+        agent.submit(wake()).await.unwrap();
+        let is_told = |all: &[InstanceView]| {
+            let told = match comes_back_in_time {
+                true => all[0].setback.as_ref().map(|setback| setback.error.clone()),
+                false => all[0].last_death.as_ref().map(|death| death.cause.to_string()),
+            };
+            told.is_some_and(|told| told.contains("images"))
+        };
+        agent.until("it says what is missing", is_told).await;
+        std::fs::remove_file(&images).unwrap();
+        let view = until(&agent, State::Running).await;
+        match comes_back_in_time {
+            true => assert_eq!((view.boots, view.wakes), (1, 1)),
+            false => {
+                assert_eq!(view.wakes, 0);
+                let reason = view.cold_boot.unwrap().reason;
+                assert!(reason.contains("images"), "{reason}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_destroyed_at_any_moment_of_its_wake_leaves_nothing() {
+    for ms in [0, 1, 5, 20, 50, 100, 300, 1000] {
+        let machine = Machine::new();
+        let agent = machine.agent().await;
+        let before = one_running(&agent).await;
+        asleep(&agent).await;
+        agent.submit(wake()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        let destroy = Request::InstanceDestroy { selector: pool(), all: false, force: true };
+        agent.submit(destroy).await.unwrap();
+        agent.until("gone", |all| all.is_empty()).await;
+        assert!(machine.world.running().is_empty(), "after {ms} ms: a process");
+        assert!(!machine.network.links().contains(&before.tap.clone().unwrap()), "{ms} ms: a tap");
+        assert!(!instance_dir(&machine, &before).exists(), "after {ms} ms: files");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sleep_that_fails_leaves_the_instance_running_and_is_tried_again() {
     let machine = Machine::new();
