@@ -149,11 +149,12 @@ fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
     image::run(Command::new("cp").arg("-al").arg(from).arg(to))
 }
 
-/// Builds `mvm` and returns its path.
+/// Builds `mvm` and returns its path. What is not optimised takes minutes in an emulated machine.
 fn build_mvm() -> anyhow::Result<PathBuf> {
-    let built = Command::new("cargo").args(["build", "--locked", "-p", "mvm"]).status();
+    let built =
+        Command::new("cargo").args(["build", "--release", "--locked", "-p", "mvm"]).status();
     ensure!(built.context("cannot run cargo")?.success(), "mvm does not build");
-    Ok(repository()?.join("target/debug/mvm"))
+    Ok(repository()?.join("target/release/mvm"))
 }
 
 /// Builds a test program and returns its path.
