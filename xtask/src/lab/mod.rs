@@ -131,6 +131,9 @@ fn fill_share(base: &Path, image: &Image, suites: &[Suite]) -> anyhow::Result<Pa
             fs::copy(&program, share.join("bin").join(name))?;
         }
     }
+    if let Some(filter) = suite::seccomp_filter() {
+        fs::copy(filter, share.join("bin/seccomp.bpf"))?;
+    }
     copy_tree(&image.guest_kernel, &share.join("guest-kernel"))?;
     let script = share.join("run.sh");
     let repository = repository()?.to_str().context("the repository's path is not UTF-8")?;

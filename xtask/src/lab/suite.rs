@@ -8,6 +8,9 @@ use clap::ValueEnum;
 /// Variable that names Firecracker's program; its jailer is beside it.
 const FIRECRACKER: &str = "MVM_FIRECRACKER";
 
+/// Variable that names a compiled seccomp filter.
+const SECCOMP_FILTER: &str = "MVM_TEST_SECCOMP_FILTER";
+
 /// How tests of guests run in a machine with two emulated processors.
 const GUESTS: &str = "--test-threads=1 --nocapture";
 
@@ -106,6 +109,11 @@ pub(super) fn firecracker() -> Option<[PathBuf; 2]> {
     pairs.find(|pair| pair.iter().all(|file| file.is_file()))
 }
 
+/// A compiled seccomp filter for Firecracker, for one that was built without its own.
+pub(super) fn seccomp_filter() -> Option<PathBuf> {
+    std::env::var_os(SECCOMP_FILTER).map(PathBuf::from)
+}
+
 /// The lab's script: each suite in turn, its output to the console and to a log.
 pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String {
     // The tests of the whole program start it in the repository, which need not hold anything.
@@ -115,6 +123,9 @@ pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String
          export MVM_TEST_SEED=/lab/seed PATH=\"$PATH:/lab/bin\"\n\
          mkdir -p '{repository}'\n",
     );
+    if seccomp_filter().is_some() {
+        let _ = writeln!(script, "export {SECCOMP_FILTER}=/lab/bin/seccomp.bpf");
+    }
     for suite in suites {
         if *suite == Suite::Shell {
             script.push_str("echo 'the lab: `exit` ends it'\nbash -i\n");
