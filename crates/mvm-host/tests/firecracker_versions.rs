@@ -15,11 +15,11 @@ use std::sync::Arc;
 use mvm_core::vmm::VmmKind;
 use mvm_host::bootstrap::Outcome;
 use mvm_host::bootstrap::firecracker::{InstallError, Wanted, install};
+use mvm_host::image::digest::Digest;
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVersion, FirecrackerVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld};
 use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage, NodeVmm, Packing, Restore, Vm, VmSpec, Vmm};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use vmm_support::stand_in::{BEHAVIOUR, PROGRAM, StandIn};
 use vmm_support::{Backend, Guest, Host};
 
@@ -84,6 +84,10 @@ async fn what_firecracker_saved_it_restores_also_for_an_agent_that_uses_another_
     vm.resume().await.unwrap();
     assert_eq!(Guest::of(&vm).await.ask("notes").await, "kept");
     vm.kill().await.unwrap();
+    // In production nothing but the chosen one starts microVMs.
+    let strict = NodeVmm::new(simulated.clone(), vec![host.backend.vmm()]);
+    let strict = strict.with_none_but_the_chosen();
+    assert_eq!(strict.build_for(&from.build).await.unwrap().vmm, VmmKind::Sim);
     // Where it is no more, the verdict is about what there is.
     let gone = host.backend.vmm_without_program().unwrap();
     let node = NodeVmm::new(simulated, vec![gone]);
@@ -152,7 +156,7 @@ fn published(version: &str, archive: Vec<u8>, checksum: &str) -> BTreeMap<String
 }
 
 fn sum(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    Digest::of(content).to_string()
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixListener;
 
+use mvm_host::image::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::guest::{Guest, GuestParts};
 use crate::http::Asked;
@@ -400,7 +400,7 @@ fn understood(content: &[u8]) -> Result<Devices, String> {
 }
 
 fn digest(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    Digest::of(text.as_bytes()).to_string()
 }
 
 fn open_drive(path: &str, is_read_only: bool) -> io::Result<File> {
