@@ -4,7 +4,6 @@
 //! the summary too; it never counts as passed.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -113,7 +112,7 @@ impl Stage {
                 &[],
             ),
             Self::Deny => {
-                let installed = Command::new("cargo").args(["deny", "--version"]).output();
+                let installed = crate::cargo::cargo().args(["deny", "--version"]).output();
                 if !installed.is_ok_and(|output| output.status.success()) {
                     let why = "cargo-deny is not installed (`cargo install --locked cargo-deny`)";
                     return Ok(Outcome::Skipped(why.to_owned()));
@@ -190,7 +189,7 @@ fn test_names(dir: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Outcome> {
-    let status = Command::new("cargo")
+    let status = crate::cargo::cargo()
         .args(args)
         .envs(env.iter().copied())
         .status()

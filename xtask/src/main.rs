@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
 
 mod bench;
+mod cargo;
 mod gate;
 mod lab;
 

@@ -20,6 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
+use crate::cargo::cargo;
 
 /// What stays in the state directory from run to run.
 const KEPT: [&str; 4] = ["kernels", "images", "templates", "cache"];
@@ -58,7 +59,7 @@ impl Lab {
             bail!("real microVMs and their networks need root");
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
-        run(Command::new("cargo").current_dir(root).args([
+        run(Command::from(cargo()).current_dir(root).args([
             "build",
             "--release",
             "--locked",

@@ -23,6 +23,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::cargo::cargo;
 use image::Image;
 pub(crate) use image::missing_tools;
 pub(crate) use suite::Suite;
@@ -154,8 +155,7 @@ fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
 
 /// Builds `mvm` and returns its path. What is not optimised takes minutes in an emulated machine.
 fn build_mvm() -> anyhow::Result<PathBuf> {
-    let built =
-        Command::new("cargo").args(["build", "--release", "--locked", "-p", "mvm"]).status();
+    let built = cargo().args(["build", "--release", "--locked", "-p", "mvm"]).status();
     ensure!(built.context("cannot run cargo")?.success(), "mvm does not build");
     Ok(repository()?.join("target/release/mvm"))
 }
@@ -171,7 +171,7 @@ fn build_test(test: &str) -> anyhow::Result<PathBuf> {
     struct Target {
         name: String,
     }
-    let output = Command::new("cargo")
+    let output = cargo()
         // Of all members, so that dependencies are built as `cargo xtask test` builds them.
         .args(["test", "--locked", "--no-run", "--workspace", "--test", test])
         .arg("--message-format=json-render-diagnostics")
