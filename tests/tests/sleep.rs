@@ -160,7 +160,8 @@ fn an_agent_that_is_killed_at_any_moment_loses_no_guest() {
 #[test]
 fn forks_have_their_sources_memory_and_their_own_identity() {
     let Some(node) = Node::new() else { return };
-    node.small_pool("acme/web", &[]);
+    // Four of them, also where the disk is small.
+    node.small_pool("acme/web", &["--disk", "256M"]);
     let source = node.boot("acme/web");
     node.guest(
         &source,

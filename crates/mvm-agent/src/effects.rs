@@ -116,6 +116,8 @@ pub(crate) async fn spec(
         .collect(),
         nic: network(node, record).map(|net| Nic { tap: net.tap(), mac: net.mac() }),
         uid: uid(node, record)?,
+        vmm: record.spec.vmm,
+        rates: record.spec.rates,
         dir,
     })
 }

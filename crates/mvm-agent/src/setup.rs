@@ -8,7 +8,7 @@ use mvm_core::vmm::{Accel, VmmKind};
 use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
 use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
-use mvm_host::platform::{self, MemoryGauge, PlatformError, facts};
+use mvm_host::platform::{self, Choice, Facts, MemoryGauge, PlatformError, facts};
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
@@ -96,7 +96,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
-            vmm: real(choice.vmm, choice.accel, &state_dir, options),
+            vmm: real(&choice, &state_dir, options, &facts),
             network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
                 as Arc<dyn Network>,
             images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
@@ -115,19 +115,21 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     Ok((config, host))
 }
 
-/// The chosen VMM, and the other for what it may have started before.
-fn real(chosen: VmmKind, accel: Accel, state_dir: &Path, options: &ServeOptions) -> Arc<dyn Vmm> {
-    let qemu: Arc<dyn Vmm> = Arc::new(QemuVmm::new(QemuConfig::new(accel)));
+/// The chosen VMM, and the other for what it has started before and for pools that name it.
+fn real(choice: &Choice, state_dir: &Path, options: &ServeOptions, facts: &Facts) -> Arc<dyn Vmm> {
+    let qemu: Arc<dyn Vmm> = Arc::new(QemuVmm::new(QemuConfig::new(choice.accel)));
     let firecracker = FirecrackerVmm::new(FirecrackerConfig {
         isolation: options.isolation,
         seccomp_filter: options.seccomp_filter.clone(),
         ..FirecrackerConfig::of(state_dir)
     });
     let firecracker: Arc<dyn Vmm> = Arc::new(firecracker);
-    let node = match chosen {
-        VmmKind::Firecracker => NodeVmm::new(firecracker, vec![qemu]),
-        VmmKind::Qemu | VmmKind::Sim => NodeVmm::new(qemu, vec![firecracker]),
+    let (chosen, other) = match choice.vmm {
+        VmmKind::Firecracker => (firecracker, qemu),
+        VmmKind::Qemu | VmmKind::Sim => (qemu, firecracker),
     };
+    let obstacle = platform::obstacle_to(other.kind(), facts);
+    let node = NodeVmm::new(chosen).and(other, obstacle);
     Arc::new(match options.isolation {
         Isolation::Available => node,
         Isolation::Production => node.with_none_but_the_chosen(),

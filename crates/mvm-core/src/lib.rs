@@ -24,6 +24,7 @@ pub mod plan;
 #[cfg(test)]
 mod property;
 pub mod publish;
+pub mod rates;
 pub mod record;
 pub mod sleep_policy;
 pub mod snapshot;

@@ -111,6 +111,9 @@ pub struct InstanceNetwork {
     pub tenant: TenantNetwork,
     /// The instance's offset.
     pub slot: Slot,
+    /// What it may send, and what it may receive, in Mbit/s; without a limit if absent.
+    #[serde(default)]
+    pub rate_mbit_s: Option<u32>,
 }
 
 /// Why a subnet cannot be a tenant's.
@@ -204,6 +207,11 @@ impl TenantNetwork {
 }
 
 impl InstanceNetwork {
+    /// The place, without a limit.
+    pub fn new(tenant: TenantNetwork, slot: Slot) -> Self {
+        Self { tenant, slot, rate_mbit_s: None }
+    }
+
     /// The tap's interface name, at most 15 bytes.
     pub fn tap(&self) -> String {
         format!("{}{}", self.tenant.tap_prefix(), self.slot.0)
@@ -241,7 +249,7 @@ mod tests {
 
     #[test]
     fn addresses_are_derived_from_net_id_and_slot() {
-        let instance = InstanceNetwork { tenant: tenant(7), slot: Slot(3) };
+        let instance = InstanceNetwork::new(tenant(7), Slot(3));
         assert_eq!(tenant(7).bridge(), "br-tenant-7");
         assert_eq!(tenant(7).gateway().to_string(), "10.240.7.1");
         assert_eq!(instance.address().to_string(), "10.240.7.3");
@@ -251,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_largest_numbers_fit_their_fields() {
-        let last = InstanceNetwork { tenant: tenant(NET_ID_MAX), slot: Slot(SLOT_MAX) };
+        let last = InstanceNetwork::new(tenant(NET_ID_MAX), Slot(SLOT_MAX));
         assert_eq!(last.tenant.subnet.to_string(), "10.255.255.0/24");
         assert!(last.tap().len() <= 15 && last.tenant.bridge().len() <= 15);
         assert!(vmm_uid(NetId(NET_ID_MAX), Slot(SLOT_MAX)) < i32::MAX as u32);

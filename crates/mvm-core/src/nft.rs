@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!  bridge  a frame from a tap must carry its instance's MAC and address (IPv4 and ARP);
-//!          anything else (IPv6, VLAN tags, other protocols, spoofed sources) is dropped
+//!          anything else (IPv6, VLAN tags, other protocols, spoofed sources) is dropped, and so is
+//!          what a guest sends or is sent faster than its rate
 //!  inet    forward: guests reach the internet and nothing else; only replies come in
 //!          input:   guests reach nothing of the host, but may ping their own gateway
 //!          nat:     guests leave with the host's address
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::net::{InstanceNetwork, NodeNetwork, TENANT_SUPERNET, TableName, TenantNetwork};
+use crate::rates::bytes_per_second;
 
 /// The families in which an agent has a table of its name.
 pub const FAMILIES: [&str; 2] = ["inet", "bridge"];
@@ -83,9 +85,31 @@ const INSTANCES: Set = Set {
     definition: "type ifname . ether_addr . ipv4_addr",
     removal: Removal::Element,
 };
+const SENDERS: Set = Set {
+    family: "bridge",
+    name: "senders",
+    // Each element has a limit of its own; this one is for an element that comes without.
+    definition: "type ifname; limit rate over 125000 bytes/second burst 262144 bytes",
+    removal: Removal::Element,
+};
+const RECEIVERS: Set = Set { name: "receivers", ..SENDERS };
 
-const SETS: [Set; 8] =
-    [BRIDGES, SWITCHED, INET_TAPS, SUBNETS, SOURCES, GATEWAYS, BRIDGE_TAPS, INSTANCES];
+const SETS: [Set; 10] = [
+    BRIDGES,
+    SWITCHED,
+    INET_TAPS,
+    SUBNETS,
+    SOURCES,
+    GATEWAYS,
+    BRIDGE_TAPS,
+    INSTANCES,
+    SENDERS,
+    RECEIVERS,
+];
+
+/// What may come at once, in bytes, besides what a rate allows in a second: a few of the largest
+/// packets, which a guest hands over in one piece.
+const BURST: u32 = 256 << 10;
 
 /// The chains of the family `inet`; `SUPERNET` stands for [`TENANT_SUPERNET`].
 ///
@@ -141,7 +165,13 @@ const INET_CHAINS: &str = r#"
 const BRIDGE_CHAINS: &str = r#"
 	chain prerouting {
 		type filter hook prerouting priority dstnat; policy accept;
+		iifname @senders drop comment "from a guest, faster than its rate"
 		iifname @taps jump from_guest comment "from a guest"
+	}
+
+	chain postrouting {
+		type filter hook postrouting priority srcnat; policy accept;
+		oifname @receivers drop comment "to a guest, faster than its rate"
 	}
 
 	chain input {
@@ -258,6 +288,11 @@ fn elements<'a>(
     for instance in instances {
         let (tap, mac, address) = (instance.tap(), instance.mac(), instance.address());
         add(&INSTANCES, format!("\"{tap}\" . {mac} . {address}"));
+        if let Some(rate) = instance.rate_mbit_s {
+            let limited = format!("\"{tap}\" {}", limit(rate));
+            add(&SENDERS, limited.clone());
+            add(&RECEIVERS, limited);
+        }
     }
     elements
 }
@@ -265,6 +300,12 @@ fn elements<'a>(
 /// All taps of a tenant, also those that are not instances (yet): they are dropped, not let through.
 fn tap_pattern(tenant: &TenantNetwork) -> String {
     format!("\"{}*\"", tenant.tap_prefix())
+}
+
+/// What matches all that is faster than a rate in Mbit/s.
+fn limit(mbit_s: u32) -> String {
+    let rate = bytes_per_second(mbit_s);
+    format!("limit rate over {rate} bytes/second burst {BURST} bytes")
 }
 
 fn join(elements: &BTreeSet<String>) -> String {

@@ -360,10 +360,12 @@ impl Desired {
     pub fn network_of(&self, instance: &InstanceRecord) -> Option<InstanceNetwork> {
         match instance.spec.net {
             NetMode::None => None,
-            NetMode::Tenant => self
-                .tenants
-                .get(&instance.path.pool.tenant)
-                .map(|tenant| InstanceNetwork { tenant: tenant.network, slot: instance.slot }),
+            NetMode::Tenant => {
+                self.tenants.get(&instance.path.pool.tenant).map(|tenant| InstanceNetwork {
+                    rate_mbit_s: instance.spec.rates.net_mbit_s,
+                    ..InstanceNetwork::new(tenant.network, instance.slot)
+                })
+            }
         }
     }
 }

@@ -12,7 +12,9 @@ use crate::image::ImageSpec;
 use crate::main_process::{ProcessError, ProcessSpec};
 use crate::name::{DiskName, PoolName, TenantName};
 use crate::publish::{Publish, PublishError, check_published};
+use crate::rates::{RateError, Rates};
 use crate::sleep_policy::{PolicyError, SleepPolicy};
+use crate::vmm::VmmKind;
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
 pub const MEM_MIB_MIN: u32 = 96;
@@ -157,6 +159,12 @@ pub struct PoolSpec {
     pub restart: RestartPolicy,
     /// Seconds from launch to a guest agent that answers, before the start has failed.
     pub boot_timeout_s: u32,
+    /// The VMM that instances run on; the node's if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<VmmKind>,
+    /// How fast each instance may use the network and its disks.
+    #[serde(skip_serializing_if = "Rates::is_default")]
+    pub rates: Rates,
     /// Data disks of the tenant that each instance has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskMount>,
@@ -187,6 +195,8 @@ impl Default for PoolSpec {
             net: NetMode::Tenant,
             restart: RestartPolicy::OnFailure,
             boot_timeout_s: 60,
+            vmm: None,
+            rates: Rates::default(),
             disks: Vec::new(),
             process: ProcessSpec::default(),
             publish: Vec::new(),
@@ -220,6 +230,15 @@ pub enum SpecError {
     /// The published ports make no sense together.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// A rate makes no sense.
+    #[error("rates: {0}")]
+    Rates(#[from] RateError),
+    /// A pool cannot have this VMM.
+    #[error("vmm is {vmm}, but must be firecracker or qemu: a node is simulated as a whole")]
+    Vmm {
+        /// What was given.
+        vmm: VmmKind,
+    },
     /// The sleep policy makes no sense.
     #[error("sleep_policy: {0}")]
     SleepPolicy(#[from] PolicyError),
@@ -235,8 +254,8 @@ impl PoolSpec {
         Self { sleep_policy, ..outside } == *other
     }
 
-    /// Checks the ranges of the numbers, the main process, the published ports, the sleep policy, and
-    /// that the image can be found from everywhere.
+    /// Checks the ranges of the numbers, the VMM, the main process, the published ports, the sleep
+    /// policy, and that the image can be found from everywhere.
     ///
     /// # Errors
     /// Names the first field that is out of range or makes no sense.
@@ -264,6 +283,10 @@ impl PoolSpec {
             let value = self.image.to_string();
             return Err(SpecError::Range { field: "image", value, expected });
         }
+        if let Some(vmm @ VmmKind::Sim) = self.vmm {
+            return Err(SpecError::Vmm { vmm });
+        }
+        self.rates.check()?;
         check_published(&self.publish)?;
         self.sleep_policy.check()?;
         Ok(self.process.check()?)
@@ -320,6 +343,10 @@ struct DocumentPoolFields {
     net: NetMode,
     restart: RestartPolicy,
     boot_timeout_s: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vmm: Option<VmmKind>,
+    #[serde(skip_serializing_if = "Rates::is_default")]
+    rates: Rates,
     disks: Vec<DiskMount>,
     publish: Vec<Publish>,
     #[serde(skip_serializing_if = "SleepPolicy::is_default")]
@@ -361,6 +388,8 @@ impl From<DocumentPool> for DocumentPoolFields {
             net: spec.net,
             restart: spec.restart,
             boot_timeout_s: spec.boot_timeout_s,
+            vmm: spec.vmm,
+            rates: spec.rates,
             disks: spec.disks,
             publish: spec.publish,
             sleep_policy: spec.sleep_policy,
@@ -397,6 +426,8 @@ impl From<DocumentPoolFields> for DocumentPool {
             net: fields.net,
             restart: fields.restart,
             boot_timeout_s: fields.boot_timeout_s,
+            vmm: fields.vmm,
+            rates: fields.rates,
             disks: fields.disks,
             process,
             publish: fields.publish,
@@ -436,10 +467,12 @@ mod tests {
     #[test]
     fn a_document_round_trips() {
         let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none",
-            "command":["httpd","-f"],"env":{"A":"b"},"user":"www","workdir":"/srv"}}}"#;
+            "command":["httpd","-f"],"env":{"A":"b"},"user":"www","workdir":"/srv",
+            "vmm":"qemu","rates":{"net_mbit_s":100}}}}"#;
         let document: Document = serde_json::from_str(text).unwrap();
-        let process = &document.pools[&"hello".parse().unwrap()].spec.process;
-        assert_eq!(process.command.as_ref().unwrap(), &["httpd", "-f"]);
+        let spec = &document.pools[&"hello".parse().unwrap()].spec;
+        assert_eq!(spec.process.command.as_ref().unwrap(), &["httpd", "-f"]);
+        assert_eq!((spec.vmm, spec.rates.net_mbit_s), (Some(VmmKind::Qemu), Some(100)));
         let again = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&again).unwrap(), document);
     }
@@ -448,6 +481,16 @@ mod tests {
     fn numbers_out_of_range_are_named() {
         let spec = PoolSpec { mem_mib: 8, ..PoolSpec::default() };
         assert_eq!(spec.check().unwrap_err().to_string(), "mem_mib is 8, but must be at least 96");
+    }
+
+    #[test]
+    fn a_pool_is_not_simulated_by_itself_and_its_rates_are_checked() {
+        let error = |spec: PoolSpec| spec.check().unwrap_err().to_string();
+        let text = error(PoolSpec { vmm: Some(VmmKind::Sim), ..PoolSpec::default() });
+        assert!(text.starts_with("vmm is sim, but must be firecracker or qemu"), "{text}");
+        let rates = Rates { disk_mib_s: Some(0), ..Rates::default() };
+        let text = error(PoolSpec { rates, ..PoolSpec::default() });
+        assert_eq!(text, "rates: disk_mib_s is 0, but must be 1 to 100000");
     }
 
     #[test]

@@ -77,7 +77,7 @@ async fn what_firecracker_saved_it_restores_also_for_an_agent_that_uses_another_
     Guest::of(&vm).await.ask("note kept").await;
     let from = saved(&*vm, &spec, &host.root.path().join("saved")).await;
     let simulated = Arc::new(SimVmm::new(SimWorld::new(SimTimes::default())));
-    let node = NodeVmm::new(simulated.clone(), vec![host.backend.vmm()]);
+    let node = NodeVmm::new(simulated.clone()).and(host.backend.vmm(), None);
     assert_eq!(node.build_for(&from.build).await.unwrap(), from.build);
     let vm = node.restore(&spec, &from).await.unwrap();
     assert_eq!(vm.handle().vmm, VmmKind::Firecracker);
@@ -85,12 +85,12 @@ async fn what_firecracker_saved_it_restores_also_for_an_agent_that_uses_another_
     assert_eq!(Guest::of(&vm).await.ask("notes").await, "kept");
     vm.kill().await.unwrap();
     // In production nothing but the chosen one starts microVMs.
-    let strict = NodeVmm::new(simulated.clone(), vec![host.backend.vmm()]);
+    let strict = NodeVmm::new(simulated.clone()).and(host.backend.vmm(), None);
     let strict = strict.with_none_but_the_chosen();
     assert_eq!(strict.build_for(&from.build).await.unwrap().vmm, VmmKind::Sim);
     // Where it is no more, the verdict is about what there is.
     let gone = host.backend.vmm_without_program().unwrap();
-    let node = NodeVmm::new(simulated, vec![gone]);
+    let node = NodeVmm::new(simulated).and(gone, None);
     assert_eq!(node.build_for(&from.build).await.unwrap().vmm, VmmKind::Sim);
 }
 

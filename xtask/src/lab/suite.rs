@@ -75,8 +75,12 @@ impl Suite {
                 TestProgram::of_host("vmm_contract", "--test-threads=2 firecracker"),
             ],
             Self::Life => vec![TestProgram::whole("firecracker", "--nocapture", "firecracker")],
-            Self::GuestsQemu => vec![TestProgram::whole("sleep", GUESTS, "qemu")],
-            Self::GuestsFirecracker => vec![TestProgram::whole("sleep", GUESTS, "firecracker")],
+            Self::GuestsQemu => {
+                ["sleep", "rates"].map(|test| TestProgram::whole(test, GUESTS, "qemu")).into()
+            }
+            Self::GuestsFirecracker => ["sleep", "rates"]
+                .map(|test| TestProgram::whole(test, GUESTS, "firecracker"))
+                .into(),
             Self::Shell => Vec::new(),
         }
     }

@@ -107,7 +107,7 @@ impl NodeNetwork {
         Ok(())
     }
 
-    /// Adds an instance and its tenant; both may be there already.
+    /// Adds an instance and its tenant; both may be there already, the instance with another rate.
     ///
     /// # Errors
     /// The tenant conflicts with another, or the slot has no address.
@@ -116,13 +116,19 @@ impl NodeNetwork {
             return Err(NetworkConflict::Slot { instance });
         }
         self.add_tenant(instance.tenant)?;
+        self.remove_instance(&instance);
         self.instances.insert(instance);
         Ok(())
     }
 
-    /// Takes an instance out, and leaves its tenant.
+    /// Takes an instance out, whatever its rate, and leaves its tenant.
     pub fn remove_instance(&mut self, instance: &InstanceNetwork) {
-        self.instances.remove(instance);
+        // The least of this place, and so before what is there.
+        let place = InstanceNetwork::new(instance.tenant, instance.slot);
+        let found = self.instances.range(place..).next().copied();
+        if let Some(found) = found.filter(|it| (it.tenant, it.slot) == (place.tenant, place.slot)) {
+            self.instances.remove(&found);
+        }
     }
 
     /// Takes a tenant and all its instances out.
@@ -259,8 +265,8 @@ mod tests {
     #[test]
     fn an_instance_brings_its_tenant_and_a_tenant_takes_its_instances_along() {
         let mut network = NodeNetwork::default();
-        let first = InstanceNetwork { tenant: tenant(1, "10.240.1.0/24"), slot: Slot(3) };
-        let other = InstanceNetwork { tenant: tenant(2, "10.240.2.0/24"), slot: Slot(3) };
+        let first = InstanceNetwork::new(tenant(1, "10.240.1.0/24"), Slot(3));
+        let other = InstanceNetwork::new(tenant(2, "10.240.2.0/24"), Slot(3));
         network.add_instance(first).unwrap();
         network.add_instance(other).unwrap();
         network.remove_instance(&other);
@@ -269,6 +275,20 @@ mod tests {
         assert_eq!(network.instances().count(), 0);
         network.remove_tenant(NetId(2));
         assert!(network.is_empty());
+    }
+
+    #[test]
+    fn a_place_has_one_rate_and_is_left_whatever_it_was() {
+        let place = InstanceNetwork::new(tenant(1, "10.240.1.0/24"), Slot(3));
+        let limited = InstanceNetwork { rate_mbit_s: Some(5), ..place };
+        let mut network = NodeNetwork::of([], [place, limited]).unwrap();
+        assert_eq!(network.instances().collect::<Vec<_>>(), [&limited]);
+        let neighbour = InstanceNetwork::new(place.tenant, Slot(4));
+        network.add_instance(neighbour).unwrap();
+        network.remove_instance(&place);
+        assert_eq!(network.instances().collect::<Vec<_>>(), [&neighbour]);
+        network.remove_instance(&place);
+        assert_eq!(network.instances().count(), 1);
     }
 
     #[test]
@@ -292,7 +312,7 @@ mod tests {
     #[test]
     fn a_slot_without_an_address_is_refused() {
         let small = tenant(1, "10.0.0.0/29");
-        let at = |slot| InstanceNetwork { tenant: small, slot: Slot(slot) };
+        let at = |slot| InstanceNetwork::new(small, Slot(slot));
         for (slot, fits) in [(0, false), (1, false), (2, true), (3, true), (6, true), (7, false)] {
             assert_eq!(NodeNetwork::of([], [at(slot)]).is_ok(), fits, "slot {slot}");
         }
@@ -300,7 +320,7 @@ mod tests {
 
     #[test]
     fn link_names_are_read_back() {
-        let instance = InstanceNetwork { tenant: tenant(12, "10.0.0.0/24"), slot: Slot(34) };
+        let instance = InstanceNetwork::new(tenant(12, "10.0.0.0/24"), Slot(34));
         assert_eq!(LinkName::parse(&instance.tap()), Some(LinkName::Tap(NetId(12), Slot(34))));
         let bridge = instance.tenant.bridge();
         assert_eq!(LinkName::parse(&bridge), Some(LinkName::Bridge(NetId(12))));

@@ -13,9 +13,8 @@ fn tenant(net_id: u16) -> TenantNetwork {
 }
 
 fn network(tenants: &[u16], instances: &[(u16, u16)]) -> NodeNetwork {
-    let instances = instances
-        .iter()
-        .map(|&(net_id, slot)| InstanceNetwork { tenant: tenant(net_id), slot: Slot(slot) });
+    let instances =
+        instances.iter().map(|&(net_id, slot)| InstanceNetwork::new(tenant(net_id), Slot(slot)));
     NodeNetwork::of(tenants.iter().map(|&net_id| tenant(net_id)), instances).unwrap()
 }
 
@@ -57,15 +56,36 @@ fn tenants_and_instances_are_set_elements() {
             "\tset gateways { type ifname . ipv4_addr; limit rate 10/second burst 20 packets; elements = { \"br-tenant-1\" . 10.240.1.1, \"br-tenant-12\" . 10.240.12.1 }; }",
             "\tset taps { type ifname; flags interval; elements = { \"tn12i*\", \"tn1i*\" }; }",
             "\tset instances { type ifname . ether_addr . ipv4_addr; elements = { \"tn12i4\" . 02:6d:0a:f0:0c:04 . 10.240.12.4, \"tn1i3\" . 02:6d:0a:f0:01:03 . 10.240.1.3 }; }",
+            "\tset senders { type ifname; limit rate over 125000 bytes/second burst 262144 bytes; }",
+            "\tset receivers { type ifname; limit rate over 125000 bytes/second burst 262144 bytes; }",
         ]
     );
+}
+
+#[test]
+fn a_rate_is_an_element_of_both_directions_and_changes_in_one_batch() {
+    let place = InstanceNetwork::new(tenant(1), Slot(3));
+    let at = |rate_mbit_s| NodeNetwork::of([], [InstanceNetwork { rate_mbit_s, ..place }]).unwrap();
+    let element =
+        |rate| format!("\"tn1i3\" limit rate over {rate} bytes/second burst 262144 bytes");
+    let (slow, fast) = (element(125_000), element(125_000_000));
+    assert_eq!(
+        render_delta(&table(), &at(Some(1)), &at(Some(1000))),
+        format!(
+            "delete element bridge mvm senders {{ {slow} }}\n\
+             delete element bridge mvm receivers {{ {slow} }}\n\
+             add element bridge mvm senders {{ {fast} }}\n\
+             add element bridge mvm receivers {{ {fast} }}\n"
+        )
+    );
+    assert!(render_full(&table(), &at(Some(1))).contains(&format!("elements = {{ {slow} }}")));
 }
 
 #[test]
 fn every_base_chain_accepts_what_is_not_ours() {
     let text = render_full(&table(), &network(&[1], &[]));
     let hooks: Vec<&str> = text.lines().filter(|line| line.contains(" hook ")).collect();
-    assert_eq!(hooks.len(), 5);
+    assert_eq!(hooks.len(), 6);
     assert!(hooks.iter().all(|line| line.ends_with("policy accept;")), "{hooks:?}");
 }
 
@@ -176,12 +196,20 @@ fn parse(batch: &str) -> Elements {
 
 fn any_network() -> impl Strategy<Value = NodeNetwork> {
     let instances = prop::collection::btree_set((1u16..6, 3u16..9), 0..12);
-    (prop::collection::btree_set(1u16..6, 1..5), instances).prop_map(|(tenants, instances)| {
-        network(
-            &tenants.into_iter().collect::<Vec<_>>(),
-            &instances.into_iter().collect::<Vec<_>>(),
-        )
-    })
+    let rate = prop::option::of(1u32..3);
+    (prop::collection::btree_set(1u16..6, 1..5), instances, rate).prop_map(
+        |(tenants, instances, rate_mbit_s)| {
+            let mut network = network(
+                &tenants.into_iter().collect::<Vec<_>>(),
+                &instances.into_iter().collect::<Vec<_>>(),
+            );
+            // Some have it, and some have none.
+            for place in network.clone().instances().step_by(2) {
+                network.add_instance(InstanceNetwork { rate_mbit_s, ..*place }).unwrap();
+            }
+            network
+        },
+    )
 }
 
 proptest! {

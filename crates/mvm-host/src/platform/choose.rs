@@ -67,6 +67,18 @@ pub fn choose(
     }
 }
 
+/// Why a VMM that is not the chosen one would run no microVM here, as far as the machine tells.
+pub fn obstacle_to(vmm: VmmKind, facts: &Facts) -> Option<String> {
+    match (vmm, &facts.firecracker, facts.kvm.verdict()) {
+        (VmmKind::Firecracker, Firecracker::Installed { .. }, KvmVerdict::Usable) => None,
+        (VmmKind::Firecracker, Firecracker::Installed { .. }, kvm) => Some(kvm.to_string()),
+        (VmmKind::Firecracker, Firecracker::Missing, _) => Some(not_installed()),
+        (VmmKind::Firecracker, Firecracker::Unfit { problem }, _) => Some(problem.clone()),
+        // Whether QEMU is there is seen when it is started.
+        (VmmKind::Qemu | VmmKind::Sim, ..) => None,
+    }
+}
+
 /// Whether microVMs can be walled off here as production has to be, as far as the machine tells.
 ///
 /// # Errors
@@ -100,12 +112,14 @@ fn firecracker_version(
     let refuse = |problem: &str| Err(PlatformError::NoFirecracker { problem: problem.to_owned() });
     match (&facts.firecracker, accel) {
         (_, Some(Accel::Tcg)) => refuse("it runs on KVM alone, and `tcg` was asked for"),
-        (Firecracker::Missing, _) => refuse(&format!(
-            "it is not installed (`mvm bootstrap --firecracker {MINIMUM_VERSION}` does that)"
-        )),
+        (Firecracker::Missing, _) => refuse(&not_installed()),
         (Firecracker::Unfit { problem }, _) => refuse(problem),
         (Firecracker::Installed { version }, _) => Ok(*version),
     }
+}
+
+fn not_installed() -> String {
+    format!("it is not installed (`mvm bootstrap --firecracker {MINIMUM_VERSION}` does that)")
 }
 
 fn choose_accel(asked: Option<Accel>, kvm: KvmVerdict) -> Result<(Accel, String), PlatformError> {
@@ -150,6 +164,19 @@ mod tests {
         let choice = choose(vmm, accel, facts).unwrap();
         assert!(!choice.why.is_empty());
         (choice.vmm, choice.accel)
+    }
+
+    #[test]
+    fn what_keeps_a_pool_from_the_other_vmm_is_told() {
+        let firecracker = |facts: &Facts| obstacle_to(VmmKind::Firecracker, facts);
+        assert_eq!(firecracker(&usable()), None);
+        assert!(firecracker(&emulated()).is_some());
+        let missing = Facts { firecracker: Firecracker::Missing, ..usable() };
+        assert!(firecracker(&missing).is_some_and(|why| why.contains("mvm bootstrap")));
+        let unfit = Firecracker::Unfit { problem: "too old".to_owned() };
+        let unfit = Facts { firecracker: unfit, ..usable() };
+        assert_eq!(firecracker(&unfit).as_deref(), Some("too old"));
+        assert_eq!(obstacle_to(VmmKind::Qemu, &missing), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod node;
 mod probe_cache;
 pub mod system;
 
-pub use choose::{Choice, PlatformError, choose, for_production};
+pub use choose::{Choice, PlatformError, choose, for_production, obstacle_to};
 pub use doctor::{Check, Verdict, doctor};
 pub use facts::Facts;
 pub use memory::MemoryGauge;

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 pub use memory::MemoryImage;
 use mvm_core::name::InstanceId;
 use mvm_core::net::MacAddr;
+use mvm_core::rates::Rates;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, VmExit, VmHandle, VmmKind};
 pub use node::NodeVmm;
@@ -88,6 +89,11 @@ pub struct VmSpec {
     pub nic: Option<Nic>,
     /// The unprivileged user and group id that the VMM process runs as.
     pub uid: u32,
+    /// The VMM that it has to run on; whichever starts microVMs here if absent.
+    pub vmm: Option<VmmKind>,
+    /// How fast it may use its disks. The network's rate is no VMM's business: the firewall holds
+    /// the guest to it.
+    pub rates: Rates,
 }
 
 impl VmSpec {

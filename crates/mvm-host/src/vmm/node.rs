@@ -1,8 +1,9 @@
 //! The VMMs of one node: the one that starts microVMs, and those that started some earlier.
 //!
-//! An operator may install a VMM or choose another one while microVMs run. Those go on under the
-//! VMM that they were started with, which their handle names, and a saved one is restored by the one
-//! that saved it. The agent's set-up makes it.
+//! A microVM starts on the node's choice, or on the VMM that its pool names. An operator may install
+//! a VMM or choose another one while microVMs run. Those go on under the VMM that they were started
+//! with, which their handle names, and a saved one is restored by the one that saved it. The agent's
+//! set-up makes it.
 
 use std::sync::Arc;
 
@@ -12,47 +13,77 @@ use mvm_core::vmm::{VmExit, VmHandle, VmmKind};
 
 use super::{Restore, Vm, VmSpec, Vmm, VmmError};
 
-/// A VMM that starts microVMs, and others that are only looked after.
+/// A VMM that starts microVMs, and others for those that are not its own.
 pub struct NodeVmm {
     chosen: Arc<dyn Vmm>,
-    others: Vec<Arc<dyn Vmm>>,
-    restores: RestoredBy,
+    others: Vec<Other>,
+    starts: StartedBy,
 }
 
-/// Which VMM restores what another one than the chosen has saved.
+/// A VMM that was not chosen.
+struct Other {
+    vmm: Arc<dyn Vmm>,
+    /// Why it would start none.
+    obstacle: Option<String>,
+}
+
+/// Which VMMs start microVMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RestoredBy {
-    /// The one that saved it.
-    WhoSavedIt,
-    /// None but the chosen one, which boots it instead.
+enum StartedBy {
+    /// The one that a pool names, and the one that saved it.
+    WhoIsAskedFor,
+    /// None but the chosen one.
     TheChosen,
 }
 
 impl NodeVmm {
-    /// Starts microVMs with the first, and adopts those of any.
-    pub fn new(chosen: Arc<dyn Vmm>, others: Vec<Arc<dyn Vmm>>) -> Self {
-        Self { chosen, others, restores: RestoredBy::WhoSavedIt }
+    /// Starts microVMs with this one, unless another is asked for.
+    pub fn new(chosen: Arc<dyn Vmm>) -> Self {
+        Self { chosen, others: Vec::new(), starts: StartedBy::WhoIsAskedFor }
     }
 
-    /// Has microVMs started by the first alone: others are looked after until they end.
+    /// Has another VMM, too; `obstacle` is why it would start no microVM here.
+    #[must_use]
+    pub fn and(mut self, vmm: Arc<dyn Vmm>, obstacle: Option<String>) -> Self {
+        self.others.push(Other { vmm, obstacle });
+        self
+    }
+
+    /// Has microVMs started by the chosen one alone: those of others are looked after until they
+    /// end.
     #[must_use]
     pub fn with_none_but_the_chosen(self) -> Self {
-        Self { restores: RestoredBy::TheChosen, ..self }
+        Self { starts: StartedBy::TheChosen, ..self }
     }
 
     fn restorer(&self, kind: VmmKind) -> &dyn Vmm {
-        match self.restores {
-            RestoredBy::WhoSavedIt => self.of(kind),
-            RestoredBy::TheChosen => &*self.chosen,
+        match self.starts {
+            StartedBy::WhoIsAskedFor => self.of(kind),
+            StartedBy::TheChosen => &*self.chosen,
         }
     }
 
     fn of(&self, kind: VmmKind) -> &dyn Vmm {
-        let other = self.others.iter().find(|vmm| vmm.kind() == kind);
+        let other = self.others.iter().find(|other| other.vmm.kind() == kind);
         match self.chosen.kind() == kind {
             true => &*self.chosen,
-            false => other.map_or(&*self.chosen, |vmm| &**vmm),
+            false => other.map_or(&*self.chosen, |other| &*other.vmm),
         }
+    }
+
+    /// The VMM that is to start a microVM.
+    fn starter(&self, spec: &VmSpec) -> Result<&dyn Vmm, VmmError> {
+        let chosen = self.chosen.kind();
+        let Some(kind) = spec.vmm.filter(|kind| *kind != chosen) else { return Ok(&*self.chosen) };
+        let other = self.others.iter().find(|other| other.vmm.kind() == kind);
+        let why = match (self.starts, other) {
+            (StartedBy::TheChosen, _) => format!("this node starts microVMs on {chosen} alone"),
+            (_, Some(Other { vmm, obstacle: None })) => return Ok(&**vmm),
+            (_, Some(Other { obstacle: Some(obstacle), .. })) => obstacle.clone(),
+            (_, None) => "this node does not have it".to_owned(),
+        };
+        let message = format!("its pool is to run on {kind}, and it cannot: {why}");
+        Err(VmmError::Spec { id: spec.id.clone(), message })
     }
 }
 
@@ -81,7 +112,7 @@ impl Vmm for NodeVmm {
     }
 
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
-        self.chosen.launch(spec).await
+        self.starter(spec)?.launch(spec).await
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
@@ -90,8 +121,8 @@ impl Vmm for NodeVmm {
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
         self.chosen.end_strays(spec).await?;
-        for vmm in &self.others {
-            vmm.end_strays(spec).await?;
+        for other in &self.others {
+            other.vmm.end_strays(spec).await?;
         }
         Ok(())
     }
@@ -115,12 +146,61 @@ mod tests {
     use crate::vmm::sim::{SimTimes, SimVmm, SimWorld};
     use mvm_core::vmm::Accel;
 
+    fn sim() -> Arc<dyn Vmm> {
+        Arc::new(SimVmm::new(SimWorld::new(SimTimes::default())))
+    }
+
+    fn qemu() -> Arc<dyn Vmm> {
+        let config = crate::vmm::qemu::QemuConfig::new(Accel::Tcg);
+        Arc::new(crate::vmm::qemu::QemuVmm::new(config))
+    }
+
+    fn spec(vmm: Option<VmmKind>) -> VmSpec {
+        VmSpec {
+            id: "i-0000002a".parse().unwrap(),
+            dir: "/nowhere".into(),
+            vcpus: 1,
+            mem_mib: 128,
+            kernel: "/nowhere/kernel".into(),
+            initrd: "/nowhere/initrd".into(),
+            kernel_args: String::new(),
+            disks: Vec::new(),
+            nic: None,
+            uid: 70_000,
+            vmm,
+            rates: mvm_core::rates::Rates::default(),
+        }
+    }
+
+    #[test]
+    fn a_microvm_is_started_by_the_vmm_that_its_pool_names_or_not_at_all() {
+        let starter = |node: &NodeVmm, vmm| {
+            let starter = node.starter(&spec(vmm));
+            starter.map(|vmm| vmm.kind()).map_err(|error| error.to_string())
+        };
+        let node = NodeVmm::new(sim()).and(qemu(), None);
+        for (asked, kind) in [
+            (None, VmmKind::Sim),
+            (Some(VmmKind::Sim), VmmKind::Sim),
+            (Some(VmmKind::Qemu), VmmKind::Qemu),
+        ] {
+            assert_eq!(starter(&node, asked), Ok(kind));
+        }
+        let refused = |node: &NodeVmm, vmm| starter(node, Some(vmm)).unwrap_err();
+        let error = refused(&node, VmmKind::Firecracker);
+        assert!(
+            error.contains("to run on firecracker") && error.contains("not have it"),
+            "{error}"
+        );
+        let node = NodeVmm::new(sim()).and(qemu(), Some("the disk is on fire".into()));
+        assert!(refused(&node, VmmKind::Qemu).ends_with("the disk is on fire"));
+        let node = NodeVmm::new(sim()).and(qemu(), None).with_none_but_the_chosen();
+        assert!(refused(&node, VmmKind::Qemu).ends_with("on sim alone"));
+    }
+
     #[test]
     fn a_microvm_is_looked_after_by_the_vmm_that_started_it() {
-        let sim = || Arc::new(SimVmm::new(SimWorld::new(SimTimes::default()))) as Arc<dyn Vmm>;
-        let qemu = crate::vmm::qemu::QemuConfig::new(Accel::Tcg);
-        let qemu = Arc::new(crate::vmm::qemu::QemuVmm::new(qemu)) as Arc<dyn Vmm>;
-        let node = NodeVmm::new(sim(), vec![qemu]);
+        let node = NodeVmm::new(sim()).and(qemu(), None);
         assert_eq!(node.kind(), VmmKind::Sim);
         for (vmm, by) in [
             (VmmKind::Qemu, VmmKind::Qemu),

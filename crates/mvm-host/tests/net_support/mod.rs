@@ -81,7 +81,7 @@ pub fn tenant(net_id: u16) -> TenantNetwork {
 }
 
 pub fn instance(net_id: u16, slot: u16) -> InstanceNetwork {
-    InstanceNetwork { tenant: tenant(net_id), slot: Slot(slot) }
+    InstanceNetwork::new(tenant(net_id), Slot(slot))
 }
 
 /// The node with these instances and their tenants.

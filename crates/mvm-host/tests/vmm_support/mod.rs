@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mvm_core::name::InstanceId;
+use mvm_core::rates::Rates;
 use mvm_host::vmm::{Disk, DiskAccess, GuestStream, Vm, VmSpec, Vmm};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -82,6 +83,8 @@ impl<B: Backend> Host<B> {
             ],
             nic: None,
             uid: self.uids[number as usize - 1],
+            vmm: None,
+            rates: Rates::default(),
             id,
         }
     }

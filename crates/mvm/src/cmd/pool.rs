@@ -53,6 +53,7 @@ Examples:
   mvm pool create demo/worker --vcpus 2 --mem 1G --disk 10G --net none --restart always
   mvm pool create demo/web -e PORT=8080 -u nobody -- httpd -f -p 8080
   mvm pool create demo/www --publish 8080:80 --sleep-after 10m --image nginx:1.27
+  mvm pool create demo/guest --net-rate 100 --disk-rate 50M --on firecracker
   mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
 struct Create {
     /// The pool, as TENANT/POOL.

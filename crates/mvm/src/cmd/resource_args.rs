@@ -3,7 +3,9 @@
 use clap::Args;
 use mvm_core::disk::DiskMount;
 use mvm_core::publish::Publish;
+use mvm_core::rates::Rates;
 use mvm_core::spec::{NetMode, PoolSpec};
+use mvm_core::vmm::VmmKind;
 
 use crate::units::{Mib, Seconds};
 
@@ -33,18 +35,37 @@ pub(crate) struct ResourceArgs {
     /// 8080:80 (for this machine alone) or 0.0.0.0:8080:80. An instance that sleeps is woken.
     #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST-PORT")]
     publish: Vec<Publish>,
+    /// What each instance may send, and what it may receive, in Mbit/s each.
+    #[arg(long, value_name = "MBIT")]
+    net_rate: Option<u32>,
+    /// What each instance may read and write per second on each of its disks, such as 50M.
+    #[arg(long, value_name = "SIZE")]
+    disk_rate: Option<Mib>,
+    /// How many requests per second each instance may make to each of its disks.
+    #[arg(long, value_name = "COUNT")]
+    disk_ops: Option<u32>,
+    /// The VMM that instances run on, firecracker or qemu, whatever the node's is.
+    #[arg(long, value_name = "VMM")]
+    on: Option<VmmKind>,
 }
 
 impl ResourceArgs {
     /// A pool's spec with these resources, and all else as it is by default.
     pub(crate) fn into_spec(self) -> PoolSpec {
-        let Self { vcpus, mem, disk, net, boot_timeout, disk_attach, publish } = self;
+        let Self { vcpus, mem, disk, net, boot_timeout, disk_attach, publish, .. } = self;
+        let rates = Rates {
+            net_mbit_s: self.net_rate,
+            disk_mib_s: self.disk_rate.map(Mib::saturating_u32),
+            disk_ops_s: self.disk_ops,
+        };
         PoolSpec {
             vcpus,
             mem_mib: mem.saturating_u32(),
             disk_mib: disk.saturating_u32(),
             net,
             boot_timeout_s: boot_timeout.saturating_u32(),
+            vmm: self.on,
+            rates,
             disks: disk_attach,
             publish,
             ..PoolSpec::default()

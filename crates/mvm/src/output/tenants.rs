@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use mvm_core::admit::Usage;
+use mvm_core::rates::Rates;
 use mvm_core::record::BuildState;
 use mvm_core::spec::Quota;
 use mvm_wire::view::{BaseView, PoolView, TenantView};
@@ -140,6 +141,8 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("network", spec.net.to_string()),
         ("restart", spec.restart.to_string()),
         ("boot timeout", format!("{}s", spec.boot_timeout_s)),
+        ("vmm", spec.vmm.map_or_else(|| "the node's".to_owned(), |vmm| vmm.to_string())),
+        ("rates", rates(&spec.rates)),
         ("sleep policy", policy::line(&spec.sleep_policy)),
         ("created", utc_text(view.created_unix_ms)),
     ];
@@ -150,6 +153,17 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
     }
     rows.extend(view.publish_problems.iter().map(|problem| ("problem", problem.clone())));
     fields(rows)
+}
+
+/// What is limited, in the units of the options that say it.
+fn rates(rates: &Rates) -> String {
+    let limits = [
+        rates.net_mbit_s.map(|mbit| format!("network {mbit} Mbit/s")),
+        rates.disk_mib_s.map(|mib| format!("disks {}/s", mib_text(mib.into()))),
+        rates.disk_ops_s.map(|count| format!("disks {count} requests/s")),
+    ];
+    let limits: Vec<String> = limits.into_iter().flatten().collect();
+    or_dash((!limits.is_empty()).then(|| limits.join(", ")))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use mvm_core::rates::Rates;
 use mvm_core::vmm::{Accel, VmHandle, VmmKind};
 use serde_json::{Value, json};
 
@@ -28,6 +29,8 @@ const GUEST_CID: u32 = 3;
 const INTERFACE: &str = "eth0";
 /// Open files that a Firecracker needs, with room for connections over vsock.
 const OPEN_FILES: u32 = 4096;
+/// How long it takes until what a limit allows per second is there again, in milliseconds.
+const REFILL_MS: u32 = 1000;
 
 /// Starts Firecracker, configures it and starts its guest. If this fails or is given up, no process
 /// and no jail is left.
@@ -244,15 +247,16 @@ fn configuration(spec: &VmSpec) -> Vec<(String, Value)> {
     ];
     for (index, disk) in spec.disks.iter().enumerate() {
         let name = disk_name(index);
-        requests.push((
-            format!("/drives/{name}"),
-            json!({
-                "drive_id": name, "path_on_host": name, "is_root_device": false,
-                "is_read_only": disk.access == DiskAccess::ReadOnly,
-                // The guest's flushes reach the disk.
-                "cache_type": "Writeback", "io_engine": "Sync",
-            }),
-        ));
+        let mut drive = json!({
+            "drive_id": name, "path_on_host": name, "is_root_device": false,
+            "is_read_only": disk.access == DiskAccess::ReadOnly,
+            // The guest's flushes reach the disk.
+            "cache_type": "Writeback", "io_engine": "Sync",
+        });
+        if let Some(limiter) = disk_limiter(&spec.rates) {
+            drive["rate_limiter"] = limiter;
+        }
+        requests.push((format!("/drives/{name}"), drive));
     }
     if let Some(nic) = &spec.nic {
         requests.push((
@@ -268,6 +272,19 @@ fn configuration(spec: &VmSpec) -> Vec<(String, Value)> {
         ("/metrics".to_owned(), json!({ "metrics_path": METRICS })),
     ]);
     requests
+}
+
+/// A disk's limits as Firecracker has them; `None` if it has none. They are saved with the microVM.
+fn disk_limiter(rates: &Rates) -> Option<Value> {
+    let bucket = |per_second: u64| json!({ "size": per_second, "refill_time": REFILL_MS });
+    let mut limiter = serde_json::Map::new();
+    if let Some(bytes) = rates.disk_bytes_s() {
+        limiter.insert("bandwidth".to_owned(), bucket(bytes));
+    }
+    if let Some(operations) = rates.disk_ops_s {
+        limiter.insert("ops".to_owned(), bucket(operations.into()));
+    }
+    (!limiter.is_empty()).then_some(limiter.into())
 }
 
 /// The request that loads what was saved. Paths are the jail's, the same in each.
@@ -321,6 +338,8 @@ mod tests {
                 .into(),
             nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
             uid: 70_000,
+            vmm: None,
+            rates: Rates::default(),
         }
     }
 
@@ -342,6 +361,21 @@ mod tests {
             (&drives[0].1["is_read_only"], &drives[1].1["is_read_only"]),
             (&true.into(), &false.into())
         );
+    }
+
+    #[test]
+    fn each_disk_is_held_to_the_rates_that_there_are() {
+        let limiter = |rates: Rates| {
+            let requests = configuration(&VmSpec { rates, ..spec() });
+            let drive = requests.into_iter().find(|(path, _)| path == "/drives/disk1").unwrap();
+            drive.1["rate_limiter"].clone()
+        };
+        assert_eq!(limiter(Rates::default()), Value::Null);
+        let rates = Rates { disk_mib_s: Some(2), net_mbit_s: Some(3), disk_ops_s: None };
+        let bandwidth = json!({ "bandwidth": { "size": 2 << 20, "refill_time": 1000 } });
+        assert_eq!(limiter(rates), bandwidth);
+        let ops = limiter(Rates { disk_ops_s: Some(70), ..rates });
+        assert_eq!(ops["ops"], json!({ "size": 70, "refill_time": 1000 }));
     }
 
     #[test]

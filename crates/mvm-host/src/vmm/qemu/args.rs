@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use mvm_core::guest::PORT_NAME;
+use mvm_core::rates::Rates;
 use mvm_core::vmm::Accel;
 use serde_json::{Value, json};
 
@@ -118,8 +119,15 @@ pub(super) fn arguments(
     // The guest numbers its disks in the order of these devices.
     for (index, disk) in fds.disks.iter().enumerate() {
         let set = FIRST_DISK_SET + index;
+        let mut device = block_device(index, set, disk.access);
+        if let Some(limits) = disk_limits(&spec.rates) {
+            let group = format!("limits{index}");
+            let object = json!({ "qom-type": "throttle-group", "id": group, "limits": limits });
+            args.json("-object", &object);
+            device = throttled(index, device, &group);
+        }
         args.option("-add-fd", format!("fd={},set={set}", disk.fd))
-            .json("-blockdev", &block_device(index, set, disk.access))
+            .json("-blockdev", &device)
             .json(
                 "-device",
                 &json!({
@@ -165,6 +173,28 @@ fn block_device(index: usize, set: usize, access: DiskAccess) -> Value {
         device["file"]["discard"] = json!("unmap");
     }
     device
+}
+
+/// A disk's limits as QEMU has them; `None` if it has none.
+fn disk_limits(rates: &Rates) -> Option<Value> {
+    let mut limits = serde_json::Map::new();
+    if let Some(bytes) = rates.disk_bytes_s() {
+        limits.insert("bps-total".to_owned(), bytes.into());
+    }
+    if let Some(operations) = rates.disk_ops_s {
+        limits.insert("iops-total".to_owned(), operations.into());
+    }
+    (!limits.is_empty()).then_some(limits.into())
+}
+
+/// The disk behind what holds it to the limits of a group, under the disk's own name.
+fn throttled(index: usize, mut device: Value, group: &str) -> Value {
+    let name = device["node-name"].take();
+    device["node-name"] = format!("{}-unlimited", disk_name(index)).into();
+    json!({
+        "driver": "throttle", "node-name": name, "throttle-group": group,
+        "read-only": device["read-only"], "file": device,
+    })
 }
 
 /// What the guest's kernel needs on this machine, and then what was asked for.
@@ -223,7 +253,22 @@ mod tests {
                 .into(),
             nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
             uid: 70_000,
+            vmm: None,
+            rates: Rates::default(),
         }
+    }
+
+    #[test]
+    fn a_disk_with_limits_is_behind_them_and_keeps_its_name() {
+        let device = block_device(1, 7, DiskAccess::ReadWrite);
+        let limited = throttled(1, device.clone(), "limits1");
+        assert_eq!(limited["node-name"], device["node-name"]);
+        assert_eq!(limited["file"]["file"], device["file"]);
+        assert_ne!(limited["file"]["node-name"], device["node-name"]);
+        assert_eq!(disk_limits(&Rates::default()), None);
+        let rates = Rates { net_mbit_s: Some(1), disk_mib_s: Some(2), disk_ops_s: Some(3) };
+        let limits = disk_limits(&rates);
+        assert_eq!(limits, Some(json!({ "bps-total": 2 << 20, "iops-total": 3 })));
     }
 
     fn fds() -> Descriptors {

@@ -34,6 +34,8 @@ impl Host {
             disks: Vec::new(),
             nic: None,
             uid: 70_000,
+            vmm: None,
+            rates: mvm_core::rates::Rates::default(),
         }
     }
 }
