@@ -170,7 +170,17 @@ fn data_for_programs_has_its_fields_in_json_and_yaml() {
         &["instance", "summary", "output_tail", "console_tail"],
     );
     let stats = node.json(&["stats", path]);
-    let usage = ["path", "cpu_ms", "host_rss_kib", "host_disk_kib", "guest", "guest_error"];
+    let usage = [
+        "path",
+        "cpu_ms",
+        "host_rss_kib",
+        "host_disk_kib",
+        "disk_read_kib",
+        "disk_written_kib",
+        "traffic",
+        "guest",
+        "guest_error",
+    ];
     assert_fields(&stats[0], &usage);
     let verify = node.json(&["net", "verify"]);
     assert_fields(&verify, &["tenants", "instances", "differences"]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
-use mvm_core::guest::{Configuration, HookReport, NetworkConfiguration, WakeReason};
+use mvm_core::guest::{Configuration, ExecRequest, HookReport, NetworkConfiguration, WakeReason};
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
@@ -16,7 +16,7 @@ use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
 use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
@@ -37,6 +37,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 const OWN_WAY_DOWN_MS: u64 = 3_000;
 /// How long a guest has for its hooks after it was woken.
 const WAKE_HOOKS: Duration = Duration::from_secs(10);
+/// What a guest does before it is saved as a base or stands by: as good as any program.
+const REHEARSED: &str = "true";
 /// Pause between attempts to talk to a guest that runs and does not answer.
 const REJOIN_PAUSE: Duration = Duration::from_secs(2);
 
@@ -199,6 +201,9 @@ pub(crate) async fn greet(
         if let Some(reason) = woken {
             tell_woken(path, &session, reason).await?;
         }
+        if !record(node, path)?.purpose.is_use() {
+            rehearse(path, &session).await;
+        }
         let fixes_ms = ms_since(began) - channel_ms;
         tracing::debug!(instance = %path, channel_ms, fixes_ms, "greeted");
         Ok::<_, EffectError>((session, main))
@@ -247,6 +252,21 @@ pub(crate) async fn tell_woken(
         Err(error) => return Err(error.into()),
     }
     Ok(())
+}
+
+/// Has a guest do what it is likely to be asked for first, before it is saved or stands by: its
+/// caches are warm then, and so is the emulator's translation of its code.
+async fn rehearse(path: &InstancePath, session: &Session) {
+    let request = ExecRequest { argv: vec![REHEARSED.to_owned()], ..ExecRequest::default() };
+    let rehearsed = async { session.exec(request, GUEST_TIMEOUT).await?.output(0).await };
+    match timeout(GUEST_TIMEOUT, rehearsed).await {
+        Ok(Ok(_)) => {}
+        // An image may have no such program, and whatever is asked for first is then slower.
+        Ok(Err(error)) => {
+            tracing::debug!(instance = %path, error = chain(&error), "nothing was rehearsed");
+        }
+        Err(_) => tracing::debug!(instance = %path, "the rehearsal took too long"),
+    }
 }
 
 /// Writes down how a guest's hooks ended.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mvm_core::death::{CONSOLE_TAIL_LINES, Cause, OUTPUT_TAIL_LINES};
 use mvm_core::name::{InstancePath, Selector};
+use mvm_core::net::Traffic;
 use mvm_host::main_log;
 use mvm_host::unix_socket::HangUp;
 use mvm_host::vmm::CONSOLE_LOG;
@@ -286,15 +287,26 @@ async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Op
     };
     let host_disk_kib = mvm_host::images::allocated_kib(&node.instance_dir(&path.id));
     let activity = node.activities.of(&path);
+    let traffic = traffic_of(node, &path).await;
     Some(StatsView {
         path,
         cpu_ms: usage.cpu_ms,
         host_rss_kib: usage.rss_kib,
         host_disk_kib,
+        disk_read_kib: usage.disk_read_kib,
+        disk_written_kib: usage.disk_written_kib,
+        traffic,
         activity,
         guest,
         guest_error,
     })
+}
+
+/// What an instance's interface has carried, if it has one that can be looked at.
+async fn traffic_of(node: &Node, path: &InstancePath) -> Option<Traffic> {
+    let now = node.state.now();
+    let place = now.desired.instances.get(path).and_then(|it| now.desired.network_of(it))?;
+    node.host.network.traffic(place).await.ok()?
 }
 
 async fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply, ApiError> {

@@ -116,6 +116,15 @@ pub struct InstanceNetwork {
     pub rate_mbit_s: Option<u32>,
 }
 
+/// What an instance's interface has carried since its tap was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that the guest sent.
+    pub sent_bytes: u64,
+    /// Bytes that the guest was sent.
+    pub received_bytes: u64,
+}
+
 /// Why a subnet cannot be a tenant's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubnetError {

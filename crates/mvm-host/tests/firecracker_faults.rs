@@ -30,7 +30,7 @@ const LAUNCH: [&str; 8] = [
     "PUT /drives/disk1",
     "PUT /vsock",
     "PUT /entropy",
-    "PUT /metrics",
+    "PUT /balloon",
     "PUT /actions",
 ];
 

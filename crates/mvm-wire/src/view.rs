@@ -10,7 +10,7 @@ use mvm_core::disk::{DiskMount, MountPath};
 use mvm_core::image::ImageConfig;
 use mvm_core::lifecycle::{ColdBoot, Setback, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
-use mvm_core::net::MacAddr;
+use mvm_core::net::{MacAddr, Traffic};
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision, Purpose};
 use mvm_core::sleep_policy::{Activity, Rested};
@@ -317,6 +317,15 @@ pub struct StatsView {
     pub host_rss_kib: u64,
     /// Disk space that the writable layer takes on the host, in KiB.
     pub host_disk_kib: u64,
+    /// What was read from the host's storage for its disks since the VMM started, in KiB.
+    #[serde(default)]
+    pub disk_read_kib: u64,
+    /// What was written to its disks since the VMM started, in KiB.
+    #[serde(default)]
+    pub disk_written_kib: u64,
+    /// What its interface has carried; absent if it has none.
+    #[serde(default)]
+    pub traffic: Option<Traffic>,
     /// What it is used for, as far as its pool has a sleep policy that it is measured for.
     #[serde(default)]
     pub activity: Option<Activity>,

@@ -84,7 +84,7 @@ pub(crate) struct Global {
 enum Verb {
     Up(cmd::up::Up),
     Down(cmd::down::Down),
-    Run(cmd::run::Run),
+    Run(Box<cmd::run::Run>),
     Attach(cmd::attach::Attach),
     Ps(cmd::list::Ps),
     Exec(cmd::exec::Exec),

@@ -22,6 +22,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::client::Client;
 use crate::cargo::cargo;
 
+/// Names the binary to measure, where it is not to be built.
+const PROGRAM_VARIABLE: &str = "MVM_BIN";
+/// Names a state directory with a kernel and images, where nothing can be downloaded.
+const SEED_VARIABLE: &str = "MVM_TEST_SEED";
 /// What stays in the state directory from run to run.
 const KEPT: [&str; 4] = ["kernels", "images", "templates", "cache"];
 /// What the agent logs: also how long the parts of a sleep and a wake take.
@@ -39,8 +43,24 @@ const POLL: Duration = Duration::from_millis(5);
 pub(super) enum Machines {
     /// Real ones, with the VMM and accelerator that the agent picks.
     Real,
+    /// Real ones on Firecracker.
+    Firecracker,
     /// Simulated ones.
     Simulated,
+}
+
+impl Machines {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Real => "real",
+            Self::Firecracker => "firecracker",
+            Self::Simulated => "simulated",
+        }
+    }
+
+    fn are_real(self) -> bool {
+        self != Self::Simulated
+    }
 }
 
 /// A running agent with its state directory.
@@ -55,29 +75,30 @@ pub(super) struct Lab {
 impl Lab {
     /// Builds the binary, prepares the state directory and starts the agent.
     pub(super) async fn open(machines: Machines) -> anyhow::Result<Self> {
-        if machines == Machines::Real && !rustix::process::geteuid().is_root() {
+        if machines.are_real() && !rustix::process::geteuid().is_root() {
             bail!("real microVMs and their networks need root");
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
-        run(Command::from(cargo()).current_dir(root).args([
-            "build",
-            "--release",
-            "--locked",
-            "-p",
-            "mvm",
-        ]))
-        .await?;
-        let program = root.join("target/release/mvm");
-        let name = if machines == Machines::Real { "real" } else { "simulated" };
-        let state_dir = root.join("target/bench-state").join(name);
+        let program = match std::env::var_os(PROGRAM_VARIABLE) {
+            Some(program) => program.into(),
+            None => build(root).await?,
+        };
+        let state_dir = root.join("target/bench-state").join(machines.name());
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&state_dir)
             .with_context(|| format!("cannot create {}", state_dir.display()))?;
-        if machines == Machines::Real {
-            run(Command::new(&program).args(["bootstrap", "--yes", "--state-dir"]).arg(&state_dir))
-                .await?;
+        match std::env::var_os(SEED_VARIABLE) {
+            _ if !machines.are_real() => {}
+            Some(seed) => {
+                let all = PathBuf::from(seed).join(".");
+                run(Command::new("cp").arg("-a").arg(all).arg(&state_dir)).await?;
+            }
+            None => {
+                let arguments = ["bootstrap", "--yes", "--state-dir"];
+                run(Command::new(&program).args(arguments).arg(&state_dir)).await?;
+            }
         }
         let client = Client::new(&state_dir);
         if client.call(&Call::AgentStop).await.is_ok() {
@@ -130,7 +151,7 @@ impl Lab {
             name: path.tenant.clone(),
             quota: Quota::default(),
             subnet: match self.machines {
-                Machines::Real => None,
+                Machines::Real | Machines::Firecracker => None,
                 // Room for a thousand instances and more.
                 Machines::Simulated => Some("10.128.0.0/20".parse()?),
             },
@@ -195,8 +216,10 @@ fn spawn_agent(program: &Path, state_dir: &Path, machines: Machines) -> anyhow::
         .with_context(|| format!("cannot create {}", log_path.display()))?;
     let mut command = Command::new(program);
     command.args(["agent", "serve", "--log", LOG, "--state-dir"]).arg(state_dir);
-    if machines == Machines::Simulated {
-        command.args(["--vmm", "sim"]);
+    match machines {
+        Machines::Real => {}
+        Machines::Firecracker => drop(command.args(["--vmm", "firecracker"])),
+        Machines::Simulated => drop(command.args(["--vmm", "sim"])),
     }
     command
         .stdin(Stdio::null())
@@ -207,6 +230,13 @@ fn spawn_agent(program: &Path, state_dir: &Path, machines: Machines) -> anyhow::
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot run {}", program.display()))
+}
+
+/// Builds the release binary; returns its path.
+async fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    let arguments = ["build", "--release", "--locked", "-p", "mvm"];
+    run(Command::from(cargo()).current_dir(root).args(arguments)).await?;
+    Ok(root.join("target/release/mvm"))
 }
 
 /// Runs a program to its end; its messages go where ours go, its output too.

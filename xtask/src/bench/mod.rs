@@ -10,6 +10,7 @@ mod cp;
 mod create;
 mod exec;
 mod files;
+mod firecracker;
 mod fork;
 mod idle;
 mod image;
@@ -41,14 +42,31 @@ use report::Report;
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     /// What to measure.
-    #[arg(value_enum)]
-    name: Name,
+    #[arg(value_enum, required_unless_present = "vmm")]
+    name: Option<Name>,
+    /// Measure starts, wakes, sleeps and memory on this VMM instead, against a bare one.
+    #[arg(long, value_enum, value_name = "VMM", conflicts_with = "name")]
+    vmm: Option<Vmm>,
     /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
     /// How many samples to take.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
+}
+
+impl BenchArgs {
+    fn name(&self) -> Name {
+        // One of them is there.
+        self.name.unwrap_or(Name::Firecracker)
+    }
+}
+
+/// A VMM that is measured by itself; the named benchmarks measure the one that mvm chooses.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Vmm {
+    /// Firecracker on KVM.
+    Firecracker,
 }
 
 /// The benchmarks.
@@ -84,12 +102,16 @@ enum Name {
     Fork,
     /// A connection that wakes an instance, against a wake by request.
     OnDemand,
+    /// Starts, wakes, sleeps and memory on Firecracker, against a bare one.
+    #[value(skip)]
+    Firecracker,
 }
 
 impl Name {
     fn machines(self) -> Machines {
         match self {
             Self::List | Self::Asleep => Machines::Simulated,
+            Self::Firecracker => Machines::Firecracker,
             Self::Start
             | Self::Create
             | Self::Parallel
@@ -108,7 +130,7 @@ impl Name {
 
     fn default_runs(self) -> u32 {
         match self {
-            Self::Start | Self::Files | Self::OnDemand | Self::Sleep => 10,
+            Self::Start | Self::Files | Self::OnDemand | Self::Sleep | Self::Firecracker => 10,
             Self::Wake | Self::Fork => 20,
             Self::Create | Self::Parallel | Self::Image => 3,
             Self::List | Self::Asleep => 30,
@@ -144,12 +166,12 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     // Caught from here on, so that nothing is left by a Ctrl-C at any point.
     let mut interrupts = Interrupts::new()?;
     let lab = tokio::select! {
-        lab = Lab::open(args.name.machines()) => lab?,
+        lab = Lab::open(args.name().machines()) => lab?,
         () = interrupts.next() => bail!("interrupted"),
     };
-    let runs = args.runs.unwrap_or(args.name.default_runs());
+    let runs = args.runs.unwrap_or(args.name().default_runs());
     let measuring = async {
-        match args.name {
+        match args.name() {
             Name::Start => start::run(&lab, runs).await,
             Name::Create => create::run(&lab, runs).await,
             Name::Parallel => parallel::run(&lab, runs).await,
@@ -165,6 +187,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Sleep => sleep::run(&lab, runs).await,
             Name::Fork => fork::run(&lab, runs).await,
             Name::OnDemand => on_demand::run(&lab, runs).await,
+            Name::Firecracker => firecracker::run(&lab, runs).await,
         }
     };
     let measured = tokio::select! {

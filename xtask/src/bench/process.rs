@@ -85,6 +85,29 @@ fn private_kib(smaps: &str) -> u64 {
     kib
 }
 
+/// Resident memory of a VMM without that of its guest, which is the mapping of at least this size, in
+/// KiB. What it shares with others is divided among them.
+pub(super) fn own_memory_kib(pid: u32, guest_bytes: u64) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(own_kib(&text, guest_bytes))
+}
+
+fn own_kib(smaps: &str, guest_bytes: u64) -> u64 {
+    let mut kib = 0;
+    let mut is_guest = false;
+    for line in smaps.lines() {
+        let Some((field, value)) = line.split_once(':') else { continue };
+        let number = || value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok();
+        match field {
+            "Size" => is_guest = number().is_some_and(|size| size * 1024 >= guest_bytes),
+            "Pss" if !is_guest => kib += number().unwrap_or(0),
+            _ => {}
+        }
+    }
+    kib
+}
+
 /// The arguments of a process, without the program's name.
 pub(super) fn arguments(pid: u32) -> anyhow::Result<Vec<String>> {
     let path = format!("/proc/{pid}/cmdline");
@@ -122,6 +145,21 @@ Pss:                 100 kB
 ";
         let expected = Memory { guest_rss_kib: 100_000, own_rss_kib: 1000, own_pss_kib: 145 };
         assert_eq!(memory_of(smaps), expected);
+    }
+
+    #[test]
+    fn the_mapping_of_the_guest_s_size_is_not_the_vmm_s_own() {
+        let smaps = "\
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+Size:             262148 kB
+Pss:              100000 kB
+7f0020000000-7f0020100000 r-xp 00000000 fe:00 77    /firecracker
+Size:               1024 kB
+Pss:                 900 kB
+Pss_Dirty:             4 kB
+";
+        assert_eq!(own_kib(smaps, 256 << 20), 900);
+        assert_eq!(own_kib(smaps, 512 << 20), 100_900);
     }
 
     #[test]

@@ -184,7 +184,7 @@ async fn first_exec(session: &Session) -> anyhow::Result<()> {
 }
 
 /// Runs a program to its end.
-async fn run(session: &Session, program: ExecRequest) -> anyhow::Result<()> {
+pub(super) async fn run(session: &Session, program: ExecRequest) -> anyhow::Result<()> {
     let mut exec = session.exec(program, GUEST_LIMIT).await?.split().0;
     loop {
         match exec.next().await.context("the guest's session ended")?? {

@@ -77,7 +77,7 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
 }
 
 /// What the files of an instance's last snapshot take.
-fn written(lab: &Lab, path: &mvm_core::name::InstancePath) -> anyhow::Result<f64> {
+pub(super) fn written(lab: &Lab, path: &mvm_core::name::InstancePath) -> anyhow::Result<f64> {
     use std::os::unix::fs::MetadataExt as _;
     let mut newest = None;
     for entry in std::fs::read_dir(lab.instance_dir(path))? {

@@ -96,7 +96,7 @@ fn summarise(outcomes: &[(Suite, Outcome)], took: Duration) -> anyhow::Result<()
             Outcome::Failed => "FAILED".to_owned(),
             Outcome::NotRun(why) => format!("not run: {why}"),
         };
-        println!("{:12} {text}", suite.name());
+        println!("{:18} {text}", suite.name());
     }
     ensure!(
         !outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed)),
@@ -114,7 +114,10 @@ fn fill_share(base: &Path, image: &Image, suites: &[Suite]) -> anyhow::Result<Pa
     for program in suites.iter().flat_map(|suite| suite.programs()) {
         let to = suite::binary_path(&share, program.test);
         if !to.exists() {
-            let built = build_test(program.test)?;
+            let built = match program.test {
+                suite::XTASK => std::env::current_exe()?,
+                test => build_test(test)?,
+            };
             strip(&built, &to)?;
         }
     }

@@ -27,11 +27,16 @@ pub(crate) enum Suite {
     GuestsFirecracker,
     /// An instance's whole life with `mvm` itself, on real Firecracker.
     Life,
+    /// No tests: `bench --vmm firecracker`, whose times are an emulated machine's.
+    BenchFirecracker,
     /// No tests: a shell on the lab's console.
     Shell,
 }
 
-/// A test program of the workspace.
+/// The name of this program in the lab.
+pub(super) const XTASK: &str = "xtask";
+
+/// A test program of the workspace, or this program itself.
 #[derive(Debug)]
 pub(super) struct TestProgram {
     pub(super) test: &'static str,
@@ -62,6 +67,7 @@ impl Suite {
             Self::Life => "life",
             Self::GuestsQemu => "guests-qemu",
             Self::GuestsFirecracker => "guests-firecracker",
+            Self::BenchFirecracker => "bench-firecracker",
             Self::Shell => "shell",
         }
     }
@@ -74,13 +80,16 @@ impl Suite {
                 TestProgram::of_host("firecracker_api", "--nocapture the_real_one"),
                 TestProgram::of_host("vmm_contract", "--test-threads=2 firecracker"),
             ],
-            Self::Life => vec![TestProgram::whole("firecracker", "--nocapture", "firecracker")],
+            Self::Life => vec![TestProgram::whole("firecracker", GUESTS, "firecracker")],
             Self::GuestsQemu => {
                 ["sleep", "rates"].map(|test| TestProgram::whole(test, GUESTS, "qemu")).into()
             }
             Self::GuestsFirecracker => ["sleep", "rates"]
                 .map(|test| TestProgram::whole(test, GUESTS, "firecracker"))
                 .into(),
+            Self::BenchFirecracker => {
+                vec![TestProgram::whole(XTASK, "bench --vmm firecracker --runs 5", "firecracker")]
+            }
             Self::Shell => Vec::new(),
         }
     }
@@ -88,13 +97,15 @@ impl Suite {
     /// Why it cannot run, if it cannot.
     pub(super) fn obstacle(self) -> Option<String> {
         match self {
-            Self::Firecracker | Self::GuestsFirecracker | Self::Life if firecracker().is_none() => {
-                Some(format!(
-                    "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names one \
-                     elsewhere"
-                ))
+            Self::Qemu | Self::GuestsQemu | Self::Shell => None,
+            Self::Firecracker | Self::GuestsFirecracker | Self::Life | Self::BenchFirecracker => {
+                firecracker().is_none().then(|| {
+                    format!(
+                        "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names \
+                         one elsewhere"
+                    )
+                })
             }
-            _ => None,
         }
     }
 }

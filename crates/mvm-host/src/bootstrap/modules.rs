@@ -26,6 +26,8 @@ const ROOTS: &[(&[&str], Need)] = &[
     (&["virtio_blk"], Need::Required),
     (&["virtio_net"], Need::Required),
     (&["virtio_rng"], Need::Optional),
+    // Hands memory that is free in the guest back to the host.
+    (&["virtio_balloon"], Need::Optional),
     (&["erofs"], Need::Required),
     (&["ext4"], Need::Required),
     (&["overlay"], Need::Required),

@@ -55,6 +55,8 @@ pub(super) struct Link {
     pub(super) controller: Option<u32>,
     pub(super) is_up: bool,
     pub(super) mac: Option<MacAddr>,
+    /// Bytes that came in from it, and that went out to it.
+    pub(super) carried: (u64, u64),
 }
 
 /// One IPv4 route with a destination.
@@ -242,6 +244,7 @@ fn link_of(message: LinkMessage) -> Option<Link> {
         controller: None,
         is_up: message.header.flags.contains(LinkFlags::Up),
         mac: None,
+        carried: (0, 0),
     };
     for attribute in message.attributes {
         match attribute {
@@ -250,6 +253,7 @@ fn link_of(message: LinkMessage) -> Option<Link> {
             LinkAttribute::Controller(index) if index != 0 => link.controller = Some(index),
             LinkAttribute::Address(mac) => link.mac = <[u8; 6]>::try_from(mac).ok().map(MacAddr),
             LinkAttribute::LinkInfo(infos) => link.kind = kind_of(&infos),
+            LinkAttribute::Stats64(stats) => link.carried = (stats.rx_bytes, stats.tx_bytes),
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork};
+use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
 use mvm_core::nft::{render_delta, render_full};
 use tokio::sync::Mutex;
 
@@ -423,6 +423,14 @@ impl Network for LinuxNetwork {
         }
         errors.extend(self.ownership.claims().release(tenant.net_id).err());
         NetworkError::all(errors)
+    }
+
+    async fn traffic(&self, instance: InstanceNetwork) -> Result<Option<Traffic>, NetworkError> {
+        // What comes in from a tap is what its guest sends.
+        Ok(self.links.get(&instance.tap()).await?.map(|tap| {
+            let (sent_bytes, received_bytes) = tap.carried;
+            Traffic { sent_bytes, received_bytes }
+        }))
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {

@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork, TenantNetwork};
+use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork, TenantNetwork, Traffic};
 
 pub use claims::CLAIMS_DIR;
 pub use difference::Difference;
@@ -99,6 +99,12 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// It goes on past errors and reports all of them.
     async fn remove_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError>;
+
+    /// What an instance's interface has carried since its tap was made; `None` if there is no tap.
+    ///
+    /// # Errors
+    /// The machine's state cannot be read.
+    async fn traffic(&self, instance: InstanceNetwork) -> Result<Option<Traffic>, NetworkError>;
 
     /// How the machine differs from `expected`; empty if it does not.
     ///

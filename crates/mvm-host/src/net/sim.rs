@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork};
+use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
 
 use super::{Difference, Network, NetworkError, Occupied};
 
@@ -297,6 +297,11 @@ impl Network for SimNetwork {
             }
         }
         NetworkError::all(errors)
+    }
+
+    async fn traffic(&self, instance: InstanceNetwork) -> Result<Option<Traffic>, NetworkError> {
+        let has_tap = self.machine.lock().links.contains_key(&instance.tap());
+        Ok(has_tap.then(Traffic::default))
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {

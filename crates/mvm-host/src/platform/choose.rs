@@ -169,8 +169,8 @@ mod tests {
     #[test]
     fn what_keeps_a_pool_from_the_other_vmm_is_told() {
         let firecracker = |facts: &Facts| obstacle_to(VmmKind::Firecracker, facts);
-        assert_eq!(firecracker(&usable()), None);
-        assert!(firecracker(&emulated()).is_some());
+        assert_eq!(firecracker(&with_firecracker(usable())), None);
+        assert!(firecracker(&with_firecracker(emulated())).is_some());
         let missing = Facts { firecracker: Firecracker::Missing, ..usable() };
         assert!(firecracker(&missing).is_some_and(|why| why.contains("mvm bootstrap")));
         let unfit = Firecracker::Unfit { problem: "too old".to_owned() };

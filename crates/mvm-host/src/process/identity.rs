@@ -42,6 +42,10 @@ pub struct ResourceUsage {
     pub cpu_ms: u64,
     /// Resident memory in KiB, shared memory included.
     pub rss_kib: u64,
+    /// What was read from storage for it, in KiB.
+    pub disk_read_kib: u64,
+    /// What it wrote to storage, or to the page cache on the way there, in KiB.
+    pub disk_written_kib: u64,
 }
 
 /// The host's boot id, which changes with each boot.
@@ -65,7 +69,8 @@ pub(super) fn start_ticks(pid: u32) -> io::Result<u64> {
 /// What this process uses, or an error if it has ended.
 pub(super) fn usage(identity: &ProcessIdentity) -> io::Result<ResourceUsage> {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", identity.pid))?;
-    // Read last, so that a match vouches for both files.
+    let io = std::fs::read_to_string(format!("/proc/{}/io", identity.pid))?;
+    // Read last, so that a match vouches for all files.
     let stat = read_stat(identity.pid)?;
     if stat.start_ticks != identity.start_ticks {
         return Err(io::ErrorKind::NotFound.into());
@@ -80,7 +85,16 @@ pub(super) fn usage(identity: &ProcessIdentity) -> io::Result<ResourceUsage> {
     Ok(ResourceUsage {
         cpu_ms: stat.cpu_ticks * 1000 / ticks_per_second,
         rss_kib: pages * page_kib,
+        disk_read_kib: io_bytes(&io, "read_bytes") / 1024,
+        disk_written_kib: io_bytes(&io, "write_bytes") / 1024,
     })
+}
+
+/// A field of `/proc/PID/io` (proc_pid_io(5)).
+fn io_bytes(text: &str, name: &str) -> u64 {
+    let mut fields = text.lines().filter_map(|line| line.split_once(": "));
+    let value = fields.find_map(|(field, value)| (field == name).then_some(value));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -106,6 +120,14 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_and_written_is_found_by_its_whole_name() {
+        let io = "rchar: 1\nwchar: 2\nread_bytes: 4096\nwrite_bytes: 8192\n\
+                  cancelled_write_bytes: 5\n";
+        assert_eq!((io_bytes(io, "read_bytes"), io_bytes(io, "write_bytes")), (4096, 8192));
+        assert_eq!(io_bytes(io, "bytes"), 0);
+    }
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {

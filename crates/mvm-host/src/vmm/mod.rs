@@ -26,6 +26,7 @@ pub use node::NodeVmm;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::image::digest::Digest;
+use crate::process::ResourceUsage;
 
 /// File in [`VmSpec::dir`] that keeps the guest's serial console.
 pub const CONSOLE_LOG: &str = "console.log";
@@ -291,6 +292,18 @@ pub struct VmUsage {
     pub cpu_ms: u64,
     /// Resident memory in KiB, guest memory included.
     pub rss_kib: u64,
+    /// What was read from storage for its disks since the process started, in KiB: what the page
+    /// cache had is not in it.
+    pub disk_read_kib: u64,
+    /// What was written to its disks since the process started, in KiB.
+    pub disk_written_kib: u64,
+}
+
+impl From<ResourceUsage> for VmUsage {
+    fn from(process: ResourceUsage) -> Self {
+        let ResourceUsage { cpu_ms, rss_kib, disk_read_kib, disk_written_kib } = process;
+        Self { cpu_ms, rss_kib, disk_read_kib, disk_written_kib }
+    }
 }
 
 /// A virtual machine monitor.

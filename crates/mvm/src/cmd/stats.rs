@@ -12,21 +12,30 @@ use crate::output::instances;
 /// On the host: CPU time and memory of the VMM, guest memory included, and disk space. In the
 /// guest: memory, disk and load as its kernel sees them. Of instances whose pool has a sleep policy
 /// (`mvm pool policy`), for how long nobody has used them; `mvm why` tells what they are used for.
+/// With --io instead what they have read from and written to the host's storage since their VMM
+/// started (what the page cache had is not read again), and sent and received over the network.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mvm stats
+  mvm stats demo/hello --io
   mvm stats demo/hello -o json")]
 pub(crate) struct Stats {
     /// Only these: TENANT, TENANT/POOL or a prefix of an id.
     selector: Option<Selector>,
+    /// Show disk and network transfers.
+    #[arg(long)]
+    io: bool,
 }
 
 impl Stats {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         let stats = context.client.stats(self.selector.unwrap_or(Selector::All)).await?;
-        context.ui.data(&stats, || instances::stats(&stats))?;
+        context.ui.data(&stats, || match self.io {
+            true => instances::io_stats(&stats),
+            false => instances::stats(&stats),
+        })?;
         if stats.is_empty() {
             context.ui.remark("no instance runs: see `mvm ps -a`");
         }

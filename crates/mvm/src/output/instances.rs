@@ -219,10 +219,27 @@ pub(crate) fn stats(views: &[StatsView]) -> String {
     table(header, views.iter().map(row))
 }
 
+/// What instances have read and written, sent and received.
+pub(crate) fn io_stats(views: &[StatsView]) -> String {
+    let header = ["INSTANCE", "DISK READ", "DISK WRITTEN", "NET SENT", "NET RECEIVED"];
+    let row = |view: &StatsView| {
+        let kib = |bytes: u64| kib_short(bytes / 1024);
+        [
+            view.path.to_string(),
+            kib_short(view.disk_read_kib),
+            kib_short(view.disk_written_kib),
+            or_dash(view.traffic.map(|traffic| kib(traffic.sent_bytes))),
+            or_dash(view.traffic.map(|traffic| kib(traffic.received_bytes))),
+        ]
+    };
+    table(header, views.iter().map(row))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::samples;
+    use mvm_core::net::Traffic;
 
     const NOW: u64 = 1_000_000_000;
 
@@ -340,6 +357,9 @@ The last lines of its console:
             cpu_ms: 1_250,
             host_rss_kib: 2048,
             host_disk_kib: 512,
+            disk_read_kib: 100,
+            disk_written_kib: 3 << 10,
+            traffic: Some(Traffic { sent_bytes: 5 << 20, received_bytes: 7 << 10 }),
             activity: None,
             guest: None,
             guest_error: Some("no answer".into()),
@@ -350,13 +370,19 @@ The last lines of its console:
             load: [0.5, 0.0, 0.0],
             ..Default::default()
         };
-        let text = stats(&[silent.clone(), StatsView { guest: Some(guest), ..silent }]);
+        let views = [silent.clone(), StatsView { guest: Some(guest), ..silent }];
+        let text = stats(&views);
         let lines: Vec<&str> = text.lines().collect();
         let cells = |line: &str| -> Vec<String> {
             line.split("   ").map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect()
         };
         assert_eq!(cells(lines[1])[1..5], ["1.2s", "2M", "512K", "-"]);
         assert_eq!(cells(lines[2])[4], "3M/4M");
+        let silent = StatsView { guest: None, ..views[0].clone() };
+        let text = io_stats(&[silent.clone(), StatsView { traffic: None, ..silent }]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(cells(lines[1])[1..], ["100K", "3M", "5M", "7K"]);
+        assert_eq!(cells(lines[2])[3..], ["-", "-"]);
     }
 
     #[test]
@@ -375,6 +401,9 @@ The last lines of its console:
             cpu_ms: 12_345_678,
             host_rss_kib: 234_567,
             host_disk_kib: 45_678_901,
+            disk_read_kib: 0,
+            disk_written_kib: 0,
+            traffic: None,
             activity: None,
             guest: Some(guest),
             guest_error: None,

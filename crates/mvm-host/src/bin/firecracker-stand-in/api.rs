@@ -225,6 +225,9 @@ impl Machine {
                 self.listener = Some(listener);
                 self.devices.vsock = Some(vsock.uds_path);
             }
+            Request::Balloon(balloon) if balloon.amount_mib as usize > self.config.mem_size_mib => {
+                return Err("Balloon config error: Amount of pages requested is too large.".into());
+            }
             Request::Metrics(metrics) => {
                 let bad =
                     "Metrics error: Cannot initialize the metrics system due to bad user input:";

@@ -1,7 +1,7 @@
 //! Which requests there are, and what their bodies may hold: nothing unknown, as with the real one.
 //!
 //! Left out, and answered as such: MMDS, CPU templates, persistent memory, memory hotplug, serial
-//! and logger settings, the balloon, and changes of devices while a microVM runs.
+//! and logger settings, and changes of devices while a microVM runs.
 
 // Fields that are only checked are what the description of the API has, too.
 #![allow(dead_code)]
@@ -22,6 +22,7 @@ pub(crate) enum Request {
     Network(Network),
     Vsock(Vsock),
     Entropy(Entropy),
+    Balloon(Balloon),
     Metrics(Metrics),
     Action(Action),
     State(VmState),
@@ -124,6 +125,19 @@ pub(crate) struct Vsock {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entropy {
     rate_limiter: Option<RateLimiter>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Balloon {
+    pub(crate) amount_mib: u32,
+    deflate_on_oom: bool,
+    #[serde(default)]
+    stats_polling_interval_s: u16,
+    #[serde(default)]
+    free_page_hinting: bool,
+    #[serde(default)]
+    free_page_reporting: bool,
 }
 
 /// The real one lets unknown fields pass here.
@@ -254,6 +268,7 @@ impl Request {
             }
             ("PUT", "vsock") => Self::Vsock(body(asked)?),
             ("PUT", "entropy") => Self::Entropy(body(asked)?),
+            ("PUT", "balloon") => Self::Balloon(body(asked)?),
             ("PUT", "metrics") => Self::Metrics(body(asked)?),
             ("PUT", "actions") => Self::Action(body(asked)?),
             ("PATCH", "vm") => Self::State(body(asked)?),

@@ -6,12 +6,12 @@
 //!    device.state memory.image          of a restored microVM
 //!    save/                              where Firecracker writes what is saved
 //!    log                                what Firecracker says, linked to the instance's vmm.log
-//!    api.sock v.sock metrics            made by Firecracker
+//!    api.sock v.sock                    made by Firecracker
 //! ```
 //!
 //! A jail is made afresh for each start, and removed with the instance's directory.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,6 @@ pub(super) const INITRD: &str = "initrd";
 pub(super) const LOG: &str = "log";
 /// A seccomp filter of the operator's.
 pub(super) const SECCOMP_FILTER: &str = "seccomp.bpf";
-pub(super) const METRICS: &str = "metrics";
 /// Directory that Firecracker may write into.
 pub(super) const SAVE_DIR: &str = "save";
 
@@ -120,13 +119,6 @@ impl Jail {
         let to = self.root.join(name);
         let place = fs::hard_link(path, &to).and_then(|()| self.give(&to, 0o600));
         place.map_err(file_error(path))
-    }
-
-    /// Makes an empty file that Firecracker may write.
-    pub(super) fn make_writable(&self, name: &str) -> Result<(), VmmError> {
-        let path = self.root.join(name);
-        let made = File::create_new(&path).and_then(|_| self.give(&path, 0o600));
-        made.map_err(file_error(&path))
     }
 
     /// Firecracker has taken it over: it stays.

@@ -16,7 +16,7 @@ use super::super::{
     file_error,
 };
 use super::api::Api;
-use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, METRICS, SECCOMP_FILTER, VSOCK};
+use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
 use super::vm::FirecrackerVm;
 use super::{FirecrackerConfig, Isolation, Programs, cgroup, isolation, kernel, locks, save};
 use crate::process::{Pids, Spawn, spawn};
@@ -53,7 +53,7 @@ pub(super) async fn launch(
     let process = starting.process()?;
     let configuring = async {
         api.wait_until_up(config.start_limit).await?;
-        for (path, body) in configuration(spec) {
+        for (path, body) in configuration(spec, config.isolation) {
             api.put(&path, &body).await?;
         }
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
@@ -128,7 +128,6 @@ async fn prepare(
     for (index, disk) in spec.disks.iter().enumerate() {
         jail.place_disk(disk, &disk_name(index))?;
     }
-    jail.make_writable(METRICS)?;
     if let Some(filter) = &config.seccomp_filter {
         jail.place_copy(filter, SECCOMP_FILTER)?;
     }
@@ -231,7 +230,7 @@ fn disk_name(index: usize) -> String {
 }
 
 /// The requests that describe a microVM, in order. The guest numbers its disks in this order.
-fn configuration(spec: &VmSpec) -> Vec<(String, Value)> {
+fn configuration(spec: &VmSpec, isolation: Isolation) -> Vec<(String, Value)> {
     let mut requests = vec![
         (
             "/machine-config".to_owned(),
@@ -269,8 +268,14 @@ fn configuration(spec: &VmSpec) -> Vec<(String, Value)> {
     requests.extend([
         ("/vsock".to_owned(), json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK })),
         ("/entropy".to_owned(), json!({})),
-        ("/metrics".to_owned(), json!({ "metrics_path": METRICS })),
     ]);
+    // Reports of free memory are what Firecracker itself does not call ready for production yet.
+    if isolation == Isolation::Available {
+        requests.push((
+            "/balloon".to_owned(),
+            json!({ "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true }),
+        ));
+    }
     requests
 }
 
@@ -345,15 +350,23 @@ mod tests {
 
     #[test]
     fn no_path_of_the_host_is_given_to_the_guest_s_vmm() {
-        for (path, body) in configuration(&spec()) {
+        for (path, body) in configuration(&spec(), Isolation::Available) {
             assert!(!body.to_string().contains("/state"), "{path} {body}");
         }
         assert!(!load_request(&spec()).to_string().contains("/state"));
     }
 
     #[test]
+    fn free_memory_is_reported_except_in_production() {
+        let has_balloon = |isolation| {
+            configuration(&spec(), isolation).iter().any(|(path, _)| path == "/balloon")
+        };
+        assert!(has_balloon(Isolation::Available) && !has_balloon(Isolation::Production));
+    }
+
+    #[test]
     fn disks_are_in_order_and_only_what_may_be_written_is_writable() {
-        let requests = configuration(&spec());
+        let requests = configuration(&spec(), Isolation::Available);
         let drives: Vec<_> =
             requests.iter().filter(|(path, _)| path.starts_with("/drives/")).collect();
         assert_eq!(drives[0].0, "/drives/disk0");
@@ -366,7 +379,7 @@ mod tests {
     #[test]
     fn each_disk_is_held_to_the_rates_that_there_are() {
         let limiter = |rates: Rates| {
-            let requests = configuration(&VmSpec { rates, ..spec() });
+            let requests = configuration(&VmSpec { rates, ..spec() }, Isolation::Available);
             let drive = requests.into_iter().find(|(path, _)| path == "/drives/disk1").unwrap();
             drive.1["rate_limiter"].clone()
         };
@@ -382,7 +395,7 @@ mod tests {
     fn a_microvm_without_a_network_has_no_interface() {
         let has = |spec: &VmSpec| {
             let is_network = |(path, _): &(String, Value)| path.starts_with("/network-");
-            configuration(spec).iter().any(is_network)
+            configuration(spec, Isolation::Available).iter().any(is_network)
         };
         assert!(has(&spec()));
         let without = VmSpec { nic: None, ..spec() };

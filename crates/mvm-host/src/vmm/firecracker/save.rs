@@ -56,7 +56,7 @@ impl Paused<'_> {
                 created?;
                 keep(&dir.join(DEVICE_STATE), &dest.join(DEVICE_STATE))?;
                 match part {
-                    MemoryPart::Whole => keep(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
+                    MemoryPart::Whole => keep_memory(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
                     MemoryPart::Changes => {
                         write_changes(pid, bytes, packing, &dest.join(MEMORY_CHANGES))
                     }
@@ -118,6 +118,18 @@ fn keep(from: &Path, to: &Path) -> Result<u64, VmmError> {
         Ok(file.metadata()?.size())
     };
     take().map_err(file_error(to))
+}
+
+/// Takes the whole memory, of which what is zero takes no space; returns the bytes that it takes.
+fn keep_memory(from: &Path, to: &Path) -> Result<u64, VmmError> {
+    let data = File::options()
+        .read(true)
+        .write(true)
+        .open(from)
+        .and_then(|file| memory::make_sparse(&file));
+    let data = data.map_err(file_error(from))?;
+    keep(from, to)?;
+    Ok(data)
 }
 
 fn write_changes(pid: u32, bytes: u64, packing: Packing, path: &Path) -> Result<u64, VmmError> {

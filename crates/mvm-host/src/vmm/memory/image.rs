@@ -6,12 +6,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, SeekFrom};
+
+use super::PAGE;
 
 /// The name of anonymous memory in `/proc/PID/maps`.
 const NAME: &str = "mvm-memory-image";
 /// Bytes that are copied at once.
 const BATCH: usize = 1 << 20;
+/// A hole, which leaves a file as long as it is.
+const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
 /// A memory image that microVMs map privately: what one of them writes, no other sees.
 #[derive(Debug)]
@@ -95,10 +99,59 @@ pub(crate) fn data_of(file: &File) -> io::Result<Vec<(u64, u64)>> {
     Ok(parts)
 }
 
+/// Makes holes of the pages of a file that hold nothing but zeroes; returns the bytes of the others.
+pub(crate) fn make_sparse(file: &File) -> io::Result<u64> {
+    let mut batch = vec![0; BATCH];
+    let mut data = 0;
+    for (mut at, end) in data_of(file)? {
+        while at < end {
+            let left = usize::try_from(end - at).unwrap_or(BATCH).min(BATCH);
+            file.read_exact_at(&mut batch[..left], at)?;
+            for run in batch[..left].chunks(PAGE).collect::<Vec<_>>().chunk_by(same_kind) {
+                let bytes = run.iter().map(|page| page.len() as u64).sum();
+                if is_zero(run[0]) {
+                    rustix::fs::fallocate(file, HOLE, at, bytes)?;
+                } else {
+                    data += bytes;
+                }
+                at += bytes;
+            }
+        }
+    }
+    Ok(data)
+}
+
+fn same_kind(one: &&[u8], other: &&[u8]) -> bool {
+    is_zero(one) == is_zero(other)
+}
+
+/// Whether a page holds nothing but zeroes.
+pub(super) fn is_zero(page: &[u8]) -> bool {
+    page.iter().all(|byte| *byte == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn what_is_zero_becomes_a_hole_and_the_rest_stays() {
+        let file = tempfile::tempfile().unwrap();
+        let mut content = vec![0; 3 * BATCH];
+        file.write_all_at(&content, 0).unwrap();
+        for at in [5 * PAGE, BATCH - 1, 2 * BATCH + PAGE] {
+            content[at] = 7;
+            file.write_all_at(&[7], at as u64).unwrap();
+        }
+        assert_eq!(make_sparse(&file).unwrap(), 3 * PAGE as u64);
+        let data: u64 = data_of(&file).unwrap().iter().map(|(from, to)| to - from).sum();
+        assert_eq!(data, 3 * PAGE as u64);
+        let mut read = vec![1; content.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == content);
+        assert_eq!(make_sparse(&file).unwrap(), 3 * PAGE as u64, "again, from holes");
+    }
 
     #[test]
     fn a_shared_image_has_the_files_content_and_holes_and_cannot_be_changed() {

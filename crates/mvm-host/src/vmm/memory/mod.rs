@@ -15,5 +15,5 @@ mod process;
 
 pub(super) use changes::{PAGE, Run, apply, runs_of, write};
 pub use image::MemoryImage;
-pub(crate) use image::data_of;
+pub(crate) use image::{data_of, make_sparse};
 pub(super) use process::GuestMemory;

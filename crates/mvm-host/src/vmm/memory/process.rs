@@ -3,13 +3,16 @@
 //!
 //! A booted guest's memory is anonymous memory that the VMM maps shared: what was ever written holds
 //! data, the rest are holes. A restored guest's memory is a private mapping of an image: what was
-//! written is the process's own, and `/proc/PID/pagemap` tells these pages from the image's.
+//! written is the process's own, and `/proc/PID/pagemap` tells these pages from the image's. Where the
+//! guest gave memory back, the mapping has gaps that Firecracker fills with anonymous memory: what was
+//! written there since is changed, and what was not is free in the guest, whatever it holds.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::super::MemoryPart;
+use super::image::is_zero;
 use super::{PAGE, Run, data_of, runs_of};
 
 /// Entries of a page map that are read at once.
@@ -152,47 +155,78 @@ fn write_data(file: &File, at: u64, bytes: &[u8]) -> io::Result<u64> {
     Ok(written)
 }
 
-fn is_zero(page: &[u8]) -> bool {
-    page.iter().all(|byte| *byte == 0)
+/// The mapping of one file, in the making.
+struct Mapping<'a> {
+    inode: &'a str,
+    part: MemoryPart,
+    regions: Vec<Region>,
+    /// Bytes that it covers, from its beginning on.
+    bytes: u64,
+    /// Whether its last region is a gap.
+    ends_in_gap: bool,
+}
+
+impl Mapping<'_> {
+    /// Takes a region that goes on where the last one ends, in the process and in the memory.
+    fn take(&mut self, next: Region) -> bool {
+        let goes_on = self.regions.last().is_some_and(|last| {
+            last.address + last.bytes == next.address && last.offset + last.bytes == next.offset
+        });
+        if goes_on {
+            self.regions.push(next);
+            self.bytes += next.bytes;
+            self.ends_in_gap = false;
+        }
+        goes_on
+    }
+
+    /// Takes anonymous memory as a gap of a private mapping, as far as the memory reaches: the kernel
+    /// makes one region of neighbours.
+    fn take_gap(&mut self, region: Region, all_bytes: u64) {
+        if self.part == MemoryPart::Changes && self.bytes < all_bytes {
+            let bytes = region.bytes.min(all_bytes - self.bytes);
+            self.ends_in_gap = self.take(Region { offset: self.bytes, bytes, ..region });
+        }
+    }
 }
 
 /// Finds the mapping of one file that covers it from its beginning and has exactly this size.
 fn find(maps: &str, bytes: u64) -> Option<(MemoryPart, Vec<Region>)> {
-    let mut mappings: Vec<(&str, MemoryPart, Vec<Region>)> = Vec::new();
+    let mut mappings: Vec<Mapping<'_>> = Vec::new();
     for line in maps.lines() {
         let mut words = line.split_ascii_whitespace();
         let (range, modes, offset) = (words.next()?, words.next()?, words.next()?);
         let (_device, inode) = (words.next()?, words.next()?);
-        if inode == "0" || !modes.starts_with("rw") {
+        if !modes.starts_with("rw") {
             continue;
         }
         let (from, to) = range.split_once('-')?;
         let [from, to, offset] = [from, to, offset].map(|hex| u64::from_str_radix(hex, 16).ok());
         let region = Region { address: from?, offset: offset?, bytes: to? - from? };
-        let part = match modes.ends_with('s') {
-            true => MemoryPart::Whole,
-            false => MemoryPart::Changes,
-        };
-        match mappings.last_mut() {
-            Some((last, _, regions)) if *last == inode && follows(regions, region) => {
-                regions.push(region);
-            }
-            _ => mappings.push((inode, part, vec![region])),
+        let last = mappings.last_mut();
+        if inode == "0" {
+            last.into_iter().for_each(|last| last.take_gap(region, bytes));
+            continue;
+        }
+        let is_taken = last.is_some_and(|last| last.inode == inode && last.take(region));
+        if !is_taken && region.offset == 0 {
+            let part = match modes.ends_with('s') {
+                true => MemoryPart::Whole,
+                false => MemoryPart::Changes,
+            };
+            let (regions, bytes) = (vec![region], region.bytes);
+            mappings.push(Mapping { inode, part, regions, bytes, ends_in_gap: false });
         }
     }
-    let size = |regions: &[Region]| regions.iter().map(|region| region.bytes).sum::<u64>();
-    let mut fitting = mappings.into_iter().filter(|(_, _, regions)| {
-        size(regions) == bytes && regions.first().is_some_and(|first| first.offset == 0)
-    });
-    let (_, part, regions) = fitting.next()?;
-    fitting.next().is_none().then_some((part, regions))
-}
-
-/// Whether a region goes on where the last one ends, in the process and in the file.
-fn follows(regions: &[Region], next: Region) -> bool {
-    regions.last().is_some_and(|last| {
-        last.address + last.bytes == next.address && last.offset + last.bytes == next.offset
-    })
+    mappings.retain(|mapping| mapping.bytes == bytes);
+    // Something else may have the size by what anonymous memory happens to follow it.
+    if mappings.iter().any(|mapping| !mapping.ends_in_gap) {
+        mappings.retain(|mapping| !mapping.ends_in_gap);
+    }
+    match <[_; 1]>::try_from(mappings) {
+        Ok([mapping]) => Some((mapping.part, mapping.regions)),
+        Err(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -218,6 +252,30 @@ mod tests {
         assert_eq!(find(MAPS, 3 << 20).unwrap().0, MemoryPart::Whole);
         assert_eq!(find(MAPS, 1 << 20), None, "a part of a program is not a guest's memory");
         assert_eq!(find(MAPS, 5 << 20), None);
+    }
+
+    #[test]
+    fn memory_that_was_given_back_is_a_gap_of_the_mapping() {
+        // The last gap is one region with what happens to follow it.
+        let maps = "\
+7f7000000000-7f7000100000 rw-p 00000000 fe:00 7 /some/data
+7f7000100000-7f7009000000 rw-p 00000000 00:00 0
+7f8000000000-7f8000200000 rw-p 00000000 00:01 42 /memfd:mvm-memory-image (deleted)
+7f8000200000-7f8000400000 rw-p 00000000 00:00 0
+7f8000400000-7f8000700000 rw-p 00400000 00:01 42 /memfd:mvm-memory-image (deleted)
+7f8000700000-7f8000900000 rw-p 00000000 00:00 0
+";
+        let offsets = |bytes: u64| {
+            let (_, regions) = find(maps, bytes)?;
+            Some(regions.iter().map(|it| (it.offset >> 20, it.bytes >> 20)).collect::<Vec<_>>())
+        };
+        assert_eq!(offsets(7 << 20), Some(vec![(0, 2), (2, 2), (4, 3)]));
+        assert_eq!(offsets(8 << 20), None, "the file of the size cannot be told");
+        let without = maps.lines().skip(2).collect::<Vec<_>>().join("\n");
+        let (_, regions) = find(&without, 8 << 20).unwrap();
+        assert_eq!(regions.last().map(|it| (it.offset >> 20, it.bytes >> 20)), Some((7, 1)));
+        let shared = without.replace("rw-p 00000000 00:01", "rw-s 00000000 00:01");
+        assert!(find(&shared, 8 << 20).is_none(), "a shared mapping has no gaps");
     }
 
     #[test]

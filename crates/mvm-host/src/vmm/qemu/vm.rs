@@ -76,7 +76,6 @@ impl Vm for QemuVm {
     }
 
     async fn usage(&self) -> Result<VmUsage, VmmError> {
-        let usage = self.process.usage().map_err(self.failed("measure"))?;
-        Ok(VmUsage { cpu_ms: usage.cpu_ms, rss_kib: usage.rss_kib })
+        self.process.usage().map_err(self.failed("measure")).map(VmUsage::from)
     }
 }

@@ -374,6 +374,7 @@ impl Vm for SimVm {
         Ok(VmUsage {
             cpu_ms: uptime_ms.unwrap_or(u64::MAX) / 100,
             rss_kib: u64::from(self.machine.mem_mib) * 1024 / 3,
+            ..VmUsage::default()
         })
     }
 }
