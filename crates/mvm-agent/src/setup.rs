@@ -37,6 +37,8 @@ pub struct ServeOptions {
     pub isolation: Isolation,
     /// A compiled seccomp filter for Firecracker in place of its own.
     pub seccomp_filter: Option<PathBuf>,
+    /// A template of the processor that guests on Firecracker see.
+    pub cpu_template: Option<PathBuf>,
 }
 
 /// Why a node cannot be put together.
@@ -51,9 +53,11 @@ pub enum SetupError {
         #[source]
         source: std::io::Error,
     },
-    /// The seccomp filter cannot be read.
-    #[error("cannot use the seccomp filter {path}")]
-    SeccompFilter {
+    /// A file that Firecracker is to be given cannot be read.
+    #[error("cannot use the {what} {path}")]
+    File {
+        /// What it is.
+        what: &'static str,
         /// Its file.
         path: PathBuf,
         /// Why.
@@ -79,9 +83,13 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     if production {
         platform::for_production(&choice, &facts)?;
     }
-    if let Some(path) = &options.seccomp_filter {
-        std::fs::File::open(path)
-            .map_err(|source| SetupError::SeccompFilter { path: path.clone(), source })?;
+    for (what, path) in
+        [("seccomp filter", &options.seccomp_filter), ("CPU template", &options.cpu_template)]
+    {
+        if let Some(path) = path {
+            std::fs::File::open(path)
+                .map_err(|source| SetupError::File { what, path: path.clone(), source })?;
+        }
     }
     let capacity = match choice.vmm {
         // Simulated microVMs take nothing of the machine.
@@ -121,6 +129,7 @@ fn real(choice: &Choice, state_dir: &Path, options: &ServeOptions, facts: &Facts
     let firecracker = FirecrackerVmm::new(FirecrackerConfig {
         isolation: options.isolation,
         seccomp_filter: options.seccomp_filter.clone(),
+        cpu_template: options.cpu_template.clone(),
         ..FirecrackerConfig::of(state_dir)
     });
     let firecracker: Arc<dyn Vmm> = Arc::new(firecracker);

@@ -219,6 +219,26 @@ async fn a_seccomp_filter_of_the_operator_s_is_in_force_or_the_launch_fails() {
 }
 
 #[tokio::test]
+async fn a_template_of_the_processor_is_taken_or_the_launch_fails() {
+    let Some(host) = host() else { return };
+    let spec = host.spec(1);
+    let template = host.root.path().join("template.json");
+    let vmm = host.backend.vmm_with_template(&template);
+    let failure = async || vmm.launch(&spec).await.err().unwrap();
+    let error = failure().await;
+    assert!(matches!(&error, VmmError::File { path, .. } if *path == template), "{error}");
+    std::fs::write(&template, "{").unwrap();
+    let error = failure().await;
+    assert!(matches!(&error, VmmError::File { path, .. } if *path == template), "{error}");
+    std::fs::write(&template, r#"{"cpu": "fast"}"#).unwrap();
+    let error = failure().await.to_string();
+    assert!(error.contains("PUT /cpu-config") && error.contains("unknown field `cpu`"), "{error}");
+    assert_nothing_left(&spec);
+    std::fs::write(&template, r#"{"cpuid_modifiers": []}"#).unwrap();
+    vmm.launch(&spec).await.unwrap().kill().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_jail_that_a_crash_left_is_replaced() {
     let Some(host) = host() else { return };
     let spec = host.spec(1);

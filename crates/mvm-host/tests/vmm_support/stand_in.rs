@@ -56,6 +56,13 @@ impl StandIn {
         FirecrackerVmm::new(FirecrackerConfig { isolation, seccomp_filter, ..config })
     }
 
+    /// A driver that gives microVMs a template of their processor.
+    pub(crate) fn vmm_with_template(&self, template: &Path) -> FirecrackerVmm {
+        let config = FirecrackerConfig::new(self.program());
+        let cpu_template = Some(template.to_owned());
+        FirecrackerVmm::new(FirecrackerConfig { cpu_template, ..config })
+    }
+
     /// What whoever starts from now on does; see the program's module on behaviour.
     pub(crate) fn behave(&self, behaviour: &Value) {
         let path = self.files.path().join(BEHAVIOUR);

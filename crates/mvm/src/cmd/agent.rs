@@ -64,6 +64,10 @@ pub(crate) struct Serve {
     /// A seccomp filter for Firecracker, as its `seccompiler-bin` writes it, in place of its own.
     #[arg(long, env = "MVM_SECCOMP_FILTER", value_name = "PATH")]
     seccomp_filter: Option<PathBuf>,
+    /// A template of the processor that guests on Firecracker see, in JSON, as Firecracker's
+    /// documentation describes it.
+    #[arg(long, env = "MVM_CPU_TEMPLATE", value_name = "PATH")]
+    cpu_template: Option<PathBuf>,
 }
 
 /// Show the agent.
@@ -158,6 +162,7 @@ pub(crate) fn serve(serve: &Serve, state_dir: PathBuf, wanted: Wanted) -> Result
             false => Isolation::Available,
         },
         seccomp_filter: serve.seccomp_filter.clone(),
+        cpu_template: serve.cpu_template.clone(),
     };
     match runtime.block_on(mvm_agent::serve(options)) {
         Ok(()) => Ok(exit::OK),

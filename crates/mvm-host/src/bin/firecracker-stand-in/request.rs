@@ -1,6 +1,6 @@
 //! Which requests there are, and what their bodies may hold: nothing unknown, as with the real one.
 //!
-//! Left out, and answered as such: MMDS, CPU templates, persistent memory, memory hotplug, serial
+//! Left out, and answered as such: MMDS, persistent memory, memory hotplug, serial
 //! and logger settings, and changes of devices while a microVM runs.
 
 // Fields that are only checked are what the description of the API has, too.
@@ -21,6 +21,7 @@ pub(crate) enum Request {
     Drive(Drive),
     Network(Network),
     Vsock(Vsock),
+    CpuTemplate(CpuTemplate),
     Entropy(Entropy),
     Balloon(Balloon),
     Metrics(Metrics),
@@ -125,6 +126,18 @@ pub(crate) struct Vsock {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entropy {
     rate_limiter: Option<RateLimiter>,
+}
+
+/// What its modifiers are made of is not looked at.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CpuTemplate {
+    #[serde(default)]
+    kvm_capabilities: Vec<serde_json::Value>,
+    #[serde(default)]
+    cpuid_modifiers: Vec<serde_json::Value>,
+    #[serde(default)]
+    msr_modifiers: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -268,6 +281,7 @@ impl Request {
             }
             ("PUT", "vsock") => Self::Vsock(body(asked)?),
             ("PUT", "entropy") => Self::Entropy(body(asked)?),
+            ("PUT", "cpu-config") => Self::CpuTemplate(body(asked)?),
             ("PUT", "balloon") => Self::Balloon(body(asked)?),
             ("PUT", "metrics") => Self::Metrics(body(asked)?),
             ("PUT", "actions") => Self::Action(body(asked)?),

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use mvm_core::rates::Rates;
 use mvm_core::vmm::{Accel, VmHandle, VmmKind};
@@ -46,6 +47,7 @@ pub(super) async fn launch(
         operation: "unpack the kernel".into(),
         source: std::io::Error::other(error),
     })??;
+    let template = config.cpu_template.as_deref().map(read_template).transpose()?;
     let prepared = prepare(programs, config, spec).await?;
     prepared.jail.place_to_read(&kernel, KERNEL)?;
     prepared.jail.place_to_read(&spec.initrd, INITRD)?;
@@ -53,7 +55,7 @@ pub(super) async fn launch(
     let process = starting.process()?;
     let configuring = async {
         api.wait_until_up(config.start_limit).await?;
-        for (path, body) in configuration(spec, config.isolation) {
+        for (path, body) in configuration(spec, config.isolation, template) {
             api.put(&path, &body).await?;
         }
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
@@ -230,20 +232,23 @@ fn disk_name(index: usize) -> String {
 }
 
 /// The requests that describe a microVM, in order. The guest numbers its disks in this order.
-fn configuration(spec: &VmSpec, isolation: Isolation) -> Vec<(String, Value)> {
-    let mut requests = vec![
-        (
-            "/machine-config".to_owned(),
-            json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.mem_mib, "smt": false }),
-        ),
-        (
-            "/boot-source".to_owned(),
-            json!({
-                "kernel_image_path": KERNEL, "initrd_path": INITRD,
-                "boot_args": kernel_command_line(&spec.kernel_args),
-            }),
-        ),
-    ];
+fn configuration(
+    spec: &VmSpec,
+    isolation: Isolation,
+    cpu_template: Option<Value>,
+) -> Vec<(String, Value)> {
+    let mut requests = vec![(
+        "/machine-config".to_owned(),
+        json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.mem_mib, "smt": false }),
+    )];
+    requests.extend(cpu_template.map(|template| ("/cpu-config".to_owned(), template)));
+    requests.push((
+        "/boot-source".to_owned(),
+        json!({
+            "kernel_image_path": KERNEL, "initrd_path": INITRD,
+            "boot_args": kernel_command_line(&spec.kernel_args),
+        }),
+    ));
     for (index, disk) in spec.disks.iter().enumerate() {
         let name = disk_name(index);
         let mut drive = json!({
@@ -277,6 +282,11 @@ fn configuration(spec: &VmSpec, isolation: Isolation) -> Vec<(String, Value)> {
         ));
     }
     requests
+}
+
+fn read_template(path: &Path) -> Result<Value, VmmError> {
+    let text = std::fs::read_to_string(path).map_err(file_error(path))?;
+    serde_json::from_str(&text).map_err(|error| file_error(path)(error.into()))
 }
 
 /// A disk's limits as Firecracker has them; `None` if it has none. They are saved with the microVM.
@@ -350,7 +360,7 @@ mod tests {
 
     #[test]
     fn no_path_of_the_host_is_given_to_the_guest_s_vmm() {
-        for (path, body) in configuration(&spec(), Isolation::Available) {
+        for (path, body) in configuration(&spec(), Isolation::Available, None) {
             assert!(!body.to_string().contains("/state"), "{path} {body}");
         }
         assert!(!load_request(&spec()).to_string().contains("/state"));
@@ -359,14 +369,14 @@ mod tests {
     #[test]
     fn free_memory_is_reported_except_in_production() {
         let has_balloon = |isolation| {
-            configuration(&spec(), isolation).iter().any(|(path, _)| path == "/balloon")
+            configuration(&spec(), isolation, None).iter().any(|(path, _)| path == "/balloon")
         };
         assert!(has_balloon(Isolation::Available) && !has_balloon(Isolation::Production));
     }
 
     #[test]
     fn disks_are_in_order_and_only_what_may_be_written_is_writable() {
-        let requests = configuration(&spec(), Isolation::Available);
+        let requests = configuration(&spec(), Isolation::Available, None);
         let drives: Vec<_> =
             requests.iter().filter(|(path, _)| path.starts_with("/drives/")).collect();
         assert_eq!(drives[0].0, "/drives/disk0");
@@ -379,7 +389,7 @@ mod tests {
     #[test]
     fn each_disk_is_held_to_the_rates_that_there_are() {
         let limiter = |rates: Rates| {
-            let requests = configuration(&VmSpec { rates, ..spec() }, Isolation::Available);
+            let requests = configuration(&VmSpec { rates, ..spec() }, Isolation::Available, None);
             let drive = requests.into_iter().find(|(path, _)| path == "/drives/disk1").unwrap();
             drive.1["rate_limiter"].clone()
         };
@@ -395,7 +405,7 @@ mod tests {
     fn a_microvm_without_a_network_has_no_interface() {
         let has = |spec: &VmSpec| {
             let is_network = |(path, _): &(String, Value)| path.starts_with("/network-");
-            configuration(spec, Isolation::Available).iter().any(is_network)
+            configuration(spec, Isolation::Available, None).iter().any(is_network)
         };
         assert!(has(&spec()));
         let without = VmSpec { nic: None, ..spec() };

@@ -60,6 +60,8 @@ pub struct FirecrackerConfig {
     pub isolation: Isolation,
     /// A compiled seccomp filter in place of Firecracker's own.
     pub seccomp_filter: Option<PathBuf>,
+    /// A template of the processor that guests see, as Firecracker's API has it.
+    pub cpu_template: Option<PathBuf>,
     /// How long a fresh Firecracker has until it serves its API.
     pub start_limit: Duration,
     /// How long it has for one request: saving takes as long as the disk does.
@@ -87,6 +89,7 @@ impl FirecrackerConfig {
             kept_in: None,
             isolation: Isolation::default(),
             seccomp_filter: None,
+            cpu_template: None,
             start_limit: Duration::from_secs(30),
             request_limit: Duration::from_secs(120),
         }
