@@ -12,6 +12,7 @@ use mvm_host::guest::Session;
 use mvm_host::images::Images;
 use mvm_host::net::Network;
 use mvm_host::platform::MemoryGauge;
+use mvm_host::snapshots::Trust;
 use mvm_host::vmm::{Vm, Vmm};
 use std::net::IpAddr;
 use tokio::sync::{Notify, mpsc, watch};
@@ -87,6 +88,8 @@ pub(crate) struct Node {
     pub(crate) activities: Activities,
     /// Snapshots that instances begin from.
     pub(crate) shared: SharedSnapshots,
+    /// Files of snapshots that need not be read again.
+    pub(crate) trust: Arc<Trust>,
     /// Shared by builds; whoever removes images has it alone.
     pub(crate) images: tokio::sync::RwLock<()>,
     /// What images say, of those that were looked at.
@@ -112,6 +115,7 @@ impl Node {
             published: Published::default(),
             activities: Activities::default(),
             shared,
+            trust: Arc::default(),
             images: tokio::sync::RwLock::default(),
             image_configs: ImageConfigs::default(),
             stop: Notify::new(),

@@ -87,8 +87,11 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         [("seccomp filter", &options.seccomp_filter), ("CPU template", &options.cpu_template)]
     {
         if let Some(path) = path {
-            std::fs::File::open(path)
-                .map_err(|source| SetupError::File { what, path: path.clone(), source })?;
+            std::fs::File::open(path).map_err(|source| SetupError::File {
+                what,
+                path: path.clone(),
+                source,
+            })?;
         }
     }
     let capacity = match choice.vmm {

@@ -20,7 +20,7 @@ use mvm_core::snapshot::{
     DiskStamp, FORMAT, Here, ImageRef, Manifest, OwnSnapshot, Refusal, Shape, VmmBuild, verdict,
 };
 use mvm_host::guest::{Session, SessionError};
-use mvm_host::snapshots::{self, SnapshotError};
+use mvm_host::snapshots::{self, SnapshotError, Trust};
 use mvm_host::vmm::{
     DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, Vm, VmSpec, VmmError,
 };
@@ -124,9 +124,10 @@ pub(crate) async fn capture(
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
     if let Some(image) = &status.memory {
-        // The copy gets a digest of its own, which must not vouch for a damaged image.
+        // The copy gets a digest of its own, which must not vouch for a damaged image: nothing is
+        // trusted.
         let image_dir = image_dir(node, &spec.dir, image);
-        blocking(move || verify_image(&image_dir)).await??;
+        blocking(move || verify_image(&Trust::default(), &image_dir)).await??;
     }
     let new = dest.with_extension("new");
     snapshots::begin(&new)?;
@@ -158,7 +159,8 @@ pub(crate) async fn copy_for_others(
     verdict(&manifest, path, &here(&spec, status, build)?)?;
     let image_dir = image_dir(node, &spec.dir, &snapshot.memory);
     let (dir, of_snapshot, of_image) = (own.clone(), manifest.clone(), image_dir.clone());
-    blocking(move || verify(&dir, &of_snapshot, Some(&of_image))).await??;
+    let verified = move || verify(&Trust::default(), &dir, &of_snapshot, Some(&of_image));
+    blocking(verified).await??;
     let new = dest.with_extension("new");
     snapshots::begin(&new)?;
     for file in manifest.files.iter().filter(|file| file.name != MEMORY_IMAGE) {
@@ -225,8 +227,13 @@ async fn save(
     };
     let here = here(spec, status, vm.build().await?)?;
     let manifest = manifest_of(node, &record.path, here, base);
-    let new = new.to_owned();
-    blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
+    let (new, trust) = (new.to_owned(), node.trust.clone());
+    let complete = move || {
+        let manifest = snapshots::complete(&new, &dest, manifest)?;
+        trust.completed(&dest, &manifest);
+        Ok::<_, SnapshotError>(())
+    };
+    blocking(complete).await??;
     Ok(memory)
 }
 
@@ -351,8 +358,9 @@ async fn try_restore(
     };
     effects::add_to_network(node, &record).await?;
     let from = Restore { dir: dir.clone(), memory, build };
-    // Looking at every byte takes as long as the VMM takes to start.
-    let verified = blocking(move || verify(&dir, &manifest, image_dir.as_deref()));
+    // Looking at every byte takes as long as the VMM takes to start, or longer.
+    let trust = node.trust.clone();
+    let verified = blocking(move || verify(&trust, &dir, &manifest, image_dir.as_deref()));
     let prepare_ms = ms_since(began);
     let loading = Instant::now();
     let (verified, vm) = tokio::join!(verified, node.host.vmm.restore(&spec, &from));
@@ -371,16 +379,21 @@ async fn try_restore(
 }
 
 /// Compares the snapshot's own files, and the instance's image that they are relative to, with
-/// their manifests.
-fn verify(dir: &Path, manifest: &Manifest, image_dir: Option<&Path>) -> Result<(), SnapshotError> {
-    snapshots::verify(dir, manifest, |name| name != MEMORY_IMAGE && name != LAYER)?;
-    image_dir.map_or(Ok(()), verify_image)
+/// their manifests, as far as they are not trusted.
+fn verify(
+    trust: &Trust,
+    dir: &Path,
+    manifest: &Manifest,
+    image_dir: Option<&Path>,
+) -> Result<(), SnapshotError> {
+    trust.verify(dir, manifest, |name| name != MEMORY_IMAGE && name != LAYER)?;
+    image_dir.map_or(Ok(()), |image_dir| verify_image(trust, image_dir))
 }
 
 /// Compares a memory image with the manifest of its snapshot.
-fn verify_image(image_dir: &Path) -> Result<(), SnapshotError> {
+fn verify_image(trust: &Trust, image_dir: &Path) -> Result<(), SnapshotError> {
     let manifest = snapshots::read(image_dir)?;
-    snapshots::verify(image_dir, &manifest, |name| name == MEMORY_IMAGE)
+    trust.verify(image_dir, &manifest, |name| name == MEMORY_IMAGE)
 }
 
 /// Whether the VMM failed for a reason that has nothing to do with the snapshot.

@@ -5,6 +5,8 @@
 //! one that has its name is complete. What may go on from it is decided by
 //! [`mvm_core::snapshot::verdict`]; here is only what files can tell.
 
+mod trust;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -16,6 +18,8 @@ use sha2::{Digest as _, Sha256};
 use crate::image::digest::Digest;
 use crate::image::durable::{self, FileError, Named as _};
 use crate::vmm::memory::data_of;
+
+pub use trust::Trust;
 
 /// File of a snapshot that describes it.
 pub const MANIFEST: &str = "manifest.json";
@@ -58,11 +62,16 @@ pub fn begin(dir: &Path) -> Result<(), SnapshotError> {
     Ok(durable::ensure_dir(dir)?)
 }
 
-/// Describes the durable files in `new` in the manifest, and gives the directory its name.
+/// Describes the durable files in `new` in the manifest, which is returned, and gives the directory
+/// its name.
 ///
 /// # Errors
 /// Something cannot be read or written; there is no directory of that name then.
-pub fn complete(new: &Path, dest: &Path, mut manifest: Manifest) -> Result<(), SnapshotError> {
+pub fn complete(
+    new: &Path,
+    dest: &Path,
+    mut manifest: Manifest,
+) -> Result<Manifest, SnapshotError> {
     let mut names: Vec<String> = Vec::new();
     for entry in fs::read_dir(new).named("read", new)? {
         let entry = entry.named("read", new)?;
@@ -77,7 +86,8 @@ pub fn complete(new: &Path, dest: &Path, mut manifest: Manifest) -> Result<(), S
     durable::sync(&path)?;
     durable::sync(new)?;
     fs::rename(new, dest).named("rename", new)?;
-    Ok(durable::sync(dest.parent().unwrap_or(dest))?)
+    durable::sync(dest.parent().unwrap_or(dest))?;
+    Ok(manifest)
 }
 
 /// Reads a snapshot's manifest.
@@ -209,23 +219,24 @@ mod tests {
     }
 
     /// A complete snapshot with a sparse memory and a small file.
-    fn saved(root: &Path) -> PathBuf {
+    pub(super) fn saved(root: &Path) -> (PathBuf, Manifest) {
         let (new, dest) = (root.join("sleep-1.new"), root.join("sleep-1"));
         begin(&new).unwrap();
         fs::write(new.join("device.state"), b"devices").unwrap();
         let memory = File::create(new.join("memory.image")).unwrap();
         memory.set_len(8 << 20).unwrap();
         memory.write_all_at(b"guest", 3 << 20).unwrap();
-        complete(&new, &dest, manifest()).unwrap();
+        let manifest = complete(&new, &dest, manifest()).unwrap();
         assert!(!new.exists());
-        dest
+        (dest, manifest)
     }
 
     #[test]
     fn what_was_completed_is_found_as_it_was() {
         let root = tempfile::tempdir().unwrap();
-        let dest = saved(root.path());
+        let (dest, manifest) = saved(root.path());
         let found = read(&dest).unwrap();
+        assert_eq!(found, manifest);
         let names: Vec<_> = found.files.iter().map(|file| (&*file.name, file.bytes)).collect();
         assert_eq!(names, [("device.state", 7), ("memory.image", 8 << 20)]);
         verify(&dest, &found, |_| true).unwrap();
@@ -262,7 +273,7 @@ mod tests {
             ("cannot read", |dir| fs::remove_file(dir.join("device.state")).unwrap()),
         ];
         for (expected, damage) in damages {
-            let dest = saved(root.path());
+            let (dest, _) = saved(root.path());
             let manifest = read(&dest).unwrap();
             damage(&dest);
             let error = verify(&dest, &manifest, |_| true).unwrap_err().to_string();
@@ -274,7 +285,7 @@ mod tests {
     #[test]
     fn a_manifest_that_is_cut_or_missing_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let dest = saved(root.path());
+        let (dest, _) = saved(root.path());
         let path = dest.join(MANIFEST);
         let text = fs::read(&path).unwrap();
         fs::write(&path, &text[..text.len() / 2]).unwrap();

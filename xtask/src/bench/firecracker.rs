@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::Context;
 use mvm_core::name::InstancePath;
 
+use super::agent_log::LogMark;
 use super::client::Client;
 use super::lab::Lab;
 use super::microvm::ms_since;
@@ -28,6 +29,13 @@ const START_RATIO: f64 = 1.10;
 const WAKE_RATIO: f64 = 1.25;
 /// What is written for each byte that the guest has written.
 const WRITTEN: f64 = 1.1;
+/// The parts of a wake that the agent logs.
+const WAKE_PARTS: [(&str, &str); 4] = [
+    ("prepare_ms", "ours: wake: plan, manifest, tap and rules"),
+    ("load_ms", "ours: wake: jail, Firecracker started and loaded, files verified"),
+    ("channel_ms", "ours: wake: hello, identity"),
+    ("fixes_ms", "ours: wake: clock, random numbers, hooks"),
+];
 /// Memory of the VMM itself beyond what the bare one has, in MiB.
 const MORE_MIB: f64 = 1.0;
 
@@ -68,6 +76,7 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     our_wake(client, &path).await?;
     machine.sleep().await?;
     machine.wake().await?;
+    let log = LogMark::now(lab)?;
     let mut ratios = Vec::new();
     for run in 0..runs {
         for is_ours in [run % 2 == 0, run % 2 != 0] {
@@ -88,7 +97,9 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
         }
     }
     machine.end().await?;
-    report(&ours, &bare, &ratios).context("nothing was measured")
+    let mut report = report(&ours, &bare, &ratios).context("nothing was measured")?;
+    log.report(&mut report, &WAKE_PARTS)?;
+    Ok(report)
 }
 
 /// What was measured of one side.
