@@ -30,9 +30,12 @@ const WAKE_RATIO: f64 = 1.25;
 /// What is written for each byte that the guest has written.
 const WRITTEN: f64 = 1.1;
 /// The parts of a wake that the agent logs.
-const WAKE_PARTS: [(&str, &str); 4] = [
+const WAKE_PARTS: [(&str, &str); 7] = [
     ("prepare_ms", "ours: wake: plan, manifest, tap and rules"),
-    ("load_ms", "ours: wake: jail, Firecracker started and loaded, files verified"),
+    ("load_ms", "ours: wake: Firecracker started and loaded, files verified"),
+    ("process_ms", "ours: wake: of it the jail, until Firecracker answers"),
+    ("devices_ms", "ours: wake: of it devices loaded, memory mapped"),
+    ("memory_ms", "ours: wake: of it changed memory put in"),
     ("channel_ms", "ours: wake: hello, identity"),
     ("fixes_ms", "ours: wake: clock, random numbers, hooks"),
 ];
