@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bits per second in one Mbit/s.
 const MEGABIT: u64 = 1_000_000;
-/// The least that one can be: below it, one frame takes a second.
+/// The least that one can be.
 const LEAST: u32 = 1;
 /// The fastest network that can be asked for, in Mbit/s.
 pub const NET_MBIT_S_MAX: u32 = 100_000;
