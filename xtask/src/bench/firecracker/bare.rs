@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use mvm_core::guest::{Configuration, ExecRequest, VSOCK_PORT};
+use mvm_core::guest::{Configuration, ExecRequest, NetworkConfiguration, VSOCK_PORT};
 use mvm_host::guest::{Session, SessionMode};
 use mvm_host::image::disk::{LayerTemplates, create_layer};
 use mvm_host::unix_socket;
@@ -32,6 +32,8 @@ const MEMORY: &str = "memory";
 const LAYER: &str = "disk1";
 /// A port on which nobody listens in the guest.
 const UNUSED_PORT: u32 = u32::MAX - 1;
+/// A tap that leads nowhere; one machine at a time has it.
+const TAP: &str = "mvmbare0";
 /// Files of a jail that every machine may share.
 const SHARED: [&str; 3] = ["kernel", "initrd", "disk0"];
 
@@ -43,6 +45,34 @@ pub(super) struct Parts {
     vcpus: u32,
     mem_mib: u32,
     kernel_arguments: String,
+    network: NetworkConfiguration,
+    _tap: Tap,
+}
+
+/// An interface that is removed with it.
+struct Tap;
+
+impl Tap {
+    fn new() -> anyhow::Result<Self> {
+        // What a run that was killed has left.
+        let _ = ip(&["link", "delete", TAP]);
+        ip(&["tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
+        let tap = Self;
+        ip(&["link", "set", TAP, "up"])?;
+        Ok(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = ip(&["link", "delete", TAP]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = std::process::Command::new("ip").args(arguments).output()?;
+    ensure!(output.status.success(), "`ip {}` failed", arguments.join(" "));
+    Ok(())
 }
 
 impl Parts {
@@ -64,6 +94,8 @@ impl Parts {
             .await?;
         ensure!(line.status.success(), "the guest's kernel arguments cannot be read");
         let line = String::from_utf8(line.stdout)?;
+        let address = view.address.context("the instance has no address")?;
+        let [a, b, c, _] = address.octets();
         // Firecracker itself adds its devices.
         let words = line.split_whitespace().filter(|word| !word.starts_with("virtio_mmio."));
         Ok(Self {
@@ -73,6 +105,14 @@ impl Parts {
             vcpus: view.vcpus,
             mem_mib: view.mem_mib,
             kernel_arguments: words.collect::<Vec<_>>().join(" "),
+            network: NetworkConfiguration {
+                address,
+                prefix_len: 24,
+                gateway: [a, b, c, 1].into(),
+                nameservers: Vec::new(),
+                mac: None,
+            },
+            _tap: Tap::new()?,
         })
     }
 
@@ -101,6 +141,7 @@ impl Parts {
             ),
             ("/drives/disk0", drive("disk0", true)),
             ("/drives/disk1", drive(LAYER, false)),
+            ("/network-interfaces/eth0", json!({ "iface_id": "eth0", "host_dev_name": TAP })),
             ("/vsock", json!({ "guest_cid": 3, "uds_path": VSOCK })),
             ("/entropy", json!({})),
             ("/actions", json!({ "action_type": "InstanceStart" })),
@@ -123,8 +164,11 @@ impl Prepared<'_> {
             machine.ask("PUT", path, &body).await?;
         }
         let session = machine.session(SessionMode::Fresh).await?;
-        let configuration =
-            Configuration { hostname: "bare".to_owned(), ..Configuration::default() };
+        let configuration = Configuration {
+            hostname: "bare".to_owned(),
+            network: Some(self.parts.network.clone()),
+            ..Configuration::default()
+        };
         session.configure(configuration, GUEST_LIMIT).await?;
         run(&session, first_program()).await?;
         Ok(machine)
