@@ -69,7 +69,8 @@ pub(super) fn start_ticks(pid: u32) -> io::Result<u64> {
 /// What this process uses, or an error if it has ended.
 pub(super) fn usage(identity: &ProcessIdentity) -> io::Result<ResourceUsage> {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", identity.pid))?;
-    let io = std::fs::read_to_string(format!("/proc/{}/io", identity.pid))?;
+    // A kernel may be built without it.
+    let io = std::fs::read_to_string(format!("/proc/{}/io", identity.pid)).unwrap_or_default();
     // Read last, so that a match vouches for all files.
     let stat = read_stat(identity.pid)?;
     if stat.start_ticks != identity.start_ticks {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, SeekFrom};
+use rustix::io::Errno;
 
 use super::PAGE;
 
@@ -99,7 +100,8 @@ pub(crate) fn data_of(file: &File) -> io::Result<Vec<(u64, u64)>> {
     Ok(parts)
 }
 
-/// Makes holes of the pages of a file that hold nothing but zeroes; returns the bytes of the others.
+/// Makes holes of the pages of a file that hold nothing but zeroes, where the filesystem has holes;
+/// returns the bytes of the others.
 pub(crate) fn make_sparse(file: &File) -> io::Result<u64> {
     let mut batch = vec![0; BATCH];
     let mut data = 0;
@@ -109,10 +111,13 @@ pub(crate) fn make_sparse(file: &File) -> io::Result<u64> {
             file.read_exact_at(&mut batch[..left], at)?;
             for run in batch[..left].chunks(PAGE).collect::<Vec<_>>().chunk_by(same_kind) {
                 let bytes = run.iter().map(|page| page.len() as u64).sum();
-                if is_zero(run[0]) {
-                    rustix::fs::fallocate(file, HOLE, at, bytes)?;
-                } else {
-                    data += bytes;
+                let made = match is_zero(run[0]) {
+                    true => rustix::fs::fallocate(file, HOLE, at, bytes),
+                    false => Err(Errno::OPNOTSUPP),
+                };
+                match made {
+                    Err(Errno::OPNOTSUPP) => data += bytes,
+                    made => made?,
                 }
                 at += bytes;
             }
