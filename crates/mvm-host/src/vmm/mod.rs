@@ -119,6 +119,29 @@ impl VmSpec {
     }
 }
 
+#[cfg(test)]
+impl VmSpec {
+    /// One with two disks and a network, of which no file exists.
+    fn example() -> Self {
+        Self {
+            id: "i-0000002a".parse().unwrap(),
+            dir: "/state/i-0000002a".into(),
+            vcpus: 2,
+            mem_mib: 256,
+            kernel: "/state/kernel".into(),
+            initrd: "/state/initrd".into(),
+            kernel_args: "quiet mvm.x=1".into(),
+            disks: [DiskAccess::ReadOnly, DiskAccess::ReadWrite]
+                .map(|access| Disk { path: "/state/disk".into(), access })
+                .into(),
+            nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
+            uid: 70_000,
+            vmm: None,
+            rates: Rates::default(),
+        }
+    }
+}
+
 /// What was saved of a microVM's memory, besides the state of its devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Saved {

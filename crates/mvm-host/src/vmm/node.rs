@@ -155,27 +155,10 @@ mod tests {
         Arc::new(crate::vmm::qemu::QemuVmm::new(config))
     }
 
-    fn spec(vmm: Option<VmmKind>) -> VmSpec {
-        VmSpec {
-            id: "i-0000002a".parse().unwrap(),
-            dir: "/nowhere".into(),
-            vcpus: 1,
-            mem_mib: 128,
-            kernel: "/nowhere/kernel".into(),
-            initrd: "/nowhere/initrd".into(),
-            kernel_args: String::new(),
-            disks: Vec::new(),
-            nic: None,
-            uid: 70_000,
-            vmm,
-            rates: mvm_core::rates::Rates::default(),
-        }
-    }
-
     #[test]
     fn a_microvm_is_started_by_the_vmm_that_its_pool_names_or_not_at_all() {
         let starter = |node: &NodeVmm, vmm| {
-            let starter = node.starter(&spec(vmm));
+            let starter = node.starter(&VmSpec { vmm, ..VmSpec::example() });
             starter.map(|vmm| vmm.kind()).map_err(|error| error.to_string())
         };
         let node = NodeVmm::new(sim()).and(qemu(), None);

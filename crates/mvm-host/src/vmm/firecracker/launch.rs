@@ -352,47 +352,28 @@ fn kernel_command_line(spec: &VmSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::{Disk, Nic};
-    use mvm_core::net::MacAddr;
-
-    fn spec() -> VmSpec {
-        VmSpec {
-            id: "i-0000002a".parse().unwrap(),
-            dir: "/state/i-0000002a".into(),
-            vcpus: 2,
-            mem_mib: 256,
-            kernel: "/state/kernel".into(),
-            initrd: "/state/initrd".into(),
-            kernel_args: "quiet mvm.x=1".into(),
-            disks: [DiskAccess::ReadOnly, DiskAccess::ReadWrite]
-                .map(|access| Disk { path: "/state/disk".into(), access })
-                .into(),
-            nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
-            uid: 70_000,
-            vmm: None,
-            rates: Rates::default(),
-        }
-    }
 
     #[test]
     fn no_path_of_the_host_is_given_to_the_guest_s_vmm() {
-        for (path, body) in configuration(&spec(), Isolation::Available, None) {
+        for (path, body) in configuration(&VmSpec::example(), Isolation::Available, None) {
             assert!(!body.to_string().contains("/state"), "{path} {body}");
         }
-        assert!(!load_request(&spec()).to_string().contains("/state"));
+        assert!(!load_request(&VmSpec::example()).to_string().contains("/state"));
     }
 
     #[test]
     fn free_memory_is_reported_except_in_production() {
         let has_balloon = |isolation| {
-            configuration(&spec(), isolation, None).iter().any(|(path, _)| path == "/balloon")
+            configuration(&VmSpec::example(), isolation, None)
+                .iter()
+                .any(|(path, _)| path == "/balloon")
         };
         assert!(has_balloon(Isolation::Available) && !has_balloon(Isolation::Production));
     }
 
     #[test]
     fn disks_are_in_order_and_only_what_may_be_written_is_writable() {
-        let requests = configuration(&spec(), Isolation::Available, None);
+        let requests = configuration(&VmSpec::example(), Isolation::Available, None);
         let drives: Vec<_> =
             requests.iter().filter(|(path, _)| path.starts_with("/drives/")).collect();
         assert_eq!(drives[0].0, "/drives/disk0");
@@ -405,7 +386,8 @@ mod tests {
     #[test]
     fn each_disk_is_held_to_the_rates_that_there_are() {
         let limiter = |rates: Rates| {
-            let requests = configuration(&VmSpec { rates, ..spec() }, Isolation::Available, None);
+            let requests =
+                configuration(&VmSpec { rates, ..VmSpec::example() }, Isolation::Available, None);
             let drive = requests.into_iter().find(|(path, _)| path == "/drives/disk1").unwrap();
             drive.1["rate_limiter"].clone()
         };
@@ -423,10 +405,13 @@ mod tests {
             let is_network = |(path, _): &(String, Value)| path.starts_with("/network-");
             configuration(spec, Isolation::Available, None).iter().any(is_network)
         };
-        assert!(has(&spec()));
-        let without = VmSpec { nic: None, ..spec() };
+        assert!(has(&VmSpec::example()));
+        let without = VmSpec { nic: None, ..VmSpec::example() };
         assert!(!has(&without));
         assert_eq!(load_request(&without)["network_overrides"], json!([]));
-        assert_eq!(load_request(&spec())["network_overrides"][0]["host_dev_name"], "tn1i3");
+        assert_eq!(
+            load_request(&VmSpec::example())["network_overrides"][0]["host_dev_name"],
+            "tn1i3"
+        );
     }
 }

@@ -236,27 +236,6 @@ impl Arguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::{Disk, Nic};
-    use mvm_core::net::MacAddr;
-
-    fn spec() -> VmSpec {
-        VmSpec {
-            id: "i-0000002a".parse().unwrap(),
-            dir: "/state/i-0000002a".into(),
-            vcpus: 2,
-            mem_mib: 256,
-            kernel: "/state/kernel".into(),
-            initrd: "/state/initrd".into(),
-            kernel_args: "quiet mvm.x=1".into(),
-            disks: [DiskAccess::ReadOnly, DiskAccess::ReadWrite]
-                .map(|access| Disk { path: "/state/disk".into(), access })
-                .into(),
-            nic: Some(Nic { tap: "tn1i3".into(), mac: MacAddr([2, 0, 0, 0, 0, 7]) }),
-            uid: 70_000,
-            vmm: None,
-            rates: Rates::default(),
-        }
-    }
 
     #[test]
     fn a_disk_with_limits_is_behind_them_and_keeps_its_name() {
@@ -294,14 +273,14 @@ mod tests {
 
     #[test]
     fn no_path_of_the_host_is_given_away() {
-        for arg in arguments(&spec(), Accel::Tcg, Some(1), &fds()) {
+        for arg in arguments(&VmSpec::example(), Accel::Tcg, Some(1), &fds()) {
             assert!(!arg.to_str().unwrap().contains("/state"), "{arg:?}");
         }
     }
 
     #[test]
     fn the_sandbox_denies_everything_and_nothing_is_added_by_default() {
-        let args = arguments(&spec(), Accel::Tcg, None, &fds());
+        let args = arguments(&VmSpec::example(), Accel::Tcg, None, &fds());
         let sandbox = &values(&args, "-sandbox")[0];
         for class in ["obsolete", "elevateprivileges", "spawn", "resourcecontrol"] {
             assert!(sandbox.contains(&format!("{class}=deny")), "{sandbox}");
@@ -313,7 +292,7 @@ mod tests {
 
     #[test]
     fn only_a_writable_disk_may_be_written_or_punched() {
-        let args = arguments(&spec(), Accel::Tcg, None, &fds());
+        let args = arguments(&VmSpec::example(), Accel::Tcg, None, &fds());
         assert_eq!(values(&args, "-add-fd"), ["fd=13,set=0", "fd=18,set=1", "fd=19,set=2"]);
         let devices: Vec<Value> = values(&args, "-blockdev")
             .iter()
@@ -331,12 +310,12 @@ mod tests {
 
     #[test]
     fn software_emulation_is_told_the_counter_s_frequency_and_kvm_is_not() {
-        let tcg = arguments(&spec(), Accel::Tcg, Some(2_596_146), &fds());
+        let tcg = arguments(&VmSpec::example(), Accel::Tcg, Some(2_596_146), &fds());
         let line = &values(&tcg, "-append")[0];
         assert!(line.contains(" tsc_early_khz=2596146 tsc=reliable "), "{line}");
         assert!(line.ends_with(" quiet mvm.x=1"), "{line}");
         assert_eq!(values(&tcg, "-accel"), ["tcg,tb-size=128"]);
-        let kvm = arguments(&spec(), Accel::Kvm, None, &fds());
+        let kvm = arguments(&VmSpec::example(), Accel::Kvm, None, &fds());
         assert!(!values(&kvm, "-append")[0].contains("tsc"));
         assert_eq!(
             (values(&kvm, "-accel"), values(&kvm, "-cpu")),
@@ -347,7 +326,7 @@ mod tests {
     #[test]
     fn a_restored_microvm_waits_for_its_devices_and_keeps_its_image_as_it_is() {
         let backend = |fds: &Descriptors| {
-            let args = arguments(&spec(), Accel::Tcg, None, fds);
+            let args = arguments(&VmSpec::example(), Accel::Tcg, None, fds);
             let objects = values(&args, "-object").into_iter();
             let mut objects = objects.map(|text| serde_json::from_str::<Value>(&text).unwrap());
             let memory = objects.find(|object| object["id"] == "ram").unwrap();
@@ -363,10 +342,10 @@ mod tests {
 
     #[test]
     fn a_microvm_without_a_network_has_no_interface() {
-        let with = arguments(&spec(), Accel::Tcg, None, &fds());
+        let with = arguments(&VmSpec::example(), Accel::Tcg, None, &fds());
         assert_eq!(values(&with, "-netdev"), ["tap,id=net0,fd=17"]);
         assert!(values(&with, "-device").iter().any(|d| d.contains("02:00:00:00:00:07")));
-        let spec = VmSpec { nic: None, ..spec() };
+        let spec = VmSpec { nic: None, ..VmSpec::example() };
         let without = arguments(&spec, Accel::Tcg, None, &Descriptors { tap: None, ..fds() });
         assert!(values(&without, "-netdev").is_empty());
         assert!(!values(&without, "-device").iter().any(|d| d.contains("virtio-net")));
