@@ -8,23 +8,22 @@ use std::path::Path;
 use mvm_tests::node::kill;
 use mvm_tests::{Node, host};
 
-fn can_run() -> bool {
+/// A node whose microVMs run on Firecracker.
+fn node() -> Option<Node> {
     let is_there =
         std::env::var_os("MVM_FIRECRACKER").is_some_and(|path| Path::new(&path).exists());
     let has_kvm = std::env::var("MVM_TEST_ACCEL").as_deref() == Ok("kvm");
     if !(is_there && has_kvm) {
         println!("skipped: needs MVM_FIRECRACKER and MVM_TEST_ACCEL=kvm, as in `cargo xtask lab`");
     }
-    is_there && has_kvm
+    let mut node = (is_there && has_kvm).then(Node::new)??;
+    node.ask_for_vmm("firecracker");
+    Some(node)
 }
 
 #[test]
 fn an_instance_lives_on_firecracker_and_leaves_nothing() {
-    if !can_run() {
-        return;
-    }
-    let Some(mut node) = Node::new() else { return };
-    node.ask_for_vmm("firecracker");
+    let Some(node) = node() else { return };
     let before = host::foreign_network();
     let doctor = node.mvm(&["doctor"]).stdout;
     assert!(doctor.contains("firecracker with kvm: version 1."), "{doctor}");
@@ -97,11 +96,7 @@ fn an_instance_lives_on_firecracker_and_leaves_nothing() {
 
 #[test]
 fn memory_that_a_guest_frees_goes_back_to_the_host() {
-    if !can_run() {
-        return;
-    }
-    let Some(mut node) = Node::new() else { return };
-    node.ask_for_vmm("firecracker");
+    let Some(node) = node() else { return };
     node.small_pool("acme/web", &[]);
     let path = node.boot("acme/web");
     let resident_kib = || node.json(&["stats", &path])[0]["host_rss_kib"].as_u64().unwrap();

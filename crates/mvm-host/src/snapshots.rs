@@ -121,23 +121,22 @@ pub fn verify(
     manifest: &Manifest,
     which: impl Fn(&str) -> bool,
 ) -> Result<(), SnapshotError> {
-    for wanted in manifest.files.iter().filter(|file| which(&file.name)) {
-        let path = dir.join(&wanted.name);
-        if wanted.name.contains('/') {
-            let what = "it is not a name of a file".to_owned();
-            return Err(SnapshotError::Damaged { path, what });
-        }
-        let found = entry(dir, &wanted.name)?;
-        let what = match found {
-            found if found == *wanted => continue,
-            found if found.bytes != wanted.bytes => {
-                format!("it has {} bytes, and had {}", found.bytes, wanted.bytes)
-            }
-            _ => "its content is not what was saved".to_owned(),
-        };
-        return Err(SnapshotError::Damaged { path, what });
+    let mut wanted = manifest.files.iter().filter(|file| which(&file.name));
+    wanted.try_for_each(|wanted| verify_file(dir, wanted))
+}
+
+fn verify_file(dir: &Path, wanted: &FileEntry) -> Result<(), SnapshotError> {
+    let damaged = |what| Err(SnapshotError::Damaged { path: dir.join(&wanted.name), what });
+    if wanted.name.contains('/') {
+        return damaged("it is not a name of a file".to_owned());
     }
-    Ok(())
+    match entry(dir, &wanted.name)? {
+        found if found == *wanted => Ok(()),
+        found if found.bytes != wanted.bytes => {
+            damaged(format!("it has {} bytes, and had {}", found.bytes, wanted.bytes))
+        }
+        _ => damaged("its content is not what was saved".to_owned()),
+    }
 }
 
 /// Removes a snapshot, if it is there.

@@ -66,7 +66,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "MVM_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
     #[arg(value_name = "DIR", help_heading = GLOBAL)]
     state_dir: PathBuf,
-    /// The VMM that runs microVMs; chosen by what the machine has if absent.
+    /// The VMM that runs microVMs; chosen by what the machine has if absent. A pool's own: `--on`.
     #[arg(long, global = true, env = "MVM_VMM", value_name = "VMM", help_heading = GLOBAL)]
     vmm: Option<VmmKind>,
     /// What executes guests: kvm or tcg; chosen by what the machine has if absent.

@@ -13,6 +13,10 @@ use ipnet::Ipv4Net;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mib(pub(crate) u64);
 
+/// A rate in Mbit/s, typed as `100`, `100M` or `1G`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mbits(pub(crate) u32);
+
 /// A time in seconds, typed as `90`, `90s`, `2m` or `1h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seconds(pub(crate) u64);
@@ -44,6 +48,21 @@ impl FromStr for Mib {
             _ => return Err(error),
         };
         let number: u64 = number.parse().map_err(|_| error.clone())?;
+        number.checked_mul(factor).map(Self).ok_or(error)
+    }
+}
+
+impl FromStr for Mbits {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let error = UnitError { expected: "a rate in Mbit/s such as 100, 100M or 1G" };
+        let (number, unit) = split_number(text);
+        let factor = match unit.to_ascii_lowercase().as_str() {
+            "" | "m" | "mbit" => 1,
+            "g" | "gbit" => 1000,
+            _ => return Err(error),
+        };
+        let number: u32 = number.parse().map_err(|_| error.clone())?;
         number.checked_mul(factor).map(Self).ok_or(error)
     }
 }
@@ -176,6 +195,18 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_mbit_unless_they_say_otherwise() {
+        for (text, mbit) in
+            [("10", 10), ("10M", 10), ("10mbit", 10), ("2G", 2000), ("1Gbit", 1000), ("0", 0)]
+        {
+            assert_eq!(text.parse(), Ok(Mbits(mbit)), "{text}");
+        }
+        for bad in ["", "M", "-1", "1.5G", "5K", "10MB", "5000000G"] {
+            assert!(bad.parse::<Mbits>().is_err(), "{bad:?} was accepted");
+        }
+    }
 
     #[test]
     fn sizes_are_mib_unless_they_say_otherwise() {

@@ -49,7 +49,7 @@ fn memory_of(smaps: &str) -> Memory {
     let mut is_guest = false;
     for line in smaps.lines() {
         let Some((field, value)) = line.split_once(':') else { continue };
-        let kib = || value.trim().strip_suffix(" kB").and_then(|kib| kib.trim().parse().ok());
+        let kib = || kib_in(value);
         match (field, is_guest) {
             // A mapping: `start-end mode offset device inode path`, of which the device has a colon.
             (field, _) if field.contains('-') => is_guest = line.contains(GUEST_MEMORY),
@@ -78,8 +78,7 @@ fn private_kib(smaps: &str) -> u64 {
         if field.contains('-') {
             is_image = line.contains(" rw-p ") && IMAGES.iter().any(|name| line.contains(name));
         } else if field == "Anonymous" && is_image {
-            let number = value.trim().strip_suffix(" kB").and_then(|kib| kib.trim().parse().ok());
-            kib += number.unwrap_or(0_u64);
+            kib += kib_in(value).unwrap_or(0);
         }
     }
     kib
@@ -98,14 +97,18 @@ fn own_kib(smaps: &str, guest_bytes: u64) -> u64 {
     let mut is_guest = false;
     for line in smaps.lines() {
         let Some((field, value)) = line.split_once(':') else { continue };
-        let number = || value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok();
         match field {
-            "Size" => is_guest = number().is_some_and(|size| size * 1024 >= guest_bytes),
-            "Pss" if !is_guest => kib += number().unwrap_or(0),
+            "Size" => is_guest = kib_in(value).is_some_and(|size| size * 1024 >= guest_bytes),
+            "Pss" if !is_guest => kib += kib_in(value).unwrap_or(0),
             _ => {}
         }
     }
     kib
+}
+
+/// The number of a field of `smaps`.
+fn kib_in(value: &str) -> Option<u64> {
+    value.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
 /// The arguments of a process, without the program's name.

@@ -3,8 +3,9 @@
 //!
 //! Reading every byte of a memory takes longer than restoring it. What this agent has written or
 //! verified is what it was as long as the file's number, length and time of its last write are the
-//! same: only the disk itself could change it, and after a day it is read again for that. An agent
-//! that starts trusts nothing.
+//! same. Only the disk itself could change it, for which it is read again after a day, and the VMM of
+//! the very guest whose memory it is, which can change that memory as well while it runs. An agent that
+//! starts trusts nothing.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use mvm_core::snapshot::{DiskStamp, FileEntry, Manifest};
 use tokio::time::Instant;
 
-use super::{SnapshotError, stamp, verify};
+use super::{SnapshotError, stamp, verify_file};
 
 /// How long a file is trusted that was read.
 const TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -41,8 +42,8 @@ struct Read {
 }
 
 impl Trust {
-    /// Compares files with what the manifest says of them, as [`verify`] does: those that `which`
-    /// picks and that are not trusted. Those that are found to be right are, from then on.
+    /// Compares files with what the manifest says of them, as [`verify`](super::verify) does: those
+    /// that `which` picks and that are not trusted. Those that are found to be right are, from then on.
     ///
     /// # Errors
     /// The first file that is missing or differs.
@@ -57,7 +58,7 @@ impl Trust {
             // Before it is read: what is written meanwhile is noticed the next time.
             let found = stamp(&wanted.name, &path);
             if !found.as_ref().is_ok_and(|found| self.is_trusted(&path, found, wanted)) {
-                verify(dir, manifest, |name| name == wanted.name)?;
+                verify_file(dir, wanted)?;
                 self.note(path, found?, wanted);
             }
         }

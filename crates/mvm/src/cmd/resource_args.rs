@@ -7,7 +7,7 @@ use mvm_core::rates::Rates;
 use mvm_core::spec::{NetMode, PoolSpec};
 use mvm_core::vmm::VmmKind;
 
-use crate::units::{Mib, Seconds};
+use crate::units::{Mbits, Mib, Seconds};
 
 /// What each instance of a pool is given of the machine.
 #[derive(Debug, Args)]
@@ -35,9 +35,9 @@ pub(crate) struct ResourceArgs {
     /// 8080:80 (for this machine alone) or 0.0.0.0:8080:80. An instance that sleeps is woken.
     #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST-PORT")]
     publish: Vec<Publish>,
-    /// What each instance may send, and what it may receive, in Mbit/s each.
+    /// What each instance may send, and what it may receive, in Mbit/s each, such as 100 or 1G.
     #[arg(long, value_name = "MBIT")]
-    net_rate: Option<u32>,
+    net_rate: Option<Mbits>,
     /// What each instance may read and write per second on each of its disks, such as 50M.
     #[arg(long, value_name = "SIZE")]
     disk_rate: Option<Mib>,
@@ -54,7 +54,7 @@ impl ResourceArgs {
     pub(crate) fn into_spec(self) -> PoolSpec {
         let Self { vcpus, mem, disk, net, boot_timeout, disk_attach, publish, .. } = self;
         let rates = Rates {
-            net_mbit_s: self.net_rate,
+            net_mbit_s: self.net_rate.map(|Mbits(mbit)| mbit),
             disk_mib_s: self.disk_rate.map(Mib::saturating_u32),
             disk_ops_s: self.disk_ops,
         };

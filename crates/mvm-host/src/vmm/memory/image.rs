@@ -15,6 +15,8 @@ use super::PAGE;
 const NAME: &str = "mvm-memory-image";
 /// Bytes that are copied at once.
 const BATCH: usize = 1 << 20;
+/// A page of zeroes.
+const ZEROES: &[u8] = &[0; PAGE];
 /// A hole, which leaves a file as long as it is.
 const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
@@ -130,9 +132,10 @@ fn same_kind(one: &&[u8], other: &&[u8]) -> bool {
     is_zero(one) == is_zero(other)
 }
 
-/// Whether a page holds nothing but zeroes.
+/// Whether a page, or a part of one, holds nothing but zeroes. All of a guest's memory is looked at
+/// while it stands still: comparing is many times as fast as looking at each byte.
 pub(super) fn is_zero(page: &[u8]) -> bool {
-    page.iter().all(|byte| *byte == 0)
+    ZEROES.starts_with(page)
 }
 
 #[cfg(test)]
