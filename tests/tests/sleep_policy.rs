@@ -160,8 +160,9 @@ fn what_a_guest_has_changed_is_compressed_where_its_pool_says_so() {
     let text = node.ok(&["pool", "policy", "acme/web", "--compress=no"]);
     assert_eq!(text, "none: never put to rest\n");
     node.ok(&["sleep", &path]);
-    let plain = size("sleep-3/memory.changes");
-    assert!(packed * 3 < plain, "{packed} bytes compressed, {plain} as they are");
+    assert!(packed * 3 < 20_000_000, "{packed} bytes compressed");
+    // As it is it goes into the image, together with what was compressed before.
+    assert!(size("sleep-3/memory.image") > 0);
     assert_eq!(node.guest(&path, "md5sum < /run/text"), sum);
     assert_eq!(node.instance(&path)["boots"], 1);
     node.ok(&["tenant", "destroy", "acme", "--force"]);

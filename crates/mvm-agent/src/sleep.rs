@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!  instances/ID/sleep-1/       manifest.json  device.state  memory.image     the first sleep
-//!               sleep-2/       manifest.json  device.state  memory.changes   relative to sleep-1's image
+//!               sleep-2/       manifest.json  device.state  memory.image     the same file, written to
+//!               sleep-3/       manifest.json  device.state  memory.changes   relative to sleep-2's image
 //! ```
 //!
-//! An image is kept as long as a VM maps it or a snapshot is relative to it. The instance's actor
+//! What changed is written into the image if that is the instance's alone and changes are not to be
+//! compressed; it is kept apart otherwise. An image is kept as long as a VM maps it or a snapshot is
+//! relative to it. The instance's actor
 //! calls this; when a snapshot is used up is decided by [`mvm_core::lifecycle`].
 
 use std::path::{Path, PathBuf};
@@ -22,7 +25,8 @@ use mvm_core::snapshot::{
 use mvm_host::guest::{Session, SessionError};
 use mvm_host::snapshots::{self, SnapshotError, Trust};
 use mvm_host::vmm::{
-    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, Vm, VmSpec, VmmError,
+    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, Vm, VmSpec,
+    VmmError,
 };
 
 use tokio::sync::watch;
@@ -125,14 +129,16 @@ pub(crate) async fn capture(
     let spec = effects::spec(node, &record, status).await?;
     if let Some(image) = &status.memory {
         // The copy gets a digest of its own, which must not vouch for a damaged image: nothing is
-        // trusted.
+        // trusted. A sleep that failed has left nothing to compare the image with.
         let image_dir = image_dir(node, &spec.dir, image);
-        blocking(move || verify_image(&Trust::default(), &image_dir)).await??;
+        if snapshots::is_complete(&image_dir) {
+            blocking(move || verify_image(&Trust::default(), &image_dir)).await??;
+        }
     }
     let new = dest.with_extension("new");
     snapshots::begin(&new)?;
     vm.pause().await?;
-    let saved = vm.save(&new, Packing::Plain).await?;
+    let saved = vm.save(&new, SaveChanges::Apart(Packing::Plain)).await?;
     if saved.part == MemoryPart::Changes {
         let image = status.memory.as_ref().ok_or(EffectError::NoImage)?;
         let image_dir = image_dir(node, &spec.dir, image);
@@ -183,7 +189,7 @@ async fn complete_for_others(
     here.disks = here.disks.into_iter().map(DiskStamp::of_copy).collect();
     let manifest = manifest_of(node, path, here, None);
     let (new, dest) = (new.to_owned(), dest.to_owned());
-    blocking(move || snapshots::complete(&new, &dest, manifest)).await??;
+    blocking(move || snapshots::complete(&new, &dest, manifest, None)).await??;
     Ok(())
 }
 
@@ -219,7 +225,14 @@ async fn save(
     dest: PathBuf,
 ) -> Result<ImageRef, EffectError> {
     snapshots::begin(new)?;
-    let saved = vm.save(new, packing(node, record)).await?;
+    let (changes, known) = match own_image(node, record, spec, status) {
+        Some(dir) => {
+            let known = snapshots::open_image(&dir)?;
+            (SaveChanges::IntoImage(dir.join(MEMORY_IMAGE)), known)
+        }
+        None => (SaveChanges::Apart(packing(node, record)), None),
+    };
+    let saved = vm.save(new, changes).await?;
     let (base, memory) = match (saved.part, &status.memory) {
         (MemoryPart::Whole, _) => (None, ImageRef::Own { number: status.sleeps + 1 }),
         (MemoryPart::Changes, Some(image)) => (Some(image.clone()), image.clone()),
@@ -228,13 +241,28 @@ async fn save(
     let here = here(spec, status, vm.build().await?)?;
     let manifest = manifest_of(node, &record.path, here, base);
     let (new, trust) = (new.to_owned(), node.trust.clone());
+    let opened = known.zip(Some(saved.written)).filter(|(_, written)| !written.is_empty());
     let complete = move || {
-        let manifest = snapshots::complete(&new, &dest, manifest)?;
+        let manifest = snapshots::complete(&new, &dest, manifest, opened)?;
         trust.completed(&dest, &manifest);
         Ok::<_, SnapshotError>(())
     };
     blocking(complete).await??;
     Ok(memory)
+}
+
+/// The directory of the image that what an instance changed may be written into: of its own one, if
+/// nobody began from it, and if changes are not to be compressed.
+fn own_image(
+    node: &Node,
+    record: &InstanceRecord,
+    spec: &VmSpec,
+    status: &InstanceStatus,
+) -> Option<PathBuf> {
+    let Some(ImageRef::Own { number }) = status.memory else { return None };
+    let dir = own_dir(&spec.dir, number);
+    let may = packing(node, record) == Packing::Plain && snapshots::has_image_alone(&dir);
+    may.then_some(dir)
 }
 
 /// How an instance's pool wants its snapshots to be kept.

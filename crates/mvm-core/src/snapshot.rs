@@ -16,7 +16,7 @@ use crate::name::{InstancePath, RevisionId, SnapshotId};
 use crate::vmm::{Accel, VmmKind};
 
 /// The format of manifests that this build writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A memory image that is mapped by microVMs, and that later snapshots of them are relative to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,10 @@ pub struct FileEntry {
     pub bytes: u64,
     /// The digest of its content, in hexadecimal digits.
     pub digest: String,
+    /// Whether that is the digest of its blocks' digests, so that a part of it can change without
+    /// all of it being read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_blocks: bool,
 }
 
 /// What a disk's file looked like when the microVM stopped: it has to be the same file still, and

@@ -5,10 +5,12 @@
 //! one that has its name is complete. What may go on from it is decided by
 //! [`mvm_core::snapshot::verdict`]; here is only what files can tell.
 
+mod blocks;
 mod trust;
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -17,12 +19,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::image::digest::Digest;
 use crate::image::durable::{self, FileError, Named as _};
+use crate::vmm::MEMORY_IMAGE;
 use crate::vmm::memory::data_of;
 
+pub use blocks::Blocks;
 pub use trust::Trust;
 
 /// File of a snapshot that describes it.
 pub const MANIFEST: &str = "manifest.json";
+/// File of a snapshot with the digests of its image's blocks. It only saves time, so that no manifest
+/// names it: what it says has to come to the image's digest.
+const BLOCKS: &str = "memory.blocks";
 /// Largest manifest that is read, in bytes.
 const MANIFEST_MAX: u64 = 1 << 20;
 /// Bytes that are looked at together; blocks of nothing but zeroes are as good as holes.
@@ -62,8 +69,28 @@ pub fn begin(dir: &Path) -> Result<(), SnapshotError> {
     Ok(durable::ensure_dir(dir)?)
 }
 
+/// Whether nobody else has the image of this snapshot, under a name of its own.
+pub fn has_image_alone(dir: &Path) -> bool {
+    fs::metadata(dir.join(MEMORY_IMAGE)).is_ok_and(|image| image.nlink() == 1)
+}
+
+/// Prepares for writing into the image of a snapshot that is used up: from now on nothing vouches for
+/// the image. Returns what was known of it, for [`complete`].
+///
+/// # Errors
+/// The manifest cannot be removed.
+pub fn open_image(dir: &Path) -> Result<Option<Blocks>, SnapshotError> {
+    let Ok(manifest) = read(dir) else { return Ok(None) };
+    let path = dir.join(MANIFEST);
+    fs::remove_file(&path).named("remove", &path)?;
+    let image = manifest.files.iter().find(|file| file.name == MEMORY_IMAGE);
+    let blocks = image.and_then(|image| Blocks::read(&dir.join(BLOCKS), image.bytes));
+    Ok(blocks.filter(|blocks| image.is_some_and(|image| image_entry(blocks) == *image)))
+}
+
 /// Describes the durable files in `new` in the manifest, which is returned, and gives the directory
-/// its name.
+/// its name. Of an image that was [opened](open_image) and written since, only the parts are read
+/// that were written.
 ///
 /// # Errors
 /// Something cannot be read or written; there is no directory of that name then.
@@ -71,6 +98,7 @@ pub fn complete(
     new: &Path,
     dest: &Path,
     mut manifest: Manifest,
+    opened: Option<(Blocks, Vec<Range<u64>>)>,
 ) -> Result<Manifest, SnapshotError> {
     let mut names: Vec<String> = Vec::new();
     for entry in fs::read_dir(new).named("read", new)? {
@@ -78,7 +106,13 @@ pub fn complete(
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
     names.sort();
-    manifest.files = names.iter().map(|name| entry(new, name)).collect::<Result<_, _>>()?;
+    let others = names.iter().filter(|name| *name != MEMORY_IMAGE);
+    manifest.files = others.map(|name| entry(new, name)).collect::<Result<_, _>>()?;
+    if names.iter().any(|name| name == MEMORY_IMAGE) {
+        let blocks = blocks_of(&new.join(MEMORY_IMAGE), opened)?;
+        blocks.write_new(&new.join(BLOCKS))?;
+        manifest.files.push(image_entry(&blocks));
+    }
     let path = new.join(MANIFEST);
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|source| SnapshotError::Manifest { path: path.clone(), source })?;
@@ -88,6 +122,11 @@ pub fn complete(
     fs::rename(new, dest).named("rename", new)?;
     durable::sync(dest.parent().unwrap_or(dest))?;
     Ok(manifest)
+}
+
+/// Whether there is a manifest.
+pub fn is_complete(dir: &Path) -> bool {
+    dir.join(MANIFEST).exists()
 }
 
 /// Reads a snapshot's manifest.
@@ -130,7 +169,14 @@ fn verify_file(dir: &Path, wanted: &FileEntry) -> Result<(), SnapshotError> {
     if wanted.name.contains('/') {
         return damaged("it is not a name of a file".to_owned());
     }
-    match entry(dir, &wanted.name)? {
+    let found = match wanted.by_blocks {
+        false => entry(dir, &wanted.name)?,
+        true => {
+            let found = image_entry(&blocks_of(&dir.join(&wanted.name), None)?);
+            FileEntry { name: wanted.name.clone(), ..found }
+        }
+    };
+    match found {
         found if found == *wanted => Ok(()),
         found if found.bytes != wanted.bytes => {
             damaged(format!("it has {} bytes, and had {}", found.bytes, wanted.bytes))
@@ -167,7 +213,25 @@ fn entry(dir: &Path, name: &str) -> Result<FileEntry, SnapshotError> {
     let path = dir.join(name);
     let file = File::open(&path).named("read", &path)?;
     let (digest, bytes) = digest(&file).named("read", &path)?;
-    Ok(FileEntry { name: name.to_owned(), bytes, digest: digest.to_string() })
+    Ok(FileEntry { name: name.to_owned(), bytes, digest: digest.to_string(), by_blocks: false })
+}
+
+/// What is in an image, of which some may be known.
+fn blocks_of(
+    path: &Path,
+    opened: Option<(Blocks, Vec<Range<u64>>)>,
+) -> Result<Blocks, SnapshotError> {
+    let file = File::open(path).named("read", path)?;
+    let read = || match opened {
+        Some((mut blocks, written)) => blocks.read_again(&file, written).map(|()| blocks),
+        None => Blocks::of(&file),
+    };
+    Ok(read().named("read", path)?)
+}
+
+fn image_entry(blocks: &Blocks) -> FileEntry {
+    let digest = blocks.digest().to_string();
+    FileEntry { name: MEMORY_IMAGE.to_owned(), bytes: blocks.bytes(), digest, by_blocks: true }
 }
 
 /// The digest of a sparse file's content, whose holes cost nothing, and its length.
@@ -225,7 +289,7 @@ mod tests {
         let memory = File::create(new.join("memory.image")).unwrap();
         memory.set_len(8 << 20).unwrap();
         memory.write_all_at(b"guest", 3 << 20).unwrap();
-        let manifest = complete(&new, &dest, manifest()).unwrap();
+        let manifest = complete(&new, &dest, manifest(), None).unwrap();
         assert!(!new.exists());
         (dest, manifest)
     }
@@ -279,6 +343,67 @@ mod tests {
             assert!(error.contains(expected), "{error}");
             remove(&dest).unwrap();
         }
+    }
+
+    #[test]
+    fn of_an_image_that_was_written_to_only_that_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let (dest, _) = saved(root.path());
+        let path = dest.join(MEMORY_IMAGE);
+        let next = |name: &str, written: &[Range<u64>]| {
+            assert!(has_image_alone(&dest));
+            let known = open_image(&dest).unwrap();
+            let (new, next) = (root.path().join("new"), root.path().join(name));
+            begin(&new).unwrap();
+            link(&path, &new.join(MEMORY_IMAGE)).unwrap();
+            assert!(!has_image_alone(&dest));
+            let opened = known.zip(Some(written.to_vec()));
+            (complete(&new, &next, manifest(), opened).unwrap(), next)
+        };
+        let image = File::options().write(true).open(&path).unwrap();
+        let parts = [(70_000, 300), (70_200, 9000), (3 << 20, 5), ((8 << 20) - 3, 3)];
+        for (at, length) in parts {
+            image.write_all_at(&vec![7; length], at).unwrap();
+        }
+        // What is said not to be written is not looked at: that is how it is known to be skipped.
+        image.write_all_at(b"unseen", 5 << 20).unwrap();
+        let written = parts.map(|(at, length)| at..at + length as u64);
+        let (second, dir) = next("sleep-2", &written);
+        verify(&dir, &second, |_| true).unwrap_err();
+        image.write_all_at(&[0; 6], 5 << 20).unwrap();
+        verify(&dir, &second, |_| true).unwrap();
+        assert!(!is_complete(&dest), "nothing vouches for what was written to");
+        // Without the manifest nothing is known, and all of it is read.
+        fs::remove_file(dir.join(MEMORY_IMAGE)).unwrap();
+        image.write_all_at(b"seen", 5 << 20).unwrap();
+        let (third, dir) = next("sleep-3", &written);
+        verify(&dir, &third, |_| true).unwrap();
+    }
+
+    #[test]
+    fn digests_of_blocks_that_are_not_the_images_are_not_believed() {
+        let root = tempfile::tempdir().unwrap();
+        for damage in [&b"short"[..], &[1; 32 * 128], &[0; 32 * 128]] {
+            let (dest, manifest) = saved(root.path());
+            fs::write(dest.join(BLOCKS), damage).unwrap();
+            verify(&dest, &manifest, |_| true).unwrap();
+            assert_eq!(open_image(&dest).unwrap(), None);
+            remove(&dest).unwrap();
+        }
+        let (dest, _) = saved(root.path());
+        assert!(open_image(&dest).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_image_of_an_earlier_mvm_is_verified_as_it_was_described() {
+        let root = tempfile::tempdir().unwrap();
+        let (dest, mut manifest) = saved(root.path());
+        let image = manifest.files.iter_mut().find(|file| file.name == MEMORY_IMAGE).unwrap();
+        *image = entry(&dest, MEMORY_IMAGE).unwrap();
+        verify(&dest, &manifest, |_| true).unwrap();
+        let file = File::options().write(true).open(dest.join(MEMORY_IMAGE)).unwrap();
+        file.write_all_at(b"G", 3 << 20).unwrap();
+        verify(&dest, &manifest, |_| true).unwrap_err();
     }
 
     #[test]

@@ -14,7 +14,8 @@ use futures_util::future::join_all;
 use mvm_core::vmm::ProcessEnd;
 use mvm_host::vmm::firecracker::Isolation;
 use mvm_host::vmm::{
-    DEVICE_STATE, MEMORY_IMAGE, MemoryImage, Packing, Restore, Vm, VmSpec, Vmm, VmmError,
+    DEVICE_STATE, MEMORY_IMAGE, MemoryImage, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm,
+    VmmError,
 };
 use serde_json::{Value, json};
 use vmm_support::stand_in::StandIn;
@@ -260,7 +261,7 @@ async fn saved(host: &Host<StandIn>, spec: &VmSpec, dir: &Path) -> Restore {
     let vm = host.backend.vmm().launch(spec).await.unwrap();
     Guest::of(&vm).await.ask("note kept").await;
     vm.pause().await.unwrap();
-    vm.save(dir, Packing::Plain).await.unwrap();
+    vm.save(dir, SaveChanges::Apart(Packing::Plain)).await.unwrap();
     vm.kill().await.unwrap();
     vm.wait().await;
     let memory = MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap();
@@ -303,7 +304,7 @@ async fn a_pause_resume_or_save_that_is_refused_leaves_the_microvm_as_it_was() {
                 false => vm.pause().await.unwrap_err(),
                 true => {
                     vm.pause().await.unwrap();
-                    vm.save(&dir, Packing::Plain).await.unwrap_err()
+                    vm.save(&dir, SaveChanges::Apart(Packing::Plain)).await.unwrap_err()
                 }
             };
             assert!(error.to_string().contains(told), "{request} {what}: {error}");
@@ -330,7 +331,7 @@ async fn a_firecracker_that_dies_in_the_middle_of_a_call_is_known_to_have_ended(
         let paused = vm.pause().await;
         let done = match request {
             "PATCH /vm" => paused,
-            _ => vm.save(&dir, Packing::Plain).await.map(drop),
+            _ => vm.save(&dir, SaveChanges::Apart(Packing::Plain)).await.map(drop),
         };
         assert!(done.unwrap_err().to_string().starts_with(request), "{request}");
         let end = vm.wait().await;

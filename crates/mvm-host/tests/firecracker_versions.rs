@@ -18,7 +18,9 @@ use mvm_host::bootstrap::firecracker::{InstallError, Wanted, install};
 use mvm_host::image::digest::Digest;
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVersion, FirecrackerVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld};
-use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage, NodeVmm, Packing, Restore, Vm, VmSpec, Vmm};
+use mvm_host::vmm::{
+    MEMORY_IMAGE, MemoryImage, NodeVmm, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm,
+};
 use serde_json::json;
 use vmm_support::stand_in::{BEHAVIOUR, PROGRAM, StandIn};
 use vmm_support::{Backend, Guest, Host};
@@ -98,7 +100,7 @@ async fn what_firecracker_saved_it_restores_also_for_an_agent_that_uses_another_
 async fn saved(vm: &dyn Vm, spec: &VmSpec, dir: &Path) -> Restore {
     std::fs::create_dir(dir).unwrap();
     vm.pause().await.unwrap();
-    vm.save(dir, Packing::Plain).await.unwrap();
+    vm.save(dir, SaveChanges::Apart(Packing::Plain)).await.unwrap();
     let build = vm.build().await.unwrap();
     vm.kill().await.unwrap();
     vm.wait().await;

@@ -15,7 +15,7 @@ use mvm_core::guest::{
 };
 use mvm_core::net::MacAddr;
 use mvm_host::guest::{Session, SessionMode};
-use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage, Nic, Packing, Restore, Vm, VmSpec};
+use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage, Nic, Packing, Restore, SaveChanges, Vm, VmSpec};
 use vmm_support::{Host, PATIENCE, eventually, qemu::Qemu};
 
 const TAP: &str = "mvmtap0";
@@ -121,7 +121,7 @@ async fn asleep(host: &Host<Qemu>, vm: &Arc<dyn Vm>) -> PathBuf {
     let dir = host.root.path().join("asleep");
     std::fs::create_dir(&dir).unwrap();
     vm.pause().await.unwrap();
-    vm.save(&dir, Packing::Plain).await.unwrap();
+    vm.save(&dir, SaveChanges::Apart(Packing::Plain)).await.unwrap();
     vm.kill().await.unwrap();
     vm.wait().await;
     dir

@@ -16,7 +16,7 @@ use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
 use mvm_host::vmm::{
     CONSOLE_LOG, DEVICE_STATE, DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Nic, Packing,
-    Restore, Vm, VmSpec, Vmm, VmmError,
+    Restore, SaveChanges, Vm, VmSpec, Vmm, VmmError,
 };
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, firecracker::Firecracker, processes_of, qemu::Qemu,
@@ -84,6 +84,7 @@ contract! {
     two_microvms_share_a_base_and_no_layer,
     strays_of_one_instance_are_ended,
     a_saved_microvm_goes_on_where_it_was_time_after_time,
+    what_changed_is_saved_into_the_image_that_it_is_about,
     microvms_restored_from_one_image_do_not_see_each_others_memory,
     a_failed_save_or_restore_leaves_nothing,
 }
@@ -199,12 +200,55 @@ async fn saved_into<B: Backend>(host: &Host<B>, vm: &Arc<dyn Vm>, name: &str) ->
     vm.pause().await.unwrap();
     // Both kinds are restored, by turns.
     let packing = if name.ends_with('2') { Packing::Zstd } else { Packing::Plain };
-    let saved = vm.save(&dir, packing).await.unwrap();
+    let saved = vm.save(&dir, SaveChanges::Apart(packing)).await.unwrap();
     if saved.part == MemoryPart::Changes {
         // Far less than the guest's 128 MiB.
         assert!(saved.bytes < 32 << 20, "{saved:?}");
     }
     dir
+}
+
+async fn what_changed_is_saved_into_the_image_that_it_is_about<B: Backend>(host: Host<B>) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    let mut vm = vmm.launch(&spec).await.unwrap();
+    assert_eq!(Guest::of(&vm).await.ask("note 0").await, "0");
+    let mut dir = saved_into(&host, &vm, "saved-0").await;
+    let build = vmm.build().await.unwrap();
+    for cycle in 1..=3 {
+        vm.kill().await.unwrap();
+        vm.wait().await;
+        let image = dir.join(MEMORY_IMAGE);
+        let memory = Arc::new(MemoryImage::own(&image, spec.uid).unwrap());
+        let from = Restore { dir: dir.clone(), memory, build: build.clone() };
+        vm = vmm.restore(&spec, &from).await.unwrap();
+        vm.resume().await.unwrap();
+        let mut guest = Guest::of(&vm).await;
+        assert_eq!(guest.ask("notes").await, (cycle - 1).to_string());
+        assert_eq!(guest.ask(&format!("note try {cycle}")).await, format!("try {cycle}"));
+        // One that cannot be completed is as good as none: the guest goes on and is saved again.
+        vm.pause().await.unwrap();
+        let tried = host.root.path().join(format!("tried-{cycle}"));
+        std::fs::create_dir(&tried).unwrap();
+        vm.save(&tried, SaveChanges::IntoImage(image.clone())).await.unwrap();
+        std::fs::remove_dir_all(&tried).unwrap();
+        vm.resume().await.unwrap();
+        drop(guest);
+        let mut guest = Guest::of(&vm).await;
+        assert_eq!(guest.ask("notes").await, format!("try {cycle}"));
+        assert_eq!(guest.ask(&format!("note {cycle}")).await, cycle.to_string());
+        drop(guest);
+        vm.pause().await.unwrap();
+        let next = host.root.path().join(format!("next-{cycle}"));
+        std::fs::create_dir(&next).unwrap();
+        let saved = vm.save(&next, SaveChanges::IntoImage(image)).await.unwrap();
+        assert_eq!(saved.part, MemoryPart::Whole);
+        let bytes: u64 = saved.written.iter().map(|part| part.end - part.start).sum();
+        assert_eq!(bytes, saved.bytes, "{saved:?}");
+        assert!(saved.bytes < 32 << 20, "{saved:?}");
+        std::fs::remove_dir_all(dir).unwrap();
+        dir = next;
+    }
+    vm.kill().await.unwrap();
 }
 
 async fn microvms_restored_from_one_image_do_not_see_each_others_memory<B: Backend>(host: Host<B>) {
@@ -239,7 +283,7 @@ async fn a_failed_save_or_restore_leaves_nothing<B: Backend>(host: Host<B>) {
     Guest::of(&vm).await;
     let dir = host.root.path().join("refused");
     std::fs::create_dir(&dir).unwrap();
-    let error = vm.save(&dir, Packing::Plain).await.unwrap_err().to_string();
+    let error = vm.save(&dir, SaveChanges::Apart(Packing::Plain)).await.unwrap_err().to_string();
     assert!(error.contains("only a paused one can be saved"), "{error}");
     Guest::of(&vm).await;
     let dir = saved_into(&host, &vm, "saved").await;

@@ -15,11 +15,11 @@ use super::agent_log::LogMark;
 use super::client::Client;
 use super::lab::Lab;
 use super::microvm::ms_since;
-use super::process::{own_memory_kib, private_bytes};
+use super::process::{own_memory_kib, private_bytes, written_bytes};
 use super::report::Report;
 use super::rest::{fall_asleep, wake};
 use super::say;
-use super::sleep::{dirty, written};
+use super::sleep::dirty;
 use super::start::{destroy, one_start};
 use super::statistics::{Summary, median};
 use bare::Parts;
@@ -79,7 +79,7 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     our_wake(client, &path).await?;
     machine.sleep().await?;
     machine.wake().await?;
-    let log = LogMark::now(lab)?;
+    let (agent, log) = (lab.agent_pid()?, LogMark::now(lab)?);
     let mut ratios = Vec::new();
     for run in 0..runs {
         for is_ours in [run % 2 == 0, run % 2 != 0] {
@@ -87,8 +87,9 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
                 let view = wake(client, &path).await?;
                 client.run(&path, dirty()).await?;
                 let dirty = private_bytes(view.pid.context("it has no process")?)?;
+                let before = written_bytes(agent)?;
                 fall_asleep(client, &path).await?;
-                ratios.push(written(lab, &path)? / dirty);
+                ratios.push((written_bytes(agent)? - before) / dirty);
                 ours.woken(run, "ours", our_wake(client, &path).await?);
             } else {
                 machine.run(dirty()).await?;

@@ -111,6 +111,18 @@ fn kib_in(value: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
+/// What a process has written to files on disks so far, in bytes, as far as it was not dropped before
+/// it got there.
+pub(super) fn written_bytes(pid: u32) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/io");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse::<f64>().ok()).context("the kernel counts none")
+    };
+    Ok(value("write_bytes:")? - value("cancelled_write_bytes:")?)
+}
+
 /// The arguments of a process, without the program's name.
 pub(super) fn arguments(pid: u32) -> anyhow::Result<Vec<String>> {
     let path = format!("/proc/{pid}/cmdline");

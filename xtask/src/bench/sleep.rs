@@ -8,7 +8,7 @@ use mvm_core::guest::ExecRequest;
 use super::agent_log::LogMark;
 use super::lab::Lab;
 use super::microvm::ms_since;
-use super::process::private_bytes;
+use super::process::{private_bytes, written_bytes};
 use super::raw::{Peer, RawSave};
 use super::report::Report;
 use super::rest::{fall_asleep, wake};
@@ -41,7 +41,7 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     peer.sleep().await?;
     peer.wake().await?;
 
-    let log = LogMark::now(lab)?;
+    let (agent, log) = (lab.agent_pid()?, LogMark::now(lab)?);
     let (mut whole, mut ratios) = (Vec::new(), Vec::new());
     let mut raw: Vec<RawSave> = Vec::new();
     for run in 0..runs {
@@ -50,9 +50,10 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
                 client.run(&path, dirty()).await?;
                 let dirty = private_bytes(view.pid.context("it has no process")?)?;
                 let began = std::time::Instant::now();
+                let before = written_bytes(agent)?;
                 fall_asleep(client, &path).await?;
                 whole.push(ms_since(began));
-                ratios.push(written(lab, &path)? / dirty);
+                ratios.push((written_bytes(agent)? - before) / dirty);
                 view = wake(client, &path).await?;
             } else {
                 peer.run(dirty()).await?;
@@ -74,22 +75,4 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     report.target_ratio(RATIO);
     report.target("written, for each byte that the guest wrote", median(&ratios), WRITTEN, "");
     Ok(report)
-}
-
-/// What the files of an instance's last snapshot take.
-pub(super) fn written(lab: &Lab, path: &mvm_core::name::InstancePath) -> anyhow::Result<f64> {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut newest = None;
-    for entry in std::fs::read_dir(lab.instance_dir(path))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let number = name.strip_prefix("sleep-").and_then(|number| number.parse::<u64>().ok());
-        newest = newest.max(number.map(|number| (number, entry.path())));
-    }
-    let (_, dir) = newest.context("there is no snapshot")?;
-    let mut blocks = 0;
-    for entry in std::fs::read_dir(dir)? {
-        blocks += entry?.metadata()?.blocks();
-    }
-    Ok((blocks * 512) as f64)
 }

@@ -397,9 +397,9 @@ impl InstanceStatus {
 
     fn release(&mut self, outcome: Outcome) -> Vec<Effect> {
         self.phase = Phase::Releasing { retry_unix_ms: None, outcome };
+        self.memory = None;
         if outcome != Outcome::Asleep {
             self.snapshot = None;
-            self.memory = None;
         }
         vec![match outcome {
             Outcome::Destroyed => Effect::ReleaseAll,

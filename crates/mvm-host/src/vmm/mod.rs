@@ -12,6 +12,7 @@ pub mod qmp;
 pub mod sim;
 mod starting;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -143,12 +144,27 @@ impl VmSpec {
 }
 
 /// What was saved of a microVM's memory, besides the state of its devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
     /// Which part of it.
     pub part: MemoryPart,
     /// Bytes of memory that were written.
     pub bytes: u64,
+    /// Where they were written, if that was into an image that there was before: parts of it in
+    /// ascending order, in bytes.
+    pub written: Vec<Range<u64>>,
+}
+
+/// Where a microVM that was restored saves what it changed of its image. One that was booted has no
+/// image, and saves all of its memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaveChanges {
+    /// Apart from the image, which stays as it is, as [`MEMORY_CHANGES`].
+    Apart(Packing),
+    /// Into this image, the one that it was restored from, which becomes the snapshot's
+    /// [`MEMORY_IMAGE`]. Nobody else may need what was in it. If saving fails, the microVM can go on
+    /// and be saved again as if it had not been tried.
+    IntoImage(PathBuf),
 }
 
 /// How the changed memory of a snapshot is kept.
@@ -429,7 +445,7 @@ pub trait Vm: Send + Sync {
     ///
     /// # Errors
     /// The microVM runs, or its files cannot be written: the directory is then of no use.
-    async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError>;
+    async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError>;
 
     /// Opens the byte stream to the guest agent. A microVM has one: a second caller waits or fails
     /// until the first has dropped its stream.

@@ -16,6 +16,7 @@ fn an_instance_falls_asleep_and_goes_on_from_its_snapshot() {
     let (status, _) = step(&status, Event::Released { everything: false }, NOW);
     assert_eq!((status.state(), status.activity()), (State::Sleeping, None));
     assert_eq!(status.last_death, None, "nobody died");
+    assert_eq!(status.memory, None, "nothing maps an image");
 
     let (status, effects) = step(&status, start(1), NOW);
     assert_eq!(effects, [Effect::Restore]);

@@ -3,7 +3,7 @@
 //! ```text
 //!  INSTANCE/jail/firecracker/ID/root/   becomes / (the layout is the jailer's)
 //!    kernel initrd disk0 disk1 …        hard links: no copy, and the disk's own permissions
-//!    device.state memory.image          of a restored microVM
+//!    device.state memory.image          of a restored microVM; the memory only until it is mapped
 //!    save/                              where Firecracker writes what is saved
 //!    log                                what Firecracker says, linked to the instance's vmm.log
 //!    api.sock v.sock                    made by Firecracker
@@ -119,6 +119,12 @@ impl Jail {
         let to = self.root.join(name);
         let place = fs::hard_link(path, &to).and_then(|()| self.give(&to, 0o600));
         place.map_err(file_error(path))
+    }
+
+    /// Takes a file out of the jail that Firecracker has opened and needs no name of any more.
+    pub(super) fn take_out(&self, name: &str) -> Result<(), VmmError> {
+        let path = self.root.join(name);
+        fs::remove_file(&path).map_err(file_error(&path))
     }
 
     /// Firecracker has taken it over: it stays.

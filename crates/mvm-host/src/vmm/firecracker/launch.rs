@@ -12,6 +12,7 @@ use mvm_core::vmm::{Accel, VmHandle, VmmKind};
 use serde_json::{Value, json};
 
 use super::super::disk_lock::LockedDisk;
+use super::super::memory;
 use super::super::starting::{Starting, or_last_words};
 use super::super::{
     DEVICE_STATE, DiskAccess, MEMORY_IMAGE, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock,
@@ -20,7 +21,7 @@ use super::super::{
 use super::api::Api;
 use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
 use super::vm::FirecrackerVm;
-use super::{FirecrackerConfig, Isolation, Programs, cgroup, isolation, kernel, locks, save};
+use super::{FirecrackerConfig, Isolation, Programs, cgroup, isolation, kernel, locks};
 use crate::process::{Pids, Spawn, spawn};
 use crate::unix_socket;
 
@@ -97,9 +98,10 @@ pub(super) async fn restore(
         api.wait_until_up(config.start_limit).await?;
         let process_ms = ms();
         api.put("/snapshot/load", &load_request(spec)).await?;
+        prepared.jail.take_out(MEMORY_IMAGE)?;
         let devices_ms = ms() - process_ms;
         // The guest has not run yet: what it sees from its first instruction on is what it knew.
-        save::apply_changes(pid, memory_bytes, &from.dir).await?;
+        memory::restore_changes(pid, memory_bytes, &from.dir).await?;
         let memory_ms = ms() - process_ms - devices_ms;
         tracing::debug!(instance = %spec.id, process_ms, devices_ms, memory_ms, "loaded");
         Ok(())

@@ -7,14 +7,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::super::memory::{self, GuestMemory};
 use super::super::{
-    DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Packing, Saved, VmmError, file_error,
+    DEVICE_STATE, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, VmmError, file_error,
 };
 use super::api::Api;
 use super::jail::SAVE_DIR;
@@ -34,75 +34,47 @@ pub(super) struct Paused<'a> {
 
 impl Paused<'_> {
     /// Writes its files, durably, into `dest`.
-    pub(super) async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError> {
+    pub(super) async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {
         let dir = self.root.join(SAVE_DIR);
         clear(&dir).map_err(file_error(&dir))?;
         chown(&dir, Some(self.uid), Some(self.uid)).map_err(file_error(&dir))?;
-        let part = self.part().await?;
-        let kind = match part {
-            MemoryPart::Whole => "Full",
-            MemoryPart::Changes => "Diff",
-        };
+        let memory = self.changed_memory().await?;
+        let kind = if memory.is_some() { "Diff" } else { "Full" };
         let body = json!({
             "snapshot_type": kind,
             "snapshot_path": format!("/{SAVE_DIR}/{DEVICE_STATE}"),
             "mem_file_path": format!("/{SAVE_DIR}/{MEMORY}"),
         });
         let created = self.api.put("/snapshot/create", &body).await;
-        let (dest, pid, bytes) = (dest.to_owned(), self.pid, self.memory_bytes);
+        let dest = dest.to_owned();
         let work = {
             let dir = dir.clone();
             move || {
                 created?;
                 keep(&dir.join(DEVICE_STATE), &dest.join(DEVICE_STATE))?;
-                match part {
-                    MemoryPart::Whole => keep_memory(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
-                    MemoryPart::Changes => {
-                        write_changes(pid, bytes, packing, &dest.join(MEMORY_CHANGES))
-                    }
+                match memory {
+                    None => keep_memory(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
+                    Some(memory) => memory::save_changes(&memory, changes, &dest),
                 }
             }
         };
         let saved = blocking("save memory", work).await;
         // Whatever came of it, nothing of the guest's memory stays in its own reach.
         clear(&dir).map_err(file_error(&dir))?;
-        Ok(Saved { part, bytes: saved? })
+        saved
     }
 
-    /// What there is to save: a booted microVM's memory is no mapping of a file.
-    async fn part(&self) -> Result<MemoryPart, VmmError> {
+    /// The memory of a microVM that was restored: a booted one's is no mapping of a file.
+    async fn changed_memory(&self) -> Result<Option<GuestMemory>, VmmError> {
         let (pid, bytes) = (self.pid, self.memory_bytes);
-        let look = move || Ok(GuestMemory::of(pid, bytes).map(|memory| memory.part()));
-        Ok(match blocking("find the memory", look).await? {
-            Ok(part) => part,
-            Err(_) => MemoryPart::Whole,
-        })
+        let look = move || Ok(GuestMemory::of(pid, bytes).ok());
+        let memory = blocking("find the memory", look).await?;
+        Ok(memory.filter(|memory| memory.part() == MemoryPart::Changes))
     }
 }
 
-/// Puts the changes of a saved microVM into the memory of a paused one that maps its image.
-pub(super) async fn apply_changes(
-    pid: u32,
-    memory_bytes: u64,
-    saved: &Path,
-) -> Result<(), VmmError> {
-    let path = saved.join(MEMORY_CHANGES);
-    let work = move || {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(VmmError::File { path, source }),
-        };
-        let memory = GuestMemory::of(pid, memory_bytes).map_err(system("find the memory"))?;
-        memory::apply(&file, memory_bytes, |offset, bytes| memory.write(offset, bytes))
-            .map(drop)
-            .map_err(|source| VmmError::File { path, source })
-    };
-    blocking("restore memory", work).await
-}
-
-/// Takes what Firecracker wrote, which becomes root's, and returns its size.
-fn keep(from: &Path, to: &Path) -> Result<u64, VmmError> {
+/// Takes what Firecracker wrote, which becomes root's.
+fn keep(from: &Path, to: &Path) -> Result<(), VmmError> {
     let take = || {
         let file = File::open(from)?;
         file.sync_all()?;
@@ -115,34 +87,21 @@ fn keep(from: &Path, to: &Path) -> Result<u64, VmmError> {
             }
             result => result?,
         }
-        Ok(file.metadata()?.size())
+        Ok(())
     };
     take().map_err(file_error(to))
 }
 
-/// Takes the whole memory, of which what is zero takes no space; returns the bytes that it takes.
-fn keep_memory(from: &Path, to: &Path) -> Result<u64, VmmError> {
+/// Takes the whole memory, of which what is zero takes no space.
+fn keep_memory(from: &Path, to: &Path) -> Result<Saved, VmmError> {
     let data = File::options()
         .read(true)
         .write(true)
         .open(from)
         .and_then(|file| memory::make_sparse(&file));
-    let data = data.map_err(file_error(from))?;
+    let bytes = data.map_err(file_error(from))?;
     keep(from, to)?;
-    Ok(data)
-}
-
-fn write_changes(pid: u32, bytes: u64, packing: Packing, path: &Path) -> Result<u64, VmmError> {
-    let write = || {
-        let memory = GuestMemory::of(pid, bytes)?;
-        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-        let written = memory::write(&file, bytes, &memory.changed()?, packing, |offset, into| {
-            memory.read(offset, into)
-        })?;
-        file.sync_all()?;
-        Ok(written)
-    };
-    write().map_err(file_error(path))
+    Ok(Saved { part: MemoryPart::Whole, bytes, written: Vec::new() })
 }
 
 /// Empties a directory, which only holds files.

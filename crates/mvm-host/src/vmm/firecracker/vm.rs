@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{GuestStream, Packing, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::super::{GuestStream, SaveChanges, Saved, Vm, VmSpec, VmUsage, VmmError};
 use super::api::Api;
 use super::jail::{self, API_SOCKET, VSOCK};
 use super::{build_of, cgroup, reason, save};
@@ -160,7 +160,7 @@ impl Vm for FirecrackerVm {
         Ok(())
     }
 
-    async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {
         let state = self.state().await?;
         if state != "Paused" {
             return Err(VmmError::Control {
@@ -176,7 +176,7 @@ impl Vm for FirecrackerVm {
             pid: self.handle.pid,
             memory_bytes,
         };
-        vm.save(dest, packing).await
+        vm.save(dest, changes).await
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {

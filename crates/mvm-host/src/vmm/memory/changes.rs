@@ -13,6 +13,8 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
@@ -34,6 +36,14 @@ pub(crate) struct Run {
     pub(crate) first: u64,
     /// How many there are; never 0.
     pub(crate) count: u64,
+}
+
+impl Run {
+    /// Where its pages are in the memory, in bytes.
+    pub(super) fn bytes(&self) -> Range<u64> {
+        let page = PAGE as u64;
+        self.first * page..(self.first + self.count) * page
+    }
 }
 
 /// Joins neighbouring pages, whose numbers ascend, into runs.
@@ -158,6 +168,27 @@ pub(crate) fn apply(
         return Err(damaged("it goes on behind its last page"));
     }
     Ok(pages)
+}
+
+/// Writes the pages of these runs, which `read` takes out of the memory, into an image of it.
+/// Returns the bytes that were written.
+///
+/// # Errors
+/// Those of the file and of `read`.
+pub(super) fn write_into_image(
+    image: &File,
+    runs: &[Run],
+    mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut batch = vec![0; BATCH * PAGE];
+    let mut written = 0;
+    for (first, count) in batches(runs) {
+        let (at, batch) = (first * PAGE as u64, &mut batch[..count * PAGE]);
+        read(at, batch)?;
+        image.write_all_at(batch, at)?;
+        written += batch.len() as u64;
+    }
+    Ok(written)
 }
 
 /// Reads one frame, which holds exactly these pages.

@@ -7,13 +7,17 @@
 //! ```
 //!
 //! A microVM that was booted has no image: saving it makes one. Saving one that was restored
-//! writes only its changes. The VMM drivers use it; it never decides what is saved or restored.
+//! writes only its changes, into its image if that is nobody else's. The VMM drivers use it; it never
+//! decides what is saved or restored.
 
 mod changes;
 mod image;
 mod process;
+mod transfer;
 
-pub(super) use changes::{PAGE, Run, apply, runs_of, write};
+pub(crate) use changes::PAGE;
+use changes::{Run, runs_of};
 pub use image::MemoryImage;
 pub(crate) use image::{data_of, make_sparse};
 pub(super) use process::GuestMemory;
+pub(super) use transfer::{restore_changes, save_changes};

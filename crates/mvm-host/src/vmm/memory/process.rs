@@ -55,6 +55,11 @@ impl GuestMemory {
         Ok(Self { pid, bytes, part, regions, memory })
     }
 
+    /// Its size in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The part that has to be saved.
     pub(in crate::vmm) fn part(&self) -> MemoryPart {
         self.part

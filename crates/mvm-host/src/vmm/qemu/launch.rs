@@ -8,6 +8,7 @@ use mvm_core::vmm::{Accel, VmHandle, VmmKind};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::super::memory;
 use super::super::qmp::QmpClient;
 use super::super::starting::{Starting, or_last_words};
 use super::super::{Restore, VmSpec, VmmError};
@@ -48,7 +49,7 @@ pub(super) async fn restore(
         let qmp = connect_qmp(&spec.dir, config.start_limit).await?;
         let process_ms = ms();
         let pid = process.identity().pid;
-        save::apply_changes(pid, u64::from(spec.mem_mib) << 20, &from.dir).await?;
+        memory::restore_changes(pid, u64::from(spec.mem_mib) << 20, &from.dir).await?;
         let memory_ms = ms() - process_ms;
         tracing::debug!(instance = %spec.id, process_ms, memory_ms, "QEMU waits for its devices");
         match handover.descriptors().device_state {

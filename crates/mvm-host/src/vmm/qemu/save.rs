@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::super::memory::{self, GuestMemory};
 use super::super::qmp::QmpClient;
 use super::super::{
-    DEVICE_STATE, MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, Packing, Saved, VmmError,
+    DEVICE_STATE, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, VmmError, file_error,
 };
 use super::{QMP_SOCKET, connect_qmp, qmp_failed, with_source};
 use crate::unix_socket;
@@ -45,7 +45,7 @@ pub(super) async fn save(
     dir: &Path,
     pid: u32,
     memory_bytes: u64,
-    packing: Packing,
+    changes: SaveChanges,
     dest: &Path,
 ) -> Result<Saved, VmmError> {
     let device = create(&dest.join(DEVICE_STATE))?;
@@ -76,7 +76,7 @@ pub(super) async fn save(
     let dest = dest.to_owned();
     let work = move || {
         sync(&device, &dest.join(DEVICE_STATE))?;
-        save_memory(pid, memory_bytes, packing, &dest)
+        save_memory(pid, memory_bytes, changes, &dest)
     };
     tokio::task::spawn_blocking(work).await.map_err(|error| system("save memory", error))?
 }
@@ -87,45 +87,16 @@ struct FdSet {
     id: u64,
 }
 
-fn save_memory(pid: u32, bytes: u64, packing: Packing, dest: &Path) -> Result<Saved, VmmError> {
+fn save_memory(pid: u32, bytes: u64, changes: SaveChanges, dest: &Path) -> Result<Saved, VmmError> {
     let memory = GuestMemory::of(pid, bytes).map_err(|error| system("find the memory", error))?;
-    let part = memory.part();
-    let path = dest.join(match part {
-        MemoryPart::Whole => MEMORY_IMAGE,
-        MemoryPart::Changes => MEMORY_CHANGES,
-    });
+    if memory.part() == MemoryPart::Changes {
+        return memory::save_changes(&memory, changes, dest);
+    }
+    let path = dest.join(MEMORY_IMAGE);
     let file = create(&path)?;
-    let written = match part {
-        MemoryPart::Whole => memory.copy_to(&file),
-        MemoryPart::Changes => memory.changed().and_then(|runs| {
-            memory::write(&file, bytes, &runs, packing, |offset, into| memory.read(offset, into))
-        }),
-    };
-    let written = written.map_err(|source| VmmError::File { path: path.clone(), source })?;
+    let bytes = memory.copy_to(&file).map_err(file_error(&path))?;
     sync(&file, &path)?;
-    Ok(Saved { part, bytes: written })
-}
-
-/// Puts the changes of a saved microVM into the memory of a fresh QEMU that waits for it.
-pub(super) async fn apply_changes(
-    pid: u32,
-    memory_bytes: u64,
-    saved: &Path,
-) -> Result<(), VmmError> {
-    let path = saved.join(MEMORY_CHANGES);
-    let work = move || {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(VmmError::File { path, source }),
-        };
-        let memory =
-            GuestMemory::of(pid, memory_bytes).map_err(|error| system("find the memory", error))?;
-        memory::apply(&file, memory_bytes, |offset, bytes| memory.write(offset, bytes))
-            .map(drop)
-            .map_err(|source| VmmError::File { path, source })
-    };
-    tokio::task::spawn_blocking(work).await.map_err(|error| system("restore memory", error))?
+    Ok(Saved { part: MemoryPart::Whole, bytes, written: Vec::new() })
 }
 
 /// Loads the devices' state from an inherited descriptor; the guest is paused then.
@@ -178,11 +149,11 @@ async fn connect_with(dir: &Path, file: &File) -> Result<QmpClient, VmmError> {
 fn create(path: &Path) -> Result<File, VmmError> {
     // Not for reading: QEMU takes a descriptor only with the very access that it wants.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.map_err(|source| VmmError::File { path: path.to_owned(), source })
+    file.map_err(file_error(path))
 }
 
 fn sync(file: &File, path: &Path) -> Result<(), VmmError> {
-    file.sync_all().map_err(|source| VmmError::File { path: PathBuf::from(path), source })
+    file.sync_all().map_err(file_error(path))
 }
 
 fn system(operation: &str, error: impl Into<io::Error>) -> VmmError {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 
-use super::super::{GuestStream, Packing, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::super::{GuestStream, SaveChanges, Saved, Vm, VmSpec, VmUsage, VmmError};
 use super::{AGENT_SOCKET, build_of, connect_qmp, journal, save, with_source};
 use crate::process::Process;
 use crate::unix_socket;
@@ -60,8 +60,8 @@ impl Vm for QemuVm {
         save::resume(&self.dir).await
     }
 
-    async fn save(&self, dest: &Path, packing: Packing) -> Result<Saved, VmmError> {
-        save::save(&self.dir, self.handle.pid, u64::from(self.mem_mib) << 20, packing, dest).await
+    async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {
+        save::save(&self.dir, self.handle.pid, u64::from(self.mem_mib) << 20, changes, dest).await
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {

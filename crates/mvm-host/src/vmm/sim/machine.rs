@@ -19,8 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::super::{
-    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, Packing, Saved, Vm, VmSpec, VmUsage,
-    VmmError,
+    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, Vm, VmSpec,
+    VmUsage, VmmError,
 };
 use super::{SimFault, SimGuestControl, SimGuestService};
 
@@ -339,7 +339,7 @@ impl Vm for SimVm {
         Ok(())
     }
 
-    async fn save(&self, dest: &Path, _packing: Packing) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &Path, _changes: SaveChanges) -> Result<Saved, VmmError> {
         let control = self.alive("save")?;
         if !control.is_paused() {
             return Err(VmmError::Control {
@@ -355,7 +355,7 @@ impl Vm for SimVm {
         let path = dest.join(MEMORY_IMAGE);
         let image = File::create_new(&path).map_err(file_error(&path))?;
         image.set_len(u64::from(self.machine.mem_mib) << 20).map_err(file_error(&path))?;
-        Ok(Saved { part: MemoryPart::Whole, bytes: 0 })
+        Ok(Saved { part: MemoryPart::Whole, bytes: 0, written: Vec::new() })
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {
