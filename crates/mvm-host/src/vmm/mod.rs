@@ -148,10 +148,10 @@ impl VmSpec {
 pub struct Saved {
     /// Which part of it.
     pub part: MemoryPart,
-    /// Bytes of memory that were written.
+    /// Bytes of memory that were saved.
     pub bytes: u64,
-    /// Where they were written, if that was into an image that there was before: parts of it in
-    /// ascending order, in bytes.
+    /// Where they are in an image that there was before, if they were written into one: parts of it
+    /// in ascending order, in bytes.
     pub written: Vec<Range<u64>>,
 }
 

@@ -321,7 +321,9 @@ impl Machine {
         fs::write(&save.snapshot_path, content).map_err(|error| {
             failed(&format!("Cannot perform open on the snapshot backing file: {error}"))
         })?;
-        let memory = File::create(&save.mem_file_path);
+        // What is there is written to, not replaced.
+        let memory =
+            File::options().write(true).create(true).truncate(false).open(&save.mem_file_path);
         let written = memory.and_then(|mut file| match save.snapshot_type {
             SnapshotType::Full => guest.save(&mut file),
             // Who takes a difference has the memory already.

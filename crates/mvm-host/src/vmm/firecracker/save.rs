@@ -1,9 +1,9 @@
 //! Saving a paused Firecracker, and putting changed memory back into a restored one.
 //!
 //! Firecracker maps the image of a restored microVM privately, so what was changed of it can be
-//! told from outside, just as with QEMU, and saving costs the pages that were written since the
-//! image was made, however often it was saved before. Firecracker's own record of changes begins
-//! anew with each snapshot; what it writes as one is dropped.
+//! told from outside, just as with QEMU. Firecracker's own record of changes knows neither what was put
+//! into the memory when it was restored, nor, in later snapshots, what was in earlier ones. So it is not
+//! relied on: what it writes into the image is completed, and what it writes beside it is dropped.
 
 use std::fs::{self, File};
 use std::io;
@@ -40,6 +40,9 @@ impl Paused<'_> {
         chown(&dir, Some(self.uid), Some(self.uid)).map_err(file_error(&dir))?;
         let memory = self.changed_memory().await?;
         let kind = if memory.is_some() { "Diff" } else { "Full" };
+        if let (Some(_), SaveChanges::IntoImage(image)) = (&memory, &changes) {
+            self.lend(image, &dir.join(MEMORY)).map_err(file_error(image))?;
+        }
         let body = json!({
             "snapshot_type": kind,
             "snapshot_path": format!("/{SAVE_DIR}/{DEVICE_STATE}"),
@@ -62,6 +65,19 @@ impl Paused<'_> {
         // Whatever came of it, nothing of the guest's memory stays in its own reach.
         clear(&dir).map_err(file_error(&dir))?;
         saved
+    }
+
+    /// Has Firecracker write what changed into the image, rather than into a file of its own, which it
+    /// would make durable for nothing. On another filesystem it has to.
+    fn lend(&self, image: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(image, to) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(()),
+            linked => {
+                linked?;
+                chown(to, Some(self.uid), Some(self.uid))?;
+                fs::set_permissions(to, fs::Permissions::from_mode(0o600))
+            }
+        }
     }
 
     /// The memory of a microVM that was restored: a booted one's is no mapping of a file.

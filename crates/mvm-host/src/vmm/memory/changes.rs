@@ -170,8 +170,8 @@ pub(crate) fn apply(
     Ok(pages)
 }
 
-/// Writes the pages of these runs, which `read` takes out of the memory, into an image of it.
-/// Returns the bytes that were written.
+/// Brings the pages of these runs, which `read` takes out of the memory, up to date in an image of it.
+/// What is in the image already, because the VMM has written it, is not written again.
 ///
 /// # Errors
 /// Those of the file and of `read`.
@@ -179,16 +179,20 @@ pub(super) fn write_into_image(
     image: &File,
     runs: &[Run],
     mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
-) -> io::Result<u64> {
-    let mut batch = vec![0; BATCH * PAGE];
-    let mut written = 0;
+) -> io::Result<()> {
+    let (mut new, mut old) = (vec![0; BATCH * PAGE], vec![0; BATCH * PAGE]);
     for (first, count) in batches(runs) {
-        let (at, batch) = (first * PAGE as u64, &mut batch[..count * PAGE]);
-        read(at, batch)?;
-        image.write_all_at(batch, at)?;
-        written += batch.len() as u64;
+        let at = first * PAGE as u64;
+        let (new, old) = (&mut new[..count * PAGE], &mut old[..count * PAGE]);
+        read(at, new)?;
+        image.read_exact_at(old, at)?;
+        for (page, (new, old)) in new.chunks(PAGE).zip(old.chunks(PAGE)).enumerate() {
+            if new != old {
+                image.write_all_at(new, at + (page * PAGE) as u64)?;
+            }
+        }
     }
-    Ok(written)
+    Ok(())
 }
 
 /// Reads one frame, which holds exactly these pages.

@@ -9,7 +9,7 @@ use super::super::{
     MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, VmmError, file_error,
 };
 use super::changes::{apply, write, write_into_image};
-use super::{GuestMemory, Run};
+use super::{GuestMemory, PAGE, Run};
 
 /// Saves, durably, what differs from the image that a stopped microVM was restored from.
 pub(in crate::vmm) fn save_changes(
@@ -35,9 +35,10 @@ pub(in crate::vmm) fn save_changes(
             let save = || {
                 let runs = memory.changed()?;
                 fs::hard_link(&image, dest.join(MEMORY_IMAGE))?;
-                let file = File::options().write(true).open(&image)?;
-                let bytes = write_into_image(&file, &runs, read)?;
+                let file = File::options().read(true).write(true).open(&image)?;
+                write_into_image(&file, &runs, read)?;
                 file.sync_all()?;
+                let bytes = runs.iter().map(|run| run.count * PAGE as u64).sum();
                 let written = runs.iter().map(Run::bytes).collect();
                 Ok(Saved { part: MemoryPart::Whole, bytes, written })
             };
