@@ -44,6 +44,8 @@ pub(crate) enum Message {
     MainEnded(Option<VmHandle>, Option<ExitStatus>),
     /// The session with the guest is over.
     SessionEnded,
+    /// While it sleeps, a VMM's process is to wait for its wake, or no more.
+    KeepVmm(bool),
     /// A snapshot for others to begin from is to be made, in this directory.
     Capture(PathBuf, oneshot::Sender<Result<(), String>>),
 }
@@ -71,6 +73,7 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
         run_tasks: JoinSet::new(),
         vcpus: None,
         releasing: Arc::default(),
+        readying: Arc::default(),
     };
     tasks.spawn(actor.run(messages));
 }
@@ -93,6 +96,8 @@ struct Actor {
     vcpus: Option<mpsc::UnboundedSender<VcpuOrder>>,
     /// Releases come one after the other.
     releasing: Arc<Mutex<()>>,
+    /// Held while the process that waits for its wake is made or ended: what follows comes after it.
+    readying: Arc<Mutex<()>>,
 }
 
 impl Actor {
@@ -170,6 +175,7 @@ impl Actor {
                 Event::MainExited(status)
             }
             Message::Capture(dest, done) => return self.capture(dest, done).await,
+            Message::KeepVmm(is_wanted) => return self.keep_vmm(is_wanted),
             Message::MainEnded(..) => return,
             Message::SessionEnded => {
                 self.session.send_replace(None);
@@ -239,6 +245,20 @@ impl Actor {
         }
     }
 
+    /// Has a VMM's process wait for the wake of an instance that sleeps, or none.
+    fn keep_vmm(&mut self, is_wanted: bool) {
+        if !matches!(self.status.phase, Phase::Sleeping { .. }) {
+            return;
+        }
+        // One that is under way is looked at again.
+        let Ok(one_at_a_time) = self.readying.clone().try_lock_owned() else { return };
+        let (node, path, status) = (self.node.clone(), self.path.clone(), self.status.clone());
+        self.tasks.spawn(async move {
+            sleep::keep_vmm(&node, &path, &status, is_wanted).await;
+            drop(one_at_a_time);
+        });
+    }
+
     fn order(&self, order: VcpuOrder) {
         if let Some(vcpus) = &self.vcpus {
             // Without a VM there are no vCPUs.
@@ -292,12 +312,18 @@ impl Actor {
         let vm = self.vm.borrow().clone();
         match effect {
             Effect::Boot => {
-                let status = self.status.clone();
-                self.spawn(async move |node| effects::boot(&node, &path, &status).await);
+                let (status, readying) = (self.status.clone(), self.readying.clone());
+                self.spawn(async move |node| {
+                    drop(readying.lock().await);
+                    effects::boot(&node, &path, &status).await
+                });
             }
             Effect::Restore => {
-                let status = self.status.clone();
-                self.spawn(async move |node| sleep::restore(&node, &path, &status).await);
+                let (status, readying) = (self.status.clone(), self.readying.clone());
+                self.spawn(async move |node| {
+                    drop(readying.lock().await);
+                    sleep::restore(&node, &path, &status).await
+                });
             }
             Effect::Pause => self.order(VcpuOrder::Pause),
             Effect::Resume => self.order(VcpuOrder::Resume),
@@ -351,10 +377,11 @@ impl Actor {
             }
             Effect::Release | Effect::ReleaseAll => {
                 let everything = effect == Effect::ReleaseAll;
-                let releasing = self.releasing.clone();
+                let (releasing, readying) = (self.releasing.clone(), self.readying.clone());
                 let status = self.status.clone();
                 self.spawn(async move |node| {
                     let _one_at_a_time = releasing.lock_owned().await;
+                    drop(readying.lock().await);
                     effects::release(&node, &path, &status, everything).await
                 });
             }

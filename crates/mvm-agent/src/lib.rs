@@ -28,6 +28,7 @@ mod logs;
 mod main_process;
 mod node;
 mod publish;
+mod ready;
 mod reconcile;
 mod server;
 mod setup;
@@ -161,6 +162,7 @@ impl RunningNode {
         tasks.spawn(reconcile::run(node.clone()));
         tasks.spawn(sleep_policy::run(node.clone()));
         tasks.spawn(spares::run(node.clone()));
+        tasks.spawn(ready::run(node.clone()));
         Ok(Self { node, tasks })
     }
 

@@ -349,6 +349,29 @@ pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceS
     }
 }
 
+/// Has a VMM's process wait for the wake of a sleeping instance, or none.
+pub(crate) async fn keep_vmm(
+    node: &Node,
+    path: &InstancePath,
+    status: &InstanceStatus,
+    is_wanted: bool,
+) {
+    let made = async {
+        let spec = effects::spec(node, &effects::record(node, path)?, status).await?;
+        match &status.snapshot {
+            Some(snapshot) if is_wanted => {
+                let manifest = snapshots::read(&own_dir(&spec.dir, snapshot.number))?;
+                let build = node.host.vmm.build_for(&manifest.build).await?;
+                node.host.vmm.make_ready(&spec, &build).await?;
+            }
+            _ => node.host.vmm.end_waiting(&spec).await?,
+        }
+        Ok::<_, EffectError>(())
+    };
+    let what = format!("keeping a VMM for {path}");
+    node.set_problem(&what, made.await.err().map(|error| chain(&error)));
+}
+
 async fn try_restore(
     node: &Node,
     path: &InstancePath,
@@ -357,7 +380,10 @@ async fn try_restore(
     let began = Instant::now();
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
-    node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
+    // What waits for it was made after strays were ended.
+    if !node.host.vmm.is_ready(&path.id) {
+        node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
+    }
     let (dir, image) = match &status.phase {
         Phase::Starting { begin: StartFrom::Shared { id }, .. } => {
             let dir = node.shared.dir(id);
@@ -384,7 +410,18 @@ async fn try_restore(
         // Verified when it was loaded.
         ImageRef::Shared { id } => (node.shared.memory(id).await?, None),
     };
-    effects::add_to_network(node, &record).await?;
+    // The process needs no tap until it is given what it is to run.
+    let waits = async {
+        match node.host.vmm.is_ready(&path.id) {
+            true => Ok(()),
+            false => node.host.vmm.make_ready(&spec, &build).await.map_err(RestoreError::Vmm),
+        }
+    };
+    let (waits, connected) = tokio::join!(waits, effects::add_to_network(node, &record));
+    if let Err(error) = connected.map_err(RestoreError::from).and(waits) {
+        node.host.vmm.end_waiting(&spec).await.map_err(EffectError::from)?;
+        return Err(error);
+    }
     let from = Restore { dir: dir.clone(), memory, build };
     // Looking at every byte takes as long as the VMM takes to start, or longer.
     let trust = node.trust.clone();

@@ -48,6 +48,10 @@ pub struct SleepPolicy {
     /// and longer to save and to wake.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub compress: bool,
+    /// Whether a VMM's process waits for each sleeping instance, where the VMM can do that: a wake
+    /// takes less time, and the process a few MiB of the machine's memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep_vmm: bool,
 }
 
 impl Default for SleepPolicy {
@@ -58,6 +62,7 @@ impl Default for SleepPolicy {
             min_running_s: 30,
             critical: false,
             compress: false,
+            keep_vmm: false,
         }
     }
 }

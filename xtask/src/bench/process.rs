@@ -111,16 +111,13 @@ fn kib_in(value: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
-/// What a process has written to files on disks so far, in bytes, as far as it was not dropped before
-/// it got there.
+/// What a process, and those of its children that have ended, have written so far, in bytes: to disks,
+/// and also to filesystems in memory, for which the kernel has no account of its own.
 pub(super) fn written_bytes(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/io");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|value| value.trim().parse::<f64>().ok()).context("the kernel counts none")
-    };
-    Ok(value("write_bytes:")? - value("cancelled_write_bytes:")?)
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar:"));
+    line.and_then(|value| value.trim().parse().ok()).context("the kernel counts no writes")
 }
 
 /// The arguments of a process, without the program's name.

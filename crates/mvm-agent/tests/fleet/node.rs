@@ -75,6 +75,7 @@ impl Machine {
     /// What is left on the machine: microVMs, links, instance directories, records.
     pub(crate) async fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> = self.world.running().iter().map(ToString::to_string).collect();
+        left.extend(self.world.waiting().iter().map(|id| format!("a process for {id}")));
         left.extend(self.network.links());
         left.extend(directories(&self.dir.path().join("instances")));
         left.extend(self.store.list("").await.unwrap().entries.into_iter().map(|e| e.key));

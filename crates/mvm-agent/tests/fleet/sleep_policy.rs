@@ -199,3 +199,42 @@ async fn an_agent_that_comes_back_goes_on_with_the_policy() {
     pass(450).await;
     assert_eq!(states(&agent).await, [State::Sleeping]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_waits_for_what_sleeps_where_the_policy_says_so() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let policy = SleepPolicy { keep_vmm: true, sleep_after_s: Some(60), ..SleepPolicy::default() };
+    let ids: Vec<_> =
+        running(&agent, 2, &policy).await.iter().map(|view| view.path.id.clone()).collect();
+    let waiting = async |count: usize| {
+        agent.until("they wait", |_| machine.world.waiting().len() == count).await;
+        assert!(machine.world.waiting().iter().all(|id| ids.contains(id)));
+    };
+    assert_eq!(machine.world.waiting(), [], "nothing sleeps");
+    pass(70).await;
+    assert_eq!(states(&agent).await, [State::Sleeping, State::Sleeping]);
+    waiting(2).await;
+    // A wake takes one, and the next sleep has another.
+    let first = ids[0].as_str();
+    agent.exec(first, &["echo", "x"]).await.unwrap();
+    assert_eq!(machine.world.waiting().len(), 1);
+    pass(70).await;
+    waiting(2).await;
+    // Without the wish there are none, and with it there are again.
+    set(&agent, SleepPolicy { keep_vmm: false, ..policy.clone() }).await;
+    waiting(0).await;
+    set(&agent, policy).await;
+    waiting(2).await;
+    // What does not sleep any more needs none.
+    let selector = first.parse().unwrap();
+    agent.submit(Request::InstanceStop { selector, all: false, grace_ms: 0 }).await.unwrap();
+    waiting(1).await;
+    agent.node.end().await;
+    let agent = machine.agent().await;
+    agent.until("it waits", |_| machine.world.waiting().len() == 1).await;
+    let down = Request::TenantDestroy { name: "demo".parse().unwrap(), force: true };
+    agent.submit(down).await.unwrap();
+    agent.until("all is gone", |all| all.is_empty()).await;
+    assert_eq!(machine.leftovers().await, Vec::<String>::new());
+}

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle, VmmKind};
 
@@ -71,6 +72,11 @@ impl NodeVmm {
         }
     }
 
+    fn all(&self) -> impl Iterator<Item = &dyn Vmm> {
+        let others = self.others.iter().map(|other| &*other.vmm);
+        std::iter::once(&*self.chosen).chain(others)
+    }
+
     /// The VMM that is to start a microVM.
     fn starter(&self, spec: &VmSpec) -> Result<&dyn Vmm, VmmError> {
         let chosen = self.chosen.kind();
@@ -119,10 +125,24 @@ impl Vmm for NodeVmm {
         self.restorer(from.build.vmm).restore(spec, from).await
     }
 
+    async fn make_ready(&self, spec: &VmSpec, build: &VmmBuild) -> Result<(), VmmError> {
+        self.restorer(build.vmm).make_ready(spec, build).await
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.all().any(|vmm| vmm.is_ready(id))
+    }
+
+    async fn end_waiting(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        for vmm in self.all() {
+            vmm.end_waiting(spec).await?;
+        }
+        Ok(())
+    }
+
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
-        self.chosen.end_strays(spec).await?;
-        for other in &self.others {
-            other.vmm.end_strays(spec).await?;
+        for vmm in self.all() {
+            vmm.end_strays(spec).await?;
         }
         Ok(())
     }

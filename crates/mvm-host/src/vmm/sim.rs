@@ -9,7 +9,7 @@ mod agent;
 mod guest;
 mod machine;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,6 +68,8 @@ struct WorldState {
     machines: BTreeMap<u32, Arc<Machine>>,
     exits: BTreeMap<(u32, u64), VmExit>,
     faults: BTreeMap<InstanceId, Vec<SimFault>>,
+    /// Instances that a process waits for.
+    waiting: BTreeSet<InstanceId>,
 }
 
 impl SimWorld {
@@ -79,6 +81,7 @@ impl SimWorld {
             machines: BTreeMap::new(),
             exits: BTreeMap::new(),
             faults: BTreeMap::new(),
+            waiting: BTreeSet::new(),
         };
         Self { state: Arc::new(Mutex::new(state)), service: None, times }
     }
@@ -102,6 +105,11 @@ impl SimWorld {
         state.machines.values().map(|machine| machine.id().clone()).collect()
     }
 
+    /// The instances that a process without a microVM waits for.
+    pub fn waiting(&self) -> Vec<InstanceId> {
+        self.state().waiting.iter().cloned().collect()
+    }
+
     /// Ends everything at once, as a power cut does, and boots the host anew.
     pub fn reboot_host(&self) {
         let mut state = self.state();
@@ -109,6 +117,7 @@ impl SimWorld {
             machine.vanish();
         }
         state.exits.clear();
+        state.waiting.clear();
         state.boot += 1;
         state.next_pid = 1_000;
     }
@@ -167,7 +176,11 @@ impl SimVmm {
         for disk in &spec.disks {
             check_file(&disk.path)?;
         }
-        tokio::time::sleep(self.world.times.launch).await;
+        // A boot has no use for a process that waits.
+        let was_ready = self.world.state().waiting.remove(&spec.id) && past.is_some();
+        if !was_ready {
+            tokio::time::sleep(self.world.times.launch).await;
+        }
         let mut state = self.world.state();
         state.bury();
         let fault = state.take_fault(&spec.id);
@@ -216,6 +229,22 @@ impl Vmm for SimVmm {
 
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         self.start(spec, None).await
+    }
+
+    async fn make_ready(&self, spec: &VmSpec, _build: &VmmBuild) -> Result<(), VmmError> {
+        spec.check()?;
+        tokio::time::sleep(self.world.times.launch).await;
+        self.world.state().waiting.insert(spec.id.clone());
+        Ok(())
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.world.state().waiting.contains(id)
+    }
+
+    async fn end_waiting(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        self.world.state().waiting.remove(&spec.id);
+        Ok(())
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {

@@ -13,6 +13,7 @@ const LOG_LINES: usize = 10;
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 
 /// A VMM that is ended when this is dropped, unless it succeeds.
+#[derive(Debug)]
 pub(super) struct Starting(Option<Process>);
 
 impl Starting {

@@ -57,25 +57,30 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
     compress: Option<bool>,
+    /// Keep a process of Firecracker waiting for each sleeping instance: a shorter wake, for some 4 MiB.
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
+    keep_vmm: Option<bool>,
 }
 
 impl PolicyArgs {
     /// Whether nothing was said.
     fn is_empty(&self) -> bool {
-        let Self { warm_after, sleep_after, min_running, critical, compress } = self;
+        let Self { warm_after, sleep_after, min_running, critical, compress, keep_vmm } = self;
         let times = [warm_after.is_some(), sleep_after.is_some(), min_running.is_some()];
-        !times.contains(&true) && critical.is_none() && compress.is_none()
+        !times.contains(&true) && [critical, compress, keep_vmm].iter().all(|it| it.is_none())
     }
 
     /// A policy in which what was not said is as it was.
     pub(crate) fn change(self, before: SleepPolicy) -> SleepPolicy {
-        let Self { warm_after, sleep_after, min_running, critical, compress } = self;
+        let Self { warm_after, sleep_after, min_running, critical, compress, keep_vmm } = self;
         SleepPolicy {
             warm_after_s: warm_after.map_or(before.warm_after_s, After::seconds),
             sleep_after_s: sleep_after.map_or(before.sleep_after_s, After::seconds),
             min_running_s: min_running.map_or(before.min_running_s, Seconds::saturating_u32),
             critical: critical.unwrap_or(before.critical),
             compress: compress.unwrap_or(before.compress),
+            keep_vmm: keep_vmm.unwrap_or(before.keep_vmm),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::units::{Seconds, duration_text};
 
 /// A policy in one line.
 pub(crate) fn line(policy: &SleepPolicy) -> String {
-    let SleepPolicy { warm_after_s, sleep_after_s, min_running_s, critical, compress } = policy;
+    let SleepPolicy { warm_after_s, sleep_after_s, min_running_s, critical, .. } = policy;
     let time = |seconds: &u32| Seconds((*seconds).into());
     let steps: Vec<String> = [
         warm_after_s.as_ref().map(|after| format!("warm after {}", time(after))),
@@ -15,14 +15,20 @@ pub(crate) fn line(policy: &SleepPolicy) -> String {
     .into_iter()
     .flatten()
     .collect();
-    let rest = match (critical, steps.is_empty()) {
+    let mut line = match (critical, steps.is_empty()) {
         (true, _) => "critical: never put to rest".to_owned(),
         (false, true) => "none: never put to rest".to_owned(),
         (false, false) => {
             format!("{} without use, runs at least {}", steps.join(", "), time(min_running_s))
         }
     };
-    if *compress { format!("{rest}; snapshots are compressed") } else { rest }
+    if policy.compress {
+        line.push_str("; snapshots are compressed");
+    }
+    if policy.keep_vmm {
+        line.push_str("; a VMM waits for what sleeps");
+    }
+    line
 }
 
 /// How long an instance has been idle, in a narrow column.
@@ -71,5 +77,7 @@ mod tests {
         assert_eq!(line(&critical), "critical: never put to rest");
         let compress = SleepPolicy { compress: true, ..SleepPolicy::default() };
         assert_eq!(line(&compress), "none: never put to rest; snapshots are compressed");
+        let both = SleepPolicy { keep_vmm: true, ..compress };
+        assert!(line(&both).ends_with("compressed; a VMM waits for what sleeps"));
     }
 }

@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::super::{Disk, DiskAccess, VmSpec, VmmError, file_error};
+use crate::unix_socket;
 
 /// Directory in the instance's directory.
 const DIR: &str = "jail";
@@ -41,6 +42,11 @@ pub(super) fn root_of(spec: &VmSpec) -> PathBuf {
     let program = fs::read_dir(&base).ok().and_then(|mut entries| entries.next()?.ok());
     let program = program.map_or_else(|| base.join("none"), |entry| entry.path());
     program.join(spec.id.as_str()).join("root")
+}
+
+/// Whether a Firecracker serves its API in the jail that was made last.
+pub(super) async fn is_served(spec: &VmSpec) -> bool {
+    unix_socket::connect(&root_of(spec).join(API_SOCKET)).await.is_ok()
 }
 
 /// A jail in the making; removed again unless it is completed.

@@ -1,7 +1,7 @@
 //! Starting one Firecracker in its jail, with every failure unwound.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -20,10 +20,12 @@ use super::super::{
 };
 use super::api::Api;
 use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
+use super::locks::Carrier;
 use super::vm::FirecrackerVm;
-use super::{FirecrackerConfig, Isolation, Programs, cgroup, isolation, kernel, locks};
-use crate::process::{Pids, Spawn, spawn};
-use crate::unix_socket;
+use super::{
+    FirecrackerConfig, FirecrackerVersion, Isolation, Programs, cgroup, isolation, kernel,
+};
+use crate::process::{Pids, Process, Spawn, spawn};
 
 /// Firecracker's own upper bound.
 const MAX_VCPUS: u32 = 32;
@@ -48,6 +50,7 @@ pub(super) async fn launch(
     spec: &VmSpec,
 ) -> Result<FirecrackerVm, VmmError> {
     // Looked at first, so that a missing file is told by its own name.
+    std::fs::File::open(&spec.initrd).map_err(file_error(&spec.initrd))?;
     let kernel_path = spec.kernel.clone();
     let kernel = tokio::task::spawn_blocking(move || kernel::ensure_uncompressed(&kernel_path));
     let kernel = kernel.await.map_err(|error| VmmError::System {
@@ -55,26 +58,26 @@ pub(super) async fn launch(
         source: std::io::Error::other(error),
     })??;
     let template = config.cpu_template.as_deref().map(read_template).transpose()?;
-    let prepared = prepare(programs, config, spec).await?;
-    prepared.jail.place_to_read(&kernel, KERNEL)?;
-    prepared.jail.place_to_read(&spec.initrd, INITRD)?;
-    let (starting, api) = start(programs, config, spec, &prepared).await?;
-    let process = starting.process()?;
+    let locks = open_disks(spec)?;
+    let waiting = start(programs, config, spec).await?;
+    waiting.jail.place_to_read(&kernel, KERNEL)?;
+    waiting.jail.place_to_read(&spec.initrd, INITRD)?;
+    waiting.give_disks(spec, &locks)?;
+    let api = &waiting.api;
     let configuring = async {
-        api.wait_until_up(config.start_limit).await?;
         for (path, body) in configuration(spec, config.isolation, template) {
             api.put(&path, &body).await?;
         }
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
     };
-    or_last_words(process, spec, configuring).await?;
-    finish(config, spec, prepared, starting)
+    or_last_words(waiting.process()?, spec, configuring).await?;
+    finish(config, spec, waiting, locks)
 }
 
-/// Starts Firecracker with a saved microVM, which is paused on return. If this fails or is given
-/// up, no process and no jail is left.
+/// Loads a saved microVM, which is paused on return, into a Firecracker that waits for it. If this
+/// fails or is given up, no process and no jail is left.
 pub(super) async fn restore(
-    programs: &Programs,
+    waiting: Waiting,
     config: &FirecrackerConfig,
     spec: &VmSpec,
     from: &Restore,
@@ -88,53 +91,86 @@ pub(super) async fn restore(
     }
     let began = Instant::now();
     let ms = || began.elapsed().as_secs_f64() * 1000.0;
-    let prepared = prepare(programs, config, spec).await?;
-    prepared.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
-    prepared.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
-    let (starting, api) = start(programs, config, spec, &prepared).await?;
-    let process = starting.process()?;
-    let pid = process.identity().pid;
+    let locks = open_disks(spec)?;
+    waiting.give_disks(spec, &locks)?;
+    waiting.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
+    waiting.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
+    let process = waiting.process()?;
     let loading = async {
-        api.wait_until_up(config.start_limit).await?;
-        let process_ms = ms();
-        api.put("/snapshot/load", &load_request(spec)).await?;
-        prepared.jail.take_out(MEMORY_IMAGE)?;
-        let devices_ms = ms() - process_ms;
+        waiting.api.put("/snapshot/load", &load_request(spec)).await?;
+        waiting.jail.take_out(MEMORY_IMAGE)?;
+        let devices_ms = ms();
         // The guest has not run yet: what it sees from its first instruction on is what it knew.
-        memory::restore_changes(pid, memory_bytes, &from.dir).await?;
-        let memory_ms = ms() - process_ms - devices_ms;
-        tracing::debug!(instance = %spec.id, process_ms, devices_ms, memory_ms, "loaded");
+        memory::restore_changes(process.identity().pid, memory_bytes, &from.dir).await?;
+        let memory_ms = ms() - devices_ms;
+        tracing::debug!(instance = %spec.id, devices_ms, memory_ms, "loaded");
         Ok(())
     };
     or_last_words(process, spec, loading).await?;
-    finish(config, spec, prepared, starting)
+    finish(config, spec, waiting, locks)
 }
 
-/// What a start has made and opened.
-struct Prepared {
+/// A Firecracker in its jail that serves its API and has no microVM yet. It is ended, and then the jail
+/// removed, when this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    // The first is dropped first.
+    starting: Starting,
     jail: Jail,
-    locks: Vec<LockedDisk>,
-    console: File,
-    log: File,
+    api: Api,
+    carrier: Carrier,
+    version: FirecrackerVersion,
 }
 
-async fn prepare(
+impl Waiting {
+    /// Which version it is.
+    pub(super) fn version(&self) -> FirecrackerVersion {
+        self.version
+    }
+
+    /// Whether its process runs.
+    pub(super) fn is_alive(&self) -> bool {
+        self.process().is_ok_and(|process| process.is_running().unwrap_or(false))
+    }
+
+    /// Its process.
+    pub(super) fn process(&self) -> Result<&Process, VmmError> {
+        self.starting.process()
+    }
+
+    /// Puts the disks into its jail, and their locks into its hands.
+    fn give_disks(&self, spec: &VmSpec, locks: &[LockedDisk]) -> Result<(), VmmError> {
+        for (index, disk) in spec.disks.iter().enumerate() {
+            self.jail.place_disk(disk, &disk_name(index))?;
+        }
+        self.carrier.give(locks).map_err(system("hand over the disks' locks"))
+    }
+}
+
+fn open_disks(spec: &VmSpec) -> Result<Vec<LockedDisk>, VmmError> {
+    spec.disks.iter().map(disk_lock::open).collect()
+}
+
+fn system(operation: &str) -> impl FnOnce(std::io::Error) -> VmmError {
+    let operation = operation.to_owned();
+    move |source| VmmError::System { operation, source }
+}
+
+/// Starts Firecracker in a new jail and waits until it serves its API. If this fails or is given up,
+/// no process and no jail is left.
+pub(super) async fn start(
     programs: &Programs,
     config: &FirecrackerConfig,
     spec: &VmSpec,
-) -> Result<Prepared, VmmError> {
+) -> Result<Waiting, VmmError> {
     if spec.vcpus > MAX_VCPUS {
         return Err(VmmError::Spec {
             id: spec.id.clone(),
             message: format!("Firecracker gives a microVM at most {MAX_VCPUS} vCPUs"),
         });
     }
-    for path in [&spec.kernel, &spec.initrd] {
-        File::open(path).map_err(file_error(path))?;
-    }
-    let locks = spec.disks.iter().map(disk_lock::open).collect::<Result<Vec<_>, _>>()?;
-    let socket = jail::root_of(spec).join(API_SOCKET);
-    if unix_socket::connect(&socket).await.is_ok() {
+    let began = Instant::now();
+    if jail::is_served(spec).await {
         return Err(VmmError::Control {
             operation: "make a jail".into(),
             message: format!("another Firecracker runs in {}", spec.dir.display()),
@@ -142,9 +178,6 @@ async fn prepare(
     }
     cgroup::remove(spec.uid, &spec.id);
     let jail = Jail::create(spec, &programs.firecracker)?;
-    for (index, disk) in spec.disks.iter().enumerate() {
-        jail.place_disk(disk, &disk_name(index))?;
-    }
     if let Some(filter) = &config.seccomp_filter {
         jail.place_copy(filter, SECCOMP_FILTER)?;
     }
@@ -160,26 +193,13 @@ async fn prepare(
     };
     let log = open_log().map_err(file_error(&log_path))?;
     jail.place_to_write(&log_path, jail::LOG)?;
-    Ok(Prepared { jail, locks, console, log })
-}
-
-async fn start(
-    programs: &Programs,
-    config: &FirecrackerConfig,
-    spec: &VmSpec,
-    prepared: &Prepared,
-) -> Result<(Starting, Api), VmmError> {
-    let system = |operation: &str| {
-        let operation = operation.to_owned();
-        move |source| VmmError::System { operation, source }
-    };
-    let carrier = locks::carrier(&spec.dir, &prepared.locks).await;
-    let carrier = carrier.map_err(system("hand over the disks' locks"))?;
+    let made = Carrier::new(&spec.dir).await;
+    let (carrier, carried) = made.map_err(system("make a socket for the disks' locks"))?;
     let args = jailer_arguments(programs, config, spec);
     let process = spawn(&Spawn {
-        input: Some(carrier.as_fd()),
-        output: Some(prepared.console.as_fd()),
-        errors: Some(prepared.log.as_fd()),
+        input: Some(carried.as_fd()),
+        output: Some(console.as_fd()),
+        errors: Some(log.as_fd()),
         pids: Pids::Own,
         ..Spawn::new(&programs.jailer, &args)
     })
@@ -187,26 +207,30 @@ async fn start(
         program: programs.jailer.to_string_lossy().into_owned(),
         source,
     })?;
-    let api = Api::new(prepared.jail.root().join(API_SOCKET), config.request_limit);
-    Ok((Starting::new(process), api))
+    let starting = Starting::new(process);
+    let api = Api::new(jail.root().join(API_SOCKET), config.request_limit);
+    let up = api.wait_until_up(config.start_limit);
+    or_last_words(starting.process()?, spec, up).await?;
+    let process_ms = began.elapsed().as_secs_f64() * 1000.0;
+    tracing::debug!(instance = %spec.id, process_ms, "waits");
+    Ok(Waiting { starting, jail, api, carrier, version: programs.version })
 }
 
-/// A failure ends the process first, and then what was made for it goes: the last is dropped first.
 fn finish(
     config: &FirecrackerConfig,
     spec: &VmSpec,
-    prepared: Prepared,
-    starting: Starting,
+    waiting: Waiting,
+    locks: Vec<LockedDisk>,
 ) -> Result<FirecrackerVm, VmmError> {
     if config.isolation == Isolation::Production {
-        let lacks = isolation::lacks(starting.process()?.identity().pid, spec);
+        let lacks = isolation::lacks(waiting.process()?.identity().pid, spec);
         if !lacks.is_empty() {
             return Err(VmmError::NotIsolated { id: spec.id.clone(), lacks: lacks.join(", ") });
         }
     }
-    let process = starting.succeed()?;
-    prepared.jail.complete();
-    prepared.locks.into_iter().for_each(LockedDisk::leave_to_vmm);
+    let process = waiting.starting.succeed()?;
+    waiting.jail.complete();
+    locks.into_iter().for_each(LockedDisk::leave_to_vmm);
     let identity = process.identity().clone();
     let handle = VmHandle {
         vmm: VmmKind::Firecracker,

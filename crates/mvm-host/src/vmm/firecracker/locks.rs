@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::net::UnixStream;
 
 use super::with_source;
 use crate::unix_socket;
@@ -22,27 +23,41 @@ const SOCKET: &str = "locks.sock";
 /// Descriptors in one message; the kernel takes up to 253.
 const BATCH: usize = 64;
 
-/// A descriptor that keeps these files open as long as it is open itself, in any process.
-///
-/// # Errors
-/// The directory cannot be written.
-pub(super) async fn carrier(dir: &Path, files: &[impl AsFd]) -> io::Result<OwnedFd> {
-    let failed = |error: unix_socket::SocketError| io::Error::other(with_source(&error));
-    let path = dir.join(SOCKET);
-    let carrier = unix_socket::bind_fd(&path).map_err(failed)?;
-    let connected = unix_socket::connect(&path).await.map_err(failed);
-    // Nobody is to connect any more.
-    std::fs::remove_file(&path)?;
-    let sender = connected?;
-    for batch in files.chunks(BATCH) {
-        let descriptors: Vec<BorrowedFd<'_>> = batch.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        // The space is made for a batch.
-        control.push(SendAncillaryMessage::ScmRights(&descriptors));
-        rustix::net::sendmsg(&sender, &[IoSlice::new(b"x")], &mut control, SendFlags::NOSIGNAL)?;
+/// What gives open files to whoever has the other end, for as long as that is open in any process.
+#[derive(Debug)]
+pub(super) struct Carrier(UnixStream);
+
+impl Carrier {
+    /// One that gives to this descriptor.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub(super) async fn new(dir: &Path) -> io::Result<(Self, OwnedFd)> {
+        let failed = |error: unix_socket::SocketError| io::Error::other(with_source(&error));
+        let path = dir.join(SOCKET);
+        let carried = unix_socket::bind_fd(&path).map_err(failed)?;
+        let connected = unix_socket::connect(&path).await.map_err(failed);
+        // Nobody is to connect any more.
+        std::fs::remove_file(&path)?;
+        Ok((Self(connected?), carried))
     }
-    Ok(carrier)
+
+    /// Gives these files.
+    ///
+    /// # Errors
+    /// The other end is closed, or there are far too many files.
+    pub(super) fn give(&self, files: &[impl AsFd]) -> io::Result<()> {
+        for batch in files.chunks(BATCH) {
+            let descriptors: Vec<BorrowedFd<'_>> = batch.iter().map(AsFd::as_fd).collect();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            // The space is made for a batch.
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let bytes = [IoSlice::new(b"x")];
+            rustix::net::sendmsg(&self.0, &bytes, &mut control, SendFlags::NOSIGNAL)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -63,7 +78,9 @@ mod tests {
             file
         };
         let locked: Vec<File> = files.iter().map(lock).collect();
-        let carrier = carrier(dir.path(), &locked).await.unwrap();
+        let (sender, carrier) = Carrier::new(dir.path()).await.unwrap();
+        sender.give(&locked).unwrap();
+        drop(sender);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         drop(locked);
         let is_free = |file: &tempfile::NamedTempFile| {

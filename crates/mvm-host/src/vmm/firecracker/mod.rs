@@ -27,17 +27,20 @@ mod save;
 mod version;
 mod vm;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use tokio::sync::OnceCell;
 
 pub use isolation::Isolation;
 pub(crate) use kept::{Kept, dir_of, keep};
+use launch::Waiting;
 pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
 
@@ -113,12 +116,14 @@ pub(crate) struct Programs {
 pub struct FirecrackerVmm {
     config: FirecrackerConfig,
     programs: OnceCell<Programs>,
+    /// Those that wait for what is to be restored.
+    waiting: Mutex<HashMap<InstanceId, Waiting>>,
 }
 
 impl FirecrackerVmm {
     /// A driver; nothing is started or looked up yet.
     pub fn new(config: FirecrackerConfig) -> Self {
-        Self { config, programs: OnceCell::new() }
+        Self { config, programs: OnceCell::new(), waiting: Mutex::default() }
     }
 
     /// The version that is used.
@@ -131,6 +136,10 @@ impl FirecrackerVmm {
             Some(programs) => Ok(programs.version),
             None => find(&self.config.program).await.map(|programs| programs.version),
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<InstanceId, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The programs that microVMs are launched with: looked up, judged and kept once.
@@ -237,14 +246,52 @@ impl Vmm for FirecrackerVmm {
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         let programs = self.programs().await?;
+        self.end_waiting(spec).await?;
         let vm = launch::launch(programs, &self.config, spec).await?;
         Ok(Arc::new(vm))
+    }
+
+    async fn make_ready(&self, spec: &VmSpec, build: &VmmBuild) -> Result<(), VmmError> {
+        spec.check()?;
+        let programs = self.programs_for(&build.version).await?;
+        self.end_waiting(spec).await?;
+        let waiting = launch::start(&programs, &self.config, spec).await?;
+        self.waiting().insert(spec.id.clone(), waiting);
+        Ok(())
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.waiting().get(id).is_some_and(Waiting::is_alive)
+    }
+
+    async fn end_waiting(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        let waiting = self.waiting().remove(&spec.id);
+        match waiting {
+            Some(waiting) => {
+                let process = waiting.process()?;
+                process.kill().await.map_err(|source| VmmError::System {
+                    operation: format!("end Firecracker process {}", process.identity().pid),
+                    source,
+                })?;
+                cgroup::remove(spec.uid, &spec.id);
+                Ok(())
+            }
+            // An earlier agent's.
+            None if jail::is_served(spec).await => self.end_strays(spec).await,
+            None => Ok(()),
+        }
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         let programs = self.programs_for(&from.build.version).await?;
-        let vm = launch::restore(&programs, &self.config, spec, from).await?;
+        let fits = |waiting: &Waiting| waiting.version() == programs.version && waiting.is_alive();
+        let waiting = self.waiting().remove(&spec.id);
+        let waiting = match waiting.filter(fits) {
+            Some(waiting) => waiting,
+            None => launch::start(&programs, &self.config, spec).await?,
+        };
+        let vm = launch::restore(waiting, &self.config, spec, from).await?;
         Ok(Arc::new(vm))
     }
 
