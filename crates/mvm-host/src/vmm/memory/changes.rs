@@ -20,6 +20,7 @@ use ruzstd::decoding::StreamingDecoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::super::Packing;
+use super::image::{is_zero, make_hole};
 
 /// Bytes of a page of guest memory.
 pub(crate) const PAGE: usize = 4096;
@@ -171,7 +172,8 @@ pub(crate) fn apply(
 }
 
 /// Brings the pages of these runs, which `read` takes out of the memory, up to date in an image of it.
-/// What is in the image already, because the VMM has written it, is not written again.
+/// What is in the image already, because the VMM has written it, is not written again, and what is
+/// zero takes no space.
 ///
 /// # Errors
 /// Those of the file and of `read`.
@@ -186,10 +188,18 @@ pub(super) fn write_into_image(
         let (new, old) = (&mut new[..count * PAGE], &mut old[..count * PAGE]);
         read(at, new)?;
         image.read_exact_at(old, at)?;
-        for (page, (new, old)) in new.chunks(PAGE).zip(old.chunks(PAGE)).enumerate() {
-            if new != old {
-                image.write_all_at(new, at + (page * PAGE) as u64)?;
+        let mut at = at;
+        let pages: Vec<_> = new.chunks(PAGE).zip(old.chunks(PAGE)).collect();
+        for run in pages.chunk_by(|one, other| is_zero(one.0) == is_zero(other.0)) {
+            let bytes = (run.len() * PAGE) as u64;
+            if !is_zero(run[0].0) || !make_hole(image, at, bytes)? {
+                for (page, (new, old)) in run.iter().enumerate() {
+                    if new != old {
+                        image.write_all_at(new, at + (page * PAGE) as u64)?;
+                    }
+                }
             }
+            at += bytes;
         }
     }
     Ok(())
@@ -230,6 +240,7 @@ fn batches(runs: &[Run]) -> impl Iterator<Item = (u64, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::image::data_of;
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -329,6 +340,25 @@ mod tests {
                 prop_assert!(pages.iter().all(|page| *page < PAGES));
             }
         }
+    }
+
+    #[test]
+    fn an_image_is_brought_up_to_date_where_it_differs() {
+        let image = tempfile::tempfile().unwrap();
+        let old = [vec![0; PAGE], vec![1; PAGE], vec![2; PAGE], vec![3; PAGE], vec![4; PAGE]];
+        image.write_all_at(&old.concat(), 0).unwrap();
+        let new = [vec![5; PAGE], vec![1; PAGE], vec![0; PAGE], vec![6; PAGE], vec![7; PAGE]];
+        let runs = [Run { first: 0, count: 3 }, Run { first: 4, count: 1 }];
+        write_into_image(&image, &runs, |at, into| {
+            into.copy_from_slice(&new.concat()[at as usize..at as usize + into.len()]);
+            Ok(())
+        })
+        .unwrap();
+        let mut read = vec![0; 5 * PAGE];
+        image.read_exact_at(&mut read, 0).unwrap();
+        let expected = [&new[0], &new[1], &new[2], &old[3], &new[4]];
+        assert!(read == expected.map(Vec::as_slice).concat(), "the fourth page is not changed");
+        assert_eq!(data_of(&image).unwrap().len(), 2, "a page of zeroes is a hole");
     }
 
     #[test]

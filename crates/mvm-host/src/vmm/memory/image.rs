@@ -113,19 +113,22 @@ pub(crate) fn make_sparse(file: &File) -> io::Result<u64> {
             file.read_exact_at(&mut batch[..left], at)?;
             for run in batch[..left].chunks(PAGE).collect::<Vec<_>>().chunk_by(same_kind) {
                 let bytes = run.iter().map(|page| page.len() as u64).sum();
-                let made = match is_zero(run[0]) {
-                    true => rustix::fs::fallocate(file, HOLE, at, bytes),
-                    false => Err(Errno::OPNOTSUPP),
-                };
-                match made {
-                    Err(Errno::OPNOTSUPP) => data += bytes,
-                    made => made?,
+                if !is_zero(run[0]) || !make_hole(file, at, bytes)? {
+                    data += bytes;
                 }
                 at += bytes;
             }
         }
     }
     Ok(data)
+}
+
+/// Makes a hole in a file, where the filesystem has holes; says whether it did.
+pub(super) fn make_hole(file: &File, at: u64, bytes: u64) -> io::Result<bool> {
+    match rustix::fs::fallocate(file, HOLE, at, bytes) {
+        Err(Errno::OPNOTSUPP) => Ok(false),
+        made => Ok(made.map(|()| true)?),
+    }
 }
 
 fn same_kind(one: &&[u8], other: &&[u8]) -> bool {
