@@ -44,6 +44,12 @@ const WAKE_PARTS: [(&str, &str); 7] = [
     ("channel_ms", "ours: wake: hello, identity"),
     ("fixes_ms", "ours: wake: clock, random numbers, hooks"),
 ];
+/// Those of one for which a process waits.
+const WAITING_PARTS: [(&str, &str); 3] = [
+    ("prepare_ms", "ours, a process waits: plan, manifest, tap and rules"),
+    ("load_ms", "ours, a process waits: loaded, files verified"),
+    ("channel_ms", "ours, a process waits: hello, identity"),
+];
 /// Memory of the VMM itself beyond what the bare one has, in MiB.
 const MORE_MIB: f64 = 1.0;
 
@@ -91,10 +97,10 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
             if is_ours {
                 let view = wake(client, &path).await?;
                 client.run(&path, dirty()).await?;
-                let dirty = private_bytes(view.pid.context("it has no process")?)?;
-                let before = written_bytes(agent)?;
+                let vmm = view.pid.context("it has no process")?;
+                let (dirty, before) = (private_bytes(vmm)?, written_bytes(agent, Some(vmm))?);
                 fall_asleep(client, &path).await?;
-                ratios.push((written_bytes(agent)? - before) / dirty);
+                ratios.push((written_bytes(agent, None)? - before) / dirty);
                 ours.woken(run, "ours", our_wake(client, &path).await?);
             } else {
                 machine.run(dirty()).await?;
@@ -124,7 +130,7 @@ async fn with_a_process_that_waits(
     let client = lab.client();
     let policy = SleepPolicy { keep_vmm: true, ..SleepPolicy::default() };
     client.submit(Request::PoolPolicy { path: pool, policy }).await?;
-    let mut ours = Samples::default();
+    let (mut ours, log) = (Samples::default(), LogMark::now(lab)?);
     for run in 0..runs {
         client.run(path, dirty()).await?;
         fall_asleep(client, path).await?;
@@ -134,6 +140,7 @@ async fn with_a_process_that_waits(
     let wake = Summary::of(&ours.wake_ms).context("nothing was measured")?;
     report.part("ours: a wake for which a process waits, p50", wake.p50, "ms");
     report.part("ours: the same, p95", wake.p95, "ms");
+    log.report(report, &WAITING_PARTS)?;
     let ratio = wake.p50 / median(&bare.wake_ms);
     report.target("wake for which a process waits, ours to bare", ratio, WAITING_RATIO, "");
     Ok(())

@@ -111,13 +111,19 @@ fn kib_in(value: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
-/// What a process, and those of its children that have ended, have written so far, in bytes: to disks,
-/// and also to filesystems in memory, for which the kernel has no account of its own.
-pub(super) fn written_bytes(pid: u32) -> anyhow::Result<f64> {
-    let path = format!("/proc/{pid}/io");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("wchar:"));
-    line.and_then(|value| value.trim().parse().ok()).context("the kernel counts no writes")
+/// What the agent and those of its VMMs that have ended have written so far, in bytes, together with
+/// one that runs: to disks, and also to filesystems in memory, for which the kernel has no account of
+/// its own.
+pub(super) fn written_bytes(agent: u32, vmm: Option<u32>) -> anyhow::Result<f64> {
+    let mut written = 0.0;
+    for pid in [Some(agent), vmm].into_iter().flatten() {
+        let path = format!("/proc/{pid}/io");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("wchar:"));
+        let value = line.and_then(|value| value.trim().parse::<f64>().ok());
+        written += value.context("the kernel counts no writes")?;
+    }
+    Ok(written)
 }
 
 /// The arguments of a process, without the program's name.

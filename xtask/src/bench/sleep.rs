@@ -48,12 +48,12 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
         for is_ours in [run % 2 == 0, run % 2 != 0] {
             if is_ours {
                 client.run(&path, dirty()).await?;
-                let dirty = private_bytes(view.pid.context("it has no process")?)?;
+                let vmm = view.pid.context("it has no process")?;
+                let (dirty, before) = (private_bytes(vmm)?, written_bytes(agent, Some(vmm))?);
                 let began = std::time::Instant::now();
-                let before = written_bytes(agent)?;
                 fall_asleep(client, &path).await?;
                 whole.push(ms_since(began));
-                ratios.push((written_bytes(agent)? - before) / dirty);
+                ratios.push((written_bytes(agent, None)? - before) / dirty);
                 view = wake(client, &path).await?;
             } else {
                 peer.run(dirty()).await?;

@@ -29,6 +29,8 @@ pub(crate) enum Suite {
     Life,
     /// No tests: `bench --vmm firecracker`, whose times are an emulated machine's.
     BenchFirecracker,
+    /// The same with an agent that runs microVMs as production has to.
+    BenchProduction,
     /// No tests: a shell on the lab's console.
     Shell,
 }
@@ -68,6 +70,7 @@ impl Suite {
             Self::GuestsQemu => "guests-qemu",
             Self::GuestsFirecracker => "guests-firecracker",
             Self::BenchFirecracker => "bench-firecracker",
+            Self::BenchProduction => "bench-production",
             Self::Shell => "shell",
         }
     }
@@ -87,7 +90,7 @@ impl Suite {
             Self::GuestsFirecracker => ["sleep", "rates"]
                 .map(|test| TestProgram::whole(test, GUESTS, "firecracker"))
                 .into(),
-            Self::BenchFirecracker => {
+            Self::BenchFirecracker | Self::BenchProduction => {
                 vec![TestProgram::whole(XTASK, "bench --vmm firecracker --runs 5", "firecracker")]
             }
             Self::Shell => Vec::new(),
@@ -98,14 +101,16 @@ impl Suite {
     pub(super) fn obstacle(self) -> Option<String> {
         match self {
             Self::Qemu | Self::GuestsQemu | Self::Shell => None,
-            Self::Firecracker | Self::GuestsFirecracker | Self::Life | Self::BenchFirecracker => {
-                firecracker().is_none().then(|| {
-                    format!(
-                        "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names \
+            Self::Firecracker
+            | Self::GuestsFirecracker
+            | Self::Life
+            | Self::BenchFirecracker
+            | Self::BenchProduction => firecracker().is_none().then(|| {
+                format!(
+                    "there is no `firecracker` with its `jailer` in PATH; {FIRECRACKER} names \
                          one elsewhere"
-                    )
-                })
-            }
+                )
+            }),
         }
     }
 }
@@ -149,11 +154,18 @@ pub(super) fn script(suites: &[Suite], repository: &str, limit_s: u64) -> String
         let mut commands = String::new();
         for program in suite.programs() {
             let (test, arguments) = (program.test, program.arguments);
-            let vmm = program.vmm.map(|vmm| format!("MVM_TEST_VMM={vmm} ")).unwrap_or_default();
+            let mut variables =
+                program.vmm.map(|vmm| format!("MVM_TEST_VMM={vmm} ")).unwrap_or_default();
+            if *suite == Suite::BenchProduction {
+                variables.push_str("MVM_PRODUCTION=1 ");
+                if seccomp_filter().is_some() {
+                    variables.push_str("MVM_SECCOMP_FILTER=/lab/bin/seccomp.bpf ");
+                }
+            }
             // Each failure is kept, and the next program runs all the same.
             let _ = write!(
                 commands,
-                "{vmm}timeout -k 5 {limit_s} /lab/tests/{test} {arguments} || code=$?; "
+                "{variables}timeout -k 5 {limit_s} /lab/tests/{test} {arguments} || code=$?; "
             );
         }
         let _ = writeln!(

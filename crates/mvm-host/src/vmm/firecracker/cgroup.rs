@@ -1,10 +1,11 @@
-//! The cgroup of one Firecracker, which the jailer makes and nobody removes but the driver.
+//! The cgroup of one Firecracker, which the driver makes and removes.
 //!
 //! Only a machine whose controllers are all in version 2 has one; elsewhere the jail does without.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mvm_core::name::InstanceId;
 
@@ -22,7 +23,7 @@ const OTHER_THREADS: u32 = 32;
 
 /// Whether the machine's controllers are in version 2, and those that are needed are there.
 fn is_available() -> bool {
-    let controllers = std::fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+    let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
     let has = |name| {
         let list = controllers.as_deref().unwrap_or_default();
         list.split_ascii_whitespace().any(|controller| controller == name)
@@ -38,30 +39,81 @@ fn limits(spec: &VmSpec) -> [(&'static str, u64); 2] {
     [("memory.max", bytes), ("pids.max", u64::from(spec.vcpus + OTHER_THREADS))]
 }
 
-/// The jailer's arguments for it; none where there is no version 2.
-pub(super) fn arguments(spec: &VmSpec) -> Vec<OsString> {
-    if !is_available() {
-        return Vec::new();
+/// A cgroup that was made for a microVM that starts; removed again unless that is completed.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    uid: u32,
+    id: InstanceId,
+    is_complete: bool,
+}
+
+impl Cgroup {
+    /// Makes it anew, with its limits; none where there is no version 2.
+    ///
+    /// The jailer would do it, too, and write into the root's list of controllers each time, which waits
+    /// until every cgroup of the machine that was removed lately is gone.
+    pub(super) fn make(spec: &VmSpec) -> io::Result<Option<Self>> {
+        if !is_available() {
+            return Ok(None);
+        }
+        remove(spec.uid, &spec.id);
+        let made = Self { uid: spec.uid, id: spec.id.clone(), is_complete: false };
+        let mut dir = PathBuf::from(ROOT);
+        for name in [PARENT, &spec.uid.to_string(), spec.id.as_str()] {
+            enable_controllers(&dir)?;
+            dir.push(name);
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        for (file, value) in limits(spec) {
+            fs::write(dir.join(file), value.to_string())?;
+        }
+        Ok(Some(made))
     }
-    let parent = format!("{PARENT}/{}", spec.uid);
-    let mut arguments: Vec<OsString> =
-        ["--cgroup-version", "2", "--parent-cgroup", &parent].map(OsString::from).into();
-    for (file, value) in limits(spec) {
-        arguments.extend(["--cgroup".into(), format!("{file}={value}").into()]);
+
+    /// The jailer's arguments that put it, and what it becomes, into this cgroup.
+    pub(super) fn arguments(&self) -> [OsString; 4] {
+        let own = format!("{PARENT}/{}/{}", self.uid, self.id);
+        ["--cgroup-version", "2", "--parent-cgroup", &own].map(OsString::from)
     }
-    arguments
+
+    /// It is in use: it stays.
+    pub(super) fn complete(mut self) {
+        self.is_complete = true;
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            remove(self.uid, &self.id);
+        }
+    }
+}
+
+/// Lets the cgroups in this one have limits.
+fn enable_controllers(dir: &Path) -> io::Result<()> {
+    let path = dir.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&path)?;
+    let is_enabled = |name| enabled.split_ascii_whitespace().any(|it| it == name);
+    match is_enabled("memory") && is_enabled("pids") {
+        true => Ok(()),
+        false => fs::write(path, "+memory +pids"),
+    }
 }
 
 /// What a process lacks of it: being in it, and the limits, as the kernel has them.
 pub(super) fn lacks(proc: &Path, spec: &VmSpec) -> Vec<String> {
     let own = format!("/{PARENT}/{}/{}", spec.uid, spec.id);
-    let groups = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+    let groups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
     if groups.lines().all(|line| line.strip_prefix("0::") != Some(&own)) {
         return vec!["a cgroup of its own (version 2)".to_owned()];
     }
     let dir = Path::new(ROOT).join(own.trim_start_matches('/'));
     let has = |file: &str, value: u64| {
-        let text = std::fs::read_to_string(dir.join(file));
+        let text = fs::read_to_string(dir.join(file));
         text.is_ok_and(|text| text.trim() == value.to_string())
     };
     let missing = limits(spec).into_iter().filter(|(file, value)| !has(file, *value));
@@ -73,7 +125,7 @@ pub(super) fn lacks(proc: &Path, spec: &VmSpec) -> Vec<String> {
 pub(super) fn remove(uid: u32, id: &InstanceId) {
     let parent = Path::new(ROOT).join(PARENT).join(uid.to_string());
     for path in [parent.join(id.as_str()), parent] {
-        match std::fs::remove_dir(&path) {
+        match fs::remove_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "cannot remove a cgroup");
             }

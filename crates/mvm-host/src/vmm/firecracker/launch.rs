@@ -19,12 +19,11 @@ use super::super::{
     file_error,
 };
 use super::api::Api;
+use super::cgroup::Cgroup;
 use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
 use super::locks::Carrier;
 use super::vm::FirecrackerVm;
-use super::{
-    FirecrackerConfig, FirecrackerVersion, Isolation, Programs, cgroup, isolation, kernel,
-};
+use super::{FirecrackerConfig, FirecrackerVersion, Isolation, Programs, isolation, kernel};
 use crate::process::{Pids, Process, Spawn, spawn};
 
 /// Firecracker's own upper bound.
@@ -117,6 +116,7 @@ pub(super) struct Waiting {
     // The first is dropped first.
     starting: Starting,
     jail: Jail,
+    cgroup: Option<Cgroup>,
     api: Api,
     carrier: Carrier,
     version: FirecrackerVersion,
@@ -176,7 +176,7 @@ pub(super) async fn start(
             message: format!("another Firecracker runs in {}", spec.dir.display()),
         });
     }
-    cgroup::remove(spec.uid, &spec.id);
+    let cgroup = Cgroup::make(spec).map_err(system("make a cgroup"))?;
     let jail = Jail::create(spec, &programs.firecracker)?;
     if let Some(filter) = &config.seccomp_filter {
         jail.place_copy(filter, SECCOMP_FILTER)?;
@@ -195,7 +195,7 @@ pub(super) async fn start(
     jail.place_to_write(&log_path, jail::LOG)?;
     let made = Carrier::new(&spec.dir).await;
     let (carrier, carried) = made.map_err(system("make a socket for the disks' locks"))?;
-    let args = jailer_arguments(programs, config, spec);
+    let args = jailer_arguments(programs, config, spec, cgroup.as_ref());
     let process = spawn(&Spawn {
         input: Some(carried.as_fd()),
         output: Some(console.as_fd()),
@@ -213,7 +213,7 @@ pub(super) async fn start(
     or_last_words(starting.process()?, spec, up).await?;
     let process_ms = began.elapsed().as_secs_f64() * 1000.0;
     tracing::debug!(instance = %spec.id, process_ms, "waits");
-    Ok(Waiting { starting, jail, api, carrier, version: programs.version })
+    Ok(Waiting { starting, jail, cgroup, api, carrier, version: programs.version })
 }
 
 fn finish(
@@ -230,6 +230,7 @@ fn finish(
     }
     let process = waiting.starting.succeed()?;
     waiting.jail.complete();
+    waiting.cgroup.into_iter().for_each(Cgroup::complete);
     locks.into_iter().for_each(LockedDisk::leave_to_vmm);
     let identity = process.identity().clone();
     let handle = VmHandle {
@@ -247,6 +248,7 @@ fn jailer_arguments(
     programs: &Programs,
     config: &FirecrackerConfig,
     spec: &VmSpec,
+    cgroup: Option<&Cgroup>,
 ) -> Vec<OsString> {
     let uid = spec.uid.to_string();
     let mut args: Vec<OsString> = vec!["--id".into(), spec.id.as_str().into()];
@@ -256,7 +258,7 @@ fn jailer_arguments(
     option("--gid", uid.into());
     option("--chroot-base-dir", jail::base(&spec.dir).into());
     option("--resource-limit", format!("no-file={OPEN_FILES}").into());
-    args.extend(cgroup::arguments(spec));
+    args.extend(cgroup.into_iter().flat_map(Cgroup::arguments));
     // Warnings and errors are kept; what is said otherwise is for debugging.
     args.extend(["--", "--api-sock", API_SOCKET, "--log-path", jail::LOG].map(OsString::from));
     args.extend(["--level", "Warning"].map(OsString::from));

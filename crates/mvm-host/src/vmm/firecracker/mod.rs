@@ -273,7 +273,6 @@ impl Vmm for FirecrackerVmm {
                     operation: format!("end Firecracker process {}", process.identity().pid),
                     source,
                 })?;
-                cgroup::remove(spec.uid, &spec.id);
                 Ok(())
             }
             // An earlier agent's.
