@@ -356,6 +356,9 @@ pub(crate) async fn keep_vmm(
     status: &InstanceStatus,
     is_wanted: bool,
 ) {
+    if is_wanted && node.host.vmm.is_ready(&path.id) {
+        return;
+    }
     let made = async {
         let spec = effects::spec(node, &effects::record(node, path)?, status).await?;
         match &status.snapshot {
