@@ -250,12 +250,10 @@ impl Actor {
         if !matches!(self.status.phase, Phase::Sleeping { .. }) {
             return;
         }
-        // One that is under way is looked at again.
-        let Ok(one_at_a_time) = self.readying.clone().try_lock_owned() else { return };
-        let (node, path, status) = (self.node.clone(), self.path.clone(), self.status.clone());
+        let (node, path, readying) = (self.node.clone(), self.path.clone(), self.readying.clone());
         self.tasks.spawn(async move {
-            sleep::keep_vmm(&node, &path, &status, is_wanted).await;
-            drop(one_at_a_time);
+            let _one_at_a_time = readying.lock().await;
+            sleep::keep_vmm(&node, &path, is_wanted).await;
         });
     }
 

@@ -27,18 +27,18 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut before = BTreeSet::new();
     loop {
         let wanted = wanted(&state.borrow_and_update());
-        for path in before.union(&wanted) {
-            let is_wanted = wanted.contains(path);
-            if node.host.vmm.is_ready(&path.id) != is_wanted
-                && let Some(handle) = node.instance(path)
-            {
+        let missing = wanted.iter().filter(|path| !node.host.vmm.is_ready(&path.id));
+        // Also one that is being made at the moment.
+        let too_many = before.difference(&wanted);
+        let orders = missing.map(|path| (path, true)).chain(too_many.map(|path| (path, false)));
+        for (path, is_wanted) in orders {
+            if let Some(handle) = node.instance(path) {
                 // The mailbox is closed only when the actor has ended.
                 let _ = handle.mailbox.send(Message::KeepVmm(is_wanted)).await;
             }
         }
-        let is_concerned = !wanted.is_empty();
         before = wanted;
-        if is_concerned {
+        if !before.is_empty() {
             sleep(PAUSE).await;
             // A change brings the next look, and time alone does.
             drop(timeout(INTERVAL, state.changed()).await);

@@ -349,18 +349,16 @@ pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceS
     }
 }
 
-/// Has a VMM's process wait for the wake of a sleeping instance, or none.
-pub(crate) async fn keep_vmm(
-    node: &Node,
-    path: &InstancePath,
-    status: &InstanceStatus,
-    is_wanted: bool,
-) {
-    if is_wanted && node.host.vmm.is_ready(&path.id) {
+/// Has a VMM's process wait for the wake of a sleeping instance, or none. Does nothing if it does not
+/// sleep any more: what follows a sleep is written down before it begins.
+pub(crate) async fn keep_vmm(node: &Node, path: &InstancePath, is_wanted: bool) {
+    let status = node.state.now().status(path);
+    let is_asleep = matches!(status.phase, Phase::Sleeping { .. });
+    if !is_asleep || (is_wanted && node.host.vmm.is_ready(&path.id)) {
         return;
     }
     let made = async {
-        let spec = effects::spec(node, &effects::record(node, path)?, status).await?;
+        let spec = effects::spec(node, &effects::record(node, path)?, &status).await?;
         match &status.snapshot {
             Some(snapshot) if is_wanted => {
                 let manifest = snapshots::read(&own_dir(&spec.dir, snapshot.number))?;

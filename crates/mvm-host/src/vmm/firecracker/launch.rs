@@ -70,7 +70,7 @@ pub(super) async fn launch(
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
     };
     or_last_words(waiting.process()?, spec, configuring).await?;
-    finish(config, spec, waiting, locks)
+    finish(config, spec, locks, waiting)
 }
 
 /// Loads a saved microVM, which is paused on return, into a Firecracker that waits for it. If this
@@ -90,7 +90,8 @@ pub(super) async fn restore(
     }
     let began = Instant::now();
     let ms = || began.elapsed().as_secs_f64() * 1000.0;
-    let locks = open_disks(spec)?;
+    // What is last is dropped first: a failure ends the process before its locks, here and below.
+    let (locks, waiting) = (open_disks(spec)?, waiting);
     waiting.give_disks(spec, &locks)?;
     waiting.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
     waiting.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
@@ -106,7 +107,7 @@ pub(super) async fn restore(
         Ok(())
     };
     or_last_words(process, spec, loading).await?;
-    finish(config, spec, waiting, locks)
+    finish(config, spec, locks, waiting)
 }
 
 /// A Firecracker in its jail that serves its API and has no microVM yet. It is ended, and then the jail
@@ -216,11 +217,12 @@ pub(super) async fn start(
     Ok(Waiting { starting, jail, cgroup, api, carrier, version: programs.version })
 }
 
+/// Lets the microVM run on, if nothing walls it off less than it has to be.
 fn finish(
     config: &FirecrackerConfig,
     spec: &VmSpec,
-    waiting: Waiting,
     locks: Vec<LockedDisk>,
+    waiting: Waiting,
 ) -> Result<FirecrackerVm, VmmError> {
     if config.isolation == Isolation::Production {
         let lacks = isolation::lacks(waiting.process()?.identity().pid, spec);
