@@ -171,6 +171,17 @@ impl Node {
         self.ok(&["exec", selector, "--", "sh", "-c", script]).trim().to_owned()
     }
 
+    /// Starts a program in a guest that ignores the request to end.
+    ///
+    /// # Panics
+    /// It fails.
+    #[track_caller]
+    pub fn start_deaf_program(&self, selector: &str) {
+        let deaf = "setsid sh -c \"trap '' TERM; touch /tmp/deaf; while :; do sleep 1; done\"";
+        let is_deaf = "while [ ! -e /tmp/deaf ]; do sleep 0.05; done";
+        self.guest(selector, &format!("{deaf} >/dev/null 2>&1 & {is_deaf}"));
+    }
+
     /// Makes a tenant and a pool of small microVMs with default settings.
     ///
     /// # Panics

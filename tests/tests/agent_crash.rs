@@ -115,7 +115,7 @@ fn a_stop_goes_on_under_the_next_agent() {
     node.small_pool("acme/web", &[]);
     let path = node.boot("acme/web");
     // The guest waits half of its grace for a program that ignores the request to end.
-    node.guest(&path, "setsid sh -c \"trap '' TERM; while :; do sleep 1; done\" >/dev/null 2>&1 &");
+    node.start_deaf_program(&path);
     node.ok(&["stop", &path, "--grace", "10", "--no-wait"]);
     until("the stop is under way", LIMIT, || {
         (node.instance(&path)["activity"] == "stopping").then_some(())

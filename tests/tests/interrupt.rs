@@ -53,7 +53,7 @@ fn start_and_stop_go_on_without_their_commands() {
     assert_eq!(node.until_state(&path, "running")["boots"], 1);
 
     // It takes the guest half of its grace to give up on this program.
-    node.guest(&path, "setsid sh -c \"trap '' TERM; while :; do sleep 1; done\" >/dev/null 2>&1 &");
+    node.start_deaf_program(&path);
     interrupt(&node, &["stop", &path, "--grace", "8"], says("stopping"));
     assert_eq!(node.until_state(&path, "stopped")["last_death"]["cause"], "operator");
     assert_eq!(node.vmm_pids(), [0; 0]);
