@@ -131,7 +131,7 @@ fn memory_that_a_guest_frees_goes_back_to_the_host() {
     }
     node.ok(&["sleep", &path]);
     let (first, last) = (first.unwrap_or_default(), image_bytes(3));
-    // Twice what was filled, if nothing was given back, and what the kernel itself changes.
+    // If nothing were given back, it would be twice what was filled, and what the kernel changes.
     assert!(last < first + 2 * (64 << 20), "{last} bytes after {first}");
     node.guest(&path, "md5sum -c /tmp/sum");
     node.ok(&["tenant", "destroy", "acme", "--force"]);
