@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::image::digest::Digest;
 use crate::image::durable::{self, FileError, Named as _};
 use crate::vmm::MEMORY_IMAGE;
-use crate::vmm::memory::data_of;
+use crate::vmm::memory::{are_zero, data_of};
 
 pub use blocks::Blocks;
 pub use trust::Trust;
@@ -85,7 +85,8 @@ pub fn open_image(dir: &Path) -> Result<Option<Blocks>, SnapshotError> {
     fs::remove_file(&path).named("remove", &path)?;
     let image = manifest.files.iter().find(|file| file.name == MEMORY_IMAGE);
     let blocks = image.and_then(|image| Blocks::read(&dir.join(BLOCKS), image.bytes));
-    Ok(blocks.filter(|blocks| image.is_some_and(|image| image_entry(blocks) == *image)))
+    let is_right = |blocks: &Blocks| Some(&image_entry(MEMORY_IMAGE, blocks)) == image;
+    Ok(blocks.filter(is_right))
 }
 
 /// Describes the durable files in `new` in the manifest, which is returned, and gives the directory
@@ -111,7 +112,7 @@ pub fn complete(
     if names.iter().any(|name| name == MEMORY_IMAGE) {
         let blocks = blocks_of(&new.join(MEMORY_IMAGE), opened)?;
         blocks.write_new(&new.join(BLOCKS))?;
-        manifest.files.push(image_entry(&blocks));
+        manifest.files.push(image_entry(MEMORY_IMAGE, &blocks));
     }
     let path = new.join(MANIFEST);
     let text = serde_json::to_vec_pretty(&manifest)
@@ -171,10 +172,7 @@ fn verify_file(dir: &Path, wanted: &FileEntry) -> Result<(), SnapshotError> {
     }
     let found = match wanted.by_blocks {
         false => entry(dir, &wanted.name)?,
-        true => {
-            let found = image_entry(&blocks_of(&dir.join(&wanted.name), None)?);
-            FileEntry { name: wanted.name.clone(), ..found }
-        }
+        true => image_entry(&wanted.name, &blocks_of(&dir.join(&wanted.name), None)?),
     };
     match found {
         found if found == *wanted => Ok(()),
@@ -229,9 +227,9 @@ fn blocks_of(
     Ok(read().named("read", path)?)
 }
 
-fn image_entry(blocks: &Blocks) -> FileEntry {
+fn image_entry(name: &str, blocks: &Blocks) -> FileEntry {
     let digest = blocks.digest().to_string();
-    FileEntry { name: MEMORY_IMAGE.to_owned(), bytes: blocks.bytes(), digest, by_blocks: true }
+    FileEntry { name: name.to_owned(), bytes: blocks.bytes(), digest, by_blocks: true }
 }
 
 /// The digest of a sparse file's content, whose holes cost nothing, and its length.
@@ -245,7 +243,7 @@ fn digest(file: &File) -> io::Result<(Digest, u64)> {
             let at = number * BLOCK as u64;
             let length = usize::try_from(bytes - at).unwrap_or(BLOCK).min(BLOCK);
             file.read_exact_at(&mut block[..length], at)?;
-            if block[..length].iter().any(|byte| *byte != 0) {
+            if !are_zero(&block[..length]) {
                 hasher.update(number.to_le_bytes());
                 hasher.update(&block[..length]);
             }

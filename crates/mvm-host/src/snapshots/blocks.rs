@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::BLOCK;
 use crate::image::digest::Digest;
 use crate::image::durable::{self, FileError};
-use crate::vmm::memory::data_of;
+use crate::vmm::memory::{are_zero, data_of};
 
 /// The digest of one block; of one with nothing but zeroes, which is as good as a hole, zeroes.
 type BlockDigest = [u8; 32];
@@ -53,7 +53,7 @@ impl Blocks {
                 let length = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
                 file.read_exact_at(&mut block[..length], at)?;
                 let digest = self.digests.get_mut(number).ok_or(io::ErrorKind::InvalidInput)?;
-                *digest = match block[..length].iter().all(|byte| *byte == 0) {
+                *digest = match are_zero(&block[..length]) {
                     true => EMPTY,
                     false => Sha256::digest(&block[..length]).into(),
                 };

@@ -141,6 +141,11 @@ pub(super) fn is_zero(page: &[u8]) -> bool {
     ZEROES.starts_with(page)
 }
 
+/// The same of any number of pages.
+pub(crate) fn are_zero(pages: &[u8]) -> bool {
+    pages.chunks(PAGE).all(is_zero)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,6 @@ mod transfer;
 pub(crate) use changes::PAGE;
 use changes::{Run, runs_of};
 pub use image::MemoryImage;
-pub(crate) use image::{data_of, make_sparse};
+pub(crate) use image::{are_zero, data_of, make_sparse};
 pub(super) use process::GuestMemory;
 pub(super) use transfer::{restore_changes, save_changes};
