@@ -25,7 +25,7 @@ pub struct Node {
     dir: PathBuf,
     owner: Owner,
     vmm: Option<String>,
-    variable: Option<(&'static str, &'static str)>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Node {
@@ -49,7 +49,8 @@ impl Node {
     fn in_dir(dir: PathBuf) -> Self {
         let dir = dir.canonicalize().expect("the directory exists");
         let owner = Owner::of(&dir).expect("the directory exists");
-        let node = Self { dir, owner, vmm: std::env::var(VMM_VARIABLE).ok(), variable: None };
+        let node =
+            Self { dir, owner, vmm: std::env::var(VMM_VARIABLE).ok(), variables: Vec::new() };
         seed::fill(&node.dir);
         node
     }
@@ -60,8 +61,8 @@ impl Node {
     }
 
     /// From now on every command, and every agent that one starts, has this variable.
-    pub fn set_variable(&mut self, name: &'static str, value: &'static str) {
-        self.variable = Some((name, value));
+    pub fn set_variable(&mut self, name: &'static str, value: &str) {
+        self.variables.push((name, value.to_owned()));
     }
 
     /// The state directory.
@@ -81,7 +82,8 @@ impl Node {
         for name in ["MVM_LOG", "MVM_VMM", "MVM_ACCEL", "MVM_KEEP_FREE"] {
             command.env_remove(name);
         }
-        command.envs(self.vmm.as_ref().map(|vmm| ("MVM_VMM", vmm))).envs(self.variable);
+        command.envs(self.vmm.as_ref().map(|vmm| ("MVM_VMM", vmm)));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.envs(std::env::var(ACCEL_VARIABLE).ok().map(|accel| ("MVM_ACCEL", accel)));
         command
     }

@@ -96,6 +96,41 @@ fn an_instance_lives_on_firecracker_and_leaves_nothing() {
 }
 
 #[test]
+fn in_production_a_process_waits_for_the_wake_behind_every_wall() {
+    let Some(mut node) = node() else { return };
+    let Ok(filter) = std::env::var("MVM_TEST_SECCOMP_FILTER") else {
+        println!("skipped: needs MVM_TEST_SECCOMP_FILTER, a compiled seccomp filter");
+        return;
+    };
+    node.set_variable("MVM_PRODUCTION", "1");
+    node.set_variable("MVM_SECCOMP_FILTER", &filter);
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    node.ok(&["pool", "policy", "acme/web", "--keep-vmm"]);
+    for _ in 0..2 {
+        node.ok(&["sleep", &path]);
+        let waiting = mvm_tests::until("a process waits", mvm_tests::LIMIT, || {
+            let pids = node.vmm_pids();
+            (pids.len() == 1).then(|| pids[0])
+        });
+        node.guest(&path, "true");
+        assert_eq!(node.instance(&path)["pid"], waiting, "another one was started");
+        // The agent refuses one without all of them; these are two that it refuses.
+        let proc = format!("/proc/{waiting}");
+        let status = std::fs::read_to_string(format!("{proc}/status")).unwrap();
+        assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
+        let network = |process: &str| std::fs::read_link(format!("{process}/ns/net")).unwrap();
+        assert_ne!(network(&proc), network("/proc/self"));
+        // Its tap is out of there all the same.
+        let gateway = "ping -c 1 -W 10 $(ip route | awk '/default/ {print $3}')";
+        node.guest(&path, gateway);
+        node.ok(&["net", "verify"]);
+    }
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+#[test]
 fn memory_that_a_guest_frees_goes_back_to_the_host() {
     let Some(node) = node() else { return };
     node.small_pool("acme/web", &[]);

@@ -15,7 +15,7 @@ use mvm_core::record::InstanceRecord;
 use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
-use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, Vm, VmSpec};
+use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, TapPlace, Vm, VmSpec};
 use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
@@ -150,8 +150,11 @@ async fn try_boot(
     node.host.images.ensure_layer(&layer, record.spec.disk_mib, spec.uid).await?;
     // What it slept on would not fit the disk any more.
     sleep::prune(&dir, status)?;
-    add_to_network(node, &record).await?;
-    Ok(node.host.vmm.launch(&spec).await?)
+    let place = node.host.vmm.tap_place(spec.vmm);
+    add_to_network(node, &record, place).await?;
+    let vm = node.host.vmm.launch(&spec).await?;
+    connect(node, &record, place, &*vm).await?;
+    Ok(vm)
 }
 
 /// Makes an instance's directory, unless it is there.
@@ -160,15 +163,36 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), EffectError> {
     std::fs::create_dir_all(dir).map_err(failed)
 }
 
-/// Makes the instance's tap and rules, if it has a network.
+/// Makes the instance's rules, if it has a network, and its tap, if its VMM needs it already.
 pub(crate) async fn add_to_network(
     node: &Node,
     record: &InstanceRecord,
+    place: TapPlace,
 ) -> Result<(), EffectError> {
-    if let Some(net) = network(node, record) {
-        node.host.network.add_instance(net).await?;
+    match (network(node, record), place) {
+        (None, _) => {}
+        (Some(net), TapPlace::Host) => node.host.network.add_instance(net).await?,
+        (Some(net), TapPlace::Own) => node.host.network.admit_instance(net).await?,
     }
     Ok(())
+}
+
+/// Connects a microVM to its network whose VMM has its tap to itself; ends it if that fails.
+pub(crate) async fn connect(
+    node: &Node,
+    record: &InstanceRecord,
+    place: TapPlace,
+    vm: &dyn Vm,
+) -> Result<(), EffectError> {
+    let Some(net) = network(node, record).filter(|_| place == TapPlace::Own) else {
+        return Ok(());
+    };
+    let taken = node.host.network.take_tap(net, vm.handle().pid).await;
+    if taken.is_err() {
+        vm.kill().await?;
+        vm.wait().await;
+    }
+    Ok(taken?)
 }
 
 /// Waits for the VM's end.

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod elf_support;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -120,6 +122,9 @@ fn parsed(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
 
+/// A program that halts for ever.
+const HALTS: [u8; 3] = [0xf4, 0xeb, 0xfd];
+
 /// A Firecracker, without a jail, in a directory with files to name.
 struct Party {
     program: PathBuf,
@@ -130,7 +135,7 @@ struct Party {
 impl Party {
     fn new(program: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("kernel"), smallest_kernel()).unwrap();
+        std::fs::write(dir.path().join("kernel"), elf_support::kernel(&HALTS)).unwrap();
         File::create(dir.path().join("disk")).unwrap().set_len(1 << 20).unwrap();
         File::create(dir.path().join("metrics")).unwrap();
         let process = start(program, dir.path());
@@ -211,33 +216,4 @@ fn start(program: &Path, dir: &Path) -> Child {
         std::thread::sleep(Duration::from_millis(5));
     }
     process
-}
-
-/// An ELF file for x86-64 whose only program halts for ever, at 1 MiB.
-fn smallest_kernel() -> Vec<u8> {
-    const CODE: [u8; 3] = [0xf4, 0xeb, 0xfd];
-    const AT: u64 = 0x10_0000;
-    /// Bytes of both headers, behind which the program lies.
-    const HEADERS: u64 = 64 + 56;
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    for half in [2u16, 62] {
-        file.extend(half.to_le_bytes()); // executable, x86-64
-    }
-    file.extend(1u32.to_le_bytes());
-    for word in [AT, 64, 0] {
-        file.extend(word.to_le_bytes()); // entry, program headers, no section headers
-    }
-    file.extend(0u32.to_le_bytes());
-    for half in [64u16, 56, 1, 0, 0, 0] {
-        file.extend(half.to_le_bytes()); // sizes and counts of headers
-    }
-    for word in [1u32, 5] {
-        file.extend(word.to_le_bytes()); // to be loaded, readable and executable
-    }
-    for word in [HEADERS, AT, AT, CODE.len() as u64, CODE.len() as u64, 0x1000] {
-        file.extend(word.to_le_bytes());
-    }
-    file.extend(CODE);
-    file
 }

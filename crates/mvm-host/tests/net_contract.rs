@@ -69,6 +69,11 @@ fn instances_come_and_go() {
                 host.a.add_instance(instance(1, slot)).await.unwrap();
             }
             assert_eq!(differences(&*host.a, &node(&[(1, 3), (1, 4)])).await, [""; 0]);
+            // Where a VMM makes the tap, the rest is there before it.
+            host.a.admit_instance(instance(1, 5)).await.unwrap();
+            let missing = differences(&*host.a, &node(&[(1, 3), (1, 4), (1, 5)])).await;
+            assert_eq!(missing.len(), 1, "{missing:?}");
+            host.a.remove_instance(instance(1, 5)).await.unwrap();
             for _ in 0..2 {
                 host.a.remove_instance(instance(1, 3)).await.unwrap();
             }

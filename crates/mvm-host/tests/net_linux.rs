@@ -6,13 +6,15 @@ mod net_support;
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use mvm_core::net::{NetId, NodeNetwork};
+use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork};
 use mvm_host::net::{Network, NetworkError, Occupied};
-use net_support::guest::open_tap;
+use net_support::guest::{Station, open_tap};
 use net_support::{Machine, differences, in_namespace, instance, ip, nft, node, sysctl, tenant};
 
 /// What a change would change: links with indexes and MACs, addresses, rules with handles.
@@ -346,5 +348,110 @@ fn a_tap_that_a_vmm_holds_open_is_removed_all_the_same() {
         assert!(!ip("link show").contains("tn1i3"));
         drop(in_use);
         assert_eq!(differences(&network, &node(&[(2, 3)])).await, [""; 0]);
+    });
+}
+
+/// A process in a network namespace of its own, as a VMM is.
+struct Vmm(Child);
+
+impl Vmm {
+    fn new() -> Self {
+        let child = Command::new("unshare").args(["--net", "sleep", "120"]).spawn().unwrap();
+        let vmm = Self(child);
+        let comm = format!("/proc/{}/comm", vmm.pid());
+        while std::fs::read_to_string(&comm).unwrap() != "sleep\n" {
+            std::thread::yield_now();
+        }
+        vmm
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn ip(&self, arguments: &str) {
+        let namespace = format!("--net=/proc/{}/ns/net", self.pid());
+        let mut command = Command::new("nsenter");
+        let status = command.args([&namespace, "ip"]).args(arguments.split(' ')).status();
+        assert!(status.unwrap().success(), "ip {arguments}");
+    }
+
+    fn make_tap(&self, instance: InstanceNetwork, owner_uid: u32) {
+        self.ip(&format!("tuntap add dev {} mode tap user {owner_uid}", instance.tap()));
+    }
+
+    /// Opens the tap, where it is.
+    fn open_tap(&self, instance: InstanceNetwork) -> std::fs::File {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
+        let open = move || {
+            let network = rustix::thread::ThreadNameSpaceType::NETWORK;
+            rustix::thread::move_into_thread_name_spaces(namespace.as_fd(), network).unwrap();
+            open_tap(&instance.tap())
+        };
+        std::thread::spawn(open).join().unwrap()
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_tap_is_taken_from_the_namespace_of_the_vmm_that_has_it_open() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        let (instance, expected) = (instance(1, 4), node(&[(1, 3), (1, 4)]));
+        network.admit_instance(instance).await.unwrap();
+        assert_eq!(differences(&network, &expected).await.len(), 1, "only the tap is missing");
+
+        let vmm = Vmm::new();
+        let missing = network.take_tap(instance, vmm.pid()).await;
+        assert!(missing.is_err(), "there is none");
+        vmm.make_tap(instance, instance.owner_uid() + 1);
+        let others = network.take_tap(instance, vmm.pid()).await;
+        assert!(others.is_err(), "it is another user's");
+        vmm.ip(&format!("link del {}", instance.tap()));
+        vmm.make_tap(instance, instance.owner_uid());
+        let tap = vmm.open_tap(instance);
+        network.take_tap(instance, vmm.pid()).await.unwrap();
+        assert_eq!(differences(&network, &expected).await, [""; 0]);
+        assert_eq!(sysctl(&format!("ipv6/conf/{}/disable_ipv6", instance.tap())), Some("1".into()));
+
+        // Packets flow: both are answered by the gateway.
+        let mut guest = Station::guest_on(tap, instance);
+        guest.fence();
+        // It stays when its VMM has ended, and is removed like any other.
+        drop((vmm, guest));
+        assert_eq!(differences(&network, &expected).await, [""; 0]);
+
+        // One that is left of an earlier run gives way.
+        let vmm = Vmm::new();
+        vmm.make_tap(instance, instance.owner_uid());
+        let tap = vmm.open_tap(instance);
+        network.take_tap(instance, vmm.pid()).await.unwrap();
+        Station::guest_on(tap, instance).fence();
+        network.remove_instance(instance).await.unwrap();
+        assert_eq!(differences(&network, &node(&[(1, 3)])).await, [""; 0]);
+    });
+}
+
+#[test]
+fn a_tap_is_not_taken_over_somebody_elses_link() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        let instance = instance(1, 4);
+        network.admit_instance(instance).await.unwrap();
+        ip(&format!("link add {} type bridge", instance.tap()));
+        let vmm = Vmm::new();
+        vmm.make_tap(instance, instance.owner_uid());
+        let refused = network.take_tap(instance, vmm.pid()).await;
+        assert!(matches!(refused, Err(NetworkError::Taken { .. })), "{refused:?}");
     });
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod elf_support;
 mod image_support;
 mod vmm_firecracker;
 mod vmm_support;

@@ -7,6 +7,7 @@ use mvm_core::death::Cause;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{PoolPath, Selector};
 use mvm_core::spec::{Document, PoolSpec, RestartPolicy};
+use mvm_host::vmm::TapPlace;
 use mvm_host::vmm::sim::SimFault;
 use mvm_store::Transaction;
 use mvm_wire::{Call, ErrorCode, Reply};
@@ -55,6 +56,35 @@ async fn an_instance_that_cannot_start_is_retried_and_never_replaced() {
     assert!(matches!(cause, Cause::StartFailed { error } if error.contains("no luck")), "{cause}");
     let running = agent.until_running(1).await;
     assert_eq!(running[0].path.id, id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tap_that_its_vmm_makes_is_connected_or_the_microvm_ended() {
+    let mut machine = Machine::new();
+    machine.world = machine.world.clone().with_taps(TapPlace::Own);
+    let agent = machine.agent().await;
+    let pool = pool(&agent, PoolSpec::default()).await;
+    let selector = create_stopped(&agent, &pool).await;
+    // Its rules, its tap, and so on, in each of the attempts.
+    for failing in 1..=4 {
+        machine.network.fail_next(failing);
+        start(&agent, &selector).await;
+        let running = agent.until_running(1).await;
+        assert!(machine.network.links().contains(running[0].tap.as_ref().unwrap()));
+        assert_eq!(machine.world.running().len(), 1, "one that was not connected runs");
+        let one = selector.clone();
+        let sleep = Request::InstanceSleep { selector: one, all: false, hooks_ms: 1_000 };
+        agent.submit(sleep).await.unwrap();
+        agent.until("asleep", |all| all[0].state == State::Sleeping).await;
+        machine.network.fail_next(failing);
+        start(&agent, &selector).await;
+        agent.until_running(1).await;
+        let one = selector.clone();
+        let stop = Request::InstanceStop { selector: one, all: false, grace_ms: 1_000 };
+        agent.submit(stop).await.unwrap();
+        agent.until("stopped", |all| all[0].state == State::Stopped).await;
+        assert!(machine.world.running().is_empty());
+    }
 }
 
 #[tokio::test(start_paused = true)]

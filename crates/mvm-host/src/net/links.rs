@@ -1,7 +1,9 @@
 //! The machine's links, addresses and routes, over netlink.
 
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
@@ -15,10 +17,11 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use super::NetworkError;
+use super::{NetworkError, namespace};
 
 /// Attribute of a tap's link information with its owner (`IFLA_TUN_OWNER` of `linux/if_link.h`).
 const TUN_OWNER: u16 = 1;
@@ -32,6 +35,7 @@ const GROUP_FWD_MASK: u16 = 0xfff8;
 pub(super) struct Links {
     handle: rtnetlink::Handle,
     connection: JoinHandle<()>,
+    namespace: File,
     /// The kernel refuses a second list on a socket that has not taken all of the first.
     listing: Mutex<()>,
 }
@@ -76,9 +80,25 @@ impl Drop for Links {
 impl Links {
     /// Opens the connection; must be called within a tokio runtime.
     pub(super) fn open() -> Result<Self, NetworkError> {
-        let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(NetworkError::system("open a routing netlink socket"))?;
-        Ok(Self { handle, connection: tokio::spawn(connection), listing: Mutex::new(()) })
+        Self::connect().map_err(NetworkError::system("open a routing netlink socket"))
+    }
+
+    /// Opens one in the network namespace of a process.
+    pub(super) fn of_process(pid: u32) -> Result<Self, NetworkError> {
+        let runtime = Handle::current();
+        let connected = namespace::within(pid, || {
+            let _entered = runtime.enter();
+            Self::connect()
+        });
+        let operation = format!("open a routing netlink socket in the namespace of process {pid}");
+        connected.map_err(NetworkError::system(operation))
+    }
+
+    fn connect() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let namespace = namespace::of("thread-self")?;
+        let connection = tokio::spawn(connection);
+        Ok(Self { handle, connection, namespace, listing: Mutex::new(()) })
     }
 
     pub(super) async fn all(&self) -> Result<Vec<Link>, NetworkError> {
@@ -95,6 +115,13 @@ impl Links {
             Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(failed(format!("look up the link {name}"))(error)),
         }
+    }
+
+    /// A link that has to be there.
+    pub(super) async fn found(&self, name: &str) -> Result<Link, NetworkError> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let link = self.get(name).await?;
+        link.ok_or_else(|| NetworkError::system(format!("find the link {name}"))(gone()))
     }
 
     /// Creates a bridge, down and without alias, but with its MAC.
@@ -134,6 +161,23 @@ impl Links {
     pub(super) async fn attach(&self, tap: &Link, bridge: &Link) -> Result<(), NetworkError> {
         let message = LinkUnspec::new_with_index(tap.index).controller(bridge.index).build();
         self.set(message, format!("put {} on {}", tap.name, bridge.name)).await
+    }
+
+    /// Moves a tap that is down into the network namespace of `to`, marks it and puts it on a bridge there, in
+    /// one step: it is never there without that.
+    pub(super) async fn hand_over(
+        &self,
+        tap: &Link,
+        to: &Links,
+        alias: &str,
+        bridge: &Link,
+    ) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(tap.index)
+            .setns_by_fd(to.namespace.as_raw_fd())
+            .alias(alias)
+            .controller(bridge.index)
+            .build();
+        self.set(message, format!("move {} to {}", tap.name, bridge.name)).await
     }
 
     pub(super) async fn bring_up(&self, link: &Link) -> Result<(), NetworkError> {

@@ -159,7 +159,7 @@ impl LinuxNetwork {
             }
             None => {
                 self.links.add_bridge(&name, mac).await?;
-                self.created(&name).await?
+                self.links.found(&name).await?
             }
         };
         if bridge.alias.as_deref() != Some(self.ownership.alias()) {
@@ -179,6 +179,24 @@ impl LinuxNetwork {
             self.links.bring_up(&bridge).await?;
         }
         Ok(bridge)
+    }
+
+    /// Lets an instance's packets through, and returns its tap, if it has one, and its tenant's bridge.
+    async fn admit(
+        &self,
+        firewall: &mut Firewall,
+        instance: InstanceNetwork,
+    ) -> Result<(Option<Link>, Link), NetworkError> {
+        let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
+        let mut wanted = applied.clone();
+        wanted.add_instance(instance)?;
+        self.ownership.claim(instance.tenant.net_id)?;
+        let tap = self.links.get(&instance.tap()).await?;
+        if let Some(link) = &tap {
+            self.ownership.check(link)?;
+        }
+        let bridge = self.guarded_bridge(firewall, wanted, &instance.tenant).await?;
+        Ok((tap, bridge))
     }
 
     /// Makes an instance's tap on its bridge, or mends it.
@@ -217,17 +235,11 @@ impl LinuxNetwork {
     async fn create_tap(&self, name: &str, owner_uid: u32) -> Result<Link, NetworkError> {
         let failed = |error| NetworkError::system(format!("create the tap {name}"))(error);
         let new = NewTap::create(name, owner_uid).map_err(failed)?;
-        let tap = self.created(name).await?;
+        let tap = self.links.found(name).await?;
         // Marked before it can outlive us: there is never a tap that nobody owns.
         self.links.set_alias(&tap, self.ownership.alias()).await?;
         new.persist().map_err(failed)?;
         Ok(tap)
-    }
-
-    async fn created(&self, name: &str) -> Result<Link, NetworkError> {
-        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
-        let link = self.links.get(name).await?;
-        link.ok_or_else(|| NetworkError::system(format!("find the new link {name}"))(gone()))
     }
 
     /// Turns the firewall that we know of into that of `wanted`.
@@ -375,16 +387,35 @@ impl Network for LinuxNetwork {
 
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         let mut firewall = self.firewall.lock().await;
-        let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
-        let mut wanted = applied.clone();
-        wanted.add_instance(instance)?;
-        self.ownership.claim(instance.tenant.net_id)?;
-        let tap = self.links.get(&instance.tap()).await?;
-        if let Some(link) = &tap {
-            self.ownership.check(link)?;
-        }
-        let bridge = self.guarded_bridge(&mut firewall, wanted, &instance.tenant).await?;
+        let (tap, bridge) = self.admit(&mut firewall, instance).await?;
         self.ensure_tap(&instance, tap.as_ref(), &bridge).await
+    }
+
+    async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        self.admit(&mut firewall, instance).await.map(drop)
+    }
+
+    async fn take_tap(&self, instance: InstanceNetwork, pid: u32) -> Result<(), NetworkError> {
+        let _firewall = self.firewall.lock().await;
+        let (name, owner_uid) = (instance.tap(), instance.owner_uid());
+        let bridge = self.links.found(&instance.tenant.bridge()).await?;
+        self.ownership.check(&bridge)?;
+        let there = Links::of_process(pid)?;
+        let tap = there.found(&name).await?;
+        if tap.kind != (LinkKind::Tap { owner_uid: Some(owner_uid) }) {
+            return Err(NetworkError::system(format!("take {name} from process {pid}"))(
+                std::io::Error::other("it is no tap of the instance's user"),
+            ));
+        }
+        // Of a run before, or made anew while the VMM started.
+        if let Some(old) = self.links.get(&name).await? {
+            self.ownership.check(&old)?;
+            self.links.delete(&old).await?;
+        }
+        there.hand_over(&tap, &self.links, self.ownership.alias(), &bridge).await?;
+        let tap = self.links.found(&name).await?;
+        self.ensure_tap(&instance, Some(&tap), &bridge).await
     }
 
     async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {

@@ -14,6 +14,7 @@ mod difference;
 mod error;
 mod links;
 mod linux;
+mod namespace;
 mod nft;
 mod owner;
 mod ownership;
@@ -33,6 +34,7 @@ pub use claims::CLAIMS_DIR;
 pub use difference::Difference;
 pub use error::NetworkError;
 pub use linux::LinuxNetwork;
+pub(crate) use namespace::make_tap;
 pub use owner::Owner;
 pub use sim::{SimMachine, SimNetwork};
 
@@ -87,6 +89,21 @@ pub trait Network: Send + Sync {
     /// [`ensure`](Network::ensure) was not called yet, the net id or a link is somebody else's, or
     /// the operating system refused.
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError>;
+
+    /// Does the same without the tap, which the VMM's driver makes in the VMM's own network namespace,
+    /// and [`take_tap`](Network::take_tap) takes from there.
+    ///
+    /// # Errors
+    /// Those of [`add_instance`](Network::add_instance).
+    async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError>;
+
+    /// Takes an instance's tap out of the network namespace of its VMM, the process `pid`, which has it open
+    /// and keeps it, and makes it a port of its tenant's bridge.
+    ///
+    /// # Errors
+    /// [`admit_instance`](Network::admit_instance) was not called yet, there is no such tap, a link of
+    /// its name is somebody else's, or the operating system refused.
+    async fn take_tap(&self, instance: InstanceNetwork, pid: u32) -> Result<(), NetworkError>;
 
     /// Removes an instance's tap and stops its packets; it is not an error if it is gone.
     ///

@@ -179,15 +179,6 @@ impl State {
         }
         Ok(())
     }
-
-    fn ensure_instance(
-        &mut self,
-        instance: &InstanceNetwork,
-        state_dir: &PathBuf,
-    ) -> Result<(), NetworkError> {
-        self.ensure_link(instance.tenant.bridge(), state_dir)?;
-        self.ensure_link(instance.tap(), state_dir)
-    }
 }
 
 #[async_trait]
@@ -261,6 +252,11 @@ impl Network for SimNetwork {
     }
 
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        self.admit_instance(instance).await?;
+        self.machine.lock().ensure_link(instance.tap(), &self.state_dir)
+    }
+
+    async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         if !self.is_ensured.load(Ordering::Relaxed) {
             return Err(NetworkError::NotEnsured);
         }
@@ -271,7 +267,11 @@ impl Network for SimNetwork {
         state.check(&instance.tenant.bridge(), &self.state_dir)?;
         state.check(&instance.tap(), &self.state_dir)?;
         state.set_firewall(&self.state_dir, |firewall| *firewall = wanted)?;
-        state.ensure_instance(&instance, &self.state_dir)
+        state.ensure_link(instance.tenant.bridge(), &self.state_dir)
+    }
+
+    async fn take_tap(&self, instance: InstanceNetwork, _pid: u32) -> Result<(), NetworkError> {
+        self.machine.lock().ensure_link(instance.tap(), &self.state_dir)
     }
 
     async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {

@@ -4,6 +4,7 @@
 //! [`ToolError`]. It never signals a bare pid: a number that the kernel has given to somebody else is
 //! recognised and left alone.
 
+mod apart;
 mod become_program;
 mod daemon;
 mod exit_info;
@@ -27,11 +28,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OnceCell;
 
+pub use apart::Apart;
 pub use become_program::become_program;
 pub use daemon::spawn_daemon;
 pub use find::find_program;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
-pub use spawn::{Pids, Spawn, spawn};
+pub use spawn::{Spawn, spawn};
 pub use strays::end_all_of;
 pub(crate) use tool::Tool;
 pub use tool::ToolError;

@@ -3,14 +3,16 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use rustix::thread::UnshareFlags;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
+use super::apart::{self, Apart};
 use super::{Process, ProcessIdentity};
 
 /// A process to start.
@@ -32,18 +34,13 @@ pub struct Spawn<'a> {
     pub output: Option<BorrowedFd<'a>>,
     /// Where its standard error goes instead.
     pub errors: Option<BorrowedFd<'a>>,
-    /// Whether it sees processes of the host.
-    pub pids: Pids,
+    /// Namespaces and a cgroup of its own; the caller's if absent.
+    pub apart: Option<Apart<'a>>,
 }
 
-/// Which processes a process sees and can signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pids {
-    /// Those that the caller sees.
-    Host,
-    /// Itself and its children alone, which end with it: it is the first of a PID namespace.
-    Own,
-}
+/// The variables that it has.
+pub(super) const ENVIRONMENT: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C")];
 
 impl<'a> Spawn<'a> {
     /// A process that inherits nothing and is silent.
@@ -57,7 +54,7 @@ impl<'a> Spawn<'a> {
             input: None,
             output: None,
             errors: None,
-            pids: Pids::Host,
+            apart: None,
         }
     }
 }
@@ -69,6 +66,29 @@ impl<'a> Spawn<'a> {
 /// The program cannot be run, or the caller may not become its user. Must be called on a tokio
 /// runtime.
 pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
+    let child = Child {
+        uid: spawn.uid,
+        groups: spawn.groups.to_vec(),
+        keep: spawn.keep.iter().map(AsRawFd::as_raw_fd).collect(),
+    };
+    let (pid, pidfd) = match spawn.apart {
+        Some(apart) => apart::start(spawn, apart, &child)?,
+        None => start(spawn, child)?,
+    };
+    // Until it is reaped, which nobody else does, the pid is this child's.
+    let process = ProcessIdentity::of(pid).and_then(|identity| {
+        let pidfd = pidfd.try_clone()?;
+        Process::new(identity, pidfd)
+    });
+    if process.is_err() {
+        pidfd_send_signal(&pidfd, Signal::KILL)?;
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+    }
+    process
+}
+
+/// Starts it where the caller is, and returns its pid and its pidfd.
+fn start(spawn: &Spawn<'_>, child: Child) -> io::Result<(u32, OwnedFd)> {
     let stdio = |fd: Option<BorrowedFd<'_>>| -> io::Result<Stdio> {
         Ok(fd.map(|fd| fd.try_clone_to_owned()).transpose()?.map_or_else(Stdio::null, Stdio::from))
     };
@@ -76,53 +96,28 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
     command
         .args(spawn.args)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C")
+        .envs(ENVIRONMENT)
         .current_dir("/")
         .stdin(stdio(spawn.input)?)
         .stdout(stdio(spawn.output)?)
         .stderr(stdio(spawn.errors.or(spawn.output))?);
-    let child = Child {
-        uid: spawn.uid,
-        groups: spawn.groups.to_vec(),
-        keep: spawn.keep.iter().map(AsRawFd::as_raw_fd).collect(),
-    };
     before_exec(&mut command, child);
     // The child is not waited for through `std`: its pidfd reaps it.
-    let child = match spawn.pids {
-        Pids::Host => command.spawn()?,
-        Pids::Own => spawn_first_of_namespace(command)?,
-    };
-    let opened = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-        .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
-        .and_then(|pidfd: OwnedFd| Process::new(ProcessIdentity::of(child.id())?, pidfd));
-    if opened.is_err() {
-        let mut child = child;
-        // Nobody else can reap it, so the pid is still this child's.
-        child.kill()?;
-        child.wait()?;
+    let mut child = command.spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok((child.id(), pidfd)),
+        Err(error) => {
+            child.kill()?;
+            child.wait()?;
+            Err(error.into())
+        }
     }
-    opened
-}
-
-/// Starts a command as the first process of a PID namespace. It stays this process's child: only
-/// what the thread starts from then on is in the namespace, and the thread starts nothing else.
-#[allow(unsafe_code)]
-fn spawn_first_of_namespace(mut command: Command) -> io::Result<std::process::Child> {
-    let start = move || {
-        // SAFETY: the namespace is for children of this thread; no memory or file is unshared.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
-        command.spawn()
-    };
-    let thread = std::thread::Builder::new().name("spawn".into()).spawn(start)?;
-    thread.join().map_err(|_| io::Error::other("the thread that starts a process panicked"))?
 }
 
 /// What the child does to itself before it becomes the program.
-struct Child {
+pub(super) struct Child {
     uid: Option<u32>,
     groups: Vec<u32>,
     keep: Vec<RawFd>,
@@ -137,12 +132,17 @@ fn before_exec(command: &mut Command, child: Child) {
     }
 }
 
-#[allow(unsafe_code)]
-fn prepare_child(child: &Child) -> io::Result<()> {
-    let check = |result: libc::c_int| match result {
+/// The error of a system call that failed.
+pub(super) fn check(result: impl Into<libc::c_long>) -> io::Result<()> {
+    match result.into() {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
-    };
+    }
+}
+
+/// Makes only system calls.
+#[allow(unsafe_code)]
+pub(super) fn prepare_child(child: &Child) -> io::Result<()> {
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: plain system calls on this process; the one pointer is to a live structure.
     unsafe {
@@ -155,13 +155,14 @@ fn prepare_child(child: &Child) -> io::Result<()> {
         check(libc::close_range(3, libc::c_uint::MAX, flags))?;
         if let Some(uid) = child.uid {
             // Without the privilege to set groups there is none to lose, as long as the user stays.
-            if libc::setgroups(child.groups.len(), child.groups.as_ptr()) == -1
-                && (libc::geteuid() == 0 || !child.groups.is_empty())
-            {
-                return Err(io::Error::last_os_error());
+            let (count, groups) = (child.groups.len(), child.groups.as_ptr());
+            // The library's own functions would do it for threads that this process does not have.
+            let set = check(libc::syscall(libc::SYS_setgroups, count, groups));
+            if libc::geteuid() == 0 || !child.groups.is_empty() {
+                set?;
             }
-            check(libc::setresgid(uid, uid, uid))?;
-            check(libc::setresuid(uid, uid, uid))?;
+            check(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
+            check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
         }
         for &fd in &child.keep {
             check(libc::fcntl(fd, libc::F_SETFD, 0))?;
@@ -175,7 +176,6 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::io::{Read, Seek};
-    use std::os::fd::AsFd;
 
     async fn output_of(script: &str, uid: Option<u32>, keep: &[BorrowedFd<'_>]) -> String {
         let mut output = tempfile::tempfile().unwrap();
@@ -239,33 +239,61 @@ mod tests {
         assert_eq!(ids[0], ids[1]);
     }
 
-    #[tokio::test]
+    /// What a shell says that is apart, to its standard output and its standard error.
     #[allow(clippy::print_stderr)] // a skipped test says why
-    async fn a_process_with_pids_of_its_own_is_still_known_and_reaped_by_its_parent() {
+    async fn apart(script: &str) -> Option<(Process, String)> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root may make a PID namespace");
-            return;
+            eprintln!("skipped: only root may make namespaces");
+            return None;
         }
         let mut output = tempfile::tempfile().unwrap();
-        let args = ["-c", "echo $$; echo told >&2; exit 7"].map(OsString::from);
+        let args = ["-c", script].map(OsString::from);
         let program = Path::new("/bin/sh");
         let process = spawn(&Spawn {
             output: Some(output.as_fd()),
-            pids: Pids::Own,
+            apart: Some(Apart { cgroup: None }),
             ..Spawn::new(program, &args)
         })
         .unwrap();
-        assert_ne!(process.identity().pid, 1);
-        assert_eq!(process.wait().await, mvm_core::vmm::ProcessEnd::Exited { code: 7 });
+        process.wait().await;
         let mut text = String::new();
         output.rewind().unwrap();
         output.read_to_string(&mut text).unwrap();
+        Some((process, text))
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_apart_is_still_known_and_reaped_by_its_parent() {
+        let Some((process, text)) = apart("echo $$; echo told >&2; exit 7").await else { return };
+        assert_ne!(process.identity().pid, 1);
+        assert_eq!(process.wait().await, mvm_core::vmm::ProcessEnd::Exited { code: 7 });
         assert_eq!(text, "1\ntold\n");
     }
 
     #[tokio::test]
+    async fn a_process_that_is_apart_has_no_links_and_inherits_nothing() {
+        let script = "tail -n +3 /proc/net/dev | cut -d: -f1; grep Sig /proc/self/status; \
+                      tr '\\0' '\\n' </proc/self/environ; ls /proc/self/fd | wc -l; pwd";
+        let Some((_, text)) = apart(script).await else { return };
+        assert_eq!(text.lines().next().map(str::trim), Some("lo"), "{text}");
+        assert!(text.lines().nth(1).is_some_and(|line| line.starts_with("Sig")), "{text}");
+        assert!(text.contains("SigBlk:\t0000000000000000"), "{text}");
+        let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        let ignored = u64::from_str_radix(ignored, 16).unwrap();
+        assert_eq!(ignored & (1 << (libc::SIGPIPE - 1)), 0, "it ignores broken pipes");
+        assert!(text.contains("LC_ALL=C\n") && !text.contains("CARGO"), "{text}");
+        // Its three, and the directory that is listed.
+        assert!(text.ends_with("\n4\n/\n"), "{text}");
+    }
+
+    #[tokio::test]
     async fn a_missing_program_is_an_error() {
-        let error = spawn(&Spawn::new(Path::new("/no/such/program"), &[])).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let missing = Spawn::new(Path::new("/no/such/program"), &[]);
+        assert_eq!(spawn(&missing).unwrap_err().kind(), io::ErrorKind::NotFound);
+        if rustix::process::geteuid().is_root() {
+            let apart = Some(Apart { cgroup: None });
+            let error = spawn(&Spawn { apart, ..missing }).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        }
     }
 }

@@ -345,6 +345,16 @@ impl From<ResourceUsage> for VmUsage {
     }
 }
 
+/// Where a VMM opens a microVM's tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TapPlace {
+    /// In the network namespace of the machine: it has to be there.
+    Host,
+    /// In a network namespace of the VMM's own, where its driver makes it. Without its being
+    /// [taken](crate::net::Network::take_tap) from there it leads nowhere.
+    Own,
+}
+
 /// A virtual machine monitor.
 #[async_trait]
 pub trait Vmm: Send + Sync {
@@ -363,6 +373,12 @@ pub trait Vmm: Send + Sync {
     /// # Errors
     /// The VMM is not installed, or does not say.
     async fn build_for(&self, saved_on: &VmmBuild) -> Result<VmmBuild, VmmError>;
+
+    /// Where the taps of microVMs are opened that this kind of VMM runs; the one that microVMs are launched
+    /// on, if none is named.
+    fn tap_place(&self, _vmm: Option<VmmKind>) -> TapPlace {
+        TapPlace::Host
+    }
 
     /// The boot id of the machine that microVMs run on: changes with each of its boots.
     fn host_boot_id(&self) -> String;

@@ -12,7 +12,7 @@ use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle, VmmKind};
 
-use super::{Restore, Vm, VmSpec, Vmm, VmmError};
+use super::{Restore, TapPlace, Vm, VmSpec, Vmm, VmmError};
 
 /// A VMM that starts microVMs, and others for those that are not its own.
 pub struct NodeVmm {
@@ -111,6 +111,10 @@ impl Vmm for NodeVmm {
             ) => self.build().await,
             build => build,
         }
+    }
+
+    fn tap_place(&self, vmm: Option<VmmKind>) -> TapPlace {
+        vmm.map_or(&*self.chosen, |kind| self.restorer(kind)).tap_place(vmm)
     }
 
     fn host_boot_id(&self) -> String {

@@ -24,7 +24,7 @@ pub use agent::guest_agents;
 pub use guest::{SimGuestControl, SimGuestService};
 use machine::{Begin, Machine, Past, SimVm};
 
-use super::{DEVICE_STATE, DiskAccess, Restore, Vm, VmSpec, Vmm, VmmError, console};
+use super::{DEVICE_STATE, DiskAccess, Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, console};
 
 /// How long the simulated parts take.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +60,7 @@ pub struct SimWorld {
     state: Arc<Mutex<WorldState>>,
     service: Option<SimGuestService>,
     times: SimTimes,
+    tap_place: TapPlace,
 }
 
 struct WorldState {
@@ -70,6 +71,8 @@ struct WorldState {
     faults: BTreeMap<InstanceId, Vec<SimFault>>,
     /// Instances that a process waits for.
     waiting: BTreeSet<InstanceId>,
+    /// How many of them were taken by a restore.
+    taken: u32,
 }
 
 impl SimWorld {
@@ -82,8 +85,17 @@ impl SimWorld {
             exits: BTreeMap::new(),
             faults: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            taken: 0,
         };
-        Self { state: Arc::new(Mutex::new(state)), service: None, times }
+        let state = Arc::new(Mutex::new(state));
+        Self { state, service: None, times, tap_place: TapPlace::Host }
+    }
+
+    /// The same host, whose VMMs open their taps here.
+    #[must_use]
+    pub fn with_taps(mut self, place: TapPlace) -> Self {
+        self.tap_place = place;
+        self
     }
 
     /// The same host, with guests that run this service on their agent's port.
@@ -108,6 +120,11 @@ impl SimWorld {
     /// The instances that a process without a microVM waits for.
     pub fn waiting(&self) -> Vec<InstanceId> {
         self.state().waiting.iter().cloned().collect()
+    }
+
+    /// How many restores found a process that waited.
+    pub fn taken(&self) -> u32 {
+        self.state().taken
     }
 
     /// Ends everything at once, as a power cut does, and boots the host anew.
@@ -182,6 +199,7 @@ impl SimVmm {
             tokio::time::sleep(self.world.times.launch).await;
         }
         let mut state = self.world.state();
+        state.taken += u32::from(was_ready);
         state.bury();
         let fault = state.take_fault(&spec.id);
         if let Some(SimFault::LaunchFails(log)) = fault {
@@ -221,6 +239,10 @@ impl Vmm for SimVmm {
 
     async fn build_for(&self, _saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
         self.build().await
+    }
+
+    fn tap_place(&self, _vmm: Option<VmmKind>) -> TapPlace {
+        self.world.tap_place
     }
 
     fn host_boot_id(&self) -> String {

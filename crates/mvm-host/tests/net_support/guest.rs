@@ -26,9 +26,14 @@ pub struct Station {
 impl Station {
     /// Takes the place of an instance's VMM.
     pub fn guest(instance: InstanceNetwork) -> Self {
+        Self::guest_on(open_tap(&instance.tap()), instance)
+    }
+
+    /// Takes the place of an instance's VMM that has its tap open.
+    pub fn guest_on(tap: File, instance: InstanceNetwork) -> Self {
         let tenant = instance.tenant;
         let mut guest = Self {
-            tap: open_tap(&instance.tap()),
+            tap,
             mac: instance.mac().0,
             address: instance.address(),
             router: (tenant.gateway_mac().0, tenant.gateway()),

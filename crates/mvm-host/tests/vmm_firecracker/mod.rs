@@ -6,10 +6,11 @@ use std::process::Command;
 
 use mvm_core::net::MacAddr;
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
-use mvm_host::vmm::{Nic, VmSpec, Vmm, VmmError};
+use mvm_host::vmm::{Nic, TapPlace, VmSpec, Vmm, VmmError};
 
+use super::elf_support::kernel;
 use super::real_firecracker;
-use super::vmm_support::{Backend, Guest, Host, eventually, processes_of, text_of};
+use super::vmm_support::{Backend, Guest, Host, PATIENCE, eventually, processes_of, text_of};
 
 fn cgroup_of(spec: &VmSpec) -> std::path::PathBuf {
     Path::new("/sys/fs/cgroup/mvm").join(spec.uid.to_string())
@@ -87,28 +88,52 @@ async fn a_file_that_is_no_kernel_is_refused_before_anything_is_made() {
     assert_eq!(std::fs::read_dir(&spec.dir).unwrap().count(), 0);
 }
 
-/// In a network namespace of this test's own thread, in which Firecracker is also started.
 #[tokio::test]
-#[allow(unsafe_code)]
-async fn a_tap_serves_one_microvm_at_a_time_and_only_its_owner() {
+async fn a_kernel_that_does_not_boot_ends_its_microvm_and_says_nothing() {
+    /// An instruction that is none, where nothing handles it.
+    const FAULTS: [u8; 2] = [0x0f, 0x0b];
     let Some(backend) = real_firecracker() else { return };
-    // SAFETY: only the network namespace of this thread changes.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    let host = Host::new(backend);
+    let mut spec = host.spec(1);
+    spec.kernel = host.root.path().join("faults");
+    std::fs::write(&spec.kernel, kernel(&FAULTS)).unwrap();
+    match host.backend.vmm().launch(&spec).await {
+        Ok(vm) => {
+            let exit = tokio::time::timeout(PATIENCE, vm.wait()).await.unwrap();
+            assert_eq!(exit.reason, None, "nobody has said why");
+        }
+        // It was quicker than the driver.
+        Err(error) => assert!(matches!(error, VmmError::DiedAtStart { .. }), "{error}"),
+    }
+    assert_eq!(processes_of(spec.uid), []);
+}
+
+#[tokio::test]
+async fn a_tap_is_made_where_nothing_else_is_for_the_microvms_user() {
+    let Some(backend) = real_firecracker() else { return };
     let host = Host::new(backend);
     let spec = |number| VmSpec {
         nic: Some(Nic { tap: "mvmtap0".into(), mac: MacAddr([0x02, 0x6d, 10, 240, 0, 3]) }),
         ..host.spec(number)
     };
-    let owner = spec(1).uid.to_string();
-    let tap = ["tuntap", "add", "dev", "mvmtap0", "mode", "tap", "vnet_hdr", "user", &owner];
-    assert!(Command::new("ip").args(tap).status().unwrap().success());
     let vmm = host.backend.vmm();
-    let error = vmm.launch(&spec(2)).await.err().expect("the tap is another user's");
-    assert!(error.to_string().contains("mvmtap0"), "{error}");
-    assert_eq!(processes_of(spec(2).uid), []);
-    let vm = vmm.launch(&spec(1)).await.unwrap();
-    assert_eq!(Guest::of(&vm).await.ask("mac").await, "02:6d:0a:f0:00:03");
-    vm.kill().await.unwrap();
+    assert_eq!(vmm.tap_place(None), TapPlace::Own);
+    // Of one name: neither is where the other, or the machine's links, are.
+    let vms = [vmm.launch(&spec(1)).await.unwrap(), vmm.launch(&spec(2)).await.unwrap()];
+    for (vm, number) in vms.iter().zip(1..) {
+        assert_eq!(Guest::of(vm).await.ask("mac").await, "02:6d:0a:f0:00:03");
+        let namespace = format!("--net=/proc/{}/ns/net", vm.handle().pid);
+        let links = Command::new("nsenter").args([&namespace, "ip", "-o", "-d", "link"]).output();
+        let links = String::from_utf8(links.unwrap().stdout).unwrap();
+        let names: Vec<&str> = links.lines().filter_map(|it| it.split(": ").nth(1)).collect();
+        assert_eq!(names, ["lo", "mvmtap0"], "{links}");
+        assert!(links.contains(&format!(" user {} ", spec(number).uid)), "{links}");
+    }
+    let here = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    assert!(!String::from_utf8(here.stdout).unwrap().contains("mvmtap0"));
+    for vm in vms {
+        vm.kill().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -11,17 +11,8 @@ use crate::arguments::Arguments;
 use crate::behaviour::Behaviour;
 
 /// Options of the jailer, all with a value.
-const OPTIONS: [&str; 9] = [
-    "--id",
-    "--exec-file",
-    "--uid",
-    "--gid",
-    "--chroot-base-dir",
-    "--resource-limit",
-    "--cgroup-version",
-    "--parent-cgroup",
-    "--cgroup",
-];
+const OPTIONS: [&str; 6] =
+    ["--id", "--exec-file", "--uid", "--gid", "--chroot-base-dir", "--resource-limit"];
 
 /// Goes on as the Firecracker that the arguments name, in its jail.
 pub(crate) fn run(words: &[String]) -> Result<(), String> {

@@ -2,9 +2,9 @@
 //!
 //! Only a machine whose controllers are all in version 2 has one; elsewhere the jail does without.
 
-use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use mvm_core::name::InstanceId;
@@ -44,6 +44,7 @@ fn limits(spec: &VmSpec) -> [(&'static str, u64); 2] {
 pub(super) struct Cgroup {
     uid: u32,
     id: InstanceId,
+    dir: File,
     is_complete: bool,
 }
 
@@ -51,13 +52,12 @@ impl Cgroup {
     /// Makes it anew, with its limits; none where there is no version 2.
     ///
     /// The jailer would do it, too, and write into the root's list of controllers each time, which waits
-    /// until every cgroup of the machine that was removed lately is gone.
+    /// until every cgroup of the machine that was removed lately is gone, and then move.
     pub(super) fn make(spec: &VmSpec) -> io::Result<Option<Self>> {
         if !is_available() {
             return Ok(None);
         }
         remove(spec.uid, &spec.id);
-        let made = Self { uid: spec.uid, id: spec.id.clone(), is_complete: false };
         let mut dir = PathBuf::from(ROOT);
         for name in [PARENT, &spec.uid.to_string(), spec.id.as_str()] {
             enable_controllers(&dir)?;
@@ -67,16 +67,17 @@ impl Cgroup {
                 _ => {}
             }
         }
+        let opened = File::open(&dir)?;
+        let made = Self { uid: spec.uid, id: spec.id.clone(), dir: opened, is_complete: false };
         for (file, value) in limits(spec) {
             fs::write(dir.join(file), value.to_string())?;
         }
         Ok(Some(made))
     }
 
-    /// The jailer's arguments that put it, and what it becomes, into this cgroup.
-    pub(super) fn arguments(&self) -> [OsString; 4] {
-        let own = format!("{PARENT}/{}/{}", self.uid, self.id);
-        ["--cgroup-version", "2", "--parent-cgroup", &own].map(OsString::from)
+    /// Its directory, for a process to be made in it.
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// It is in use: it stays.

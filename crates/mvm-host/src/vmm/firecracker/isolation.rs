@@ -30,6 +30,10 @@ pub(super) fn lacks(pid: u32, spec: &VmSpec) -> Vec<String> {
     if root.is_none() || root != inode(&jail::root_of(spec)) {
         lacks.push("a root directory of its own".to_owned());
     }
+    let network = inode(&proc.join("ns/net"));
+    if network.is_none() || network == inode(Path::new("/proc/self/ns/net")) {
+        lacks.push("a network namespace of its own".to_owned());
+    }
     lacks.extend(cgroup::lacks(&proc, spec));
     lacks
 }

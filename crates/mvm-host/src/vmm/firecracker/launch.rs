@@ -24,7 +24,8 @@ use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK}
 use super::locks::Carrier;
 use super::vm::FirecrackerVm;
 use super::{FirecrackerConfig, FirecrackerVersion, Isolation, Programs, isolation, kernel};
-use crate::process::{Pids, Process, Spawn, spawn};
+use crate::net;
+use crate::process::{Apart, Process, Spawn, spawn};
 
 /// Firecracker's own upper bound.
 const MAX_VCPUS: u32 = 32;
@@ -62,6 +63,7 @@ pub(super) async fn launch(
     waiting.jail.place_to_read(&kernel, KERNEL)?;
     waiting.jail.place_to_read(&spec.initrd, INITRD)?;
     waiting.give_disks(spec, &locks)?;
+    waiting.make_tap(spec)?;
     let api = &waiting.api;
     let configuring = async {
         for (path, body) in configuration(spec, config.isolation, template) {
@@ -93,6 +95,7 @@ pub(super) async fn restore(
     // What is last is dropped first: a failure ends the process before its locks, here and below.
     let (locks, waiting) = (open_disks(spec)?, waiting);
     waiting.give_disks(spec, &locks)?;
+    waiting.make_tap(spec)?;
     waiting.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
     waiting.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
     let process = waiting.process()?;
@@ -137,6 +140,13 @@ impl Waiting {
     /// Its process.
     pub(super) fn process(&self) -> Result<&Process, VmmError> {
         self.starting.process()
+    }
+
+    /// Makes the tap that it is to open, where it is.
+    fn make_tap(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        let Some(nic) = &spec.nic else { return Ok(()) };
+        let made = net::make_tap(self.process()?.identity().pid, &nic.tap, spec.uid);
+        made.map_err(system(&format!("make the tap {}", nic.tap)))
     }
 
     /// Puts the disks into its jail, and their locks into its hands.
@@ -196,12 +206,12 @@ pub(super) async fn start(
     jail.place_to_write(&log_path, jail::LOG)?;
     let made = Carrier::new(&spec.dir).await;
     let (carrier, carried) = made.map_err(system("make a socket for the disks' locks"))?;
-    let args = jailer_arguments(programs, config, spec, cgroup.as_ref());
+    let args = jailer_arguments(programs, config, spec);
     let process = spawn(&Spawn {
         input: Some(carried.as_fd()),
         output: Some(console.as_fd()),
         errors: Some(log.as_fd()),
-        pids: Pids::Own,
+        apart: Some(Apart { cgroup: cgroup.as_ref().map(Cgroup::dir) }),
         ..Spawn::new(&programs.jailer, &args)
     })
     .map_err(|source| VmmError::Spawn {
@@ -250,7 +260,6 @@ fn jailer_arguments(
     programs: &Programs,
     config: &FirecrackerConfig,
     spec: &VmSpec,
-    cgroup: Option<&Cgroup>,
 ) -> Vec<OsString> {
     let uid = spec.uid.to_string();
     let mut args: Vec<OsString> = vec!["--id".into(), spec.id.as_str().into()];
@@ -260,7 +269,6 @@ fn jailer_arguments(
     option("--gid", uid.into());
     option("--chroot-base-dir", jail::base(&spec.dir).into());
     option("--resource-limit", format!("no-file={OPEN_FILES}").into());
-    args.extend(cgroup.into_iter().flat_map(Cgroup::arguments));
     // Warnings and errors are kept; what is said otherwise is for debugging.
     args.extend(["--", "--api-sock", API_SOCKET, "--log-path", jail::LOG].map(OsString::from));
     args.extend(["--level", "Warning"].map(OsString::from));

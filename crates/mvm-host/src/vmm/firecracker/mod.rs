@@ -44,7 +44,7 @@ use launch::Waiting;
 pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
 
-use super::{Restore, Vm, VmSpec, Vmm, VmmError, this_processor};
+use super::{Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, this_processor};
 use crate::process::{self, Process, ProcessIdentity};
 
 /// Firecracker's program, to be found in `PATH`; its jailer is beside it.
@@ -220,6 +220,10 @@ impl Vmm for FirecrackerVmm {
 
     async fn build_for(&self, saved_on: &VmmBuild) -> Result<VmmBuild, VmmError> {
         build_of(&self.programs_for(&saved_on.version).await?.version.to_string())
+    }
+
+    fn tap_place(&self, _vmm: Option<VmmKind>) -> TapPlace {
+        TapPlace::Own
     }
 
     fn host_boot_id(&self) -> String {
