@@ -142,7 +142,7 @@ async fn try_boot(
 ) -> Result<Arc<dyn Vm>, EffectError> {
     let record = record(node, path)?;
     let spec = spec(node, &record, status).await?;
-    node.host.vmm.end_waiting(&spec).await?;
+    node.host.vmm.clear(&spec).await?;
     node.host.vmm.end_strays(&spec).await?;
     let dir = spec.dir.clone();
     make_dir(&dir)?;
@@ -442,7 +442,7 @@ async fn try_release(
 ) -> Result<(), EffectError> {
     if let Ok(record) = record(node, path) {
         if let Ok(spec) = spec(node, &record, status).await {
-            node.host.vmm.end_waiting(&spec).await?;
+            node.host.vmm.clear(&spec).await?;
         }
         if let Some(net) = network(node, &record) {
             node.host.network.remove_instance(net).await?;

@@ -365,7 +365,7 @@ pub(crate) async fn keep_vmm(node: &Node, path: &InstancePath, is_wanted: bool) 
                 let build = node.host.vmm.build_for(&manifest.build).await?;
                 node.host.vmm.make_ready(&spec, &build).await?;
             }
-            _ => node.host.vmm.end_waiting(&spec).await?,
+            _ => node.host.vmm.clear(&spec).await?,
         }
         Ok::<_, EffectError>(())
     };
@@ -421,7 +421,7 @@ async fn try_restore(
     let place = node.host.vmm.tap_place(Some(manifest.build.vmm));
     let (waits, admitted) = tokio::join!(waits, effects::add_to_network(node, &record, place));
     if let Err(error) = admitted.map_err(RestoreError::from).and(waits) {
-        node.host.vmm.end_waiting(&spec).await.map_err(EffectError::from)?;
+        node.host.vmm.clear(&spec).await.map_err(EffectError::from)?;
         return Err(error);
     }
     let from = Restore { dir: dir.clone(), memory, build };

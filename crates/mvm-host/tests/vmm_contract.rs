@@ -266,7 +266,7 @@ async fn a_process_that_waits_is_taken_by_the_restore_or_ended<B: Backend>(host:
     // Ended, made anew, and there more than once: one is left.
     for _ in 0..2 {
         vmm.make_ready(&spec, &build).await.unwrap();
-        vmm.end_waiting(&spec).await.unwrap();
+        vmm.clear(&spec).await.unwrap();
         assert!(!vmm.is_ready(&spec.id));
         assert_eq!(processes_of(spec.uid), []);
         vmm.make_ready(&spec, &build).await.unwrap();
@@ -303,7 +303,7 @@ async fn a_process_that_waits_is_taken_by_the_restore_or_ended<B: Backend>(host:
     vmm.make_ready(&spec, &build).await.unwrap();
     std::mem::forget(vmm);
     let vmm = host.backend.vmm();
-    vmm.end_waiting(&spec).await.unwrap();
+    vmm.clear(&spec).await.unwrap();
     assert_eq!(processes_of(spec.uid), []);
 }
 

@@ -11,6 +11,7 @@ mod exit_info;
 pub(crate) mod find;
 mod identity;
 mod spawn;
+mod starting;
 mod strays;
 mod tool;
 
@@ -34,6 +35,9 @@ pub use daemon::spawn_daemon;
 pub use find::find_program;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
 pub use spawn::{Spawn, spawn};
+pub(crate) use starting::between_starts;
+#[cfg(test)]
+pub(crate) use starting::starting;
 pub use strays::end_all_of;
 pub(crate) use tool::Tool;
 pub use tool::ToolError;

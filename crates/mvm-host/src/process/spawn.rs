@@ -13,6 +13,7 @@ use rustix::process::{
 };
 
 use super::apart::{self, Apart};
+use super::starting::starting;
 use super::{Process, ProcessIdentity};
 
 /// A process to start.
@@ -71,10 +72,10 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Process> {
         groups: spawn.groups.to_vec(),
         keep: spawn.keep.iter().map(AsRawFd::as_raw_fd).collect(),
     };
-    let (pid, pidfd) = match spawn.apart {
-        Some(apart) => apart::start(spawn, apart, &child)?,
-        None => start(spawn, child)?,
-    };
+    let (pid, pidfd) = starting(|| match spawn.apart {
+        Some(apart) => apart::start(spawn, apart, &child),
+        None => start(spawn, child),
+    })?;
     // Until it is reaped, which nobody else does, the pid is this child's.
     let process = ProcessIdentity::of(pid).and_then(|identity| {
         let pidfd = pidfd.try_clone()?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 use super::find;
+use super::starting::starting;
 
 /// Lines of a failed tool's output that its error keeps.
 const KEPT_LINES: usize = 8;
@@ -135,10 +136,11 @@ impl Tool {
         let program = self.program.to_string_lossy().into_owned();
         let spawn_error = |source| ToolError::Spawn { program: program.clone(), source };
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.command.spawn().map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => ToolError::Missing { program: program.clone() },
-            _ => spawn_error(source),
-        })?;
+        let mut child =
+            starting(|| self.command.spawn()).map_err(|source| match source.kind() {
+                std::io::ErrorKind::NotFound => ToolError::Missing { program: program.clone() },
+                _ => spawn_error(source),
+            })?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let work =
             async { tokio::join!(lines(stdout, on_line), lines(stderr, |_| ()), child.wait()) };

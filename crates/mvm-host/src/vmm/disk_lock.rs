@@ -8,6 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{Disk, DiskAccess, VmmError, file_error};
+use crate::process::between_starts;
 
 /// A disk that is open and locked. Unless a VMM has taken it over, the lock goes with this value,
 /// and not only with the last copy of the descriptor: a process that is just being started for
@@ -58,7 +59,12 @@ pub(super) fn open(disk: &Disk) -> Result<LockedDisk, VmmError> {
         DiskAccess::ReadOnly => FlockOperation::NonBlockingLockShared,
         DiskAccess::ReadWrite => FlockOperation::NonBlockingLockExclusive,
     };
-    match flock(&file, operation) {
+    let locked = match flock(&file, operation) {
+        // Perhaps what has it is no VMM.
+        Err(Errno::WOULDBLOCK) => between_starts(|| flock(&file, operation)),
+        locked => locked,
+    };
+    match locked {
         Ok(()) => Ok(LockedDisk { file, is_taken_over: false }),
         Err(Errno::WOULDBLOCK) => Err(VmmError::DiskInUse { path: disk.path.clone() }),
         Err(error) => Err(file_error(&disk.path)(error.into())),
@@ -81,6 +87,22 @@ mod tests {
         drop(locked);
         assert!(!is_in_use());
         drop(copy);
+
+        // One of a VMM that has ended since.
+        let locked = open(&disk).unwrap();
+        let copy = locked.file.try_clone().unwrap();
+        locked.leave_to_vmm();
+        let (begin, begun) = std::sync::mpsc::channel();
+        let being_started = std::thread::spawn(move || {
+            crate::process::starting(|| {
+                begin.send(()).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                drop(copy);
+            });
+        });
+        begun.recv().unwrap();
+        assert!(!is_in_use());
+        being_started.join().unwrap();
 
         let locked = open(&disk).unwrap();
         let vmm = locked.file.try_clone().unwrap();

@@ -414,11 +414,12 @@ pub trait Vmm: Send + Sync {
         false
     }
 
-    /// Ends the process that waits for this microVM, also an earlier agent's, if there is one.
+    /// Ends the process that waits for this microVM, also an earlier agent's, if there is one, and removes what
+    /// the VMM of one that has ended has left in its directory, other than its logs.
     ///
     /// # Errors
-    /// A process could not be ended.
-    async fn end_waiting(&self, _spec: &VmSpec) -> Result<(), VmmError> {
+    /// A process could not be ended, or a file not be removed.
+    async fn clear(&self, _spec: &VmSpec) -> Result<(), VmmError> {
         Ok(())
     }
 

@@ -137,9 +137,9 @@ impl Vmm for NodeVmm {
         self.all().any(|vmm| vmm.is_ready(id))
     }
 
-    async fn end_waiting(&self, spec: &VmSpec) -> Result<(), VmmError> {
+    async fn clear(&self, spec: &VmSpec) -> Result<(), VmmError> {
         for vmm in self.all() {
-            vmm.end_waiting(spec).await?;
+            vmm.clear(spec).await?;
         }
         Ok(())
     }

@@ -264,7 +264,7 @@ impl Vmm for SimVmm {
         self.world.state().waiting.contains(id)
     }
 
-    async fn end_waiting(&self, spec: &VmSpec) -> Result<(), VmmError> {
+    async fn clear(&self, spec: &VmSpec) -> Result<(), VmmError> {
         self.world.state().waiting.remove(&spec.id);
         Ok(())
     }

@@ -9,7 +9,7 @@
 //!    api.sock v.sock                    made by Firecracker
 //! ```
 //!
-//! A jail is made afresh for each start, and removed with the instance's directory.
+//! A jail is made afresh for each start, and removed once its microVM has ended.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -61,8 +61,8 @@ pub(super) struct Jail {
 impl Jail {
     /// Replaces the jail of an earlier run, whose microVM has ended.
     pub(super) fn create(spec: &VmSpec, program: &Path) -> Result<Self, VmmError> {
+        remove(spec)?;
         let base = base(&spec.dir);
-        remove(&base).map_err(file_error(&base))?;
         let name = program.file_name().unwrap_or_default();
         let root = base.join(name).join(spec.id.as_str()).join("root");
         // Made before the first file is: from here on, dropping it cleans up.
@@ -147,7 +147,7 @@ impl Jail {
 impl Drop for Jail {
     fn drop(&mut self) {
         if !self.is_complete
-            && let Err(error) = remove(&self.base)
+            && let Err(error) = remove_dir(&self.base)
         {
             tracing::warn!(%error, "cannot remove the jail of a failed launch");
         }
@@ -164,7 +164,13 @@ fn let_others_read(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn remove(base: &Path) -> io::Result<()> {
+/// Removes the jail of an earlier run, if there is one. Its files that are kept have other names, too.
+pub(super) fn remove(spec: &VmSpec) -> Result<(), VmmError> {
+    let base = base(&spec.dir);
+    remove_dir(&base).map_err(file_error(&base))
+}
+
+fn remove_dir(base: &Path) -> io::Result<()> {
     match fs::remove_dir_all(base) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -250,7 +250,7 @@ impl Vmm for FirecrackerVmm {
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         let programs = self.programs().await?;
-        self.end_waiting(spec).await?;
+        self.clear(spec).await?;
         let vm = launch::launch(programs, &self.config, spec).await?;
         Ok(Arc::new(vm))
     }
@@ -258,7 +258,7 @@ impl Vmm for FirecrackerVmm {
     async fn make_ready(&self, spec: &VmSpec, build: &VmmBuild) -> Result<(), VmmError> {
         spec.check()?;
         let programs = self.programs_for(&build.version).await?;
-        self.end_waiting(spec).await?;
+        self.clear(spec).await?;
         let waiting = launch::start(&programs, &self.config, spec).await?;
         self.waiting().insert(spec.id.clone(), waiting);
         Ok(())
@@ -268,7 +268,7 @@ impl Vmm for FirecrackerVmm {
         self.waiting().get(id).is_some_and(Waiting::is_alive)
     }
 
-    async fn end_waiting(&self, spec: &VmSpec) -> Result<(), VmmError> {
+    async fn clear(&self, spec: &VmSpec) -> Result<(), VmmError> {
         let waiting = self.waiting().remove(&spec.id);
         match waiting {
             Some(waiting) => {
@@ -277,12 +277,13 @@ impl Vmm for FirecrackerVmm {
                     operation: format!("end Firecracker process {}", process.identity().pid),
                     source,
                 })?;
-                Ok(())
             }
             // An earlier agent's.
-            None if jail::is_served(spec).await => self.end_strays(spec).await,
-            None => Ok(()),
+            None if jail::is_served(spec).await => self.end_strays(spec).await?,
+            None => {}
         }
+        // It holds a copy of Firecracker, which is of no use to what sleeps or is stopped.
+        jail::remove(spec)
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
