@@ -46,6 +46,8 @@ fn an_instance_lives_on_firecracker_and_leaves_nothing() {
         node.ok(&["sleep", &path]);
         let asleep = node.until_state(&path, "sleeping");
         assert_eq!(asleep["pid"], serde_json::Value::Null);
+        let dir = node.dir().join("instances").join(path.rsplit('/').next().unwrap());
+        assert!(!dir.join("jail").exists(), "what sleeps keeps a copy of Firecracker");
         assert_eq!(node.guest(&path, program), format!("{pid}\n{wakes}"));
         let woken = node.instance(&path);
         assert_eq!((&woken["boots"], &woken["wakes"]), (&1.into(), &wakes.into()), "{woken}");

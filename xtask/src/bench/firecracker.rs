@@ -111,8 +111,18 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
             }
         }
     }
+    let mut by_faults = Vec::new();
+    for run in 0..runs {
+        machine.run(dirty()).await?;
+        machine.sleep().await?;
+        let began = Instant::now();
+        machine.wake_by_faults().await?;
+        by_faults.push(ms_since(began));
+        say(&format!("wake {}: bare, page faults handled {:.0} ms", run + 1, ms_since(began)));
+    }
     machine.end().await?;
     let mut report = report(&ours, &bare, &ratios).context("nothing was measured")?;
+    report.part("bare: a wake with page faults handled, p50", median(&by_faults), "ms");
     log.report(&mut report, &WAKE_PARTS)?;
     with_a_process_that_waits(lab, pool, &path, runs, &bare, &mut report).await?;
     Ok(report)

@@ -1,5 +1,7 @@
 //! The peer: the same microVM on a bare Firecracker, without a jail, as a person would drive it.
 
+mod uffd;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -29,6 +31,7 @@ const API_SOCKET: &str = "api.sock";
 const VSOCK: &str = "v.sock";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const FAULTS: &str = "faults.sock";
 const LAYER: &str = "disk1";
 /// A port on which nobody listens in the guest.
 const UNUSED_PORT: u32 = u32::MAX - 1;
@@ -204,13 +207,26 @@ impl BareFirecracker {
 
     /// Starts it again out of its files, and waits until its guest has run a program.
     pub(super) async fn wake(&mut self) -> anyhow::Result<()> {
+        self.wake_from(json!({ "backend_type": "File", "backend_path": MEMORY })).await
+    }
+
+    /// The same with a handler of page faults instead of a mapped file.
+    pub(super) async fn wake_by_faults(&mut self) -> anyhow::Result<()> {
+        let socket = self.dir.path().join(FAULTS);
+        if socket.exists() {
+            fs::remove_file(&socket)?;
+        }
+        uffd::serve(&socket, &self.dir.path().join(MEMORY))?;
+        self.wake_from(json!({ "backend_type": "Uffd", "backend_path": FAULTS })).await
+    }
+
+    async fn wake_from(&mut self, memory: Value) -> anyhow::Result<()> {
         for socket in [API_SOCKET, VSOCK] {
             fs::remove_file(self.dir.path().join(socket))?;
         }
         self.process = start(self.dir.path())?;
         let files = json!({
-            "snapshot_path": STATE, "resume_vm": true,
-            "mem_backend": { "backend_type": "File", "backend_path": MEMORY },
+            "snapshot_path": STATE, "resume_vm": true, "mem_backend": memory,
         });
         self.ask("PUT", "/snapshot/load", &files).await?;
         // The guest drops the connections of before, and with them one that is made too soon: once
