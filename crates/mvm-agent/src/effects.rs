@@ -12,7 +12,7 @@ use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
 use mvm_core::net::{InstanceNetwork, vmm_uid};
 use mvm_core::record::InstanceRecord;
-use mvm_core::vmm::{ProcessEnd, VmExit};
+use mvm_core::vmm::{ProcessEnd, VmExit, VmmKind};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
 use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, TapPlace, Vm, VmSpec};
@@ -150,11 +150,8 @@ async fn try_boot(
     node.host.images.ensure_layer(&layer, record.spec.disk_mib, spec.uid).await?;
     // What it slept on would not fit the disk any more.
     sleep::prune(&dir, status)?;
-    let place = node.host.vmm.tap_place(spec.vmm);
-    add_to_network(node, &record, place).await?;
-    let vm = node.host.vmm.launch(&spec).await?;
-    connect(node, &record, place, &*vm).await?;
-    Ok(vm)
+    add_to_network(node, &record, spec.vmm).await?;
+    Ok(node.host.vmm.launch(&spec).await?)
 }
 
 /// Makes an instance's directory, unless it is there.
@@ -167,9 +164,9 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), EffectError> {
 pub(crate) async fn add_to_network(
     node: &Node,
     record: &InstanceRecord,
-    place: TapPlace,
+    vmm: Option<VmmKind>,
 ) -> Result<(), EffectError> {
-    match (network(node, record), place) {
+    match (network(node, record), node.host.vmm.tap_place(vmm)) {
         (None, _) => {}
         (Some(net), TapPlace::Host) => node.host.network.add_instance(net).await?,
         (Some(net), TapPlace::Own) => node.host.network.admit_instance(net).await?,
@@ -177,22 +174,13 @@ pub(crate) async fn add_to_network(
     Ok(())
 }
 
-/// Connects a microVM to its network whose VMM has its tap to itself; ends it if that fails.
-pub(crate) async fn connect(
-    node: &Node,
-    record: &InstanceRecord,
-    place: TapPlace,
-    vm: &dyn Vm,
-) -> Result<(), EffectError> {
-    let Some(net) = network(node, record).filter(|_| place == TapPlace::Own) else {
-        return Ok(());
-    };
-    let taken = node.host.network.take_tap(net, vm.handle().pid).await;
-    if taken.is_err() {
-        vm.kill().await?;
-        vm.wait().await;
+/// Connects a microVM to its network whose VMM has its tap to itself, if it is not connected yet.
+async fn connect(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Result<(), EffectError> {
+    let handle = vm.handle();
+    match (network(node, &record(node, path)?), node.host.vmm.tap_place(Some(handle.vmm))) {
+        (Some(net), TapPlace::Own) => Ok(node.host.network.take_tap(net, handle.pid).await?),
+        _ => Ok(()),
     }
-    Ok(taken?)
 }
 
 /// Waits for the VM's end.
@@ -210,7 +198,7 @@ pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
     }
 }
 
-/// Opens the session with a guest that boots, and configures it.
+/// Opens the session with a guest that boots or goes on, connects it to its network, and configures it.
 pub(crate) async fn greet(
     node: &Node,
     path: &InstancePath,
@@ -221,7 +209,8 @@ pub(crate) async fn greet(
 ) -> Message {
     let began = Instant::now();
     let greeted = async {
-        let (session, main) = open_session(node, path, hub, vm, mode, HELLO_TIMEOUT).await?;
+        let opening = open_session(node, path, hub, vm, mode, HELLO_TIMEOUT);
+        let ((session, main), ()) = tokio::try_join!(opening, connect(node, path, vm))?;
         let channel_ms = ms_since(began);
         if let Some(reason) = woken {
             tell_woken(path, &session, reason).await?;

@@ -418,8 +418,8 @@ async fn try_restore(
             false => node.host.vmm.make_ready(&spec, &build).await.map_err(RestoreError::Vmm),
         }
     };
-    let place = node.host.vmm.tap_place(Some(manifest.build.vmm));
-    let (waits, admitted) = tokio::join!(waits, effects::add_to_network(node, &record, place));
+    let vmm = Some(manifest.build.vmm);
+    let (waits, admitted) = tokio::join!(waits, effects::add_to_network(node, &record, vmm));
     if let Err(error) = admitted.map_err(RestoreError::from).and(waits) {
         node.host.vmm.clear(&spec).await.map_err(EffectError::from)?;
         return Err(error);
@@ -434,10 +434,7 @@ async fn try_restore(
     tracing::debug!(instance = %path, prepare_ms, load_ms = ms_since(loading), "restored");
     let verified = verified.map_err(RestoreError::from).and_then(|verified| Ok(verified?));
     match (verified, vm) {
-        (Ok(()), Ok(vm)) => {
-            effects::connect(node, &record, place, &*vm).await?;
-            Ok(vm)
-        }
+        (Ok(()), Ok(vm)) => Ok(vm),
         (Err(error), Ok(vm)) => {
             vm.kill().await.map_err(EffectError::from)?;
             vm.wait().await;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
@@ -92,6 +93,13 @@ impl Links {
         });
         let operation = format!("open a routing netlink socket in the namespace of process {pid}");
         connected.map_err(NetworkError::system(operation))
+    }
+
+    /// Whether it is in the network namespace of another one.
+    pub(super) fn is_where(&self, other: &Self) -> Result<bool, NetworkError> {
+        let inode = |links: &Self| links.namespace.metadata().map(|it| (it.dev(), it.ino()));
+        let same = inode(self).and_then(|own| Ok(own == inode(other)?));
+        same.map_err(NetworkError::system("compare network namespaces"))
     }
 
     fn connect() -> io::Result<Self> {

@@ -402,7 +402,14 @@ impl Network for LinuxNetwork {
         let bridge = self.links.found(&instance.tenant.bridge()).await?;
         self.ownership.check(&bridge)?;
         let there = Links::of_process(pid)?;
-        let tap = there.found(&name).await?;
+        let made = match there.is_where(&self.links)? {
+            true => None,
+            false => there.get(&name).await?,
+        };
+        let Some(tap) = made else {
+            let taken = self.links.found(&name).await?;
+            return self.ensure_tap(&instance, Some(&taken), &bridge).await;
+        };
         if tap.kind != (LinkKind::Tap { owner_uid: Some(owner_uid) }) {
             return Err(NetworkError::system(format!("take {name} from process {pid}"))(
                 std::io::Error::other("it is no tap of the instance's user"),

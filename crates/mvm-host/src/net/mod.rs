@@ -98,7 +98,7 @@ pub trait Network: Send + Sync {
     async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError>;
 
     /// Takes an instance's tap out of the network namespace of its VMM, the process `pid`, which has it open
-    /// and keeps it, and makes it a port of its tenant's bridge.
+    /// and keeps it, and makes it a port of its tenant's bridge. It may have been taken already.
     ///
     /// # Errors
     /// [`admit_instance`](Network::admit_instance) was not called yet, there is no such tap, a link of

@@ -114,7 +114,7 @@ impl Vmm for NodeVmm {
     }
 
     fn tap_place(&self, vmm: Option<VmmKind>) -> TapPlace {
-        vmm.map_or(&*self.chosen, |kind| self.restorer(kind)).tap_place(vmm)
+        vmm.map_or(&*self.chosen, |kind| self.of(kind)).tap_place(vmm)
     }
 
     fn host_boot_id(&self) -> String {
