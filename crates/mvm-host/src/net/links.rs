@@ -95,8 +95,8 @@ impl Links {
         connected.map_err(NetworkError::system(operation))
     }
 
-    /// Whether it is in the network namespace of another one.
-    pub(super) fn is_where(&self, other: &Self) -> Result<bool, NetworkError> {
+    /// Whether both are in one network namespace.
+    pub(super) fn is_beside(&self, other: &Self) -> Result<bool, NetworkError> {
         let inode = |links: &Self| links.namespace.metadata().map(|it| (it.dev(), it.ino()));
         let same = inode(self).and_then(|own| Ok(own == inode(other)?));
         same.map_err(NetworkError::system("compare network namespaces"))

@@ -402,7 +402,7 @@ impl Network for LinuxNetwork {
         let bridge = self.links.found(&instance.tenant.bridge()).await?;
         self.ownership.check(&bridge)?;
         let there = Links::of_process(pid)?;
-        let made = match there.is_where(&self.links)? {
+        let made = match there.is_beside(&self.links)? {
             true => None,
             false => there.get(&name).await?,
         };

@@ -59,7 +59,7 @@ pub struct Disk {
     pub access: DiskAccess,
 }
 
-/// A network interface on an existing persistent tap.
+/// A network interface on a persistent tap, which is there already or made by the driver ([`TapPlace`]).
 #[derive(Debug, Clone)]
 pub struct Nic {
     /// The tap's interface name.

@@ -1,7 +1,7 @@
 //! Firecracker, jailed, on KVM.
 //!
 //! ```text
-//!  agent (root)                              jailer ──> firecracker (own uid, chroot, PIDs, cgroup)
+//!  agent (root)                              jailer ──> firecracker (own uid, chroot, PIDs, net, cgroup)
 //!    links kernel, disks, memory into jail/ ──────────>  sees the jail and nothing else
 //!    jail/…/api.sock   <── HTTP ──────────────────────   its API
 //!    jail/…/v.sock     <── CONNECT port ──────────────   the guest's vsock
