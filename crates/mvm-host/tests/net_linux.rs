@@ -11,6 +11,7 @@ use std::pin::{Pin, pin};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork};
 use mvm_host::net::{Network, NetworkError, Occupied};
@@ -359,7 +360,9 @@ impl Vmm {
         let child = Command::new("unshare").args(["--net", "sleep", "120"]).spawn().unwrap();
         let vmm = Self(child);
         let comm = format!("/proc/{}/comm", vmm.pid());
+        let deadline = Instant::now() + Duration::from_secs(20);
         while std::fs::read_to_string(&comm).unwrap() != "sleep\n" {
+            assert!(Instant::now() < deadline, "it is not in its namespace");
             std::thread::yield_now();
         }
         vmm
