@@ -11,6 +11,13 @@ use super::image::Image;
 
 /// Memory of the machine: it holds everything that is written inside, and the guests.
 const MEMORY: &str = "4G";
+/// Processors: the first one, and two on which the suites and their guests run.
+///
+/// QEMU keeps whether a processor of SVM takes interrupts (its GIF) in a word with other flags, and
+/// clears one of them in the *first* processor's word, without a lock, whenever any processor loads
+/// state of its floating-point unit (`cpu_clear_ignne`; seen in 7.2). A first processor that enters
+/// and leaves guests loses or keeps a GIF by that, and the lab's kernel dies or stands still.
+const PROCESSORS: &str = "3";
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Boots the lab, which runs `share/run.sh` and powers off. Its console is this process's.
@@ -29,7 +36,7 @@ pub(super) fn boot(
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt,la57=off"])
-        .args(["-smp", "2", "-m", MEMORY, "-nodefaults", "-no-reboot", "-display", "none"])
+        .args(["-smp", PROCESSORS, "-m", MEMORY, "-nodefaults", "-no-reboot", "-display", "none"])
         .arg("-kernel")
         .arg(&image.kernel)
         .arg("-initrd")
