@@ -338,6 +338,7 @@ async fn configure(
     timeout: Duration,
 ) -> Result<Session, EffectError> {
     let stream = vm.connect_guest().await?;
+    let mode = if vm.has_connections() { SessionMode::Fresh } else { mode };
     let session = Session::open(stream, mode, timeout).await?;
     configure_over(node, path, &session).await?;
     Ok(session)

@@ -5,7 +5,7 @@
 //! when one end died reach whoever attaches next. So each session starts with a preamble:
 //!
 //! ```text
-//!  host  -> guest   [FLUSH_LEN zero bytes, unless the guest has just booted]
+//!  host  -> guest   [FLUSH_LEN zero bytes, unless nobody wrote to the stream before]
 //!                   HOST_MAGIC (8)  nonce (16)  min version (2)  max version (2)  zero (4)
 //!  guest -> host    GUEST_MAGIC (8) nonce (16)  version (2)      max version (2)  zero (4)
 //! ```

@@ -62,7 +62,7 @@ pub(crate) fn run() -> ! {
             None
         }
     };
-    let mut machine = Machine::Own { root_failure, init, instance: String::new() };
+    let mut machine = Machine::Own { root_failure, init, identity: Box::default() };
     let grace = serve(&mut machine).unwrap_or_else(|reason| {
         complain(&reason);
         Duration::ZERO

@@ -6,6 +6,7 @@
 mod clock;
 mod disks;
 mod fork;
+mod identity;
 mod names;
 mod network;
 mod wakes;
@@ -17,6 +18,7 @@ use mvm_core::guest::{Configuration, ErrorKind, GuestError};
 use crate::console::complain;
 use crate::failure::{failure, invalid};
 use crate::init::Init;
+use identity::Identity;
 
 pub(crate) use disks::unmount_all as unmount_disks;
 pub(crate) use network::bring_up_loopback;
@@ -31,8 +33,8 @@ pub(crate) enum Machine {
         root_failure: Option<String>,
         /// The image's own init.
         init: Option<Init>,
-        /// Which instance the guest is; empty as long as no host has told.
-        instance: String,
+        /// Which instance the guest is.
+        identity: Box<Identity>,
     },
     /// The agent is a process like any other.
     Borrowed {
@@ -69,7 +71,7 @@ impl Machine {
     /// Takes on an identity. Doing it again, with the same or another one, is fine.
     pub(crate) fn configure(&mut self, configuration: &Configuration) -> Result<(), GuestError> {
         check(configuration)?;
-        let Self::Own { root_failure, instance, .. } = self else { return Ok(()) };
+        let Self::Own { root_failure, identity, .. } = self else { return Ok(()) };
         if let Some(reason) = root_failure {
             let text = format!("the root is not mounted: {reason}");
             return Err(failure(ErrorKind::System, text));
@@ -77,23 +79,8 @@ impl Machine {
         if let Some(unix_ns) = configuration.wall_clock_unix_ns {
             clock::step_to(unix_ns)?;
         }
-        if !configuration.hostname.is_empty() {
-            let address = configuration.network.as_ref().map(|network| network.address);
-            names::ensure_hostname(&configuration.hostname, address)?;
-        }
-        if fork::is_fork(instance, &configuration.instance) {
-            fork::draw_anew()?;
-        }
-        names::ensure_machine_id()?;
-        if !configuration.instance.is_empty() {
-            instance.clone_from(&configuration.instance);
-        }
-        if let Some(network) = &configuration.network {
-            network::ensure(network)?;
-            names::ensure_nameservers(&network.nameservers)?;
-        }
-        disks::ensure_mounted(&configuration.disks)?;
-        Ok(())
+        identity.take_on(configuration)?;
+        disks::ensure_mounted(&configuration.disks)
     }
 
     /// Steps the wall clock.

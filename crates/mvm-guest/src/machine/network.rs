@@ -12,16 +12,17 @@ use mvm_core::guest::{ErrorKind, GuestError, NetworkConfiguration};
 use mvm_core::net::MacAddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::console::complain;
 use crate::failure::{failure, refused};
+
+pub(super) use announce::Announcement;
 
 /// Brings `lo` up, which also gives it its addresses.
 pub(crate) fn bring_up_loopback() -> io::Result<()> {
     Interface::open("lo")?.bring_up()
 }
 
-/// Gives the first interface besides loopback this configuration.
-pub(super) fn ensure(wanted: &NetworkConfiguration) -> Result<(), GuestError> {
+/// Gives the first interface besides loopback this configuration. What comes back tells the link.
+pub(super) fn ensure(wanted: &NetworkConfiguration) -> Result<Announcement, GuestError> {
     let name = first_interface().ok_or_else(|| {
         failure(ErrorKind::NotFound, "the guest has no network interface besides loopback")
     })?;
@@ -37,11 +38,10 @@ pub(super) fn ensure(wanted: &NetworkConfiguration) -> Result<(), GuestError> {
     step("set the address of", interface.set(libc::SIOCSIFADDR, wanted.address))?;
     step("set the netmask of", interface.set(libc::SIOCSIFNETMASK, netmask(wanted.prefix_len)))?;
     step("set the default route over", interface.ensure_default_route(&name, wanted.gateway))?;
-    // The bridge may be another one than before, or know the address from elsewhere.
-    if let Err(error) = interface.mac().and_then(|mac| announce::send(&name, mac, wanted.address)) {
-        complain(&format!("cannot announce {} on {name}: {error}", wanted.address));
-    }
-    Ok(())
+    let told = interface
+        .index()
+        .and_then(|index| Ok(Announcement::new(index, interface.mac()?, wanted.address)));
+    told.map_err(|error| refused(what("look at"), error))
 }
 
 /// The interface that the kernel numbered first.
@@ -119,6 +119,15 @@ impl Interface {
             check(libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &mut request))?;
             request.ifr_ifru.ifru_flags = change(request.ifr_ifru.ifru_flags);
             check(libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request))
+        }
+    }
+
+    fn index(&self) -> io::Result<libc::c_int> {
+        let mut request = self.request();
+        // SAFETY: SIOCGIFINDEX fills `ifru_ifindex` of a live request, and only that is read.
+        unsafe {
+            check(libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFINDEX as _, &mut request))?;
+            Ok(request.ifr_ifru.ifru_ifindex)
         }
     }
 

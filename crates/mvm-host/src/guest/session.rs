@@ -28,7 +28,8 @@ const READ: usize = 64 * 1024;
 /// What is known of the byte stream's past.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionMode {
-    /// The microVM has just been started, and nobody has written to it.
+    /// Nobody has written to it: the microVM has just been started, or it is a connection of its
+    /// own.
     Fresh,
     /// Some session, perhaps of another process or before a sleep, may have left a frame cut in
     /// the middle. Costs 64 KiB more than [`SessionMode::Fresh`], and is always correct.

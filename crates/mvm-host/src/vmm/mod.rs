@@ -496,6 +496,12 @@ pub trait Vm: Send + Sync {
     /// The microVM is gone, or its socket cannot be reached.
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError>;
 
+    /// Whether each such stream is a connection of its own, in which nothing of an earlier one can
+    /// be left.
+    fn has_connections(&self) -> bool {
+        false
+    }
+
     /// What the process uses on the host.
     ///
     /// # Errors

@@ -166,7 +166,7 @@ impl Prepared<'_> {
         for (path, body) in self.parts.requests() {
             machine.ask("PUT", path, &body).await?;
         }
-        let session = machine.session(SessionMode::Fresh).await?;
+        let session = machine.session().await?;
         let configuration = Configuration {
             hostname: "bare".to_owned(),
             network: Some(self.parts.network.clone()),
@@ -191,7 +191,7 @@ impl BareFirecracker {
 
     /// Runs a program in its guest, over a session of its own.
     pub(super) async fn run(&self, program: ExecRequest) -> anyhow::Result<()> {
-        run(&self.session(SessionMode::Existing).await?, program).await
+        run(&self.session().await?, program).await
     }
 
     /// Saves it into files, durably, and ends it.
@@ -234,7 +234,7 @@ impl BareFirecracker {
         for _ in 0..2 {
             drop(self.connect(UNUSED_PORT).await);
         }
-        run(&self.session(SessionMode::Existing).await?, first_program()).await
+        run(&self.session().await?, first_program()).await
     }
 
     /// Ends it and waits for its end.
@@ -242,7 +242,7 @@ impl BareFirecracker {
         self.process.kill().await.context("cannot end Firecracker")
     }
 
-    async fn session(&self, mode: SessionMode) -> anyhow::Result<Session> {
+    async fn session(&self) -> anyhow::Result<Session> {
         let stream = loop {
             match self.connect(VSOCK_PORT).await {
                 Ok(stream) => break stream,
@@ -251,7 +251,7 @@ impl BareFirecracker {
             }
             self.pid()?;
         };
-        Ok(Session::open(Box::new(stream), mode, GUEST_LIMIT).await?)
+        Ok(Session::open(Box::new(stream), SessionMode::Fresh, GUEST_LIMIT).await?)
     }
 
     /// Connects to a port of the guest.

@@ -2,41 +2,64 @@
 //! RFC 5227, from which bridges and neighbours learn at once what they would else find out.
 #![allow(unsafe_code)]
 
-use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::OnceLock;
 
 use mvm_core::net::MacAddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 
-/// Sends an announcement over an interface that is up.
-pub(super) fn send(interface: &str, mac: MacAddr, address: Ipv4Addr) -> io::Result<()> {
-    let index = fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"))?;
-    let index: libc::c_int = index.trim().parse().map_err(io::Error::other)?;
+/// What all announcements go through. It stays open: closing it waits for a grace period of the
+/// kernel's RCU, which takes more than 10 ms.
+static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
+
+/// What an interface has to say.
+#[derive(Debug)]
+pub(crate) struct Announcement {
+    /// The interface's number, which it keeps when it is renamed.
+    interface: libc::c_int,
+    frame: Vec<u8>,
+}
+
+impl Announcement {
+    pub(super) fn new(interface: libc::c_int, mac: MacAddr, address: Ipv4Addr) -> Self {
+        Self { interface, frame: announcement(mac, address) }
+    }
+
+    /// Sends it; the interface has to be up.
+    pub(crate) fn send(&self) -> io::Result<()> {
+        let socket = socket()?;
+        // SAFETY: all zeros is a valid value of this structure of integers; the call reads it and a
+        // live frame, whose lengths are given.
+        let sent = unsafe {
+            let mut to: libc::sockaddr_ll = std::mem::zeroed();
+            to.sll_family = libc::AF_PACKET as libc::sa_family_t;
+            to.sll_ifindex = self.interface;
+            to.sll_halen = 6;
+            to.sll_addr[..6].copy_from_slice(&BROADCAST.0);
+            libc::sendto(
+                socket.as_raw_fd(),
+                self.frame.as_ptr().cast(),
+                self.frame.len(),
+                libc::MSG_DONTWAIT,
+                (&raw const to).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+fn socket() -> io::Result<&'static OwnedFd> {
+    if let Some(socket) = SOCKET.get() {
+        return Ok(socket);
+    }
     // Without a protocol it receives nothing.
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    let frame = announcement(mac, address);
-    // SAFETY: all zeros is a valid value of this structure of integers; the call reads it and a
-    // live frame, whose lengths are given.
-    let sent = unsafe {
-        let mut to: libc::sockaddr_ll = std::mem::zeroed();
-        to.sll_family = libc::AF_PACKET as libc::sa_family_t;
-        to.sll_ifindex = index;
-        to.sll_halen = 6;
-        to.sll_addr[..6].copy_from_slice(&BROADCAST.0);
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            libc::MSG_DONTWAIT,
-            (&raw const to).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let made = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    Ok(SOCKET.get_or_init(|| made))
 }
 
 /// An Ethernet frame that asks all for an address that its sender has.

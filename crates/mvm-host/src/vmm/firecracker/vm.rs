@@ -203,6 +203,10 @@ impl Vm for FirecrackerVm {
         }
     }
 
+    fn has_connections(&self) -> bool {
+        true
+    }
+
     async fn usage(&self) -> Result<VmUsage, VmmError> {
         self.process.usage().map_err(self.failed("measure")).map(VmUsage::from)
     }
