@@ -25,8 +25,8 @@ use mvm_core::snapshot::{
 use mvm_host::guest::{Session, SessionError};
 use mvm_host::snapshots::{self, SnapshotError, Trust};
 use mvm_host::vmm::{
-    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, Vm, VmSpec,
-    VmmError,
+    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, TapPlace, Vm,
+    VmSpec, VmmError,
 };
 
 use tokio::sync::watch;
@@ -419,7 +419,13 @@ async fn try_restore(
         }
     };
     let vmm = Some(manifest.build.vmm);
-    let (waits, admitted) = tokio::join!(waits, effects::add_to_network(node, &record, vmm));
+    // Where a VMM has its tap to itself, the rules have time until that is connected.
+    let is_tap_first = node.host.vmm.tap_place(vmm) == TapPlace::Host;
+    let admit = async |is_now: bool| match is_now {
+        true => effects::add_to_network(node, &record, vmm).await,
+        false => Ok(()),
+    };
+    let (waits, admitted) = tokio::join!(waits, admit(is_tap_first));
     if let Err(error) = admitted.map_err(RestoreError::from).and(waits) {
         node.host.vmm.clear(&spec).await.map_err(EffectError::from)?;
         return Err(error);
@@ -430,18 +436,19 @@ async fn try_restore(
     let verified = blocking(move || verify(&trust, &dir, &manifest, image_dir.as_deref()));
     let prepare_ms = ms_since(began);
     let loading = Instant::now();
-    let (verified, vm) = tokio::join!(verified, node.host.vmm.restore(&spec, &from));
+    let restored = node.host.vmm.restore(&spec, &from);
+    let (verified, vm, admitted) = tokio::join!(verified, restored, admit(!is_tap_first));
     tracing::debug!(instance = %path, prepare_ms, load_ms = ms_since(loading), "restored");
     let verified = verified.map_err(RestoreError::from).and_then(|verified| Ok(verified?));
-    match (verified, vm) {
-        (Ok(()), Ok(vm)) => Ok(vm),
+    let vm = vm.map_err(RestoreError::Vmm);
+    match (verified.and(admitted.map_err(RestoreError::from)), vm) {
+        (Ok(()), vm) => vm,
         (Err(error), Ok(vm)) => {
             vm.kill().await.map_err(EffectError::from)?;
             vm.wait().await;
             Err(error)
         }
         (Err(error), Err(_)) => Err(error),
-        (Ok(()), Err(error)) => Err(RestoreError::Vmm(error)),
     }
 }
 
