@@ -31,9 +31,11 @@ fn a_guest_is_held_to_its_rates_also_after_a_sleep() {
     let write = "dd if=/dev/urandom of=/root/file bs=65536 count=256 conv=fsync";
     for _ in 0..2 {
         // 16 MiB at 4 MiB/s, of which what a second allows may come at once.
-        assert!(hundredths(&node, &two, write) >= 280);
+        let took = hundredths(&node, &two, write);
+        assert!(took >= 280, "16 MiB in {took}/100 s");
         // 4 MiB at 1 MB/s, of which as much again and a bit may come at once.
-        assert!(hundredths(&node, &two, &fetch) >= 250);
+        let took = hundredths(&node, &two, &fetch);
+        assert!(took >= 250, "4 MiB in {took}/100 s");
         node.ok(&["sleep", &two]);
         node.ok(&["wake", &two]);
     }
