@@ -443,12 +443,14 @@ async fn try_restore(
     let vm = vm.map_err(RestoreError::Vmm);
     match (verified.and(admitted.map_err(RestoreError::from)), vm) {
         (Ok(()), vm) => vm,
-        (Err(error), Ok(vm)) => {
-            vm.kill().await.map_err(EffectError::from)?;
-            vm.wait().await;
+        (Err(error), vm) => {
+            if let Ok(vm) = vm {
+                vm.kill().await.map_err(EffectError::from)?;
+                vm.wait().await;
+            }
+            node.host.vmm.clear(&spec).await.map_err(EffectError::from)?;
             Err(error)
         }
-        (Err(error), Err(_)) => Err(error),
     }
 }
 
