@@ -67,10 +67,20 @@ fn an_instance_lives_on_firecracker_and_leaves_nothing() {
     node.ok(&["instance", "destroy", &fork, "--force"]);
     let pid = node.instance(&path)["pid"].as_u64().unwrap();
 
-    // The agent is killed: the microVM goes on, and is found again.
+    // The agent is killed: the microVM goes on, and is found again. Nothing counts twice or is lost.
+    let written = || node.json(&["stats", &path])[0]["disk_io"]["written_bytes"].as_u64().unwrap();
+    let before_writing = written();
+    let write = "head -c 1048576 /dev/urandom > /root/more; sync";
+    node.guest(&path, write);
+    let once = written();
+    node.guest(&path, write);
     node.kill_agent();
     assert_eq!(node.guest(&path, "cat /root/file"), "kept");
     assert_eq!(node.instance(&path)["pid"].as_u64(), Some(pid));
+    let (first, second) = (once - before_writing, written() - once);
+    for bytes in [first, second] {
+        assert!((1 << 20..4 << 20).contains(&bytes), "{first} B, then {second} B");
+    }
 
     node.ok(&["instance", "stop", &path]);
     let stopped = node.instance(&path);
@@ -126,6 +136,10 @@ fn in_production_a_process_waits_for_the_wake_behind_every_wall() {
         // Its tap is out of there all the same.
         let gateway = "ping -c 1 -W 10 $(ip route | awk '/default/ {print $3}')";
         node.guest(&path, gateway);
+        let stats = node.json(&["stats", &path]);
+        let counters = stats[0]["vmm_counters"].as_object().unwrap();
+        assert!(counters.contains_key("vsock.conns_added"), "{stats}");
+        assert!(!counters.contains_key("seccomp.num_faults"), "{stats}");
         node.ok(&["net", "verify"]);
     }
     node.ok(&["tenant", "destroy", "acme", "--force"]);

@@ -36,6 +36,11 @@ fn a_guest_is_held_to_its_rates_also_after_a_sleep() {
         // 4 MiB at 1 MB/s, of which as much again and a bit may come at once.
         let took = hundredths(&node, &two, &fetch);
         assert!(took >= 250, "4 MiB in {took}/100 s");
+        // Firecracker counts it, QEMU does not.
+        let io = node.json(&["stats", &two])[0]["disk_io"].clone();
+        let throttled = io["throttled"].as_u64();
+        assert!(throttled.is_none_or(|times| times > 0), "{io}");
+        assert!(io["written_bytes"].as_u64().is_some_and(|bytes| bytes >= 16 << 20), "{io}");
         node.ok(&["sleep", &two]);
         node.ok(&["wake", &two]);
     }

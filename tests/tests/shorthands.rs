@@ -177,6 +177,8 @@ fn data_for_programs_has_its_fields_in_json_and_yaml() {
         "host_disk_kib",
         "disk_read_kib",
         "disk_written_kib",
+        "disk_io",
+        "vmm_counters",
         "traffic",
         "guest",
         "guest_error",

@@ -278,13 +278,21 @@ async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Op
     let vm = handle.vm.borrow().clone()?;
     let usage = vm.usage().await.ok()?;
     let session = handle.session.borrow().clone();
-    let (guest, guest_error) = match session {
-        None => (None, Some("there is no session with the guest".to_owned())),
-        Some(session) => match session.health(streams::GUEST_TIMEOUT).await {
-            Ok(health) => (Some(health), None),
-            Err(error) => (None, Some(chain(&error))),
-        },
+    let health = async {
+        match session {
+            None => (None, Some("there is no session with the guest".to_owned())),
+            Some(session) => match session.health(streams::GUEST_TIMEOUT).await {
+                Ok(health) => (Some(health), None),
+                Err(error) => (None, Some(chain(&error))),
+            },
+        }
     };
+    // One that is being saved does not tell before it is.
+    let counting = tokio::time::timeout(streams::GUEST_TIMEOUT, vm.counters());
+    let ((guest, guest_error), counted) = tokio::join!(health, counting);
+    let counted = counted.ok().and_then(|counted| {
+        counted.inspect_err(|error| tracing::debug!(%path, %error, "no counters")).ok()
+    });
     let host_disk_kib = mvm_host::images::allocated_kib(&node.instance_dir(&path.id));
     let activity = node.activities.of(&path);
     let traffic = traffic_of(node, &path).await;
@@ -295,6 +303,8 @@ async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Op
         host_disk_kib,
         disk_read_kib: usage.disk_read_kib,
         disk_written_kib: usage.disk_written_kib,
+        disk_io: counted.as_ref().map(|counted| counted.disk_io),
+        vmm_counters: counted.map(|counted| counted.own).unwrap_or_default(),
         traffic,
         activity,
         guest,

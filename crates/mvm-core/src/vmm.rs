@@ -48,6 +48,25 @@ macro_rules! word_enum {
 word_enum!(VmmKind, "a VMM", Firecracker = "firecracker", Qemu = "qemu", Sim = "sim");
 word_enum!(Accel, "an accelerator", Kvm = "kvm", Tcg = "tcg");
 
+/// What a guest has asked of its disks since its VMM started, also what the host's page cache answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskIo {
+    /// Requests to read.
+    pub reads: u64,
+    /// Requests to write.
+    pub writes: u64,
+    /// Requests to make durable what was written.
+    pub flushes: u64,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+    /// Bytes that were written.
+    pub written_bytes: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// How often requests had to wait because of a rate; absent where the VMM does not count it.
+    pub throttled: Option<u64>,
+}
+
 /// How a running VMM process is known again after the agent restarts: never by a bare PID.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmHandle {

@@ -83,6 +83,7 @@ contract! {
     a_dropped_microvm_runs_on_and_is_adopted_once_known_by_its_whole_identity,
     a_failed_launch_leaves_nothing,
     two_microvms_share_a_base_and_no_layer,
+    what_a_guest_does_with_its_disks_is_counted,
     strays_of_one_instance_are_ended,
     a_saved_microvm_goes_on_where_it_was_time_after_time,
     what_changed_is_saved_into_the_image_that_it_is_about,
@@ -478,6 +479,33 @@ async fn two_microvms_share_a_base_and_no_layer<B: Backend>(host: Host<B>) {
     let error = vmm.launch(&one).await.err().expect("a writer beside a reader");
     assert!(matches!(error, VmmError::DiskInUse { .. }), "{error}");
     reader.kill().await.unwrap();
+}
+
+async fn what_a_guest_does_with_its_disks_is_counted<B: Backend>(host: Host<B>) {
+    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
+    let vm = vmm.launch(&spec).await.unwrap();
+    let handle = vm.handle().clone();
+    let mut guest = Guest::of(&vm).await;
+    let before = vm.counters().await.unwrap().disk_io;
+    let mut rewrite = async || assert_eq!(guest.ask("rewrite").await, "rewritten");
+    rewrite().await;
+    let once = vm.counters().await.unwrap().disk_io;
+    assert_eq!(once.written_bytes - before.written_bytes, 1 << 20, "{before:?} {once:?}");
+    assert!(once.writes > before.writes && once.flushes > before.flushes, "{before:?} {once:?}");
+    rewrite().await;
+    // Another agent goes on counting.
+    drop(vm);
+    let vm = host.backend.vmm().adopt(&handle, &spec).await.unwrap().unwrap();
+    let twice = vm.counters().await.unwrap().disk_io;
+    assert_eq!(twice.written_bytes - before.written_bytes, 2 << 20, "{before:?} {twice:?}");
+    assert_eq!(twice.failed, 0);
+    vm.kill().await.unwrap();
+    assert!(vm.counters().await.is_err());
+    // The next run begins at nothing.
+    let vm = vmm.launch(&spec).await.unwrap();
+    Guest::of(&vm).await;
+    assert!(vm.counters().await.unwrap().disk_io.written_bytes < 1 << 20);
+    vm.kill().await.unwrap();
 }
 
 async fn strays_of_one_instance_are_ended<B: Backend>(host: Host<B>) {

@@ -1,6 +1,6 @@
 //! What commands show: the same fields in tables, JSON and YAML.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision, Purpose};
 use mvm_core::sleep_policy::{Activity, Rested};
 use mvm_core::spec::{PoolSpec, Quota};
-use mvm_core::vmm::{Accel, VmmKind};
+use mvm_core::vmm::{Accel, DiskIo, VmmKind};
 use serde::{Deserialize, Serialize};
 
 /// The agent and its machine.
@@ -323,6 +323,13 @@ pub struct StatsView {
     /// What was written to its disks since the VMM started, in KiB.
     #[serde(default)]
     pub disk_written_kib: u64,
+    /// What the guest has asked of its disks since the VMM started; absent if the VMM did not tell.
+    #[serde(default)]
+    pub disk_io: Option<DiskIo>,
+    /// What the VMM counts besides, by its own names, since it started: those that are not zero, and
+    /// of Firecracker alone.
+    #[serde(default)]
+    pub vmm_counters: BTreeMap<String, u64>,
     /// What its interface has carried; absent if it has none.
     #[serde(default)]
     pub traffic: Option<Traffic>,

@@ -12,6 +12,7 @@ pub mod qmp;
 pub mod sim;
 mod starting;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use mvm_core::name::InstanceId;
 use mvm_core::net::MacAddr;
 use mvm_core::rates::Rates;
 use mvm_core::snapshot::VmmBuild;
-use mvm_core::vmm::{Accel, VmExit, VmHandle, VmmKind};
+use mvm_core::vmm::{Accel, DiskIo, VmExit, VmHandle, VmmKind};
 pub use node::NodeVmm;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -345,6 +346,15 @@ impl From<ResourceUsage> for VmUsage {
     }
 }
 
+/// What a VMM has counted since its process started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VmCounters {
+    /// What the guest has asked of its disks.
+    pub disk_io: DiskIo,
+    /// What the VMM counts besides, by its own names: those that are not zero.
+    pub own: BTreeMap<String, u64>,
+}
+
 /// Where a VMM opens a microVM's tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TapPlace {
@@ -507,4 +517,10 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// The microVM is gone.
     async fn usage(&self) -> Result<VmUsage, VmmError>;
+
+    /// What the VMM has counted.
+    ///
+    /// # Errors
+    /// The microVM is gone, or does not tell.
+    async fn counters(&self) -> Result<VmCounters, VmmError>;
 }

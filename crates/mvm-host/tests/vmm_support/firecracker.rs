@@ -57,6 +57,7 @@ while read -r verb rest; do
         a="$a$d $($B cat /sys/block/$d/size) $($B cat /sys/block/$d/ro) "; done; echo $a ;;
     note) echo "$rest" > /note; $B tail -n 1 /note ;;
     notes) $B cat /note ;;
+    rewrite) $B dd if=/dev/zero of=/dev/vdb bs=1M count=1 conv=fsync 2>/dev/null; echo rewritten ;;
     mac) $B cat /sys/class/net/eth0/address ;;
     off) echo "<0>{POWER_OFF_WORDS}" > /dev/kmsg; $B reboot -f ;;
     reset) $B reboot -f ;;

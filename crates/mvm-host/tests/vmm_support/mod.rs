@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// A VMM on which the contract runs. Its guests read lines from the agent's port and obey:
 /// `echo WORDS` answers the words, `note WORDS` does too and keeps them in the guest's memory,
 /// `notes` answers what was noted last, `disks` answers `NAME SECTORS READONLY` for each disk,
-/// `off`, `reset` and `panic` end the guest.
+/// `rewrite` writes the first MiB of the second disk, durably, and answers `rewritten`, `off`, `reset` and `panic` end the guest.
 pub(crate) trait Backend {
     /// A driver as a fresh agent would make it, over the same host.
     fn vmm(&self) -> Arc<dyn Vmm>;

@@ -52,6 +52,8 @@ while :; do
         a="$a$d $($B cat /sys/block/$d/size) $($B cat /sys/block/$d/ro) "; done; echo $a >&3 ;;
     note) echo "$rest" > /note; $B tail -n 1 /note >&3 ;;
     notes) $B cat /note >&3 ;;
+    rewrite) $B dd if=/dev/zero of=/dev/vdb bs=1M count=1 conv=fsync 2>/dev/null
+        echo rewritten >&3 ;;
     mac) $B cat /sys/class/net/eth0/address >&3 ;;
     off) $B poweroff -f ;;
     reset) $B reboot -f ;;

@@ -55,6 +55,10 @@ async fn obey(stream: DuplexStream, control: SimGuestControl) {
             _ => match line.trim_end() {
                 "disks" => "vda 6144 1 vdb 10240 0\n".to_owned(),
                 "notes" => format!("{}\n", control.recall("note").unwrap_or_default()),
+                "rewrite" => {
+                    control.write_to_disk(1 << 20);
+                    "rewritten\n".to_owned()
+                }
                 "off" => return control.power_off(),
                 "reset" => return control.reset(),
                 "panic" => return control.panic("sysrq triggered crash"),

@@ -12,8 +12,10 @@ use crate::output::instances;
 /// On the host: CPU time and memory of the VMM, guest memory included, and disk space. In the
 /// guest: memory, disk and load as its kernel sees them. Of instances whose pool has a sleep policy
 /// (`mvm pool policy`), for how long nobody has used them; `mvm why` tells what they are used for.
-/// With --io instead what they have read from and written to the host's storage since their VMM
-/// started (what the page cache had is not read again), and sent and received over the network.
+/// With --io instead, since their VMM started: what was read from and written to the host's storage
+/// for them (what the page cache had is not read again), how often they have read and written, how
+/// often a rate held them back (Firecracker tells), and what they have sent and received over the
+/// network. -o json has all of it, and what Firecracker counts besides.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -221,13 +221,16 @@ pub(crate) fn stats(views: &[StatsView]) -> String {
 
 /// What instances have read and written, sent and received.
 pub(crate) fn io_stats(views: &[StatsView]) -> String {
-    let header = ["INSTANCE", "DISK READ", "DISK WRITTEN", "NET SENT", "NET RECEIVED"];
+    let header =
+        ["INSTANCE", "DISK READ", "WRITTEN", "READS/WRITES", "THROTTLED", "NET SENT", "RECEIVED"];
     let row = |view: &StatsView| {
         let kib = |bytes: u64| kib_short(bytes / 1024);
         [
             view.path.to_string(),
             kib_short(view.disk_read_kib),
             kib_short(view.disk_written_kib),
+            or_dash(view.disk_io.map(|io| format!("{}/{}", io.reads, io.writes))),
+            or_dash(view.disk_io.and_then(|io| io.throttled)),
             or_dash(view.traffic.map(|traffic| kib(traffic.sent_bytes))),
             or_dash(view.traffic.map(|traffic| kib(traffic.received_bytes))),
         ]
@@ -240,6 +243,8 @@ mod tests {
     use super::*;
     use crate::samples;
     use mvm_core::net::Traffic;
+    use mvm_core::vmm::DiskIo;
+    use std::collections::BTreeMap;
 
     const NOW: u64 = 1_000_000_000;
 
@@ -359,6 +364,8 @@ The last lines of its console:
             host_disk_kib: 512,
             disk_read_kib: 100,
             disk_written_kib: 3 << 10,
+            disk_io: Some(DiskIo { reads: 12, writes: 3, throttled: Some(4), ..DiskIo::default() }),
+            vmm_counters: BTreeMap::new(),
             traffic: Some(Traffic { sent_bytes: 5 << 20, received_bytes: 7 << 10 }),
             activity: None,
             guest: None,
@@ -379,10 +386,11 @@ The last lines of its console:
         assert_eq!(cells(lines[1])[1..5], ["1.2s", "2M", "512K", "-"]);
         assert_eq!(cells(lines[2])[4], "3M/4M");
         let silent = StatsView { guest: None, ..views[0].clone() };
-        let text = io_stats(&[silent.clone(), StatsView { traffic: None, ..silent }]);
+        let text =
+            io_stats(&[silent.clone(), StatsView { traffic: None, disk_io: None, ..silent }]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(cells(lines[1])[1..], ["100K", "3M", "5M", "7K"]);
-        assert_eq!(cells(lines[2])[3..], ["-", "-"]);
+        assert_eq!(cells(lines[1])[1..], ["100K", "3M", "12/3", "4", "5M", "7K"]);
+        assert_eq!(cells(lines[2])[3..], ["-", "-", "-", "-"]);
     }
 
     #[test]
@@ -396,19 +404,34 @@ The last lines of its console:
             oom_kills: 2,
             ..Default::default()
         };
-        let stats = stats(&[StatsView {
+        let busy = StatsView {
             path: "demo/worker/i-00000001".parse().unwrap(),
             cpu_ms: 12_345_678,
             host_rss_kib: 234_567,
             host_disk_kib: 45_678_901,
             disk_read_kib: 0,
             disk_written_kib: 0,
+            disk_io: None,
+            vmm_counters: BTreeMap::new(),
             traffic: None,
             activity: None,
             guest: Some(guest),
             guest_error: None,
+        };
+        let stats = stats(std::slice::from_ref(&busy));
+        let io = io_stats(&[StatsView {
+            disk_read_kib: 234_567_890,
+            disk_written_kib: 123_456_789,
+            disk_io: Some(DiskIo {
+                reads: 12_345_678,
+                writes: 2_345_678,
+                throttled: Some(12_345),
+                ..DiskIo::default()
+            }),
+            traffic: Some(Traffic { sent_bytes: 123 << 30, received_bytes: 234 << 30 }),
+            ..busy
         }]);
-        for line in list(&[failing()], NOW).lines().chain(stats.lines()) {
+        for line in list(&[failing()], NOW).lines().chain(stats.lines()).chain(io.lines()) {
             assert!(line.len() <= 100, "{} columns: {line}", line.len());
         }
     }

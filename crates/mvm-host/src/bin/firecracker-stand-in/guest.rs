@@ -15,6 +15,7 @@ use crate::memory::Memory;
 
 /// How many requests for a connection are refused before it has read that connections are gone.
 const REFUSALS: u32 = 2;
+const MIB: u64 = 1 << 20;
 
 /// What it sees of its devices.
 pub(crate) struct GuestParts {
@@ -22,6 +23,14 @@ pub(crate) struct GuestParts {
     pub(crate) disks: String,
     /// The address of its interface, or nothing.
     pub(crate) mac: String,
+}
+
+/// What it has written to its disks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Writes {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+    pub(crate) flushes: u64,
 }
 
 /// A handle to the guest.
@@ -38,6 +47,7 @@ struct State {
     runs: bool,
     memory: Memory,
     connections: Vec<UnixStream>,
+    writes: Writes,
     /// Refusals until it drops its connections, if it is to drop them.
     until_reset: Option<u32>,
 }
@@ -55,7 +65,13 @@ impl State {
 impl Guest {
     /// A guest that stands still.
     pub(crate) fn new(memory: Memory, parts: GuestParts) -> Self {
-        let state = State { runs: false, memory, connections: Vec::new(), until_reset: None };
+        let state = State {
+            runs: false,
+            memory,
+            connections: Vec::new(),
+            writes: Writes::default(),
+            until_reset: None,
+        };
         Self(Arc::new(Shared { parts, state: Mutex::new(state), goes_on: Condvar::new() }))
     }
 
@@ -63,6 +79,11 @@ impl Guest {
     pub(crate) fn boot(&self) {
         print("guest is up");
         self.resume();
+    }
+
+    /// What it has written since this was asked last.
+    pub(crate) fn take_writes(&self) -> Writes {
+        std::mem::take(&mut self.state().writes)
     }
 
     pub(crate) fn pause(&self) {
@@ -137,6 +158,11 @@ impl Guest {
             }
             "notes" => format!("{}\n", state.memory.line()),
             "disks" => format!("{}\n", self.0.parts.disks),
+            "rewrite" => {
+                let Writes { count, bytes, flushes } = &mut state.writes;
+                (*count, *bytes, *flushes) = (*count + 1, *bytes + MIB, *flushes + 1);
+                "rewritten\n".to_owned()
+            }
             "mac" => format!("{}\n", self.0.parts.mac),
             "off" => end(&[POWER_OFF_WORDS, "reboot: Restarting system"]),
             "reset" => end(&["reboot: Restarting system"]),

@@ -36,7 +36,8 @@ use behaviour::Behaviour;
 const VERSION: &str = "1.15.1";
 
 /// Options of Firecracker that take a value.
-const OPTIONS: [&str; 5] = ["--id", "--api-sock", "--log-path", "--level", "--seccomp-filter"];
+const OPTIONS: [&str; 6] =
+    ["--id", "--api-sock", "--log-path", "--level", "--metrics-path", "--seccomp-filter"];
 /// What the jailer adds to Firecracker's arguments, with values.
 const ADDED_BY_JAILER: [&str; 3] =
     ["--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us"];

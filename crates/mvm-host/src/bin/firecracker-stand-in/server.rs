@@ -30,6 +30,9 @@ pub(crate) fn run(arguments: &Arguments, behaviour: Behaviour) -> Result<(), Str
         .map_err(|error| format!("Failed to open the API socket at {socket}: {error}"))?;
     let id = arguments.get("--id").unwrap_or("anonymous-instance");
     let mut machine = Machine::new(id, behaviour.version());
+    if let Some(path) = arguments.get("--metrics-path") {
+        machine.write_metrics_to(path)?;
+    }
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else { continue };
         // A client that goes away, or asks for nothing, takes nobody else's answer away.

@@ -6,7 +6,10 @@
 //!    device.state memory.image          of a restored microVM; the memory only until it is mapped
 //!    save/                              where Firecracker writes what is saved
 //!    log                                what Firecracker says, linked to the instance's vmm.log
+//!    metrics                            what it counts, linked to the file beside root/
 //!    api.sock v.sock                    made by Firecracker
+//!  INSTANCE/jail/firecracker/ID/        is root's: what Firecracker cannot put in another file's place
+//!    metrics metrics.sums               see metrics.rs
 //! ```
 //!
 //! A jail is made afresh for each start, and removed once its microVM has ended.
@@ -26,6 +29,7 @@ pub(super) const VSOCK: &str = "v.sock";
 pub(super) const KERNEL: &str = "kernel";
 pub(super) const INITRD: &str = "initrd";
 pub(super) const LOG: &str = "log";
+pub(super) const METRICS: &str = "metrics";
 /// A seccomp filter of the operator's.
 pub(super) const SECCOMP_FILTER: &str = "seccomp.bpf";
 /// Directory that Firecracker may write into.
@@ -42,6 +46,11 @@ pub(super) fn root_of(spec: &VmSpec) -> PathBuf {
     let program = fs::read_dir(&base).ok().and_then(|mut entries| entries.next()?.ok());
     let program = program.map_or_else(|| base.join("none"), |entry| entry.path());
     program.join(spec.id.as_str()).join("root")
+}
+
+/// The directory of the jail that has this root.
+pub(super) fn dir_of(root: &Path) -> &Path {
+    root.parent().unwrap_or(root)
 }
 
 /// Whether a Firecracker serves its API in the jail that was made last.
@@ -82,6 +91,11 @@ impl Jail {
     /// The directory that becomes Firecracker's root.
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The directory that its root is in.
+    pub(super) fn dir(&self) -> &Path {
+        dir_of(&self.root)
     }
 
     /// Puts a file into the jail that Firecracker only reads.

@@ -23,7 +23,9 @@ use super::cgroup::Cgroup;
 use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
 use super::locks::Carrier;
 use super::vm::FirecrackerVm;
-use super::{FirecrackerConfig, FirecrackerVersion, Isolation, Programs, isolation, kernel};
+use super::{
+    FirecrackerConfig, FirecrackerVersion, Isolation, Programs, isolation, kernel, metrics,
+};
 use crate::net;
 use crate::process::{Apart, Process, Spawn, spawn};
 
@@ -204,6 +206,7 @@ pub(super) async fn start(
     };
     let log = open_log().map_err(file_error(&log_path))?;
     jail.place_to_write(&log_path, jail::LOG)?;
+    jail.place_to_write(&metrics::make_file(jail.dir())?, jail::METRICS)?;
     let made = Carrier::new(&spec.dir).await;
     let (carrier, carried) = made.map_err(system("make a socket for the disks' locks"))?;
     let args = jailer_arguments(programs, config, spec);
@@ -271,7 +274,7 @@ fn jailer_arguments(
     option("--resource-limit", format!("no-file={OPEN_FILES}").into());
     // Warnings and errors are kept; what is said otherwise is for debugging.
     args.extend(["--", "--api-sock", API_SOCKET, "--log-path", jail::LOG].map(OsString::from));
-    args.extend(["--level", "Warning"].map(OsString::from));
+    args.extend(["--level", "Warning", "--metrics-path", jail::METRICS].map(OsString::from));
     if config.seccomp_filter.is_some() {
         args.extend(["--seccomp-filter", SECCOMP_FILTER].map(OsString::from));
     }

@@ -22,6 +22,7 @@ mod kept;
 mod kernel;
 mod launch;
 mod locks;
+mod metrics;
 mod reason;
 mod save;
 mod version;

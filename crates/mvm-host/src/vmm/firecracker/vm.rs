@@ -14,12 +14,13 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{GuestStream, SaveChanges, Saved, Vm, VmSpec, VmUsage, VmmError};
+use super::super::{GuestStream, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError};
 use super::api::Api;
 use super::jail::{self, API_SOCKET, VSOCK};
-use super::{build_of, cgroup, reason, save};
+use super::{build_of, cgroup, metrics, reason, save};
 use crate::process::Process;
 use crate::unix_socket;
 
@@ -51,6 +52,8 @@ pub(super) struct FirecrackerVm {
     /// Whether the guest runs and has dropped the connections of before it stood still. Held while
     /// that changes.
     is_settled: Mutex<bool>,
+    /// Keeps its metrics small.
+    _metrics: JoinSet<()>,
 }
 
 impl FirecrackerVm {
@@ -60,16 +63,19 @@ impl FirecrackerVm {
         spec: &VmSpec,
         request_limit: Duration,
     ) -> Self {
+        let root = jail::root_of(spec);
+        let jail = jail::dir_of(&root).to_owned();
         Self {
             handle,
             process,
             id: spec.id.clone(),
             uid: spec.uid,
             dir: spec.dir.clone(),
-            root: jail::root_of(spec),
+            root,
             mem_mib: spec.mem_mib,
             request_limit,
             is_settled: Mutex::new(false),
+            _metrics: JoinSet::from_iter([metrics::sum_up_regularly(jail)]),
         }
     }
 
@@ -209,6 +215,11 @@ impl Vm for FirecrackerVm {
 
     async fn usage(&self) -> Result<VmUsage, VmmError> {
         self.process.usage().map_err(self.failed("measure")).map(VmUsage::from)
+    }
+
+    async fn counters(&self) -> Result<VmCounters, VmmError> {
+        self.api().put("/actions", &json!({ "action_type": "FlushMetrics" })).await?;
+        metrics::counters(jail::dir_of(&self.root)).await
     }
 }
 

@@ -14,6 +14,7 @@
 //! The instance actors use it through the [`Vmm`] trait.
 
 mod args;
+mod blocks;
 mod handover;
 mod journal;
 mod launch;

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 
-use super::super::{GuestStream, SaveChanges, Saved, Vm, VmSpec, VmUsage, VmmError};
-use super::{AGENT_SOCKET, build_of, connect_qmp, journal, save, with_source};
+use super::super::{GuestStream, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError};
+use super::{AGENT_SOCKET, blocks, build_of, connect_qmp, journal, save, with_source};
 use crate::process::Process;
 use crate::unix_socket;
 
@@ -77,5 +77,10 @@ impl Vm for QemuVm {
 
     async fn usage(&self) -> Result<VmUsage, VmmError> {
         self.process.usage().map_err(self.failed("measure")).map(VmUsage::from)
+    }
+
+    async fn counters(&self) -> Result<VmCounters, VmmError> {
+        let disk_io = blocks::disk_io(&self.dir).await?;
+        Ok(VmCounters { disk_io, ..VmCounters::default() })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mvm_core::name::InstanceId;
-use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmExit};
+use mvm_core::vmm::{DiskIo, ProcessEnd, ShutdownReason, VmExit};
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ struct Shared {
     started: Instant,
     console: File,
     memory: Mutex<BTreeMap<String, String>>,
+    disk_io: Mutex<DiskIo>,
     is_paused: watch::Sender<bool>,
     exit: watch::Sender<Option<VmExit>>,
 }
@@ -46,6 +47,7 @@ impl SimGuestControl {
             started: Instant::now(),
             console,
             memory: Mutex::new(memory),
+            disk_io: Mutex::default(),
             is_paused: watch::Sender::new(false),
             exit: watch::Sender::new(None),
         };
@@ -56,6 +58,18 @@ impl SimGuestControl {
     pub fn remember(&self, name: &str, value: &str) {
         let mut memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Has the guest write so many bytes to a disk, durably.
+    pub fn write_to_disk(&self, bytes: u64) {
+        let mut io = self.shared.disk_io.lock().unwrap_or_else(PoisonError::into_inner);
+        io.writes += 1;
+        io.flushes += 1;
+        io.written_bytes += bytes;
+    }
+
+    pub(super) fn disk_io(&self) -> DiskIo {
+        *self.shared.disk_io.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the guest's memory holds under a name.

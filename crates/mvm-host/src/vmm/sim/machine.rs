@@ -19,8 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::super::{
-    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, Vm, VmSpec,
-    VmUsage, VmmError,
+    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, Vm, VmCounters,
+    VmSpec, VmUsage, VmmError,
 };
 use super::{SimFault, SimGuestControl, SimGuestService};
 
@@ -376,5 +376,10 @@ impl Vm for SimVm {
             rss_kib: u64::from(self.machine.mem_mib) * 1024 / 3,
             ..VmUsage::default()
         })
+    }
+
+    async fn counters(&self) -> Result<VmCounters, VmmError> {
+        let disk_io = self.alive("count")?.disk_io();
+        Ok(VmCounters { disk_io, ..VmCounters::default() })
     }
 }
