@@ -22,6 +22,18 @@ fn node() -> Option<Node> {
     Some(node)
 }
 
+/// The same, with an agent in production.
+fn node_in_production() -> Option<Node> {
+    let mut node = node()?;
+    let Ok(filter) = std::env::var("MVM_TEST_SECCOMP_FILTER") else {
+        println!("skipped: needs MVM_TEST_SECCOMP_FILTER, a compiled seccomp filter");
+        return None;
+    };
+    node.set_variable("MVM_PRODUCTION", "1");
+    node.set_variable("MVM_SECCOMP_FILTER", &filter);
+    Some(node)
+}
+
 #[test]
 fn an_instance_lives_on_firecracker_and_leaves_nothing() {
     let Some(node) = node() else { return };
@@ -109,13 +121,7 @@ fn an_instance_lives_on_firecracker_and_leaves_nothing() {
 
 #[test]
 fn in_production_a_process_waits_for_the_wake_behind_every_wall() {
-    let Some(mut node) = node() else { return };
-    let Ok(filter) = std::env::var("MVM_TEST_SECCOMP_FILTER") else {
-        println!("skipped: needs MVM_TEST_SECCOMP_FILTER, a compiled seccomp filter");
-        return;
-    };
-    node.set_variable("MVM_PRODUCTION", "1");
-    node.set_variable("MVM_SECCOMP_FILTER", &filter);
+    let Some(node) = node_in_production() else { return };
     node.small_pool("acme/web", &[]);
     let path = node.boot("acme/web");
     node.ok(&["pool", "policy", "acme/web", "--keep-vmm"]);
@@ -148,7 +154,20 @@ fn in_production_a_process_waits_for_the_wake_behind_every_wall() {
 
 #[test]
 fn memory_that_a_guest_frees_goes_back_to_the_host() {
-    let Some(node) = node() else { return };
+    if let Some(node) = node() {
+        memory_goes_back(&node);
+    }
+}
+
+#[test]
+fn memory_goes_back_in_production_if_that_is_wanted() {
+    if let Some(mut node) = node_in_production() {
+        node.set_variable("MVM_FREE_PAGE_REPORTING", "1");
+        memory_goes_back(&node);
+    }
+}
+
+fn memory_goes_back(node: &Node) {
     node.small_pool("acme/web", &[]);
     let path = node.boot("acme/web");
     let resident_kib = || node.json(&["stats", &path])[0]["host_rss_kib"].as_u64().unwrap();

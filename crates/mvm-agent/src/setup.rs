@@ -39,6 +39,8 @@ pub struct ServeOptions {
     pub seccomp_filter: Option<PathBuf>,
     /// A template of the processor that guests on Firecracker see.
     pub cpu_template: Option<PathBuf>,
+    /// Whether guests on Firecracker hand back the memory that they free.
+    pub free_page_reporting: bool,
 }
 
 /// Why a node cannot be put together.
@@ -133,6 +135,7 @@ fn real(choice: &Choice, state_dir: &Path, options: &ServeOptions, facts: &Facts
         isolation: options.isolation,
         seccomp_filter: options.seccomp_filter.clone(),
         cpu_template: options.cpu_template.clone(),
+        free_page_reporting: options.free_page_reporting,
         ..FirecrackerConfig::of(state_dir)
     });
     let firecracker: Arc<dyn Vmm> = Arc::new(firecracker);

@@ -68,7 +68,7 @@ pub(super) async fn launch(
     waiting.make_tap(spec)?;
     let api = &waiting.api;
     let configuring = async {
-        for (path, body) in configuration(spec, config.isolation, template) {
+        for (path, body) in configuration(spec, config.free_page_reporting, template) {
             api.put(&path, &body).await?;
         }
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
@@ -288,7 +288,7 @@ fn disk_name(index: usize) -> String {
 /// The requests that describe a microVM, in order. The guest numbers its disks in this order.
 fn configuration(
     spec: &VmSpec,
-    isolation: Isolation,
+    free_page_reporting: bool,
     cpu_template: Option<Value>,
 ) -> Vec<(String, Value)> {
     let mut requests = vec![(
@@ -328,8 +328,7 @@ fn configuration(
         ("/vsock".to_owned(), json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK })),
         ("/entropy".to_owned(), json!({})),
     ]);
-    // Reports of free memory are what Firecracker itself does not call ready for production yet.
-    if isolation == Isolation::Available {
+    if free_page_reporting {
         requests.push((
             "/balloon".to_owned(),
             json!({ "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true }),
@@ -396,25 +395,23 @@ mod tests {
 
     #[test]
     fn no_path_of_the_host_is_given_to_the_guest_s_vmm() {
-        for (path, body) in configuration(&VmSpec::example(), Isolation::Available, None) {
+        for (path, body) in configuration(&VmSpec::example(), true, None) {
             assert!(!body.to_string().contains("/state"), "{path} {body}");
         }
         assert!(!load_request(&VmSpec::example()).to_string().contains("/state"));
     }
 
     #[test]
-    fn free_memory_is_reported_except_in_production() {
-        let has_balloon = |isolation| {
-            configuration(&VmSpec::example(), isolation, None)
-                .iter()
-                .any(|(path, _)| path == "/balloon")
-        };
-        assert!(has_balloon(Isolation::Available) && !has_balloon(Isolation::Production));
+    fn free_memory_is_reported_if_it_is_to_be() {
+        for expected in [true, false] {
+            let requests = configuration(&VmSpec::example(), expected, None);
+            assert_eq!(requests.iter().any(|(path, _)| path == "/balloon"), expected);
+        }
     }
 
     #[test]
     fn disks_are_in_order_and_only_what_may_be_written_is_writable() {
-        let requests = configuration(&VmSpec::example(), Isolation::Available, None);
+        let requests = configuration(&VmSpec::example(), true, None);
         let drives: Vec<_> =
             requests.iter().filter(|(path, _)| path.starts_with("/drives/")).collect();
         assert_eq!(drives[0].0, "/drives/disk0");
@@ -427,8 +424,7 @@ mod tests {
     #[test]
     fn each_disk_is_held_to_the_rates_that_there_are() {
         let limiter = |rates: Rates| {
-            let requests =
-                configuration(&VmSpec { rates, ..VmSpec::example() }, Isolation::Available, None);
+            let requests = configuration(&VmSpec { rates, ..VmSpec::example() }, true, None);
             let drive = requests.into_iter().find(|(path, _)| path == "/drives/disk1").unwrap();
             drive.1["rate_limiter"].clone()
         };
@@ -444,7 +440,7 @@ mod tests {
     fn a_microvm_without_a_network_has_no_interface() {
         let has = |spec: &VmSpec| {
             let is_network = |(path, _): &(String, Value)| path.starts_with("/network-");
-            configuration(spec, Isolation::Available, None).iter().any(is_network)
+            configuration(spec, true, None).iter().any(is_network)
         };
         assert!(has(&VmSpec::example()));
         let without = VmSpec { nic: None, ..VmSpec::example() };

@@ -66,6 +66,8 @@ pub struct FirecrackerConfig {
     pub seccomp_filter: Option<PathBuf>,
     /// A template of the processor that guests see, as Firecracker's API has it.
     pub cpu_template: Option<PathBuf>,
+    /// Whether guests hand back the memory that they free.
+    pub free_page_reporting: bool,
     /// How long a fresh Firecracker has until it serves its API.
     pub start_limit: Duration,
     /// How long it has for one request: saving takes as long as the disk does.
@@ -94,6 +96,7 @@ impl FirecrackerConfig {
             isolation: Isolation::default(),
             seccomp_filter: None,
             cpu_template: None,
+            free_page_reporting: true,
             start_limit: Duration::from_secs(30),
             request_limit: Duration::from_secs(120),
         }
