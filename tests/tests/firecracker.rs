@@ -171,12 +171,14 @@ fn memory_goes_back(node: &Node) {
     node.small_pool("acme/web", &[]);
     let path = node.boot("acme/web");
     let resident_kib = || node.json(&["stats", &path])[0]["host_rss_kib"].as_u64().unwrap();
-    let part_kib = 40 << 10;
+    let filled_kib = 64 << 10;
+    // Pieces of less than 256 KiB stay with the guest: how many depends on how its memory is cut up.
+    let part_kib = filled_kib * 3 / 8;
     let fill_and_free = || {
         let before = resident_kib();
         node.guest(&path, "head -c 67108864 /dev/urandom > /tmp/large");
         let full = resident_kib();
-        assert!(full >= before + part_kib, "{before} KiB, then {full} KiB");
+        assert!(full >= before + filled_kib / 2, "{before} KiB, then {full} KiB");
         node.guest(&path, "rm /tmp/large");
         mvm_tests::until("the memory is given back", mvm_tests::LIMIT, || {
             (resident_kib() + part_kib <= full).then_some(())
@@ -202,7 +204,7 @@ fn memory_goes_back(node: &Node) {
     node.ok(&["sleep", &path]);
     let (first, last) = (first.unwrap_or_default(), image_bytes(3));
     // If nothing were given back, it would be twice what was filled, and what the kernel changes.
-    assert!(last < first + 2 * (64 << 20), "{last} bytes after {first}");
+    assert!(last < first + 2 * (filled_kib << 10), "{last} bytes after {first}");
     node.guest(&path, "md5sum -c /tmp/sum");
     node.ok(&["tenant", "destroy", "acme", "--force"]);
 }

@@ -23,11 +23,20 @@ for d in /tmp /run /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $d; done
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 modprobe -a kvm_amd tun bridge vhost_net vhost_vsock loop
 chmod 0666 /dev/kvm
-# A microVM that never runs, as long as the lab does. With the first and the last one KVM changes
-# code of the kernel (static keys, one of them in the scheduler), and QEMU that emulates this machine
-# may translate the code for a processor while another one changes it: it then runs the breakpoint
-# of the change for ever (seen in 7.2: nothing is told of a write between reading and protecting).
+# What is open as long as the lab is. The kernel changes its own code (static keys, one of them in the
+# scheduler) with the first and the last microVM, and with the first and the last chain at each hook of
+# the firewall. QEMU, which emulates this machine, may translate that code for one processor while
+# another one changes it, which then runs the breakpoint of the change for ever (seen in 7.2: a write
+# between reading code and protecting it goes unseen).
 qemu-system-x86_64 -S -M microvm -accel kvm -m 8M -nodefaults -display none </dev/null >/dev/null 2>&1 &
+rules=
+for family in inet bridge; do
+  rules="$rules add table $family held;"
+  for hook in prerouting input forward output postrouting; do
+    rules="$rules add chain $family held $hook { type filter hook $hook priority 0; };"
+  done
+done
+nft "$rules"
 ip link set lo up
 echo lab > /proc/sys/kernel/hostname
 cd /root
