@@ -69,9 +69,10 @@ struct Sums {
 
 /// Adds the lines that are new, and takes them out of the file.
 fn sum_up(jail: &Path) -> io::Result<Sums> {
+    // One at a time, whichever agent it is. The file itself could be locked by Firecracker, too.
+    let lock = File::open(jail)?;
+    flock(&lock, FlockOperation::LockExclusive)?;
     let file = OpenOptions::new().read(true).write(true).open(jail.join(METRICS))?;
-    // One at a time, whoever it is.
-    flock(&file, FlockOperation::LockExclusive)?;
     let path = jail.join(SUMS);
     let mut sums = match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text)?,
@@ -122,7 +123,7 @@ impl Sums {
                     continue;
                 }
                 let sum = self.counters.entry(key).or_default();
-                *sum = match is_whole(group, name) {
+                *sum = match is_gauge(group, name) {
                     true => value,
                     false => sum.saturating_add(value),
                 };
@@ -145,7 +146,7 @@ impl Sums {
 }
 
 /// Whether each line tells the whole value, not by how much it has grown.
-fn is_whole(group: &str, name: &str) -> bool {
+fn is_gauge(group: &str, name: &str) -> bool {
     matches!((group, name), ("seccomp" | "signals", _) | ("vmm", "panic_count"))
 }
 
