@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
 use mvm_core::guest::{Configuration, ExecRequest, HookReport, NetworkConfiguration, WakeReason};
-use mvm_core::lifecycle::{Event, InstanceStatus};
+use mvm_core::lifecycle::{Event, InstanceStatus, Outcome, Phase};
 use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
 use mvm_core::net::{InstanceNetwork, vmm_uid};
@@ -434,8 +434,13 @@ async fn try_release(
         if let Ok(spec) = spec(node, &record, status).await {
             node.host.vmm.clear(&spec).await?;
         }
-        if let Some(net) = network(node, &record) {
-            node.host.network.remove_instance(net).await?;
+        match (network(node, &record), &status.phase) {
+            (None, _) => {}
+            // Its rules wait for its wake, which is the quicker for it.
+            (Some(net), Phase::Releasing { outcome: Outcome::Asleep, .. }) => {
+                node.host.network.remove_tap(net).await?;
+            }
+            (Some(net), _) => node.host.network.remove_instance(net).await?,
         }
     }
     let dir = node.instance_dir(&path.id);

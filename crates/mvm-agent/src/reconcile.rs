@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::lifecycle::{Event, Phase};
+use mvm_core::lifecycle::{Event, Outcome, Phase};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
 use mvm_core::plan::{Action, PlanLimits, plan};
@@ -18,6 +18,7 @@ use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
 use mvm_wire::ErrorCode;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use crate::actor::{self, Message};
 use crate::builder;
@@ -28,7 +29,7 @@ use crate::ssh;
 use crate::state::Mirror;
 use crate::submit;
 
-/// Longest time between two rounds.
+/// Longest time between two rounds, and how often is looked after what changes without a poke.
 const TICK: Duration = Duration::from_secs(10);
 
 /// Runs until the agent is told to end.
@@ -43,16 +44,17 @@ pub(crate) async fn run(node: Arc<Node>) {
         bridged: BTreeSet::new(),
         listeners: Listeners::default(),
     };
+    let mut tick = Instant::now() + TICK;
     loop {
         let next_unix_ms = rounds.round().await;
-        let tick = tokio::time::Instant::now() + TICK;
+        if Instant::now() >= tick {
+            rounds.look_after().await;
+            tick = Instant::now() + TICK;
+        }
         let due = next_unix_ms.map_or(tick, |at| rounds.node.clock.instant(at).min(tick));
         tokio::select! {
             () = rounds.node.poked() => {}
-            () = tokio::time::sleep_until(due) => {
-                rounds.bound_consoles();
-                rounds.tidy_snapshots();
-            }
+            () = sleep_until(due) => {}
             () = rounds.node.stop.notified() => return,
             Some(_) = rounds.actors.join_next() => {}
         }
@@ -253,6 +255,23 @@ impl Reconciler {
         }
     }
 
+    /// What nobody pokes for.
+    async fn look_after(&self) {
+        self.bound_consoles();
+        self.tidy_snapshots();
+        self.mend_firewall().await;
+    }
+
+    async fn mend_firewall(&self) {
+        let mended = self.node.host.network.mend_firewall().await;
+        if let Ok(true) = mended {
+            tracing::warn!(
+                "somebody else changed the firewall's rules of this agent: they are put back"
+            );
+        }
+        self.node.set_problem("mending the firewall", mended.err().map(|error| chain(&error)));
+    }
+
     fn tidy_snapshots(&self) {
         let tidied = self.node.shared.tidy(&self.node.state.now());
         self.node.set_problem("removing snapshots", tidied.err().map(|error| chain(&error)));
@@ -289,10 +308,18 @@ fn touchable(mirror: &Mirror) -> Desired {
     desired
 }
 
-/// The network that the machine should have: each tenant's bridge, and a tap for each instance that
-/// has, or is getting, a VM. An instance whose observed record does not parse may have one.
+/// The network that the machine should have: each tenant's bridge, a tap for each instance that
+/// has, or is getting, a VM, and rules for those and for what sleeps. An instance whose observed record
+/// does not parse may have a tap.
 pub(crate) fn expected_network(mirror: &Mirror) -> Result<NodeNetwork, NetworkConflict> {
     let desired = &mirror.desired;
+    let sleeps = |record: &&InstanceRecord| {
+        !mirror.is_untouchable(&record.path)
+            && matches!(
+                mirror.status(&record.path).phase,
+                Phase::Sleeping { .. } | Phase::Releasing { outcome: Outcome::Asleep, .. }
+            )
+    };
     let holds_tap = |record: &&InstanceRecord| {
         mirror.is_untouchable(&record.path)
             || matches!(
@@ -306,5 +333,11 @@ pub(crate) fn expected_network(mirror: &Mirror) -> Result<NodeNetwork, NetworkCo
     };
     let instances = desired.instances.values().filter(holds_tap);
     let tenants = desired.tenants.values().map(|tenant| tenant.network);
-    NodeNetwork::of(tenants, instances.filter_map(|record| desired.network_of(record)))
+    let awake = instances.filter_map(|record| desired.network_of(record));
+    let mut network = NodeNetwork::of(tenants, awake)?;
+    let asleep = desired.instances.values().filter(sleeps);
+    for instance in asleep.filter_map(|record| desired.network_of(record)) {
+        network.add_asleep(instance)?;
+    }
+    Ok(network)
 }

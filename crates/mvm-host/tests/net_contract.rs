@@ -88,6 +88,30 @@ fn instances_come_and_go() {
 }
 
 #[test]
+fn what_sleeps_has_its_rules_and_no_tap() {
+    on_each_backend(|host| {
+        Box::pin(async move {
+            host.a.ensure(&node(&[(1, 3), (1, 4)])).await.unwrap();
+            let mut expected = node(&[(1, 4)]);
+            expected.add_asleep(instance(1, 3)).unwrap();
+            let differs = differences(&*host.a, &expected).await;
+            assert_eq!(differs, ["tn1i3 is left over"]);
+            for _ in 0..2 {
+                host.a.remove_tap(instance(1, 3)).await.unwrap();
+            }
+            assert_eq!(differences(&*host.a, &expected).await, [""; 0]);
+            host.a.ensure(&expected).await.unwrap();
+            assert_eq!(differences(&*host.a, &expected).await, [""; 0]);
+            host.a.add_instance(instance(1, 3)).await.unwrap();
+            assert_eq!(differences(&*host.a, &node(&[(1, 3), (1, 4)])).await, [""; 0]);
+            host.a.ensure(&expected).await.unwrap();
+            host.a.remove_instance(instance(1, 3)).await.unwrap();
+            assert_eq!(differences(&*host.a, &node(&[(1, 4)])).await, [""; 0]);
+        })
+    });
+}
+
+#[test]
 fn a_tenant_whose_subnet_is_in_use_is_refused() {
     on_each_backend(|host| {
         Box::pin(async move {

@@ -263,6 +263,125 @@ fn a_lost_claim_is_reported_and_taken_again() {
     });
 }
 
+/// What is changed of any firewall, as `nft monitor` tells it.
+struct Changes {
+    monitor: Child,
+    told: tempfile::NamedTempFile,
+    marks: u32,
+    /// Lines that were read.
+    seen: usize,
+}
+
+impl Changes {
+    /// Tells what comes from now on.
+    fn watch() -> Self {
+        let told = tempfile::NamedTempFile::new().unwrap();
+        let output = told.reopen().unwrap();
+        let monitor = Command::new("nft").arg("monitor").stdout(output).spawn().unwrap();
+        let mut changes = Self { monitor, told, marks: 0, seen: 0 };
+        changes.until_now();
+        changes
+    }
+
+    /// What has come since it was asked last, other than the marks that it makes for this.
+    fn until_now(&mut self) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            // The first ones come before it listens.
+            self.marks += 1;
+            let mark = format!("mark{}", self.marks);
+            nft(&format!("add table inet {mark}\n"));
+            let soon = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < soon {
+                let lines = self.lines();
+                if lines.iter().any(|line| line.ends_with(&mark)) {
+                    let is_news = |line: &String| !line.contains("mark") && !line.starts_with('#');
+                    let before = std::mem::replace(&mut self.seen, lines.len());
+                    return lines.into_iter().skip(before).filter(is_news).collect();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert!(Instant::now() < deadline, "`nft monitor` does not tell of {mark}");
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        std::fs::read_to_string(self.told.path()).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.monitor.kill().unwrap();
+        self.monitor.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_wake_changes_no_firewall() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        let mut changes = Changes::watch();
+        assert!(!network.mend_firewall().await.unwrap(), "it was not this agent's that changed");
+        network.remove_tap(instance(1, 3)).await.unwrap();
+        network.add_instance(instance(1, 3)).await.unwrap();
+        assert_eq!(changes.until_now(), [""; 0]);
+        // Whatever else somebody has changed just now, nothing of others is touched for it.
+        network.remove_tap(instance(1, 3)).await.unwrap();
+        network.add_instance(instance(1, 4)).await.unwrap();
+        network.add_instance(instance(1, 3)).await.unwrap();
+        let told = changes.until_now();
+        assert!(told.iter().all(|line| line.contains("add element bridge")), "{told:?}");
+        network.remove_instance(instance(1, 3)).await.unwrap();
+        let told = changes.until_now();
+        assert!(told.iter().any(|line| line.contains("delete element bridge")), "{told:?}");
+    });
+}
+
+#[test]
+fn what_somebody_changed_of_the_firewall_is_put_back() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (network, expected) = (machine.agent("a"), node(&[(1, 3), (2, 3)]));
+        assert!(!network.mend_firewall().await.unwrap(), "nothing is known");
+        network.ensure(&expected).await.unwrap();
+        assert!(!network.mend_firewall().await.unwrap());
+        nft("add table inet of_others\n");
+        assert!(!network.mend_firewall().await.unwrap(), "it was not this agent's");
+        let table = machine.owner("a").table().clone();
+        for change in [
+            format!(
+                "delete element bridge {table} instances {{ \"tn1i3\" . {} . {} }}\n",
+                instance(1, 3).mac(),
+                instance(1, 3).address()
+            ),
+            format!("flush table inet {table}\n"),
+            format!("delete table bridge {table}\n"),
+            "flush ruleset\n".to_owned(),
+        ] {
+            nft(&change);
+            assert!(network.mend_firewall().await.unwrap(), "{change}");
+            assert_eq!(differences(&network, &expected).await, [""; 0]);
+            assert!(!network.mend_firewall().await.unwrap(), "{change}");
+        }
+    });
+}
+
+#[test]
+fn an_instance_wakes_although_somebody_emptied_the_firewall() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3)])).await.unwrap();
+        network.remove_tap(instance(1, 3)).await.unwrap();
+        nft("flush ruleset\n");
+        network.add_instance(instance(1, 3)).await.unwrap();
+        assert_eq!(differences(&network, &node(&[(1, 3)])).await, [""; 0]);
+    });
+}
+
 #[test]
 fn an_instance_is_added_although_somebody_emptied_the_firewall() {
     in_namespace(|| async {

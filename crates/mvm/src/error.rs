@@ -318,7 +318,7 @@ impl Error {
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
             Self::Usage { hint, .. } => hint.clone(),
             Self::NotReady { .. } => "run `mvm bootstrap`, or pass --yes to have it done".to_owned(),
-            Self::NetworkDiffers(_) => "`mvm agent stop`, and the agent that the next command starts puts it right: microVMs keep running".to_owned(),
+            Self::NetworkDiffers(_) => "the agent puts the firewall right within 10 s; for the rest `mvm agent stop`, and the agent that the next command starts does: microVMs keep running".to_owned(),
             Self::Document(_)
             | Self::AgentStart { .. }
             | Self::Serve { .. }

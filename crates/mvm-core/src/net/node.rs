@@ -61,6 +61,8 @@ pub enum NetworkConflict {
 pub struct NodeNetwork {
     tenants: BTreeMap<NetId, TenantNetwork>,
     instances: BTreeSet<InstanceNetwork>,
+    /// Those of the instances that sleep: they have rules, which wait for their wake, and no tap.
+    asleep: BTreeSet<(NetId, Slot)>,
 }
 
 impl NodeNetwork {
@@ -121,8 +123,19 @@ impl NodeNetwork {
         Ok(())
     }
 
+    /// Does the same for an instance that sleeps: it has no tap.
+    ///
+    /// # Errors
+    /// Those of [`add_instance`](Self::add_instance).
+    pub fn add_asleep(&mut self, instance: InstanceNetwork) -> Result<(), NetworkConflict> {
+        self.add_instance(instance)?;
+        self.asleep.insert((instance.tenant.net_id, instance.slot));
+        Ok(())
+    }
+
     /// Takes an instance out, whatever its rate, and leaves its tenant.
     pub fn remove_instance(&mut self, instance: &InstanceNetwork) {
+        self.asleep.remove(&(instance.tenant.net_id, instance.slot));
         // The least of this place, and so before what is there.
         let place = InstanceNetwork::new(instance.tenant, instance.slot);
         let found = self.instances.range(place..).next().copied();
@@ -135,6 +148,7 @@ impl NodeNetwork {
     pub fn remove_tenant(&mut self, net_id: NetId) {
         self.tenants.remove(&net_id);
         self.instances.retain(|instance| instance.tenant.net_id != net_id);
+        self.asleep.retain(|(of, _)| *of != net_id);
     }
 
     /// The tenants, by net id.
@@ -152,9 +166,10 @@ impl NodeNetwork {
         self.instances.iter()
     }
 
-    /// The instances of one tenant, by slot.
-    pub fn instances_of(&self, net_id: NetId) -> impl Iterator<Item = &InstanceNetwork> {
-        self.instances.iter().filter(move |instance| instance.tenant.net_id == net_id)
+    /// The instances that have a tap, by net id and slot.
+    pub fn awake(&self) -> impl Iterator<Item = &InstanceNetwork> {
+        let sleeps = |it: &InstanceNetwork| self.asleep.contains(&(it.tenant.net_id, it.slot));
+        self.instances.iter().filter(move |instance| !sleeps(instance))
     }
 
     /// Whether no tenant, and so no instance, is in it.
@@ -275,6 +290,20 @@ mod tests {
         assert_eq!(network.instances().count(), 0);
         network.remove_tenant(NetId(2));
         assert!(network.is_empty());
+    }
+
+    #[test]
+    fn an_instance_that_sleeps_has_its_place_and_no_tap() {
+        let place = |slot| InstanceNetwork::new(tenant(1, "10.240.1.0/24"), Slot(slot));
+        let mut network = NodeNetwork::of([], [place(3), place(4)]).unwrap();
+        network.add_asleep(place(4)).unwrap();
+        assert_eq!(network.instances().count(), 2);
+        assert_eq!(network.awake().collect::<Vec<_>>(), [&place(3)]);
+        network.add_instance(place(4)).unwrap();
+        assert_eq!(network.awake().count(), 2);
+        network.add_asleep(place(3)).unwrap();
+        network.remove_instance(&place(3));
+        assert_eq!(network, NodeNetwork::of([], [place(4)]).unwrap());
     }
 
     #[test]

@@ -34,8 +34,9 @@ pub struct LinuxNetwork {
 enum Firewall {
     /// Nothing yet: a change could take away what an earlier agent has let through.
     Unknown,
-    /// They are what this network renders to.
-    Applied(NodeNetwork),
+    /// They are what this network renders to, for certain as of this transaction of the kernel's; of
+    /// none if somebody else has changed something since they were looked at.
+    Applied(NodeNetwork, Option<u32>),
     /// They should be what this network renders to, but a change failed.
     Broken(NodeNetwork),
 }
@@ -190,6 +191,12 @@ impl LinuxNetwork {
         let applied = firewall.network().ok_or(NetworkError::NotEnsured)?;
         let mut wanted = applied.clone();
         wanted.add_instance(instance)?;
+        if let Firewall::Applied(applied, left_at) = firewall
+            && !is_as_left(*left_at).await?
+        {
+            // It may have lost what it had from before its sleep: it gets that once more.
+            applied.remove_instance(&instance);
+        }
         self.ownership.claim(instance.tenant.net_id)?;
         let tap = self.links.get(&instance.tap()).await?;
         if let Some(link) = &tap {
@@ -232,6 +239,14 @@ impl LinuxNetwork {
         Ok(())
     }
 
+    /// Deletes an instance's tap, if there is one and it is ours.
+    async fn delete_tap(&self, instance: &InstanceNetwork) -> Result<(), NetworkError> {
+        match self.links.get(&instance.tap()).await? {
+            Some(tap) if self.ownership.is_ours(&tap)? => self.links.delete(&tap).await,
+            _ => Ok(()),
+        }
+    }
+
     async fn create_tap(&self, name: &str, owner_uid: u32) -> Result<Link, NetworkError> {
         let failed = |error| NetworkError::system(format!("create the tap {name}"))(error);
         let new = NewTap::create(name, owner_uid).map_err(failed)?;
@@ -250,38 +265,53 @@ impl LinuxNetwork {
     ) -> Result<(), NetworkError> {
         let table = self.owner.table();
         let full = render_full(table, &wanted);
-        let batch = match firewall {
-            Firewall::Applied(applied) => render_delta(table, applied, &wanted),
-            Firewall::Unknown | Firewall::Broken(_) => full.clone(),
+        let (batch, is_known) = match firewall {
+            Firewall::Applied(applied, left_at) => {
+                let is_known = is_as_left(*left_at).await?;
+                (render_delta(table, applied, &wanted), is_known)
+            }
+            Firewall::Unknown | Firewall::Broken(_) => (full.clone(), true),
         };
         if batch.is_empty() {
             return Ok(());
         }
         // Stays so if the batch fails, or nobody waits for its end.
         *firewall = Firewall::Broken(wanted.clone());
-        if let Err(error) = nft::apply(batch).await {
-            tracing::warn!(%table, %error, "the firewall is not as it was left: replacing it");
-            nft::apply(full).await?;
-        }
-        *firewall = Firewall::Applied(wanted);
+        let left_at = match nft::apply(batch).await {
+            Ok(left_at) => left_at.filter(|_| is_known),
+            Err(error) => {
+                tracing::warn!(%table, %error, "the firewall is not as it was left: replacing it");
+                nft::apply(full).await?
+            }
+        };
+        *firewall = Firewall::Applied(wanted, left_at);
         Ok(())
     }
 
-    /// Reads the kernel's tables and replaces them if they are not those of `wanted`.
+    /// Reads the kernel's tables and replaces them if they are not those of `wanted`; tells whether they
+    /// were not.
     async fn ensure_firewall(
         &self,
         firewall: &mut Firewall,
         wanted: NodeNetwork,
-    ) -> Result<(), NetworkError> {
+    ) -> Result<bool, NetworkError> {
         let table = self.owner.table();
         let expected = nft::expected(table.clone(), &wanted).await?;
-        if nft::current(table.clone()).await? != expected {
+        // Before the tables are read: what is changed meanwhile is looked at again.
+        let mut left_at = nft::generation().await?;
+        let differs = nft::current(table.clone()).await? != expected;
+        if differs {
             *firewall = Firewall::Broken(wanted.clone());
-            nft::apply(render_full(table, &wanted)).await?;
+            left_at = nft::apply(render_full(table, &wanted)).await?;
         }
-        *firewall = Firewall::Applied(wanted);
-        Ok(())
+        *firewall = Firewall::Applied(wanted, left_at);
+        Ok(differs)
     }
+}
+
+/// Whether nobody has changed any firewall since this transaction.
+async fn is_as_left(left_at: Option<u32>) -> Result<bool, NetworkError> {
+    Ok(left_at.is_some() && nft::generation().await? == left_at)
 }
 
 impl Firewall {
@@ -289,7 +319,7 @@ impl Firewall {
     fn network(&self) -> Option<&NodeNetwork> {
         match self {
             Self::Unknown => None,
-            Self::Applied(network) | Self::Broken(network) => Some(network),
+            Self::Applied(network, _) | Self::Broken(network) => Some(network),
         }
     }
 }
@@ -336,7 +366,7 @@ impl Network for LinuxNetwork {
         let kept: BTreeSet<String> = expected
             .tenants()
             .map(TenantNetwork::bridge)
-            .chain(expected.instances().map(InstanceNetwork::tap))
+            .chain(expected.awake().map(InstanceNetwork::tap))
             .collect();
         let left = self.sweep(&links, |link| kept.contains(&link.name)).await;
         if !left.is_empty() {
@@ -368,7 +398,7 @@ impl Network for LinuxNetwork {
                     continue;
                 }
             };
-            for instance in wanted.instances_of(tenant.net_id) {
+            for instance in wanted.awake().filter(|instance| instance.tenant == *tenant) {
                 let found = links.get(&instance.tap());
                 errors.extend(self.ensure_tap(instance, found, &bridge).await.err());
             }
@@ -425,14 +455,14 @@ impl Network for LinuxNetwork {
         self.ensure_tap(&instance, Some(&tap), &bridge).await
     }
 
+    async fn remove_tap(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        let _firewall = self.firewall.lock().await;
+        self.delete_tap(&instance).await
+    }
+
     async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         let mut firewall = self.firewall.lock().await;
-        let mut errors = Vec::new();
-        if let Some(tap) = self.links.get(&instance.tap()).await?
-            && self.ownership.is_ours(&tap)?
-        {
-            errors.extend(self.links.delete(&tap).await.err());
-        }
+        let mut errors: Vec<_> = self.delete_tap(&instance).await.err().into_iter().collect();
         // Without its element a tap that could not be deleted is cut off.
         if let Some(applied) = firewall.network() {
             let mut wanted = applied.clone();
@@ -469,6 +499,16 @@ impl Network for LinuxNetwork {
             let (sent_bytes, received_bytes) = tap.carried;
             Traffic { sent_bytes, received_bytes }
         }))
+    }
+
+    async fn mend_firewall(&self) -> Result<bool, NetworkError> {
+        let mut firewall = self.firewall.lock().await;
+        let wanted = match &*firewall {
+            Firewall::Unknown => return Ok(false),
+            Firewall::Applied(_, left_at) if is_as_left(*left_at).await? => return Ok(false),
+            Firewall::Applied(network, _) | Firewall::Broken(network) => network.clone(),
+        };
+        self.ensure_firewall(&mut firewall, wanted).await
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {

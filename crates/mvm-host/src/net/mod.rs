@@ -12,6 +12,7 @@
 mod claims;
 mod difference;
 mod error;
+mod generation;
 mod links;
 mod linux;
 mod namespace;
@@ -105,6 +106,13 @@ pub trait Network: Send + Sync {
     /// its name is somebody else's, or the operating system refused.
     async fn take_tap(&self, instance: InstanceNetwork, pid: u32) -> Result<(), NetworkError>;
 
+    /// Removes the tap of an instance that sleeps, whose rules wait for its wake; it is not an error if
+    /// the tap is gone.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    async fn remove_tap(&self, instance: InstanceNetwork) -> Result<(), NetworkError>;
+
     /// Removes an instance's tap and stops its packets; it is not an error if it is gone.
     ///
     /// # Errors
@@ -122,6 +130,13 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// The machine's state cannot be read.
     async fn traffic(&self, instance: InstanceNetwork) -> Result<Option<Traffic>, NetworkError>;
+
+    /// Puts back what somebody else has changed of this agent's firewall, and tells whether there was
+    /// anything. Quick as long as nobody has changed any firewall.
+    ///
+    /// # Errors
+    /// The firewall cannot be read or replaced.
+    async fn mend_firewall(&self) -> Result<bool, NetworkError>;
 
     /// How the machine differs from `expected`; empty if it does not.
     ///

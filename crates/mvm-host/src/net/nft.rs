@@ -9,13 +9,25 @@ use mvm_core::nft::{FAMILIES, render_full};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::Value;
 
-use super::NetworkError;
 use super::ruleset::Ruleset;
+use super::{NetworkError, generation};
 use crate::process::find;
 
-/// Applies a batch as one transaction.
-pub(super) async fn apply(batch: String) -> Result<(), NetworkError> {
-    blocking(move || run("change the firewall", &batch).map(drop)).await
+/// Applies a batch as one transaction, and returns its number, unless somebody else changed
+/// something at the same time.
+pub(super) async fn apply(batch: String) -> Result<Option<u32>, NetworkError> {
+    let apply = move || {
+        let before = generation::current().ok();
+        run("change the firewall", &batch)?;
+        let after = generation::current().ok();
+        Ok(after.filter(|after| before.map(|before| before.wrapping_add(1)) == Some(*after)))
+    };
+    blocking(apply).await
+}
+
+/// The number of the last transaction, whosever it was; `None` if the kernel does not tell.
+pub(super) async fn generation() -> Result<Option<u32>, NetworkError> {
+    blocking(|| Ok(generation::current().ok())).await
 }
 
 /// The tables of that name as the kernel holds them.

@@ -38,7 +38,7 @@ impl Machine {
                 self.compare_bridge(tenant, bridge, &mut differences)?;
             }
         }
-        for instance in expected.instances() {
+        for instance in expected.awake() {
             names.insert(instance.tap());
             if let Some(tap) = self.find(&instance.tap(), ownership, &mut differences)? {
                 self.compare_tap(instance, tap, &mut differences)?;
