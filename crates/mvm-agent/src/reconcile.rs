@@ -14,7 +14,7 @@ use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
 use mvm_core::plan::{Action, PlanLimits, plan};
 use mvm_core::record::{self, Desired, Existence, InstanceRecord};
 use mvm_host::console;
-use mvm_host::vmm::CONSOLE_LOG;
+use mvm_host::vmm::{CONSOLE_LOG, VMM_LOG};
 use mvm_store::Op;
 use mvm_wire::ErrorCode;
 use tokio::task::JoinSet;
@@ -257,7 +257,7 @@ impl Reconciler {
 
     /// What nobody pokes for.
     async fn look_after(&self) {
-        self.bound_consoles();
+        self.bound_logs().await;
         self.tidy_snapshots();
         self.mend_firewall().await;
     }
@@ -277,12 +277,23 @@ impl Reconciler {
         self.node.set_problem("removing snapshots", tidied.err().map(|error| chain(&error)));
     }
 
-    fn bound_consoles(&self) {
+    /// Keeps small what guests and VMMs go on writing.
+    async fn bound_logs(&self) {
         for (path, status) in &self.node.state.now().observed.instances {
-            if status.vm.is_some() {
-                let file = self.node.instance_dir(&path.id).join(CONSOLE_LOG);
+            if status.vm.is_none() {
+                continue;
+            }
+            let dir = self.node.instance_dir(&path.id);
+            for file in [CONSOLE_LOG, VMM_LOG].map(|name| dir.join(name)) {
                 let problem = console::bound(&file).err().map(|error| error.to_string());
                 self.node.set_problem(&format!("bounding {}", file.display()), problem);
+            }
+            let vm = self.node.instance(path).and_then(|handle| handle.vm.borrow().clone());
+            if let Some(vm) = vm
+                && let Err(error) = vm.tidy().await
+            {
+                // It may have ended just now.
+                tracing::debug!(instance = %path, error = chain(&error), "cannot tidy up");
             }
         }
     }

@@ -7,6 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::hole::make_hole;
+
 /// Allocated bytes of a console above which its oldest part is given back to the filesystem.
 pub const KEEP_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes that are kept then.
@@ -59,8 +61,8 @@ pub fn printable(line: &str) -> String {
     out.trim_end().to_owned()
 }
 
-/// Gives the oldest part of a console that has grown too large back to the filesystem. Offsets stay,
-/// so that the VMM goes on appending; the part that is gone reads as zeros.
+/// Gives the oldest part of a console, or of what else a VMM goes on writing, back to the filesystem if
+/// it has grown too large. Offsets stay, so that the VMM goes on; the part that is gone reads as zeros.
 ///
 /// # Errors
 /// The filesystem refused.
@@ -76,8 +78,7 @@ pub fn bound(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     let end = metadata.len().saturating_sub(KEEP_MIN) & !4095;
-    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(&file, flags, 0, end)?;
+    make_hole(&file, 0, end)?;
     Ok(())
 }
 

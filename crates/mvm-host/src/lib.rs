@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod console;
 pub mod disks;
 pub mod guest;
+mod hole;
 pub mod image;
 pub mod images;
 pub mod main_log;

@@ -490,6 +490,7 @@ async fn what_a_guest_does_with_its_disks_is_counted<B: Backend>(host: Host<B>) 
     let mut rewrite = async || assert_eq!(guest.ask("rewrite").await, "rewritten");
     rewrite().await;
     let once = vm.counters().await.unwrap().disk_io;
+    vm.tidy().await.unwrap();
     assert_eq!(once.written_bytes - before.written_bytes, 1 << 20, "{before:?} {once:?}");
     assert!(once.writes > before.writes && once.flushes > before.flushes, "{before:?} {once:?}");
     rewrite().await;

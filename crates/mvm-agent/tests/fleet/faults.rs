@@ -1,5 +1,8 @@
 //! What goes wrong: launches, guests, agents, records.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
@@ -7,8 +10,8 @@ use mvm_core::death::Cause;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{PoolPath, Selector};
 use mvm_core::spec::{Document, PoolSpec, RestartPolicy};
-use mvm_host::vmm::TapPlace;
 use mvm_host::vmm::sim::SimFault;
+use mvm_host::vmm::{CONSOLE_LOG, TapPlace, VMM_LOG};
 use mvm_store::Transaction;
 use mvm_wire::{Call, ErrorCode, Reply};
 
@@ -84,6 +87,33 @@ async fn a_tap_that_its_vmm_makes_is_connected_or_the_microvm_ended() {
         agent.submit(stop).await.unwrap();
         agent.until("stopped", |all| all[0].state == State::Stopped).await;
         assert!(machine.world.running().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_guest_floods_is_kept_small_however_busy_the_agent_is() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let pool = pool(&agent, PoolSpec::default()).await;
+    let selector = create_stopped(&agent, &pool).await;
+    start(&agent, &selector).await;
+    let id = agent.until_running(1).await[0].path.id.clone();
+    let dir = machine.dir.path().join("instances").join(id.as_str());
+    let files = [CONSOLE_LOG, VMM_LOG].map(|name| {
+        let path = dir.join(name);
+        let mut file = File::options().append(true).create(true).open(path).unwrap();
+        file.write_all(&vec![b'x'; 10 << 20]).unwrap();
+        file
+    });
+    // Each wish is a round of its own, and they come more often than time alone makes one.
+    for _ in 0..6 {
+        start(&agent, &selector).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    for file in files {
+        let metadata = file.metadata().unwrap();
+        assert!(metadata.len() >= 10 << 20, "{metadata:?}");
+        assert!(metadata.blocks() * 512 < 2 << 20, "{metadata:?}");
     }
 }
 

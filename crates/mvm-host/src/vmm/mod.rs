@@ -523,4 +523,11 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// The microVM is gone, or does not tell.
     async fn counters(&self) -> Result<VmCounters, VmmError>;
+
+    /// Keeps small what the VMM goes on writing, other than its console and its log. To be called now
+    /// and then as long as it runs.
+    ///
+    /// # Errors
+    /// A file cannot be read or changed.
+    async fn tidy(&self) -> Result<(), VmmError>;
 }

@@ -8,15 +8,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use mvm_core::vmm::DiskIo;
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::super::{VmCounters, VmmError, file_error};
+use crate::hole::make_hole;
 use crate::image::durable::replace_file;
 
 /// The file that Firecracker writes.
@@ -30,8 +31,8 @@ const READ_MAX: u64 = 64 << 20;
 /// How many counters are kept, and how long their names are; Firecracker has some 300.
 const COUNTERS_MAX: usize = 2000;
 const NAME_MAX: usize = 100;
-/// How often the lines are summed if nobody asks.
-const INTERVAL: Duration = Duration::from_secs(600);
+/// Allocated bytes of the file above which its lines are summed although nobody asks: those of an hour.
+const KEEP_MAX: u64 = 1 << 20;
 
 /// Makes the file that a Firecracker which will start has to write, in the directory of its jail.
 pub(super) fn make_file(jail: &Path) -> Result<PathBuf, VmmError> {
@@ -40,13 +41,13 @@ pub(super) fn make_file(jail: &Path) -> Result<PathBuf, VmmError> {
     Ok(path)
 }
 
-/// Keeps the file small while nobody asks, for ever.
-pub(super) async fn sum_up_regularly(jail: PathBuf) {
-    loop {
-        tokio::time::sleep(INTERVAL).await;
-        if let Err(error) = counters(&jail).await {
-            tracing::debug!(jail = %jail.display(), %error, "cannot sum up Firecracker's metrics");
-        }
+/// Keeps the file small while nobody asks.
+pub(super) async fn bound(jail: &Path) -> Result<(), VmmError> {
+    let path = jail.join(METRICS);
+    let metadata = fs::metadata(&path).map_err(file_error(&path))?;
+    match metadata.blocks() * 512 > KEEP_MAX {
+        true => counters(jail).await.map(drop),
+        false => Ok(()),
     }
 }
 
@@ -84,9 +85,7 @@ fn sum_up(jail: &Path) -> io::Result<Sums> {
     if sums.read_to > begin {
         // First what would be lost.
         replace_file(&path, &serde_json::to_vec(&sums)?, 0o600).map_err(io::Error::other)?;
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // A filesystem that cannot do it keeps the file as it is.
-        let _ = fallocate(&file, hole, begin, sums.read_to - begin);
+        make_hole(&file, begin, sums.read_to - begin)?;
     }
     Ok(sums)
 }
@@ -154,7 +153,6 @@ fn is_gauge(group: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::unix::fs::MetadataExt;
 
     /// A jail whose Firecracker has just started, and how it writes: not for appending.
     fn begun() -> (tempfile::TempDir, File) {
@@ -225,6 +223,21 @@ mod tests {
         let metadata = file.metadata().unwrap();
         assert!(metadata.len() > 1 << 20, "{metadata:?}");
         assert!(metadata.blocks() * 512 <= 64 << 10, "{metadata:?}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_nobody_asks_for_is_summed_once_it_has_grown() {
+        let (dir, mut file) = begun();
+        file.write_all(line(1).as_bytes()).unwrap();
+        bound(dir.path()).await.unwrap();
+        assert!(!dir.path().join(SUMS).exists());
+        let count = KEEP_MAX / line(1).len() as u64 + 1;
+        for _ in 0..count {
+            file.write_all(line(1).as_bytes()).unwrap();
+        }
+        bound(dir.path()).await.unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 <= 64 << 10);
+        assert_eq!(sum_up(dir.path()).unwrap().disk_io().read_bytes, count + 1);
     }
 
     #[test]

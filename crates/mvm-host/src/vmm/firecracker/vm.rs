@@ -14,7 +14,6 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::{GuestStream, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError};
@@ -52,8 +51,6 @@ pub(super) struct FirecrackerVm {
     /// Whether the guest runs and has dropped the connections of before it stood still. Held while
     /// that changes.
     is_settled: Mutex<bool>,
-    /// Keeps its metrics small.
-    _metrics: JoinSet<()>,
 }
 
 impl FirecrackerVm {
@@ -64,7 +61,6 @@ impl FirecrackerVm {
         request_limit: Duration,
     ) -> Self {
         let root = jail::root_of(spec);
-        let jail = jail::dir_of(&root).to_owned();
         Self {
             handle,
             process,
@@ -75,7 +71,6 @@ impl FirecrackerVm {
             mem_mib: spec.mem_mib,
             request_limit,
             is_settled: Mutex::new(false),
-            _metrics: JoinSet::from_iter([metrics::sum_up_regularly(jail)]),
         }
     }
 
@@ -220,6 +215,10 @@ impl Vm for FirecrackerVm {
     async fn counters(&self) -> Result<VmCounters, VmmError> {
         self.api().put("/actions", &json!({ "action_type": "FlushMetrics" })).await?;
         metrics::counters(jail::dir_of(&self.root)).await
+    }
+
+    async fn tidy(&self) -> Result<(), VmmError> {
+        metrics::bound(jail::dir_of(&self.root)).await
     }
 }
 

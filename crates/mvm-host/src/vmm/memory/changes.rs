@@ -20,7 +20,8 @@ use ruzstd::decoding::StreamingDecoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::super::Packing;
-use super::image::{is_zero, make_hole};
+use super::image::is_zero;
+use crate::hole::make_hole;
 
 /// Bytes of a page of guest memory.
 pub(crate) const PAGE: usize = 4096;

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
 
 use super::PAGE;
+use crate::hole::make_hole;
 
 /// The name of anonymous memory in `/proc/PID/maps`.
 const NAME: &str = "mvm-memory-image";
@@ -17,8 +17,6 @@ const NAME: &str = "mvm-memory-image";
 const BATCH: usize = 1 << 20;
 /// A page of zeroes.
 const ZEROES: &[u8] = &[0; PAGE];
-/// A hole, which leaves a file as long as it is.
-const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
 /// A memory image that microVMs map privately: what one of them writes, no other sees.
 #[derive(Debug)]
@@ -121,14 +119,6 @@ pub(crate) fn make_sparse(file: &File) -> io::Result<u64> {
         }
     }
     Ok(data)
-}
-
-/// Makes a hole in a file, where the filesystem has holes; says whether it did.
-pub(super) fn make_hole(file: &File, at: u64, bytes: u64) -> io::Result<bool> {
-    match rustix::fs::fallocate(file, HOLE, at, bytes) {
-        Err(Errno::OPNOTSUPP) => Ok(false),
-        made => Ok(made.map(|()| true)?),
-    }
 }
 
 fn same_kind(one: &&[u8], other: &&[u8]) -> bool {

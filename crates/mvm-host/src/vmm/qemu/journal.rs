@@ -16,6 +16,7 @@ use mvm_core::vmm::ShutdownReason;
 use rustix::fs::{Mode, OFlags};
 
 use super::super::qmp::QmpEvent;
+use crate::console;
 
 /// Directory of the journal in the instance's directory.
 const DIR: &str = "events";
@@ -62,6 +63,11 @@ pub(super) fn remove(instance_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Keeps the journal small: a guest can bring about as many events as it likes.
+pub(super) fn bound(instance_dir: &Path) -> io::Result<()> {
+    console::bound(&instance_dir.join(DIR).join(OUTPUT))
 }
 
 /// What the journal says about why the microVM stopped.
@@ -116,6 +122,7 @@ fn shutdown_reason(word: &str) -> Option<ShutdownReason> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     const START: &str = "{\"QMP\": {\"version\": {}}}\r\n{\"return\": {}}\r\n";
 
@@ -159,6 +166,14 @@ mod tests {
         text.push_str(&shutdown("guest-reset"));
         std::fs::write(dir.path().join(DIR).join(OUTPUT), text).unwrap();
         assert_eq!(reason(dir.path()), Some(ShutdownReason::GuestReset));
+        // However long it is.
+        let path = dir.path().join(DIR).join(OUTPUT);
+        let mut text = "{\"event\": \"VSERPORT_CHANGE\", \"data\": {}}\r\n".repeat(300_000);
+        text.push_str(&shutdown("guest-shutdown"));
+        std::fs::write(&path, text).unwrap();
+        bound(dir.path()).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 2 << 20);
+        assert_eq!(reason(dir.path()), Some(ShutdownReason::GuestShutdown));
         let _fresh = create(dir.path(), uid).unwrap();
         assert_eq!(reason(dir.path()), None, "an earlier run's word");
     }

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 
-use super::super::{GuestStream, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError};
+use super::super::{
+    GuestStream, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError, file_error,
+};
 use super::{AGENT_SOCKET, blocks, build_of, connect_qmp, journal, save, with_source};
 use crate::process::Process;
 use crate::unix_socket;
@@ -82,5 +84,9 @@ impl Vm for QemuVm {
     async fn counters(&self) -> Result<VmCounters, VmmError> {
         let disk_io = blocks::disk_io(&self.dir).await?;
         Ok(VmCounters { disk_io, ..VmCounters::default() })
+    }
+
+    async fn tidy(&self) -> Result<(), VmmError> {
+        journal::bound(&self.dir).map_err(file_error(&self.dir))
     }
 }

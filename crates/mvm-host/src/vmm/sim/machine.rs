@@ -382,4 +382,8 @@ impl Vm for SimVm {
         let disk_io = self.alive("count")?.disk_io();
         Ok(VmCounters { disk_io, ..VmCounters::default() })
     }
+
+    async fn tidy(&self) -> Result<(), VmmError> {
+        self.alive("tidy").map(drop)
+    }
 }
