@@ -170,6 +170,14 @@ fn memory_goes_back_in_production_if_that_is_wanted() {
 fn memory_goes_back(node: &Node) {
     node.small_pool("acme/web", &[]);
     let path = node.boot("acme/web");
+    let told = || {
+        let stats = node.json(&["stats", &path]);
+        let bytes = |name: &str| stats[0]["vmm_counters"][name].as_u64().unwrap_or_default();
+        let [total, available] =
+            ["total", "available"].map(|what| bytes(&format!("balloon_statistics.{what}_memory")));
+        assert!(0 < available && available < total && total < 256 << 20, "{stats}");
+    };
+    told();
     let resident_kib = || node.json(&["stats", &path])[0]["host_rss_kib"].as_u64().unwrap();
     let filled_kib = 64 << 10;
     // Pieces of less than 256 KiB stay with the guest: how many depends on how its memory is cut up.
@@ -200,6 +208,7 @@ fn memory_goes_back(node: &Node) {
         // What it gave back is a gap of the mapped image, of which the next sleep saves nothing.
         fill_and_free();
         node.guest(&path, "md5sum -c /tmp/sum");
+        told();
     }
     node.ok(&["sleep", &path]);
     let (first, last) = (first.unwrap_or_default(), image_bytes(3));

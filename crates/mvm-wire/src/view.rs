@@ -326,8 +326,8 @@ pub struct StatsView {
     /// What the guest has asked of its disks since the VMM started; absent if the VMM did not tell.
     #[serde(default)]
     pub disk_io: Option<DiskIo>,
-    /// What the VMM counts besides, by its own names, since it started: those that are not zero, and
-    /// of Firecracker alone.
+    /// What the VMM counts besides, by its own names, since it started, and what the guest's kernel told
+    /// its balloon: those that are not zero, and of Firecracker alone.
     #[serde(default)]
     pub vmm_counters: BTreeMap<String, u64>,
     /// What its interface has carried; absent if it has none.

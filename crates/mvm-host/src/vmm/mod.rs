@@ -351,7 +351,7 @@ impl From<ResourceUsage> for VmUsage {
 pub struct VmCounters {
     /// What the guest has asked of its disks.
     pub disk_io: DiskIo,
-    /// What the VMM counts besides, by its own names: those that are not zero.
+    /// What the VMM counts or was told besides, by its own names: those that are not zero.
     pub own: BTreeMap<String, u64>,
 }
 

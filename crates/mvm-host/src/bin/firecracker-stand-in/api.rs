@@ -73,6 +73,8 @@ struct Devices {
     drives: Vec<(String, String, bool)>,
     interface: Option<(String, Option<String>)>,
     vsock: Option<String>,
+    /// How often a balloon asks its guest, in seconds, if there is one.
+    balloon_statistics_s: Option<u16>,
 }
 
 /// A Firecracker with at most one microVM.
@@ -127,6 +129,8 @@ impl Machine {
         match request {
             Request::Describe => return Ok(Some(self.describe())),
             Request::Version => return Ok(Some(json!({ "firecracker_version": self.version }))),
+            Request::BalloonStatistics if !is_early => return self.balloon_statistics().map(Some),
+            Request::BalloonStatistics => return Err(Refusal::Fault(BEFORE_START.into())),
             Request::GetMachine => return Ok(Some(self.machine())),
             Request::State(wanted) => match (is_early, wanted.state) {
                 (true, _) => return Err(Refusal::Fault(BEFORE_START.into())),
@@ -152,6 +156,18 @@ impl Machine {
         json!({
             "id": self.id, "state": state, "vmm_version": self.version, "app_name": "Firecracker",
         })
+    }
+
+    /// The guest has no driver that would tell more.
+    fn balloon_statistics(&self) -> Result<serde_json::Value, Refusal> {
+        let failed = |problem: &str| Refusal::Fault(format!("Internal VMM error: {problem}"));
+        match self.devices.balloon_statistics_s {
+            None => Err(failed("Failed perform action on device: Device not found")),
+            Some(0) => Err(failed("Balloon: Received stats query when stats are disabled.")),
+            Some(_) => Ok(json!({
+                "target_pages": 0, "actual_pages": 0, "target_mib": 0, "actual_mib": 0,
+            })),
+        }
     }
 
     fn machine(&self) -> serde_json::Value {
@@ -227,6 +243,9 @@ impl Machine {
             }
             Request::Balloon(balloon) if balloon.amount_mib as usize > self.config.mem_size_mib => {
                 return Err("Balloon config error: Amount of pages requested is too large.".into());
+            }
+            Request::Balloon(balloon) => {
+                self.devices.balloon_statistics_s = Some(balloon.stats_polling_interval_s);
             }
             Request::Metrics(metrics) => {
                 // Metrics are of Firecracker, not of a microVM: one can still be loaded.

@@ -24,6 +24,7 @@ pub(crate) enum Request {
     CpuTemplate(CpuTemplate),
     Entropy(Entropy),
     Balloon(Balloon),
+    BalloonStatistics,
     Metrics(Metrics),
     Action(Action),
     State(VmState),
@@ -146,7 +147,7 @@ pub(crate) struct Balloon {
     pub(crate) amount_mib: u32,
     deflate_on_oom: bool,
     #[serde(default)]
-    stats_polling_interval_s: u16,
+    pub(crate) stats_polling_interval_s: u16,
     #[serde(default)]
     free_page_hinting: bool,
     #[serde(default)]
@@ -282,6 +283,7 @@ impl Request {
             ("PUT", "vsock") => Self::Vsock(body(asked)?),
             ("PUT", "entropy") => Self::Entropy(body(asked)?),
             ("PUT", "cpu-config") => Self::CpuTemplate(body(asked)?),
+            ("GET", "balloon/statistics") => Self::BalloonStatistics,
             ("PUT", "balloon") => Self::Balloon(body(asked)?),
             ("PUT", "metrics") => Self::Metrics(body(asked)?),
             ("PUT", "actions") => Self::Action(body(asked)?),

@@ -87,11 +87,24 @@ impl Api {
 
     /// Reads something.
     pub(super) async fn get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, VmmError> {
-        let request = format!("GET {path}");
-        let failed = |error: ApiError| error.of(&request);
-        let bytes = self.send(Method::GET, path, Bytes::new()).await.map_err(failed)?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| ApiError::Unreachable(error.to_string()).of(&request))
+        self.try_get(path).await.map_err(|error| error.of(&format!("GET {path}")))
+    }
+
+    /// Reads what not every microVM has; `None` if Firecracker says that this one does not.
+    pub(super) async fn get_if_any<T: for<'a> Deserialize<'a>>(
+        &self,
+        path: &str,
+    ) -> Result<Option<T>, VmmError> {
+        match self.try_get(path).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(ApiError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error.of(&format!("GET {path}"))),
+        }
+    }
+
+    async fn try_get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ApiError> {
+        let bytes = self.send(Method::GET, path, Bytes::new()).await?;
+        serde_json::from_slice(&bytes).map_err(|error| ApiError::Unreachable(error.to_string()))
     }
 
     async fn change(&self, method: Method, path: &str, body: &Value) -> Result<(), VmmError> {

@@ -41,6 +41,8 @@ const OPEN_FILES: u32 = 4096;
 /// the kernel allows a process some 65,000 mappings.
 const FINE_REPORTS_MIB: u32 = 4096;
 const FINE_REPORTS_ORDER: u32 = 6;
+/// How often a guest's kernel is asked how it uses its memory, in seconds.
+const BALLOON_STATISTICS_S: u16 = 60;
 /// How long it takes until what a limit allows per second is there again, in milliseconds.
 const REFILL_MS: u32 = 1000;
 
@@ -331,7 +333,10 @@ fn configuration(
     if free_page_reporting {
         requests.push((
             "/balloon".to_owned(),
-            json!({ "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true }),
+            json!({
+                "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true,
+                "stats_polling_interval_s": BALLOON_STATISTICS_S,
+            }),
         ));
     }
     requests

@@ -10,7 +10,7 @@ use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
@@ -214,7 +214,15 @@ impl Vm for FirecrackerVm {
 
     async fn counters(&self) -> Result<VmCounters, VmmError> {
         self.api().put("/actions", &json!({ "action_type": "FlushMetrics" })).await?;
-        metrics::counters(jail::dir_of(&self.root)).await
+        let mut counters = metrics::counters(jail::dir_of(&self.root)).await?;
+        // What the guest's kernel has told the balloon, where there is one: numbers like any others.
+        let told: Option<Map<String, Value>> = self.api().get_if_any("/balloon/statistics").await?;
+        let numbers = told.into_iter().flatten().filter_map(|(name, value)| {
+            let value = value.as_u64().filter(|value| *value > 0)?;
+            Some((format!("balloon_statistics.{name}"), value))
+        });
+        counters.own.extend(numbers);
+        Ok(counters)
     }
 
     async fn tidy(&self) -> Result<(), VmmError> {
