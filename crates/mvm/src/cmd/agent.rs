@@ -141,6 +141,24 @@ async fn stop(context: &Context) -> Result<()> {
     Ok(())
 }
 
+impl Serve {
+    fn options(&self, state_dir: PathBuf, wanted: Wanted) -> ServeOptions {
+        ServeOptions {
+            state_dir,
+            vmm: wanted.vmm,
+            accel: wanted.accel,
+            keep_free_mib: self.keep_free.0,
+            isolation: match self.production {
+                true => Isolation::Production,
+                false => Isolation::Available,
+            },
+            seccomp_filter: self.seccomp_filter.clone(),
+            cpu_template: self.cpu_template.clone(),
+            free_page_reporting: !self.production || self.free_page_reporting,
+        }
+    }
+}
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -156,23 +174,40 @@ pub(crate) fn serve(serve: &Serve, state_dir: PathBuf, wanted: Wanted) -> Result
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(Box::new(error)))?;
-    let options = ServeOptions {
-        state_dir: state_dir.clone(),
-        vmm: wanted.vmm,
-        accel: wanted.accel,
-        keep_free_mib: serve.keep_free.0,
-        isolation: match serve.production {
-            true => Isolation::Production,
-            false => Isolation::Available,
-        },
-        seccomp_filter: serve.seccomp_filter.clone(),
-        cpu_template: serve.cpu_template.clone(),
-        free_page_reporting: !serve.production || serve.free_page_reporting,
-    };
-    match runtime.block_on(mvm_agent::serve(options)) {
+    match runtime.block_on(mvm_agent::serve(serve.options(state_dir.clone(), wanted))) {
         Ok(()) => Ok(exit::OK),
         // Told apart for the command that started this agent in the background.
         Err(AgentError::Lock(error @ LockError::Held { .. })) => Err(Error::AgentRuns(error)),
         Err(error) => Err(failed(Box::new(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: Serve,
+    }
+
+    #[test]
+    fn memory_is_handed_back_in_production_only_if_that_is_wanted() {
+        for (line, isolation, is_handed_back) in [
+            (&["serve"][..], Isolation::Available, true),
+            (&["serve", "--free-page-reporting"], Isolation::Available, true),
+            (&["serve", "--production"], Isolation::Production, false),
+            (&["serve", "--production", "--free-page-reporting"], Isolation::Production, true),
+        ] {
+            let Line { serve } = Line::try_parse_from(line).unwrap();
+            let options = serve.options(PathBuf::new(), Wanted::default());
+            assert_eq!(
+                (options.isolation, options.free_page_reporting),
+                (isolation, is_handed_back),
+                "{line:?}"
+            );
+        }
     }
 }

@@ -7,6 +7,8 @@ use clap::builder::BoolishValueParser;
 use mvm_core::admit::Request;
 use mvm_core::name::PoolPath;
 use mvm_core::sleep_policy::SleepPolicy;
+use mvm_core::spec::PoolSpec;
+use mvm_core::vmm::VmmKind;
 
 use super::Selection;
 use crate::cli::Context;
@@ -118,8 +120,20 @@ impl Policy {
             let request = Request::PoolPolicy { path: path.clone(), policy };
             context.client.submit(request).await?;
         }
-        let policy = pool().await?.spec.sleep_policy;
-        context.ui.data(&policy, || policy::line(&policy))
+        let PoolSpec { sleep_policy: policy, vmm, .. } = pool().await?.spec;
+        context.ui.data(&policy, || policy::line(&policy))?;
+        if policy.keep_vmm {
+            let vmm = match vmm {
+                Some(vmm) => vmm,
+                None => context.client.node().await?.vmm,
+            };
+            if vmm != VmmKind::Firecracker {
+                context.ui.remark(&format!(
+                    "--keep-vmm has no effect on {vmm}, which {path} starts on: it is for Firecracker"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ mod save;
 mod version;
 mod vm;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -120,6 +120,8 @@ pub(crate) struct Programs {
 pub struct FirecrackerVmm {
     config: FirecrackerConfig,
     programs: OnceCell<Programs>,
+    /// Those of other versions, which nobody changes once they are kept.
+    kept: Mutex<BTreeMap<FirecrackerVersion, Programs>>,
     /// Those that wait for what is to be restored.
     waiting: Mutex<HashMap<InstanceId, Waiting>>,
 }
@@ -127,7 +129,8 @@ pub struct FirecrackerVmm {
 impl FirecrackerVmm {
     /// A driver; nothing is started or looked up yet.
     pub fn new(config: FirecrackerConfig) -> Self {
-        Self { config, programs: OnceCell::new(), waiting: Mutex::default() }
+        let (programs, kept, waiting) = (OnceCell::new(), Mutex::default(), Mutex::default());
+        Self { config, programs, kept, waiting }
     }
 
     /// The version that is used.
@@ -165,10 +168,18 @@ impl FirecrackerVmm {
             return usual.cloned();
         }
         let kept = FirecrackerVersion::parse(version).zip(self.config.kept_in.as_ref());
-        match kept.and_then(|(version, dir)| kept::program(dir, version)) {
-            Some(program) => find(&program).await,
-            None => usual.cloned(),
+        let kept = kept.and_then(|(version, dir)| Some((version, kept::program(dir, version)?)));
+        let Some((version, program)) = kept else { return usual.cloned() };
+        if let Some(known) = self.kept().get(&version) {
+            return Ok(known.clone());
         }
+        let found = find(&program).await?;
+        self.kept().insert(version, found.clone());
+        Ok(found)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<FirecrackerVersion, Programs>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
