@@ -171,11 +171,15 @@ async fn hooks_end_with_who_asked_for_them() {
     eventually("the hook of a request given up is gone", async || !runs(first)).await;
 
     fs::remove_file(&child).unwrap();
-    let asked = tokio::spawn(async move { session.prepare_sleep(LIMIT, LIMIT).await });
+    // Two sessions that read one stream would take each other's bytes away.
+    drop(session);
+    let mut host = guest.raw(1);
+    host.open();
+    host.send(1, &HostMessage::PrepareSleep(SleepRequest { hooks_ms: 60_000 }));
     let second = root.pid("child").await;
+    drop(host);
     let _next = guest.session(SessionMode::Existing).await;
     eventually("the hook of an earlier session is gone", async || !runs(second)).await;
-    asked.abort();
 }
 
 #[tokio::test]
