@@ -265,12 +265,11 @@ impl LinuxNetwork {
     ) -> Result<(), NetworkError> {
         let table = self.owner.table();
         let full = render_full(table, &wanted);
-        let (batch, is_known) = match firewall {
+        let (batch, builds_on) = match firewall {
             Firewall::Applied(applied, left_at) => {
-                let is_known = is_as_left(*left_at).await?;
-                (render_delta(table, applied, &wanted), is_known)
+                (render_delta(table, applied, &wanted), Some(*left_at))
             }
-            Firewall::Unknown | Firewall::Broken(_) => (full.clone(), true),
+            Firewall::Unknown | Firewall::Broken(_) => (full.clone(), None),
         };
         if batch.is_empty() {
             return Ok(());
@@ -278,7 +277,10 @@ impl LinuxNetwork {
         // Stays so if the batch fails, or nobody waits for its end.
         *firewall = Firewall::Broken(wanted.clone());
         let left_at = match nft::apply(batch).await {
-            Ok(left_at) => left_at.filter(|_| is_known),
+            // A change is of what is known only if nothing came before it.
+            Ok(number) => number.filter(|number| {
+                builds_on.is_none_or(|left_at| left_at == Some(number.wrapping_sub(1)))
+            }),
             Err(error) => {
                 tracing::warn!(%table, %error, "the firewall is not as it was left: replacing it");
                 nft::apply(full).await?
