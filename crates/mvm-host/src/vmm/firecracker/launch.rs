@@ -43,8 +43,6 @@ const FINE_REPORTS_MIB: u32 = 4096;
 const FINE_REPORTS_ORDER: u32 = 6;
 /// How often a guest's kernel is asked how it uses its memory, in seconds.
 const BALLOON_STATISTICS_S: u16 = 60;
-/// How long it takes until what a limit allows per second is there again, in milliseconds.
-const REFILL_MS: u32 = 1000;
 
 /// Starts Firecracker, configures it and starts its guest. If this fails or is given up, no process
 /// and no jail is left.
@@ -349,7 +347,12 @@ fn read_template(path: &Path) -> Result<Value, VmmError> {
 
 /// A disk's limits as Firecracker has them; `None` if it has none. They are saved with the microVM.
 fn disk_limiter(rates: &Rates) -> Option<Value> {
-    let bucket = |per_second: u64| json!({ "size": per_second, "refill_time": REFILL_MS });
+    // A bucket that nobody used for long is filled once more when it has been emptied: half of what a
+    // second allows, so that no more than that comes at once.
+    let bucket = |per_second: u64| {
+        let size = per_second.div_ceil(2);
+        json!({ "size": size, "refill_time": (size * 1000).div_ceil(per_second) })
+    };
     let mut limiter = serde_json::Map::new();
     if let Some(bytes) = rates.disk_bytes_s() {
         limiter.insert("bandwidth".to_owned(), bucket(bytes));
@@ -435,10 +438,12 @@ mod tests {
         };
         assert_eq!(limiter(Rates::default()), Value::Null);
         let rates = Rates { disk_mib_s: Some(2), net_mbit_s: Some(3), disk_ops_s: None };
-        let bandwidth = json!({ "bandwidth": { "size": 2 << 20, "refill_time": 1000 } });
+        let bandwidth = json!({ "bandwidth": { "size": 1 << 20, "refill_time": 500 } });
         assert_eq!(limiter(rates), bandwidth);
         let ops = limiter(Rates { disk_ops_s: Some(70), ..rates });
-        assert_eq!(ops["ops"], json!({ "size": 70, "refill_time": 1000 }));
+        assert_eq!(ops["ops"], json!({ "size": 35, "refill_time": 500 }));
+        let ops = limiter(Rates { disk_ops_s: Some(1), ..rates });
+        assert_eq!(ops["ops"], json!({ "size": 1, "refill_time": 1000 }));
     }
 
     #[test]
