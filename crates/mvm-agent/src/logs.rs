@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mvm_core::frame;
-use mvm_core::name::Selector;
+use mvm_core::lifecycle::State;
+use mvm_core::name::{InstancePath, Selector};
+use mvm_core::plan::Waiting;
 use mvm_host::main_log::{self, LogReader, LogSource, Render};
 use mvm_host::vmm::{CONSOLE_LOG, VMM_LOG};
 use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, LogKind, Reply, WriteHalf};
@@ -73,7 +75,7 @@ async fn send(
         LogKind::Auto if !LogReader::exists(&dir) => CONSOLE_LOG,
         LogKind::Kernel => "the kernel's log",
         _ => {
-            let sent = main_log(&dir, query, write).await?;
+            let sent = main_log(&dir, query, || is_over(node, &path), write).await?;
             let reply = sent.map(|()| Reply::Done).map_err(|error| {
                 let message = format!("cannot read the log in {}: {error}", dir.display());
                 ApiError::new(ErrorCode::Internal, message)
@@ -88,17 +90,36 @@ async fn send(
         return finish(write, Err(error)).await;
     }
     let file = dir.join(file);
-    let sent = file_log(&file, follow, tail, write).await?;
+    let goes_on = || follow && !is_over(node, &path);
+    let sent = file_log(&file, goes_on, tail, write).await?;
     let reply = sent.map(|()| Reply::Done).map_err(|error| {
         ApiError::new(ErrorCode::Internal, format!("cannot read {}: {error}", file.display()))
     });
     finish(write, reply).await
 }
 
-/// Sends what the main process wrote, also of an instance that has ended.
+/// Whether nothing more will be logged of an instance: it does not run, and nobody is about to start
+/// it.
+fn is_over(node: &Node, path: &InstancePath) -> bool {
+    let mirror = node.state.now();
+    let Some(record) = mirror.desired.instances.get(path) else { return true };
+    let status = mirror.status(path);
+    let is_at_rest = status.activity().is_none()
+        && matches!(
+            status.state(),
+            State::Created | State::Stopped | State::Failed | State::Destroyed
+        );
+    let waiting = node.waiting();
+    let is_left = matches!(waiting.borrow().get(path), Some(Waiting::RestartPolicy { .. }));
+    is_at_rest && (!record.desired.is_alive() || is_left)
+}
+
+/// Sends what the main process wrote, also of an instance that has ended. What is followed ends when
+/// nothing more will come.
 async fn main_log(
     dir: &Path,
     query: LogQuery,
+    is_over: impl Fn() -> bool,
     write: &mut WriteHalf,
 ) -> Result<std::io::Result<()>, ConnectionError> {
     let wants = move |source| match query.kind {
@@ -114,6 +135,8 @@ async fn main_log(
     let mut reader = LogReader::new(dir);
     let mut tail = query.tail;
     loop {
+        // Asked before the log is read, so that its last lines are sent.
+        let goes_on = query.follow && !is_over();
         let mut records = match reader.read() {
             Ok(records) => records,
             Err(error) => return Ok(Err(error)),
@@ -132,7 +155,7 @@ async fn main_log(
                 write.data(kind, bytes).await?;
             }
         }
-        if !query.follow {
+        if !goes_on {
             return Ok(Ok(()));
         }
         tokio::time::sleep(FOLLOW_PAUSE).await;
@@ -178,11 +201,11 @@ async fn kernel_log(
     finish(write, Ok(Reply::Done)).await
 }
 
-/// Sends a log file from its beginning, or its last lines; then, if asked, what is added to it. A
-/// file that is replaced (the instance was started again) is followed from its new beginning.
+/// Sends a log file from its beginning, or its last lines; then what is added to it, as long as it
+/// goes on. A file that is replaced (the instance was started again) is followed from its new beginning.
 async fn file_log(
     path: &Path,
-    follow: bool,
+    goes_on: impl Fn() -> bool,
     tail: Option<u32>,
     write: &mut WriteHalf,
 ) -> Result<std::io::Result<()>, ConnectionError> {
@@ -190,6 +213,7 @@ async fn file_log(
     let mut tail = tail;
     let mut piece = vec![0; LOG_PIECE];
     loop {
+        let goes_on = goes_on();
         match File::open(path) {
             Ok(file) => {
                 if open.as_ref().is_none_or(|(before, _)| !same_file(before, &file)) {
@@ -216,7 +240,7 @@ async fn file_log(
                 }
             }
         }
-        if !follow {
+        if !goes_on {
             return Ok(Ok(()));
         }
         tokio::time::sleep(FOLLOW_PAUSE).await;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use mvm_core::admit::Denial;
 use mvm_core::death::{CONSOLE_TAIL_LINES, Cause, OUTPUT_TAIL_LINES};
 use mvm_core::name::{InstancePath, Selector};
 use mvm_core::net::Traffic;
@@ -69,10 +70,13 @@ pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection, hang_up:
 
 async fn answer(
     node: &Arc<Node>,
-    call: Call,
+    mut call: Call,
     mut connection: Connection,
     hang_up: &HangUp,
 ) -> Result<(), ConnectionError> {
+    if let Some(selector) = call.selector_mut() {
+        *selector = node.state.now().desired.meant(selector.clone());
+    }
     let reply = match call {
         Call::Watch { instances, pools, tenant, disks } => {
             let watched = streams::Watched { instances, pools, tenant, disks };
@@ -229,7 +233,10 @@ pub(crate) fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError
         Selector::All => Ok(()),
         Selector::Tenant(name) if desired.tenants.contains_key(name) => Ok(()),
         Selector::Pool(path) if desired.pools.contains_key(path) => Ok(()),
-        Selector::Tenant(name) => Err(missing(mirror, Kind::Tenant, name.as_str())),
+        Selector::Tenant(name) => {
+            let denial = Denial::NoSuchName { name: name.clone() };
+            Err(submit::denied(mirror, &denial))
+        }
         Selector::Pool(path) => Err(missing(mirror, Kind::Pool, &path.to_string())),
         Selector::Id { .. } => Err(missing(mirror, Kind::Instance, &selector.to_string())),
     }
@@ -242,8 +249,8 @@ pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, 
         (Some(path), None) => Ok(path.clone()),
         (None, _) => {
             known(mirror, selector)?;
-            Err(ApiError::new(ErrorCode::NotFound, format!("{selector} has no instances"))
-                .hint("see `mvm ps -a`"))
+            let denial = Denial::NoInstances { of: selector.clone() };
+            Err(submit::denied(mirror, &denial))
         }
         (Some(first), Some(second)) => {
             let more = matches.count();

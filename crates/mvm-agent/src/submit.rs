@@ -199,11 +199,7 @@ fn accepted(revision: u64, edit: Edit) -> Accepted {
 
 fn refused(mirror: &Mirror, refusal: Refusal) -> ApiError {
     match refusal {
-        Refusal::Denied(denial) => {
-            let error = denied(&denial);
-            let hint = meant(mirror, &denial).or(error.hint);
-            ApiError { hint, ..error }
-        }
+        Refusal::Denied(denial) => denied(mirror, &denial),
         Refusal::BadRecord { key, reason } => bad_record_error(&key, &reason),
         Refusal::Claim(error) => internal(&error),
         Refusal::Encode(error) => internal(&error),
@@ -231,6 +227,9 @@ fn meant(mirror: &Mirror, denial: &Denial) -> Option<String> {
         Denial::NoSuchTenant { name } => did_you_mean(mirror, Kind::Tenant, name.as_str()),
         Denial::NoSuchPool { path } => did_you_mean(mirror, Kind::Pool, &path.to_string()),
         Denial::NoSuchDisk { path } => did_you_mean(mirror, Kind::Disk, &path.to_string()),
+        Denial::NoSuchName { name } => {
+            did_you_mean_selector(mirror, &Selector::Tenant(name.clone()))
+        }
         Denial::NoSuchInstance { selector } => {
             did_you_mean_selector(mirror, &selector.parse().ok()?)
         }
@@ -238,11 +237,14 @@ fn meant(mirror: &Mirror, denial: &Denial) -> Option<String> {
     }
 }
 
-fn denied(denial: &Denial) -> ApiError {
+/// A denial, as people see it.
+pub(crate) fn denied(mirror: &Mirror, denial: &Denial) -> ApiError {
     let code = match denial {
         Denial::NoSuchTenant { .. }
         | Denial::NoSuchPool { .. }
         | Denial::NoSuchDisk { .. }
+        | Denial::NoSuchName { .. }
+        | Denial::NoInstances { .. }
         | Denial::NoSuchInstance { .. } => ErrorCode::NotFound,
         Denial::Exists { .. }
         | Denial::BeingRemoved { .. }
@@ -267,5 +269,6 @@ fn denied(denial: &Denial) -> ApiError {
         | Denial::Number { .. }
         | Denial::NoSuchLimit { .. } => ErrorCode::Invalid,
     };
-    ApiError { code, message: denial.to_string(), hint: denial.hint() }
+    let hint = meant(mirror, denial).or_else(|| denial.hint());
+    ApiError { code, message: denial.to_string(), hint }
 }

@@ -3,7 +3,7 @@
 //! Errors about what does not exist are made in several places; each passes through here on its way
 //! out, so that a typing error is answered with the name that was meant.
 
-use mvm_core::name::Selector;
+use mvm_core::name::{DEFAULT_TENANT, Selector};
 
 use crate::state::Mirror;
 
@@ -33,14 +33,24 @@ pub(crate) fn did_you_mean(mirror: &Mirror, kind: Kind, typed: &str) -> Option<S
         }
         Kind::Instance => desired.instances.keys().map(ToString::to_string).collect(),
     };
-    nearest(typed, &names).map(|name| format!("did you mean {name}?"))
+    did_you_mean_one_of(typed, &names)
+}
+
+fn did_you_mean_one_of(typed: &str, names: &[String]) -> Option<String> {
+    nearest(typed, names).map(|name| format!("did you mean {name}?"))
 }
 
 /// The same for what a selector names.
 pub(crate) fn did_you_mean_selector(mirror: &Mirror, selector: &Selector) -> Option<String> {
     let kind = match selector {
         Selector::All => return None,
-        Selector::Tenant(_) => Kind::Tenant,
+        Selector::Tenant(name) => {
+            let pools = mirror.desired.pools.keys();
+            let pools = pools.filter(|pool| pool.tenant.as_str() == DEFAULT_TENANT);
+            let names = pools.map(|pool| pool.pool.to_string());
+            let names = names.chain(mirror.desired.tenants.keys().map(ToString::to_string));
+            return did_you_mean_one_of(name.as_str(), &names.collect::<Vec<_>>());
+        }
         Selector::Pool(_) => Kind::Pool,
         Selector::Id { .. } => Kind::Instance,
     };

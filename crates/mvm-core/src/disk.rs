@@ -35,6 +35,14 @@ pub enum MountError {
         /// As given.
         text: String,
     },
+    /// A directory of the host stands where a disk is named.
+    #[error(
+        "`{path}` is a directory of this machine, and those cannot be mounted: make a data disk (`mvm disk create NAME --size 1G`) and attach it as NAME:/PATH, or copy files with `mvm cp`"
+    )]
+    HostDirectory {
+        /// As given.
+        path: String,
+    },
     /// The disk's name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -147,6 +155,9 @@ impl FromStr for DiskMount {
         let grammar = || MountError::Grammar { text: text.to_owned() };
         let mut parts = text.split(':');
         let (name, path) = (parts.next(), parts.next());
+        if let Some(path) = name.filter(|name| name.starts_with(['/', '.', '~'])) {
+            return Err(MountError::HostDirectory { path: path.to_owned() });
+        }
         let (Some(name), Some(path)) = (name, path) else { return Err(grammar()) };
         let read_only = match (parts.next(), parts.next()) {
             (None | Some("rw"), None) => false,

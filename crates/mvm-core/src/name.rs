@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Longest tenant or pool name, in bytes.
 pub const NAME_MAX: usize = 32;
 
+/// The tenant of what is named without one.
+pub const DEFAULT_TENANT: &str = "default";
+
 /// Why a name, id or path was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -208,6 +211,33 @@ impl PoolPath {
     }
 }
 
+impl PoolPath {
+    /// Parses what a person types: a pool named without a tenant is in [`DEFAULT_TENANT`].
+    ///
+    /// # Errors
+    /// The text is neither a name nor a path.
+    pub fn typed(text: &str) -> Result<Self, NameError> {
+        in_default_tenant(text).parse()
+    }
+}
+
+impl DiskPath {
+    /// Parses what a person types: a disk named without a tenant is in [`DEFAULT_TENANT`].
+    ///
+    /// # Errors
+    /// The text is neither a name nor a path.
+    pub fn typed(text: &str) -> Result<Self, NameError> {
+        in_default_tenant(text).parse()
+    }
+}
+
+fn in_default_tenant(text: &str) -> String {
+    match text.contains('/') {
+        true => text.to_owned(),
+        false => format!("{DEFAULT_TENANT}/{text}"),
+    }
+}
+
 impl FromStr for PoolPath {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
@@ -278,7 +308,8 @@ path_text!(InstancePath, "{}/{}", pool, id);
 pub enum Selector {
     /// Every instance of the node.
     All,
-    /// Every instance of a tenant.
+    /// Every instance of a tenant, or of the pool of that name in [`DEFAULT_TENANT`]; which of the
+    /// two, [`Desired::meant`](crate::record::Desired::meant) knows.
     Tenant(TenantName),
     /// Every instance of a pool, or any one of them where one will do.
     Pool(PoolPath),
@@ -381,6 +412,16 @@ mod tests {
         assert_eq!(serde_json::from_str::<InstancePath>(&json).unwrap(), path);
         assert!("demo/i-0123abcd".parse::<InstancePath>().is_err());
         assert!(serde_json::from_str::<InstancePath>("\"demo/hello/i-xyz\"").is_err());
+    }
+
+    #[test]
+    fn a_pool_or_disk_without_a_tenant_is_the_default_tenants() {
+        assert_eq!(PoolPath::typed("web").unwrap().to_string(), "default/web");
+        assert_eq!(PoolPath::typed("demo/web").unwrap().to_string(), "demo/web");
+        assert_eq!(DiskPath::typed("data").unwrap().to_string(), "default/data");
+        for bad in ["", "/", "Web", "demo/web/x"] {
+            assert!(PoolPath::typed(bad).is_err(), "{bad:?} was accepted");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::ImageSpec;
 use crate::lifecycle::InstanceStatus;
-use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
+use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, SnapshotId, TenantName};
 use crate::net::{InstanceNetwork, Slot, TenantNetwork};
 use crate::sleep_policy::Rested;
 use crate::spec::{NetMode, PoolSpec, Quota};
@@ -336,6 +336,17 @@ pub struct Observed {
 }
 
 impl Desired {
+    /// What a selector means here: a name alone is a tenant's, or else that of a pool in
+    /// [`DEFAULT_TENANT`].
+    pub fn meant(&self, selector: Selector) -> Selector {
+        let Selector::Tenant(name) = &selector else { return selector };
+        let pool = PoolPath::typed(name.as_str());
+        match pool.ok().filter(|pool| self.pools.contains_key(pool)) {
+            Some(pool) if !self.tenants.contains_key(name) => Selector::Pool(pool),
+            _ => selector,
+        }
+    }
+
     /// The pools of a tenant.
     pub fn pools_of(&self, tenant: &TenantName) -> impl Iterator<Item = &PoolRecord> {
         self.pools.values().filter(move |pool| pool.path.tenant == *tenant)

@@ -18,8 +18,12 @@ use crate::vmm::VmmKind;
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
 pub const MEM_MIB_MIN: u32 = 96;
+/// Largest guest memory in MiB: 4 TiB, more than any machine gives one microVM.
+pub const MEM_MIB_MAX: u32 = 4 << 20;
 /// Smallest writable layer in MiB.
 pub const DISK_MIB_MIN: u32 = 16;
+/// Largest writable layer in MiB: 16 TiB, the most that ext4 holds with blocks of 4 KiB.
+pub const DISK_MIB_MAX: u32 = 16 << 20;
 /// Most virtual CPUs of one instance.
 pub const VCPUS_MAX: u32 = 32;
 /// Most instances of one pool that stand by.
@@ -183,6 +187,10 @@ pub struct PoolSpec {
     /// Whether the pool is removed when an instance of it has ended for good.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
+    /// Whether the pool is there for its instances alone, as one of `mvm run` is: it goes with the
+    /// last of them that is destroyed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
 }
 
 impl Default for PoolSpec {
@@ -203,6 +211,7 @@ impl Default for PoolSpec {
             sleep_policy: SleepPolicy::default(),
             ready: 0,
             auto_remove: false,
+            ephemeral: false,
         }
     }
 }
@@ -251,7 +260,7 @@ impl PoolSpec {
         let Self { restart, boot_timeout_s, publish, sleep_policy, ready, auto_remove, .. } =
             other.clone();
         let outside = Self { restart, boot_timeout_s, publish, ready, auto_remove, ..self.clone() };
-        Self { sleep_policy, ..outside } == *other
+        Self { sleep_policy, ephemeral: other.ephemeral, ..outside } == *other
     }
 
     /// Checks the ranges of the numbers, the VMM, the main process, the published ports, the sleep
@@ -269,8 +278,14 @@ impl PoolSpec {
         if self.mem_mib < MEM_MIB_MIN {
             return fail("mem_mib", self.mem_mib, format!("at least {MEM_MIB_MIN}"));
         }
+        if self.mem_mib > MEM_MIB_MAX {
+            return fail("mem_mib", self.mem_mib, format!("at most {MEM_MIB_MAX}"));
+        }
         if self.disk_mib < DISK_MIB_MIN {
             return fail("disk_mib", self.disk_mib, format!("at least {DISK_MIB_MIN}"));
+        }
+        if self.disk_mib > DISK_MIB_MAX {
+            return fail("disk_mib", self.disk_mib, format!("at most {DISK_MIB_MAX}"));
         }
         if self.ready > READY_MAX {
             return fail("ready", self.ready, format!("at most {READY_MAX}"));
@@ -435,6 +450,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             ready: fields.ready,
             // A pool of a document goes with its document.
             auto_remove: false,
+            ephemeral: false,
         };
         Self { running: fields.running, spec }
     }
@@ -481,6 +497,13 @@ mod tests {
     fn numbers_out_of_range_are_named() {
         let spec = PoolSpec { mem_mib: 8, ..PoolSpec::default() };
         assert_eq!(spec.check().unwrap_err().to_string(), "mem_mib is 8, but must be at least 96");
+        for spec in [
+            PoolSpec { mem_mib: MEM_MIB_MAX + 1, ..PoolSpec::default() },
+            PoolSpec { disk_mib: u32::MAX, ..PoolSpec::default() },
+        ] {
+            let error = spec.check().unwrap_err().to_string();
+            assert!(error.contains("but must be at most"), "{error}");
+        }
     }
 
     #[test]

@@ -179,6 +179,42 @@ pub enum Call {
     Unknown,
 }
 
+impl Call {
+    /// Which instances it is about, if it selects some.
+    pub fn selector_mut(&mut self) -> Option<&mut Selector> {
+        match self {
+            Self::Submit(request) => request.selector_mut(),
+            Self::Fork { selector, .. }
+            | Self::Instances { selector }
+            | Self::Exec { selector, .. }
+            | Self::Locate { selector }
+            | Self::Ssh { selector }
+            | Self::Forward { selector, .. }
+            | Self::Logs { selector, .. }
+            | Self::Attach { selector, .. }
+            | Self::Stats { selector }
+            | Self::Why { selector } => Some(selector),
+            Self::Node
+            | Self::Tenants { .. }
+            | Self::Pools { .. }
+            | Self::Disks { .. }
+            | Self::Images
+            | Self::ImageRemove { .. }
+            | Self::ImageCollect { .. }
+            | Self::WarmUp { .. }
+            | Self::Watch { .. }
+            | Self::Signal { .. }
+            | Self::Resize { .. }
+            | Self::Detach
+            | Self::NetVerify
+            | Self::Records { .. }
+            | Self::RecordMend { .. }
+            | Self::AgentStop
+            | Self::Unknown => None,
+        }
+    }
+}
+
 /// Which log of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

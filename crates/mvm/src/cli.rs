@@ -1,5 +1,7 @@
 //! The command line as a whole: global options, verbs, and the way from arguments to an exit code.
 
+mod foreign;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -97,6 +99,7 @@ enum Verb {
     Stats(cmd::stats::Stats),
     Start(cmd::start::Start),
     Stop(cmd::stop::Stop),
+    Kill(cmd::kill::Kill),
     Restart(cmd::restart::Restart),
     Sleep(cmd::rest::Sleep),
     #[command(visible_alias = "resume")]
@@ -141,6 +144,7 @@ pub(crate) fn main() -> i32 {
         Ok(cli) => cli,
         Err(mut error) => {
             show_own_usage(&mut error, std::env::args());
+            foreign::advise(&mut error);
             // Help and version come this way too, and whoever reads them may have gone.
             let _ = match help_for_missing_verb(&error) {
                 Some(help) => print_help(&help),
@@ -262,6 +266,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Stats(verb) => verb.run(context).await,
         Verb::Start(verb) => verb.run(context).await,
         Verb::Stop(verb) => verb.run(context).await,
+        Verb::Kill(verb) => verb.run(context).await,
         Verb::Restart(verb) => verb.run(context).await,
         Verb::Sleep(verb) => verb.run(context).await,
         Verb::Wake(verb) => verb.run(context).await,

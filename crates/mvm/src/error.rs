@@ -141,6 +141,16 @@ pub(crate) enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// Of several requests some were refused; each refusal is printed already.
+    #[error("{count} of {total} were refused")]
+    SomeRefused {
+        /// How many.
+        count: usize,
+        /// Of how many.
+        total: usize,
+        /// The exit code of the first.
+        code: u8,
+    },
     /// What was waited for failed.
     #[error("{0}")]
     Failed(Failure),
@@ -155,6 +165,9 @@ pub(crate) enum Error {
     /// The person stopped waiting.
     #[error("interrupted: the request goes on in the background")]
     StoppedWaiting,
+    /// The person stopped waiting, and what was begun was removed.
+    #[error("interrupted: nothing was started, and nothing is left of it")]
+    GivenUp,
     /// The person hung up on a program.
     #[error("interrupted")]
     HungUp,
@@ -254,10 +267,11 @@ impl Error {
             Self::AgentStart { .. } | Self::AgentDied { .. } | Self::NoAnswer { .. } => {
                 exit::UNREACHABLE
             }
+            Self::SomeRefused { code, .. } => *code,
             Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
-            Self::StoppedWaiting | Self::HungUp => exit::INTERRUPTED,
+            Self::StoppedWaiting | Self::GivenUp | Self::HungUp => exit::INTERRUPTED,
             Self::Document(_) | Self::Usage { .. } => exit::USAGE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::BROKEN_PIPE,
             Self::UnexpectedReply(_)
@@ -273,6 +287,31 @@ impl Error {
             | Self::Write { .. }
             | Self::Files(_)
             | Self::Output(_) => exit::FAILURE,
+        }
+    }
+
+    /// The same once everything that it is about was removed: a hint at what is gone helps nobody.
+    #[must_use]
+    pub(crate) fn after_removal(self) -> Self {
+        const LEFT: &str = "nothing is left of it: `mvm pool create` and `mvm instance create --start` keep an instance that fails, for `mvm why` and `mvm logs`";
+        let hint = |hint: &str| match hint.split_once("; then try again with `mvm pool build") {
+            Some((first, _)) => format!("{first}; then run it again"),
+            None => LEFT.to_owned(),
+        };
+        match self {
+            Self::StoppedWaiting => Self::GivenUp,
+            Self::Failed(failure) => Self::Failed(Failure { hint: hint(&failure.hint), ..failure }),
+            Self::Api(error) => match error.hint {
+                Some(text)
+                    if ["mvm why", "mvm logs", "mvm ps", "mvm start", "mvm pool build"]
+                        .iter()
+                        .any(|verb| text.contains(verb)) =>
+                {
+                    Self::Api(ApiError { hint: Some(hint(&text)), ..error })
+                }
+                _ => Self::Api(error),
+            },
+            other => other,
         }
     }
 
@@ -320,8 +359,10 @@ impl Error {
             Self::NotReady { .. } => "run `mvm bootstrap`, or pass --yes to have it done".to_owned(),
             Self::NetworkDiffers(_) => "the agent puts the firewall right within 10 s; for the rest `mvm agent stop`, and the agent that the next command starts does: microVMs keep running".to_owned(),
             Self::Document(_)
+            | Self::SomeRefused { .. }
             | Self::AgentStart { .. }
             | Self::Serve { .. }
+            | Self::GivenUp
             | Self::HungUp
             | Self::Listen { .. }
             | Self::Files(_)

@@ -4,12 +4,12 @@ use clap::Args;
 use mvm_core::admit::Request;
 use mvm_core::name::Selector;
 use mvm_wire::view::{DiskView, InstanceView, PoolView};
-use mvm_wire::{Accepted, Reply};
+use mvm_wire::{Accepted, InstanceTarget, Reply};
 use serde::Serialize;
 
 use crate::cli::Context;
 use crate::client::unexpected;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::Seconds;
 use crate::wait::{self, Goal, Snapshot};
 
@@ -91,6 +91,47 @@ pub(crate) async fn submit(context: &Context, request: Request) -> Result<Submit
         context.ui.remark(note);
     }
     Ok(Submitted { accepted, at_unix_ms })
+}
+
+/// Submits several requests as one. A single one that is refused is the error; of several, each
+/// refusal is said at once, and the second value is what the command is to end with.
+pub(crate) async fn submit_each(
+    context: &Context,
+    requests: Vec<Request>,
+) -> Result<(Option<Submitted>, Option<Error>)> {
+    let total = requests.len();
+    let (mut all, mut refusals) = (None::<Submitted>, Vec::new());
+    for request in requests {
+        match submit(context, request).await {
+            Ok(submitted) => match &mut all {
+                None => all = Some(submitted),
+                Some(all) => all.add(submitted),
+            },
+            Err(error @ Error::Api(_)) if total > 1 => {
+                context.ui.error(&error);
+                refusals.push(error.exit_code());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let count = refusals.len();
+    let refused = refusals.first().map(|&code| Error::SomeRefused { count, total, code });
+    Ok((all, refused))
+}
+
+impl Submitted {
+    fn add(&mut self, other: Self) {
+        let Accepted { revision, instances, pools, disks, notes } = other.accepted;
+        let all = &mut self.accepted;
+        all.revision = all.revision.max(revision);
+        // What two selectors mean has the later wish.
+        let renewed = |before: &InstanceTarget| instances.iter().any(|it| it.path == before.path);
+        all.instances.retain(|before| !renewed(before));
+        all.instances.extend(instances);
+        all.pools.extend(pools);
+        all.disks.extend(disks);
+        all.notes.extend(notes);
+    }
 }
 
 /// Waits for a request's goal, if asked to.

@@ -116,6 +116,7 @@ impl Seconds {
 impl fmt::Display for Mib {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
+            mib if mib > 0 && mib % (1 << 20) == 0 => write!(f, "{}T", mib >> 20),
             mib if mib > 0 && mib % 1024 == 0 => write!(f, "{}G", mib / 1024),
             mib => write!(f, "{mib}M"),
         }
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_as_a_default_can_be_typed() {
-        for mib in [0, 1, 256, 1024, 1536, 2048] {
+        for mib in [0, 1, 256, 1024, 1536, 2048, 3 << 20] {
             assert_eq!(Mib(mib).to_string().parse(), Ok(Mib(mib)));
         }
         for seconds in [0, 1, 60, 90, 900, 3600, 5400] {

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::MountError;
-use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
+use crate::name::{DEFAULT_TENANT, DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use crate::net::{NetId, SubnetError};
 use crate::publish::Publish;
 use crate::spec::SpecError;
@@ -142,6 +142,18 @@ pub enum Denial {
     NoSuchInstance {
         /// As given.
         selector: String,
+    },
+    /// A name alone is neither a tenant's nor a pool's.
+    #[error("there is no tenant {name}, and no pool {DEFAULT_TENANT}/{name}")]
+    NoSuchName {
+        /// As given.
+        name: TenantName,
+    },
+    /// What is meant exists, and no instance of it.
+    #[error("{}", no_instances(of))]
+    NoInstances {
+        /// As given.
+        of: Selector,
     },
     /// Nothing runs that could be put to rest.
     #[error(
@@ -298,6 +310,16 @@ impl Denial {
                 disks.first().map(ToString::to_string).unwrap_or_default()
             )),
             Self::NoSuchInstance { .. } => Some("see `mvm ps -a`".to_owned()),
+            Self::NoSuchName { .. } => {
+                Some("see `mvm ps -a`, `mvm pool list` and `mvm tenant list`".to_owned())
+            }
+            Self::NoInstances { of: Selector::Pool(pool) } => Some(format!(
+                "`mvm instance create {pool} --start` makes one, `mvm pool destroy {pool}` removes the pool"
+            )),
+            Self::NoInstances { .. } => Some(
+                "`mvm run IMAGE` makes one, and so does `mvm instance create POOL --start`"
+                    .to_owned(),
+            ),
             Self::NotAlive { instance } => {
                 Some(format!("start it first: `mvm start {}`", instance.id))
             }
@@ -332,6 +354,15 @@ impl Denial {
             | Self::Number { .. }
             | Self::NoSuchLimit { .. } => None,
         }
+    }
+}
+
+fn no_instances(of: &Selector) -> String {
+    match of {
+        Selector::All => "there are no instances".to_owned(),
+        Selector::Tenant(tenant) => format!("tenant {tenant} has no instances"),
+        Selector::Pool(pool) => format!("pool {pool} has no instances"),
+        Selector::Id { .. } => format!("no instance matches {of}"),
     }
 }
 

@@ -267,14 +267,27 @@ impl Draft<'_> {
                     _ => typed.clone(),
                 },
                 running,
-                force: format!("mvm instance destroy {typed}{many} --force"),
+                force: format!("mvm rm -f {typed}{many}"),
             });
         }
         for path in paths {
             self.set_desired(&path, DesiredState::Destroyed, DEFAULT_GRACE_MS);
             self.recount(&path.pool);
+            self.remove_if_ephemeral(&path.pool);
         }
         Ok(())
+    }
+
+    /// A pool that was made for its instances alone goes with the last of them.
+    fn remove_if_ephemeral(&mut self, path: &PoolPath) {
+        let desired = &self.edit.desired;
+        let is_ephemeral = desired.pools.get(path).is_some_and(|pool| pool.spec.ephemeral);
+        let is_needed = |instance: &InstanceRecord| {
+            instance.desired != DesiredState::Destroyed && instance.purpose.is_use()
+        };
+        if is_ephemeral && !desired.instances_in(path).any(is_needed) {
+            self.remove_pool(path, DEFAULT_GRACE_MS);
+        }
     }
 
     /// What a selector means, without what is being destroyed already, and without what is there for
@@ -294,11 +307,22 @@ impl Draft<'_> {
         match matches.len() {
             0 => {
                 match selector {
+                    Selector::Tenant(name) if !self.edit.desired.tenants.contains_key(name) => {
+                        return Err(Denial::NoSuchName { name: name.clone() });
+                    }
                     Selector::Tenant(tenant) => self.require_tenant(tenant)?,
                     Selector::Pool(pool) => self.require_pool(pool)?,
-                    Selector::All | Selector::Id { .. } => {}
+                    Selector::Id { .. } => {
+                        let going =
+                            self.edit.desired.instances.keys().find(|i| selector.matches(i));
+                        return Err(match going {
+                            Some(path) => Denial::BeingRemoved { object: path.to_string() },
+                            None => Denial::NoSuchInstance { selector: as_typed(selector) },
+                        });
+                    }
+                    Selector::All => {}
                 }
-                Err(Denial::NoSuchInstance { selector: as_typed(selector) })
+                Err(Denial::NoInstances { of: selector.clone() })
             }
             1 => Ok(matches),
             _ if all => Ok(matches),

@@ -260,6 +260,42 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Which instances it is about, if it selects some.
+    pub fn selector_mut(&mut self) -> Option<&mut Selector> {
+        match self {
+            Self::InstanceStart { selector, .. }
+            | Self::InstanceStop { selector, .. }
+            | Self::InstanceWarm { selector, .. }
+            | Self::InstanceSleep { selector, .. }
+            | Self::InstancePin { selector, .. }
+            | Self::InstanceRestart { selector, .. }
+            | Self::InstanceDestroy { selector, .. } => Some(selector),
+            Self::TenantCreate { .. }
+            | Self::TenantUpdate { .. }
+            | Self::TenantDestroy { .. }
+            | Self::PoolCreate { .. }
+            | Self::PoolBuild { .. }
+            | Self::PoolUpdate { .. }
+            | Self::PoolRollback { .. }
+            | Self::PoolScale { .. }
+            | Self::PoolDestroy { .. }
+            | Self::PoolReady { .. }
+            | Self::PoolSpares { .. }
+            | Self::PoolPolicy { .. }
+            | Self::PoolTemplate { .. }
+            | Self::InstanceCreate { .. }
+            | Self::InstanceFork { .. }
+            | Self::InstanceRest(_)
+            | Self::DiskCreate { .. }
+            | Self::DiskResize { .. }
+            | Self::DiskRemove { .. }
+            | Self::Apply { .. }
+            | Self::Remove { .. } => None,
+        }
+    }
+}
+
 /// What admission knows of the node besides the desired documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeFacts {

@@ -103,12 +103,10 @@ fn options_are_parsed_into_typed_values() {
         "mvm exec demo/hello -z uname",
         "mvm exec demo/hello -e A -- true",
         "mvm start",
-        "mvm rm --all",
         "mvm stop a/b --grace 1 --force",
         "mvm tenant create A",
         "mvm tenant create a --mem 2X",
         "mvm tenant update a --lift memory",
-        "mvm pool create hello",
         "mvm pool create a/b --net bridge",
         "mvm pool create a/b --restart sometimes",
         "mvm pool scale a/b",
@@ -147,6 +145,67 @@ fn without_a_verb_the_help_of_what_was_typed_is_shown() {
         let error = Cli::try_parse_from(split(line)).expect_err(line);
         assert!(help_for_missing_verb(&error).is_none(), "{line}");
     }
+}
+
+fn refusal(line: &str) -> String {
+    let mut error = Cli::try_parse_from(split(line)).expect_err(line);
+    foreign::advise(&mut error);
+    error.to_string()
+}
+
+#[test]
+fn words_of_other_tools_are_answered_with_mvms_own() {
+    for (line, own) in [
+        ("mvm images", "mvm image list"),
+        ("mvm pull nginx", "mvm run IMAGE"),
+        ("mvm build .", "docker-archive:FILE"),
+        ("mvm inspect web", "mvm instance info"),
+        ("mvm pause web", "mvm warm"),
+        ("mvm compose up", "mvm up FILE"),
+        ("mvm volume ls", "mvm disk"),
+        ("mvm run --network host builtin", "--tenant"),
+        ("mvm run --hostname=foo builtin", "instance's id"),
+    ] {
+        let text = refusal(line);
+        assert!(text.contains(own), "{line}: {text}");
+        assert!(!text.contains("similar"), "{line}: {text}");
+    }
+}
+
+#[test]
+fn a_slip_of_the_finger_gets_a_tip_and_another_word_none() {
+    assert!(refusal("mvm sotp web").contains("stop"));
+    assert!(refusal("mvm run --publsh 1:2 builtin").contains("--publish"));
+    let text = refusal("mvm run --bogus builtin");
+    assert!(!text.contains("tip") || text.contains("to pass '--bogus' as a value"), "{text}");
+}
+
+#[test]
+fn what_people_type_at_docker_is_taken() {
+    for good in [
+        "mvm stop a b",
+        "mvm rm -f a b i-3f",
+        "mvm start a b",
+        "mvm kill web",
+        "mvm ps -q",
+        "mvm ps -aq",
+        "mvm stop -t 1 web",
+        "mvm stop --time 1 web",
+        "mvm restart -t 1 web",
+        "mvm run -m 512m --cpus 2 builtin",
+        "mvm run --memory 1g -v data:/data builtin",
+        "mvm run --volume data:/data:ro builtin",
+        "mvm pool info web",
+        "mvm disk create data --size 1G",
+    ] {
+        assert!(Cli::try_parse_from(split(good)).is_ok(), "{good}");
+    }
+    let error = Cli::try_parse_from(split("mvm run -v /etc:/mnt builtin")).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("directory of this machine") && text.contains("mvm disk create"),
+        "{text}"
+    );
 }
 
 #[test]

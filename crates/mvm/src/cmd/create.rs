@@ -22,7 +22,8 @@ Examples:
   mvm instance create demo/hello --start --cold
   mvm instance create demo/hello --start --disk-attach data:/srv/data")]
 pub(crate) struct Create {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     pool: PoolPath,
     /// How many.
     #[arg(long, default_value_t = 1)]

@@ -46,7 +46,8 @@ enum Verb {
 Examples:
   mvm disk create demo/data --size 10G")]
 struct Create {
-    /// The disk, as TENANT/NAME.
+    /// The disk, as TENANT/NAME, or NAME of the tenant `default`.
+    #[arg(value_parser = DiskPath::typed)]
     path: DiskPath,
     /// Its size, such as 512M or 10G.
     #[arg(long, value_name = "SIZE")]
@@ -72,7 +73,8 @@ struct List {
 Examples:
   mvm disk info demo/data")]
 struct Info {
-    /// The disk, as TENANT/NAME.
+    /// The disk, as TENANT/NAME, or NAME of the tenant `default`.
+    #[arg(value_parser = DiskPath::typed)]
     path: DiskPath,
 }
 
@@ -84,7 +86,8 @@ struct Info {
 Examples:
   mvm disk resize demo/data --size 20G")]
 struct Resize {
-    /// The disk, as TENANT/NAME.
+    /// The disk, as TENANT/NAME, or NAME of the tenant `default`.
+    #[arg(value_parser = DiskPath::typed)]
     path: DiskPath,
     /// Its new size, such as 20G.
     #[arg(long, value_name = "SIZE")]
@@ -101,7 +104,8 @@ struct Resize {
 Examples:
   mvm disk rm demo/data")]
 struct Rm {
-    /// The disk, as TENANT/NAME.
+    /// The disk, as TENANT/NAME, or NAME of the tenant `default`.
+    #[arg(value_parser = DiskPath::typed)]
     path: DiskPath,
     #[command(flatten)]
     wait: WaitArgs,

@@ -3,6 +3,7 @@
 use clap::Args;
 use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
+use mvm_core::plan::Waiting;
 use mvm_core::record::DesiredState;
 use mvm_wire::view::InstanceView;
 
@@ -17,13 +18,17 @@ use crate::wait::now_unix_ms;
 Examples:
   mvm ps
   mvm ps -a
+  mvm ps -q demo
   mvm ps demo -o json")]
 pub(crate) struct Ps {
     /// Only these: TENANT, TENANT/POOL or a prefix of an id.
     selector: Option<Selector>,
-    /// Those that are stopped too.
+    /// Those that are stopped, or have ended for good, too.
     #[arg(short, long)]
     all: bool,
+    /// Print their paths alone, one a line.
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// List instances, whatever their state.
@@ -35,12 +40,15 @@ Examples:
 pub(crate) struct List {
     /// Only these: TENANT, TENANT/POOL or a prefix of an id.
     selector: Option<Selector>,
+    /// Print their paths alone, one a line.
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 impl List {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        Ps { selector: self.selector, all: true }.run(context).await
+        Ps { selector: self.selector, all: true, quiet: self.quiet }.run(context).await
     }
 }
 
@@ -53,10 +61,14 @@ impl Ps {
         if !self.all {
             views.retain(is_active);
         }
+        if self.quiet {
+            let paths: Vec<_> = views.iter().map(|view| view.path.to_string()).collect();
+            return context.ui.data(&paths, || paths.join("\n"));
+        }
         context.ui.data(&views, || instances::list(&views, now_unix_ms()))?;
         match existing - views.len() {
             0 if existing == 0 => context.ui.remark(
-                "there are no instances: `mvm instance create TENANT/POOL --start` makes one, `mvm up FILE` a whole tenant",
+                "there are no instances: `mvm run IMAGE` makes one, `mvm up FILE` a whole tenant",
             ),
             0 => {}
             1 => context.ui.remark("1 stopped instance is not shown: see `mvm ps -a`"),
@@ -70,15 +82,19 @@ impl Ps {
     }
 }
 
-/// Whether an instance runs, is to run, or is in the middle of something.
+/// Whether an instance runs, is about to, or is in the middle of something. One that has ended and
+/// that its restart policy leaves so is none of these.
 fn is_active(view: &InstanceView) -> bool {
+    let is_left = matches!(view.waiting, Some(Waiting::RestartPolicy { .. }));
     matches!(view.state, State::Running | State::Warm | State::Sleeping)
         || view.activity.is_some()
-        || view.desired != DesiredState::Stopped
+        || (view.desired != DesiredState::Stopped && !is_left)
 }
 
 #[cfg(test)]
 mod tests {
+    use mvm_core::spec::RestartPolicy;
+
     use super::*;
     use crate::samples;
 
@@ -92,6 +108,11 @@ mod tests {
         };
         assert!(!is_active(&view(State::Stopped, DesiredState::Stopped, None)));
         assert!(!is_active(&view(State::Created, DesiredState::Stopped, None)));
+        let ended = InstanceView {
+            waiting: Some(Waiting::RestartPolicy { policy: RestartPolicy::Never }),
+            ..view(State::Stopped, DesiredState::Running, None)
+        };
+        assert!(!is_active(&ended));
         assert!(is_active(&view(State::Running, DesiredState::Stopped, Some("stopping"))));
         assert!(is_active(&view(State::Failed, DesiredState::Running, None)));
         assert!(is_active(&view(State::Stopped, DesiredState::Destroyed, Some("destroying"))));

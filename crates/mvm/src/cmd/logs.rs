@@ -46,7 +46,7 @@ is destroyed; of a flood only the newest part is kept.")]
 pub(crate) struct Logs {
     /// TENANT/POOL/INSTANCE, a prefix of an id, or TENANT/POOL of a pool with one instance.
     selector: Selector,
-    /// Go on with what comes later, until Ctrl-C.
+    /// Go on with what comes later, until the instance has ended for good, or until Ctrl-C.
     #[arg(short, long)]
     follow: bool,
     /// Which log.

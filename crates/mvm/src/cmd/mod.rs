@@ -16,6 +16,7 @@ pub(crate) mod forward;
 pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod instance;
+pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod man;
@@ -29,6 +30,7 @@ pub(crate) mod resource_args;
 pub(crate) mod rest;
 pub(crate) mod restart;
 pub(crate) mod run;
+pub(crate) mod spec_check;
 pub(crate) mod ssh;
 pub(crate) mod ssh_config;
 pub(crate) mod start;
@@ -40,25 +42,52 @@ pub(crate) mod version;
 pub(crate) mod why;
 
 use clap::Args;
-use mvm_core::admit::DEFAULT_GRACE_MS;
+use mvm_core::admit::{DEFAULT_GRACE_MS, Request};
 use mvm_core::name::Selector;
 
+use crate::cli::Context;
+use crate::error::Result;
+use crate::request::{self, WaitArgs};
 use crate::units::Seconds;
+use crate::wait::Goal;
 
 /// Which instances a verb means.
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
-    /// TENANT/POOL/INSTANCE, a prefix of an id, TENANT/POOL or TENANT.
-    #[arg(required_unless_present = "all")]
-    selector: Option<Selector>,
-    /// Allow more than one instance; without SELECTOR, every instance of the node.
+    /// TENANT/POOL/INSTANCE, a prefix of an id, TENANT/POOL, TENANT, or POOL of the tenant
+    /// `default`; several may be named.
+    #[arg(required_unless_present = "all", value_name = "SELECTOR")]
+    selectors: Vec<Selector>,
+    /// Allow each SELECTOR to mean several instances; without one, every instance of the node.
     #[arg(long)]
     all: bool,
 }
 
 impl Selection {
-    fn into_parts(self) -> (Selector, bool) {
-        (self.selector.unwrap_or(Selector::All), self.all)
+    /// Asks `request` of each selector, waits until all that were accepted are where they are to
+    /// be, and prints their paths. One that is refused does not keep the others from being done.
+    async fn carry_out(
+        self,
+        context: &Context,
+        goal: Goal,
+        wait: &WaitArgs,
+        request: impl Fn(Selector, bool) -> Request,
+    ) -> Result<()> {
+        let Self { mut selectors, all } = self;
+        if selectors.is_empty() {
+            selectors.push(Selector::All);
+        }
+        let mut requests: Vec<Request> = Vec::new();
+        for request in selectors.into_iter().map(|selector| request(selector, all)) {
+            if !requests.contains(&request) {
+                requests.push(request);
+            }
+        }
+        let (submitted, refused) = request::submit_each(context, requests).await?;
+        if let Some(submitted) = submitted {
+            request::finish(context, submitted, &goal, wait).await?.print_instances(context)?;
+        }
+        refused.map_or(Ok(()), Err)
     }
 }
 
@@ -66,7 +95,8 @@ impl Selection {
 #[derive(Debug, Args)]
 pub(crate) struct GraceArgs {
     /// How long the guest has to shut down before it is ended by force.
-    #[arg(long, value_name = "SECONDS", default_value_t = Seconds(DEFAULT_GRACE_MS / 1000))]
+    #[arg(short = 't', long, alias = "time", value_name = "SECONDS")]
+    #[arg(default_value_t = Seconds(DEFAULT_GRACE_MS / 1000))]
     grace: Seconds,
     /// End it at once, like --grace 0.
     #[arg(long, conflicts_with = "grace")]

@@ -10,12 +10,12 @@ use mvm_core::sleep_policy::SleepPolicy;
 use mvm_core::spec::PoolSpec;
 use mvm_core::vmm::VmmKind;
 
-use super::Selection;
+use super::{Selection, spec_check};
 use crate::cli::Context;
 use crate::client::only;
 use crate::error::Result;
 use crate::output::policy;
-use crate::request::{WaitArgs, carry_out};
+use crate::request::WaitArgs;
 use crate::units::{Seconds, UnitError};
 use crate::wait::Goal;
 
@@ -104,7 +104,8 @@ Examples:
   mvm pool policy demo/web --sleep-after never
   mvm pool policy demo/db --critical")]
 pub(crate) struct Policy {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     #[command(flatten)]
     policy: PolicyArgs,
@@ -116,7 +117,9 @@ impl Policy {
         let Self { path, policy } = self;
         let pool = || async { only(context.client.pools(None, Some(path.clone())).await?) };
         if !policy.is_empty() {
-            let policy = policy.change(pool().await?.spec.sleep_policy);
+            let spec = pool().await?.spec;
+            let policy = policy.change(spec.sleep_policy);
+            spec_check::check(&PoolSpec { sleep_policy: policy.clone(), ..spec })?;
             let request = Request::PoolPolicy { path: path.clone(), policy };
             context.client.submit(request).await?;
         }
@@ -173,8 +176,6 @@ impl Unpin {
 }
 
 async fn pin(context: &Context, selection: Selection, pinned: bool) -> Result<()> {
-    let (selector, all) = selection.into_parts();
-    let request = Request::InstancePin { selector, all, pinned };
-    let outcome = carry_out(context, request, Goal::Settled, &WaitArgs::none()).await?;
-    outcome.print_instances(context)
+    let request = |selector, all| Request::InstancePin { selector, all, pinned };
+    selection.carry_out(context, Goal::Settled, &WaitArgs::none(), request).await
 }

@@ -9,6 +9,7 @@ use mvm_core::spec::{PoolSpec, RestartPolicy};
 use super::policy::{Policy, PolicyArgs};
 use super::process_args::ProcessArgs;
 use super::resource_args::ResourceArgs;
+use super::spec_check;
 use crate::cli::Context;
 use crate::client::only;
 use crate::error::Result;
@@ -56,7 +57,8 @@ Examples:
   mvm pool create demo/guest --net-rate 100 --disk-rate 50M --on firecracker
   mvm pool create demo/db --disk-attach data:/var/lib/db --disk-attach shared:/mnt:ro")]
 struct Create {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     #[command(flatten)]
     spec: SpecArgs,
@@ -108,7 +110,8 @@ struct List {
 Examples:
   mvm pool info demo/hello")]
 struct Info {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
 }
 
@@ -121,7 +124,8 @@ struct Info {
 Examples:
   mvm pool build demo/hello")]
 struct Build {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     #[command(flatten)]
     wait: WaitArgs,
@@ -137,7 +141,8 @@ Examples:
   mvm pool update demo/web
   mvm pool update demo/web --image nginx:1.28")]
 struct Update {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     #[command(flatten)]
     image: ImageArgs,
@@ -154,7 +159,8 @@ struct Update {
 Examples:
   mvm pool rollback demo/web")]
 struct Rollback {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     #[command(flatten)]
     wait: WaitArgs,
@@ -178,7 +184,8 @@ Examples:
   mvm pool warm-up demo/hello --ready 3
   mvm pool warm-up demo/hello --ready 0")]
 struct WarmUp {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     /// How many new instances stand by from now on; as many as before if absent.
     #[arg(long, value_name = "COUNT")]
@@ -194,7 +201,8 @@ Examples:
   mvm pool scale demo/hello --running 3
   mvm pool scale demo/hello --running 0")]
 struct Scale {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     /// How many.
     #[arg(long, value_name = "COUNT")]
@@ -219,7 +227,8 @@ Examples:
   mvm pool destroy demo/hello
   mvm pool destroy demo/hello --force")]
 struct Destroy {
-    /// The pool, as TENANT/POOL.
+    /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
+    #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     /// Stop running instances first.
     #[arg(short, long)]
@@ -268,6 +277,7 @@ impl Pool {
                 let sleep_policy = policy.change(SleepPolicy::default());
                 let process = process.into_spec(command);
                 let spec = PoolSpec { process, sleep_policy, ..spec.into_spec(context).await? };
+                spec_check::check(&spec)?;
                 let request = Request::PoolCreate { path: path.clone(), spec: spec.into() };
                 (request, Goal::Settled, path, wait)
             }

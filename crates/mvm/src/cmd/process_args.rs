@@ -11,8 +11,9 @@ pub(crate) struct ProcessArgs {
     /// The program to run instead of the image's entrypoint and command; empty for none.
     #[arg(long, value_name = "PROGRAM", help_heading = "Main process")]
     entrypoint: Option<String>,
-    /// Set a variable in the process's environment; may be repeated.
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
+    /// Set a variable in the process's environment, NAME alone to this command's own value; may be
+    /// repeated.
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     #[arg(help_heading = "Main process")]
     env: Vec<(String, String)>,
     /// The user to run as: NAME, UID or either with :GROUP; the image's if absent.
@@ -45,10 +46,14 @@ impl ProcessArgs {
     }
 }
 
-/// Parses `NAME=VALUE`.
+/// Parses `NAME=VALUE`, or the `NAME` of a variable that this command has itself.
 pub(crate) fn variable(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        None if !text.is_empty() => match std::env::var(text) {
+            Ok(value) => Ok((text.to_owned(), value)),
+            Err(_) => Err("expected NAME=VALUE, or the name of a variable that is set here"),
+        },
         _ => Err("expected NAME=VALUE"),
     }
 }
@@ -70,7 +75,8 @@ mod tests {
     fn a_variable_has_a_name_and_a_value() {
         assert_eq!(variable("A=b=c").unwrap(), ("A".into(), "b=c".into()));
         assert_eq!(variable("A=").unwrap(), ("A".into(), String::new()));
-        assert!(variable("A").is_err());
+        assert!(variable("NO_SUCH_VARIABLE").is_err());
+        assert_eq!(variable("PATH").unwrap().1, std::env::var("PATH").unwrap());
         assert!(variable("=b").is_err());
     }
 }

@@ -13,10 +13,12 @@ use crate::units::{Mbits, Mib, Seconds};
 #[derive(Debug, Args)]
 pub(crate) struct ResourceArgs {
     /// Virtual CPUs of each instance.
-    #[arg(long, value_name = "COUNT", default_value_t = PoolSpec::default().vcpus)]
+    #[arg(long, alias = "cpus", value_name = "COUNT")]
+    #[arg(default_value_t = PoolSpec::default().vcpus)]
     vcpus: u32,
     /// Guest memory of each instance, such as 256 (MiB) or 2G.
-    #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
+    #[arg(short, long, alias = "memory", value_name = "SIZE")]
+    #[arg(default_value_t = Mib(PoolSpec::default().mem_mib.into()))]
     mem: Mib,
     /// Writable layer of each instance; it costs what is written.
     #[arg(long, value_name = "SIZE", default_value_t = Mib(PoolSpec::default().disk_mib.into()))]
@@ -29,7 +31,7 @@ pub(crate) struct ResourceArgs {
     #[arg(default_value_t = Seconds(PoolSpec::default().boot_timeout_s.into()))]
     boot_timeout: Seconds,
     /// Give each instance a data disk of the tenant, mounted on PATH; with :ro it is only read.
-    #[arg(short = 'v', long, value_name = "NAME:/PATH[:ro]")]
+    #[arg(short = 'v', long, alias = "volume", value_name = "NAME:/PATH[:ro]")]
     disk_attach: Vec<DiskMount>,
     /// Listen on a port of this machine and carry its connections to a port of the guests, such as
     /// 8080:80 (for this machine alone) or 0.0.0.0:8080:80. An instance that sleeps is woken.

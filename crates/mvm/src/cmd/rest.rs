@@ -7,7 +7,7 @@ use mvm_core::record::DEFAULT_HOOKS_MS;
 use super::Selection;
 use crate::cli::Context;
 use crate::error::Result;
-use crate::request::{WaitArgs, carry_out};
+use crate::request::WaitArgs;
 use crate::units::Seconds;
 use crate::wait::Goal;
 
@@ -39,10 +39,9 @@ pub(crate) struct Sleep {
 impl Sleep {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let (selector, all) = self.selection.into_parts();
         let hooks_ms = if self.force { 0 } else { self.hooks.as_millis() };
-        let request = Request::InstanceSleep { selector, all, hooks_ms };
-        carry_out(context, request, Goal::Sleeping, &self.wait).await?.print_instances(context)
+        let request = |selector, all| Request::InstanceSleep { selector, all, hooks_ms };
+        self.selection.carry_out(context, Goal::Sleeping, &self.wait, request).await
     }
 }
 
@@ -66,9 +65,8 @@ pub(crate) struct Wake {
 impl Wake {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let (selector, all) = self.selection.into_parts();
-        let request = Request::InstanceStart { selector, all };
-        carry_out(context, request, Goal::Running, &self.wait).await?.print_instances(context)
+        let request = |selector, all| Request::InstanceStart { selector, all };
+        self.selection.carry_out(context, Goal::Running, &self.wait, request).await
     }
 }
 
@@ -91,8 +89,7 @@ pub(crate) struct Warm {
 impl Warm {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let (selector, all) = self.selection.into_parts();
-        let request = Request::InstanceWarm { selector, all };
-        carry_out(context, request, Goal::Warm, &self.wait).await?.print_instances(context)
+        let request = |selector, all| Request::InstanceWarm { selector, all };
+        self.selection.carry_out(context, Goal::Warm, &self.wait, request).await
     }
 }

@@ -3,14 +3,14 @@
 use clap::Args;
 use mvm_core::admit::Request;
 use mvm_core::image::ImageSpec;
-use mvm_core::name::{InstancePath, PoolName, PoolPath, Selector, TenantName};
+use mvm_core::name::{DEFAULT_TENANT, InstancePath, PoolName, PoolPath, Selector, TenantName};
 use mvm_core::spec::{PoolSpec, Quota, RestartPolicy};
 use mvm_wire::ErrorCode;
 
 use super::attach::Ways;
 use super::process_args::ProcessArgs;
 use super::resource_args::ResourceArgs;
-use super::{attach, bootstrap, exec, up};
+use super::{attach, bootstrap, exec, spec_check, up};
 use crate::cli::Context;
 use crate::detach_keys::DetachKeys;
 use crate::error::{Error, Result, exit};
@@ -66,7 +66,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "POOL")]
     name: Option<PoolName>,
     /// The tenant; made if it is missing.
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = DEFAULT_TENANT)]
     tenant: TenantName,
     #[command(flatten)]
     resources: ResourceArgs,
@@ -106,7 +106,7 @@ impl Run {
             Err(error) => {
                 // Nothing of it has run: it leaves nothing behind.
                 drop(destroy(context, &pool).await);
-                return Err(error);
+                return Err(error.after_removal());
             }
         };
         let Some(connection) = connection else {
@@ -121,7 +121,10 @@ impl Run {
                 let again = format!("mvm attach {flags}{}", path.id);
                 context.ui.remark(&format!("detached: {path} goes on; come back with `{again}`"));
             }
-            _ if rm => destroy(context, &pool).await?,
+            _ if rm => {
+                destroy(context, &pool).await?;
+                return outcome.map(attach::exit_code).map_err(Error::after_removal);
+            }
             _ => {}
         }
         outcome.map(attach::exit_code)
@@ -134,13 +137,15 @@ impl Run {
         if let Some(term) = std::env::var("TERM").ok().filter(|_| self.tty) {
             process.env.entry("TERM".to_owned()).or_insert(term);
         }
-        Ok(PoolSpec {
-            image: image_source::complete(self.image, context).await?,
+        let spec = PoolSpec {
             restart: self.restart,
             process,
             auto_remove: self.rm,
+            ephemeral: true,
             ..self.resources.into_spec()
-        })
+        };
+        spec_check::check(&spec)?;
+        Ok(PoolSpec { image: image_source::complete(self.image, context).await?, ..spec })
     }
 }
 

@@ -6,7 +6,7 @@ use mvm_core::admit::Request;
 use super::Selection;
 use crate::cli::Context;
 use crate::error::Result;
-use crate::request::{WaitArgs, carry_out};
+use crate::request::WaitArgs;
 use crate::wait::Goal;
 
 /// Start instances.
@@ -29,8 +29,7 @@ pub(crate) struct Start {
 impl Start {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let (selector, all) = self.selection.into_parts();
-        let request = Request::InstanceStart { selector, all };
-        carry_out(context, request, Goal::Running, &self.wait).await?.print_instances(context)
+        let request = |selector, all| Request::InstanceStart { selector, all };
+        self.selection.carry_out(context, Goal::Running, &self.wait, request).await
     }
 }

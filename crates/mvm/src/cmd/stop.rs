@@ -6,7 +6,7 @@ use mvm_core::admit::Request;
 use super::{GraceArgs, Selection};
 use crate::cli::Context;
 use crate::error::Result;
-use crate::request::{WaitArgs, carry_out};
+use crate::request::WaitArgs;
 use crate::wait::Goal;
 
 /// Stop instances.
@@ -31,8 +31,8 @@ pub(crate) struct Stop {
 impl Stop {
     /// Runs the verb.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let (selector, all) = self.selection.into_parts();
-        let request = Request::InstanceStop { selector, all, grace_ms: self.grace.as_millis() };
-        carry_out(context, request, Goal::Stopped, &self.wait).await?.print_instances(context)
+        let grace_ms = self.grace.as_millis();
+        let request = |selector, all| Request::InstanceStop { selector, all, grace_ms };
+        self.selection.carry_out(context, Goal::Stopped, &self.wait, request).await
     }
 }

@@ -90,3 +90,29 @@ fn every_exit_code_is_documented() {
         assert!(document.contains(&format!("| {code} |")), "{code} is not in the document");
     }
 }
+
+#[test]
+fn no_hint_is_at_what_is_gone() {
+    let failed = |hint: &str| {
+        Error::Failed(Failure {
+            message: "it failed".to_owned(),
+            console: Vec::new(),
+            hint: hint.to_owned(),
+            superseded: false,
+            others: 0,
+        })
+    };
+    let pool: PoolPath = "default/web-1".parse().unwrap();
+    let api = ApiError::new(ErrorCode::Conflict, "x").hint("see `mvm why i-0` and `mvm logs i-0`");
+    for error in [
+        failed("see `mvm why default/web-1/i-00000001`"),
+        failed(&build_hint(&pool)),
+        Error::Api(api),
+    ] {
+        let hint = error.after_removal().hint().unwrap();
+        assert!(!hint.contains("web-1") && !hint.contains("i-0"), "{hint}");
+    }
+    assert!(Error::StoppedWaiting.after_removal().hint().is_none());
+    let kept = ApiError::new(ErrorCode::OverLimit, "x").hint("`mvm tenant update`");
+    assert_eq!(Error::Api(kept).after_removal().hint().unwrap(), "`mvm tenant update`");
+}

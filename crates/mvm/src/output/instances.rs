@@ -83,7 +83,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
     let mut rows = vec![
         ("instance", view.path.to_string()),
         ("state", state(view, now)),
-        ("wished", wish(view.desired).to_owned()),
+        ("desired", wish(view.desired).to_owned()),
         ("generation", view.generation.to_string()),
         ("address", or_dash(view.address)),
         ("mac", or_dash(view.mac)),
@@ -131,7 +131,7 @@ fn moment(unix_ms: u64, now: u64) -> String {
 pub(crate) fn why(why: &WhyView, now: u64) -> String {
     let view = &why.instance;
     let mut text = format!("{} is {}: {}.\n", view.path, state(view, now), why.summary);
-    let _ = writeln!(text, "\nIt is wished to be {}.", wish(view.desired));
+    let _ = writeln!(text, "\nDesired state: {}.", wish(view.desired));
     if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
         let _ = writeln!(text, "It is not there yet: {reason}.");
     }
@@ -173,7 +173,11 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
         (Some(death), []) => death.console_tail.as_slice(),
         (_, tail) => tail,
     };
-    if !console.is_empty() && !is_told {
+    // One that runs as it is to has no use for its boot's messages.
+    let is_well = view.state == State::Running && view.activity.is_none() && view.waiting.is_none();
+    if is_well && view.last_death.is_none() {
+        let _ = writeln!(text, "Its console: `mvm logs {} --source console`.", view.path);
+    } else if !console.is_empty() && !is_told {
         let _ = writeln!(text, "\nThe last lines of its console:");
         for line in console {
             let _ = writeln!(text, "  | {}", printable(line));
@@ -295,7 +299,7 @@ a/b/i-00000003          running (stopping)     10.240.0.3   1       256 MiB   - 
         let expected = "\
 demo/hello/i-00000002 is failed (retry in 2s): its guest keeps panicking.
 
-It is wished to be running.
+Desired state: running.
 It is not there yet: failed 2 times in a row, tried again in 2s.
 
 Its last run ended 1m 1s ago (1970-01-12 13:45:39 UTC): guest kernel panic; the VMM exited with code 0.

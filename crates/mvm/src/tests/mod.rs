@@ -132,6 +132,27 @@ fn an_answer_of_another_kind_is_a_failure_that_names_it() {
 }
 
 #[test]
+fn several_names_are_one_wait_and_what_is_refused_is_said_beside_the_rest() {
+    let agent = FakeAgent::new(|call| match call {
+        Call::Submit(Request::InstanceStart { selector, .. }) => {
+            vec![Act::Reply(match selector.to_string().as_str() {
+                "nope" => Reply::Error(ApiError::new(ErrorCode::NotFound, "no tenant nope")),
+                _ => Reply::Accepted(accepted()),
+            })]
+        }
+        Call::Watch { instances, .. } => {
+            assert_eq!(instances.len(), 1, "it is meant twice");
+            vec![Act::Reply(snapshot(vec![samples::instance(INSTANCE)], vec![]))]
+        }
+        other => panic!("{other:?}"),
+    });
+    let ran = run(&agent, "start demo/hello nope demo/hello demo");
+    assert_eq!((ran.code, ran.data.as_str()), (3, "demo/hello/i-00000001\n"), "{}", ran.talk);
+    assert!(ran.talk.contains("error: no tenant nope"), "{}", ran.talk);
+    assert!(ran.talk.contains("error: 1 of 3 were refused"), "{}", ran.talk);
+}
+
+#[test]
 fn start_waits_until_the_instance_runs_and_prints_its_path() {
     let agent = FakeAgent::new(|call| match call {
         Call::Submit(Request::InstanceStart { .. }) => {
@@ -146,7 +167,7 @@ fn start_waits_until_the_instance_runs_and_prints_its_path() {
     });
     let ran = run(&agent, "start demo/hello");
     assert_eq!((ran.code, ran.data.as_str()), (0, "demo/hello/i-00000001\n"));
-    assert_eq!(ran.talk, "a note\ndemo/hello/i-00000001: starting\n");
+    assert_eq!(ran.talk, "a note\n", "what is done at once needs no word about the wait");
 
     let ran = run_with(&agent, Format::Json, "start demo/hello");
     let outcome: serde_json::Value = serde_json::from_str(&ran.data).unwrap();
@@ -359,7 +380,7 @@ fn an_empty_list_is_said_to_be_empty_to_people_alone() {
         })]
     });
     for (line, says) in [
-        ("ps", "there are no instances: `mvm instance create"),
+        ("ps", "there are no instances: `mvm run"),
         ("tenant list", "there are no tenants: `mvm tenant create"),
         ("pool list", "there are no pools: `mvm pool create"),
         ("stats", "no instance runs"),

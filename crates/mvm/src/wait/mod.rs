@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::units::Seconds;
 pub(crate) use progress::{Failure, Goal, Progress, Request, Snapshot, progress};
 
+/// What is done within this time needs no words about what was waited for.
+const WORDLESS: std::time::Duration = std::time::Duration::from_millis(500);
 /// How often the line about what is waited for is brought up to date without news.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(1);
 /// How many of these pass until the node is asked for problems of its own, such as a full disk.
@@ -51,7 +53,8 @@ pub(crate) async fn wait(
     interrupt: impl Future<Output = ()>,
     mut tell: impl FnMut(&str),
 ) -> Result<Snapshot> {
-    let deadline = Instant::now() + timeout.as_duration();
+    let began = Instant::now();
+    let deadline = began + timeout.as_duration();
     let call = watch_call(request.accepted, request.goal.tenant().cloned());
     let mut connection = client.start(&call).await?;
     let mut refresh = tokio::time::interval(REFRESH);
@@ -88,7 +91,9 @@ pub(crate) async fn wait(
             Progress::Done => return Ok(latest.unwrap_or_default()),
             Progress::Failed(failure) => return Err(Error::Failed(failure)),
             Progress::Waiting { line, items } => {
-                tell(&line);
+                if began.elapsed() >= WORDLESS {
+                    tell(&line);
+                }
                 waiting = items;
             }
         }

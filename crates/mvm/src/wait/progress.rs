@@ -161,15 +161,11 @@ pub(crate) fn progress(request: &Request<'_>, snapshot: &Snapshot, now_unix_ms: 
             let instances = instances.iter().filter_map(|i| snapshot.instances.get(&i.path));
             levels.extend(instances.map(|view| Level::NotYet(describe(view, now_unix_ms))));
             let pools = pools.iter().filter(|pool| snapshot.pools.contains_key(&pool.path));
-            levels.extend(
-                pools.map(|pool| Level::NotYet(format!("pool {} still exists", pool.path))),
-            );
+            levels.extend(pools.map(|pool| Level::NotYet(format!("removing pool {}", pool.path))));
             let disks = disks.iter().filter(|disk| snapshot.disks.contains_key(&disk.path));
-            levels.extend(
-                disks.map(|disk| Level::NotYet(format!("disk {} still exists", disk.path))),
-            );
+            levels.extend(disks.map(|disk| Level::NotYet(format!("removing disk {}", disk.path))));
             if let Some(tenant) = tenant.as_ref().filter(|_| snapshot.tenant_exists) {
-                levels.push(Level::NotYet(format!("tenant {tenant} still exists")));
+                levels.push(Level::NotYet(format!("removing tenant {tenant}")));
             }
         }
         goal @ (Goal::Settled | Goal::Running | Goal::Warm | Goal::Sleeping | Goal::Stopped) => {
@@ -200,7 +196,7 @@ fn summarize(goal: &Goal, levels: Vec<Level>) -> Progress {
     let done = total - items.len();
     let line = match (goal, total) {
         (_, 1) => first.clone(),
-        (Goal::Settled, _) => format!("{done} of {total} as wished; {first}"),
+        (Goal::Settled, _) => format!("{done} of {total} ready; {first}"),
         (Goal::Running, _) => format!("{done} of {total} running; {first}"),
         (Goal::Warm, _) => format!("{done} of {total} warm; {first}"),
         (Goal::Sleeping, _) => format!("{done} of {total} asleep; {first}"),
@@ -353,7 +349,7 @@ fn image(request: &Request<'_>, pool: &PoolView, now: u64) -> Level {
         }
         BuildState::Building { step } => Level::NotYet(building(path, step)),
         BuildState::Idle | BuildState::Built { .. } => {
-            Level::NotYet(format!("{path}: waiting for the image"))
+            Level::NotYet(format!("{path}: looking for the image"))
         }
     }
 }
@@ -371,7 +367,7 @@ fn built(target: &PoolTarget, snapshot: &Snapshot) -> Level {
         BuildState::Failed { error, .. } if pool.build_generation >= target.build_generation => {
             Level::Failed(build_failure(path, error))
         }
-        _ => Level::NotYet(format!("{path}: waiting for the image")),
+        _ => Level::NotYet(format!("{path}: looking for the image")),
     }
 }
 
@@ -449,6 +445,9 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
         Waiting::Backoff { failures, until_unix_ms } => {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
             let times = if *failures == 1 { "once" } else { "times in a row" };
+            if *failures == 0 {
+                return Some(format!("it ended, and is started again in {left}"));
+            }
             let count = if *failures == 1 { String::new() } else { format!("{failures} ") };
             Some(format!("failed {count}{times}, tried again in {left}"))
         }

@@ -34,9 +34,9 @@ fn what_does_not_exist_can_be_created_or_looked_up() {
 #[test]
 fn a_missing_tenant_or_pool_is_named_before_a_missing_instance() {
     let mut node = Node::with_pool();
-    assert!(matches!(node.deny(start("ghost", true)), Denial::NoSuchTenant { .. }));
+    assert!(matches!(node.deny(start("ghost", true)), Denial::NoSuchName { .. }));
     assert!(matches!(node.deny(start("demo/ghost", true)), Denial::NoSuchPool { .. }));
-    assert!(matches!(node.deny(start("demo/web", true)), Denial::NoSuchInstance { .. }));
+    assert!(matches!(node.deny(start("demo/web", true)), Denial::NoInstances { .. }));
 }
 
 #[test]
@@ -61,16 +61,16 @@ fn what_still_runs_is_named_with_the_command_that_goes_on() {
     let hint = "stop them first, or stop and remove them with";
     assert_eq!(
         shown(&mut node, destroy("demo/web", true, false)),
-        format!("demo/web {running}\n{hint} `mvm instance destroy demo/web --all --force`")
+        format!("demo/web {running}\n{hint} `mvm rm -f demo/web --all`")
     );
     assert_eq!(
         shown(&mut node, destroy("i-00000001", false, false)),
-        format!("i-00000001 {running}\n{hint} `mvm instance destroy i-00000001 --force`")
+        format!("i-00000001 {running}\n{hint} `mvm rm -f i-00000001`")
     );
     let everything = Request::InstanceDestroy { selector: Selector::All, all: true, force: false };
     assert_eq!(
         shown(&mut node, everything),
-        format!("this node {running}\n{hint} `mvm instance destroy --all --force`")
+        format!("this node {running}\n{hint} `mvm rm -f --all`")
     );
     let path = "demo/web".parse().unwrap();
     assert_eq!(

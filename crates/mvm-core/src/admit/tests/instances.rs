@@ -112,9 +112,10 @@ fn what_is_being_destroyed_is_not_meant_by_any_selector() {
     node.accept(create(WEB, 1, true));
     let id = node.instances(WEB)[0].path.id.to_string();
     node.accept(destroy(WEB, false, true));
-    for selector in [WEB, "demo", &id] {
-        assert!(matches!(node.deny(start(selector, true)), Denial::NoSuchInstance { .. }));
+    for selector in [WEB, "demo"] {
+        assert!(matches!(node.deny(start(selector, true)), Denial::NoInstances { .. }));
     }
+    assert!(matches!(node.deny(start(&id, true)), Denial::BeingRemoved { .. }));
     node.accept(scale(WEB, 1));
     assert_eq!(node.instances(WEB).len(), 2, "it is not brought back");
 }
@@ -167,4 +168,44 @@ fn a_build_is_asked_for_by_a_new_generation() {
     assert_eq!(edit.pools, std::slice::from_ref(&path));
     node.accept(Request::PoolBuild { path: path.clone() });
     assert_eq!(node.desired.pools[&path].build_generation, 2);
+}
+
+#[test]
+fn a_pool_that_a_run_made_goes_with_its_last_instance() {
+    let mut node = Node::new();
+    node.accept(tenant("demo"));
+    let spec = PoolSpec { ephemeral: true, ..PoolSpec::default() };
+    let path: PoolPath = WEB.parse().unwrap();
+    node.accept(Request::PoolCreate { path: path.clone(), spec: spec.into() });
+    node.accept(create(WEB, 2, true));
+    let ids: Vec<String> = node.instances(WEB).iter().map(|i| i.path.to_string()).collect();
+    node.accept(destroy(&ids[0], false, true));
+    assert_eq!(node.desired.pools[&path].existence, Existence::Kept);
+    let edit = node.accept(destroy(&ids[1], false, true));
+    assert_eq!(node.desired.pools[&path].existence, Existence::Removed);
+    assert_eq!(edit.pools, [path], "the pool's end is waited for");
+
+    let mut node = Node::with_pool();
+    node.accept(create(WEB, 1, false));
+    node.accept(destroy(WEB, false, false));
+    assert_eq!(node.desired.pools.len(), 1, "a pool that was made by itself stays");
+}
+
+#[test]
+fn a_name_alone_is_a_tenants_or_else_a_pools_of_the_default_tenant() {
+    let mut node = Node::with_pool();
+    node.accept(tenant("default"));
+    node.accept(pool("default/web"));
+    node.accept(pool("default/demo"));
+    for (typed, meant) in [
+        ("web", "default/web"),
+        ("demo", "demo"),
+        ("default", "default"),
+        ("nope", "nope"),
+        ("i-3f", "i-3f"),
+        ("demo/web", "demo/web"),
+    ] {
+        let selector = node.desired.meant(typed.parse().unwrap());
+        assert_eq!(selector, meant.parse().unwrap(), "{typed}");
+    }
 }

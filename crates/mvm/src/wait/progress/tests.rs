@@ -164,7 +164,7 @@ fn gone_means_that_nothing_is_left() {
     line(judge(&goal, vec![], pools()));
     assert_eq!(judge(&goal, vec![], vec![]), Progress::Done);
     let with_tenant = Goal::Gone { tenant: Some("demo".parse().unwrap()) };
-    assert_eq!(line(judge(&with_tenant, vec![], vec![])), "tenant demo still exists");
+    assert_eq!(line(judge(&with_tenant, vec![], vec![])), "removing tenant demo");
 }
 
 #[test]
@@ -199,6 +199,10 @@ fn reasons_are_told_in_words() {
         (
             Waiting::Backoff { failures: 3, until_unix_ms: NOW + 100 },
             "failed 3 times in a row, tried again in 1s",
+        ),
+        (
+            Waiting::Backoff { failures: 0, until_unix_ms: NOW + 900 },
+            "it ended, and is started again in 1s",
         ),
         (
             Waiting::RestartPolicy { policy: RestartPolicy::Never },
