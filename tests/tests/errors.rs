@@ -149,7 +149,7 @@ fn what_is_there_already_or_in_use_is_a_conflict() {
         .collect();
     let stopped = ids.iter().find(|path| !running.contains(&path.as_str())).unwrap();
     let named = [running[0], running[1], "`mvm pool destroy demo/web --force`"];
-    let rm = [running[0], running[1], "`mvm instance destroy demo/web --all --force`"];
+    let rm = [running[0], running[1], "`mvm rm -f demo/web --all`"];
     let full = ["10.77.0.0/29", "allows 4 instances: 3 in use, 2 more asked for"];
     let several = ["demo/web matches 3 instances", &ids[0], "pass --all"];
     let rows: &[Row<'_>] = &[

@@ -29,28 +29,20 @@ const SIGNALS: [&str; 31] = [
 #[serde(default, deny_unknown_fields)]
 pub struct ProcessSpec {
     /// The program and its first arguments, instead of the image's entrypoint and `cmd`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
     /// The arguments (the program, if there is no entrypoint), instead of the image's `cmd`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// Variables that are added to, or replace, the image's.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// `NAME`, `UID` or either with `:GROUP`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Where the process starts; an absolute path, made if it is missing.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
     /// The name or number of the signal that asks the process to end.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
     /// Whether standard input stays open for those who attach; else it is empty.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stdin: bool,
     /// Whether the process has a terminal.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
 }
 

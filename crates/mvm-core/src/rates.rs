@@ -21,13 +21,10 @@ pub const DISK_OPS_S_MAX: u32 = 10_000_000;
 #[serde(default, deny_unknown_fields)]
 pub struct Rates {
     /// What it sends, and what it receives, in Mbit/s (10^6 bits per second) each.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub net_mbit_s: Option<u32>,
     /// What it reads and writes together on each of its disks, in MiB per second.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mib_s: Option<u32>,
     /// Requests to each of its disks per second.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_ops_s: Option<u32>,
 }
 

@@ -34,23 +34,18 @@ pub const SAMPLE_MAX_MS: u64 = 10_000;
 #[serde(default, deny_unknown_fields)]
 pub struct SleepPolicy {
     /// Seconds without use after which an instance's vCPUs are stopped.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_after_s: Option<u32>,
     /// Seconds without use after which an instance is put to sleep.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sleep_after_s: Option<u32>,
     /// Seconds that an instance runs at least, from each start and wake.
     pub min_running_s: u32,
     /// Whether its instances are left alone whatever the times say, also when memory runs short.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub critical: bool,
     /// Whether what a sleeping instance has changed of its memory is compressed: it takes less space,
     /// and longer to save and to wake.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub compress: bool,
     /// Whether a VMM's process waits for each sleeping instance, where the VMM can do that: a wake
     /// takes less time, and the process a few MiB of the machine's memory.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keep_vmm: bool,
 }
 

@@ -164,32 +164,23 @@ pub struct PoolSpec {
     /// Seconds from launch to a guest agent that answers, before the start has failed.
     pub boot_timeout_s: u32,
     /// The VMM that instances run on; the node's if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm: Option<VmmKind>,
     /// How fast each instance may use the network and its disks.
-    #[serde(skip_serializing_if = "Rates::is_default")]
     pub rates: Rates,
     /// Data disks of the tenant that each instance has.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskMount>,
     /// What the main process is, as far as the image does not say it.
-    #[serde(skip_serializing_if = "ProcessSpec::is_default")]
     pub process: ProcessSpec,
     /// Ports that the node listens on for the pool.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Publish>,
     /// When instances that nobody uses are put to rest.
-    #[serde(skip_serializing_if = "SleepPolicy::is_default")]
     pub sleep_policy: SleepPolicy,
     /// New instances that stand by, ready, if the pool has a base.
-    #[serde(skip_serializing_if = "is_zero")]
     pub ready: u32,
     /// Whether the pool is removed when an instance of it has ended for good.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
     /// Whether the pool is there for its instances alone, as one of `mvm run` is: it goes with the
     /// last of them that is destroyed.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ephemeral: bool,
 }
 

@@ -89,7 +89,7 @@ pub struct VmExit {
     #[serde(flatten)]
     pub process: ProcessEnd,
     /// What the VMM said about it before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub reason: Option<ShutdownReason>,
 }
 

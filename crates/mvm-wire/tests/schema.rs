@@ -9,7 +9,7 @@ use mvm_wire::view::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn schema() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema")
@@ -25,6 +25,32 @@ fn assert_documented<V: DeserializeOwned + Serialize>(name: &str) {
         .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let written = serde_json::to_value(&view).unwrap();
     assert_eq!(written, example, "left: the view, right: {}", file.display());
+    assert_whole::<V>(name, &example);
+}
+
+/// A field without a value is written as such, never left out.
+fn assert_whole<V: DeserializeOwned + Serialize>(name: &str, example: &Value) {
+    for path in fields(example, "") {
+        for nothing in [Value::Null, json!([]), json!({}), json!(false), json!(0)] {
+            let mut without = example.clone();
+            *without.pointer_mut(&path).unwrap() = nothing.clone();
+            let Ok(view) = serde_json::from_value::<V>(without) else { continue };
+            let written = serde_json::to_value(&view).unwrap();
+            assert!(written.pointer(&path).is_some(), "{name}: {path} is left out if {nothing}");
+        }
+    }
+}
+
+/// The JSON pointers of all fields, those of objects within lists left out.
+fn fields(value: &Value, prefix: &str) -> Vec<String> {
+    let Value::Object(object) = value else { return Vec::new() };
+    let mut found = Vec::new();
+    for (key, value) in object {
+        let path = format!("{prefix}/{}", key.replace('~', "~0").replace('/', "~1"));
+        found.extend(fields(value, &path));
+        found.push(path);
+    }
+    found
 }
 
 #[test]
