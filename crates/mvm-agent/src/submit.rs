@@ -4,7 +4,7 @@ use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
 use mvm_core::name::{Selector, TenantName};
 use mvm_core::record::{self, Desired};
 use mvm_host::net::{NetworkError, Occupied};
-use mvm_store::{Op, StoreError, encode};
+use mvm_store::{CommitError, Op, StoreError, encode};
 use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -40,9 +40,27 @@ pub(crate) async fn submit(node: &Node, request: Request) -> Result<Accepted, Ap
             }
             Err(ChangeError::Refused(Refusal::Claim(_))) if attempts < CLAIM_ATTEMPTS => {}
             Err(ChangeError::Refused(refusal)) => return Err(refused(&node.state.now(), refusal)),
+            Err(ChangeError::Store(CommitError::Store(StoreError::TransactionTooLong {
+                count,
+                ..
+            }))) => {
+                return Err(too_much(&format!("{count} objects")));
+            }
+            Err(ChangeError::Store(CommitError::Store(StoreError::TransactionTooLarge {
+                bytes,
+            }))) => {
+                return Err(too_much(&format!("{} MiB of records", bytes >> 20)));
+            }
             Err(ChangeError::Store(error)) => return Err(internal(&error)),
         }
     }
+}
+
+/// A request that changes more than can be recorded as one.
+fn too_much(what: &str) -> ApiError {
+    let message = format!("the request changes {what} at once, which is too much for one request");
+    ApiError::new(ErrorCode::OverLimit, message)
+        .hint("ask for it in parts: fewer instances at a time, or several documents")
 }
 
 async fn admit(

@@ -130,13 +130,34 @@ fn parse(name: &str, text: &str, language: Language) -> Result<Document, Documen
 
 /// The message for someone who does not write programs: parsers name types of their own language.
 fn plain(message: String) -> String {
-    if message == "invalid IP address syntax" {
-        return format!("expected {SUBNET_EXPECTED}");
+    if let Some(rest) = message.strip_prefix("duplicate mapping key: ") {
+        let key = rest.split(", set ").next().unwrap_or(rest);
+        return format!("`{key}` is there twice");
     }
-    let Some((rest, "u32" | "u64")) = message.rsplit_once(' ') else { return message };
-    match rest.strip_suffix(", expected") {
-        Some(found) => format!("{found}, expected a whole number"),
-        None => "expected a whole number".to_owned(),
+    match message.as_str() {
+        "invalid IP address syntax" => return format!("expected {SUBNET_EXPECTED}"),
+        "expected mapping start" => return "expected fields, as in `name: value`".to_owned(),
+        "expected sequence start" => return "expected a list, as in `[a, b]`".to_owned(),
+        "integer number overflowed" => return "the number is too large".to_owned(),
+        "duplicate key" => return "this is there twice".to_owned(),
+        message if message.contains("weak recursion") => {
+            return "an alias is within what it stands for".to_owned();
+        }
+        _ => {}
+    }
+    let is_number = |word: &str| matches!(word, "u16" | "u32" | "u64" | "i64" | "i128" | "u128");
+    match message.rsplit_once(' ') {
+        Some((rest, word)) if is_number(word.trim_end_matches('`').trim_start_matches('`')) => {
+            let number = match word {
+                "u32" => format!("a whole number from 0 to {}", u32::MAX),
+                _ => "a whole number, 0 or more".to_owned(),
+            };
+            match rest.strip_suffix(", expected") {
+                Some(found) => format!("{found}, expected {number}"),
+                None => format!("expected {number}"),
+            }
+        }
+        _ => message,
     }
 }
 
@@ -219,12 +240,73 @@ mod tests {
         let error = failure("f", "tenant: demo\npools:\n  a:\n    vcpus: many\n", Language::Yaml);
         assert!(error.starts_with("f:4:12: expected a whole number"), "{error}");
         let error = failure("f", "tenant = \"a\"\n[quota]\nvcpus = \"2\"\n", Language::Toml);
-        let expected = "f:3:9: invalid type: string \"2\", expected a whole number\n";
+        let expected = "f:3:9: invalid type: string \"2\", expected a whole number, 0 or more\n";
         assert!(error.starts_with(expected), "{error}");
         for text in ["tenant = \"a\"\nsubnet = \"10.1.0.0\"\n", "subnet = \"x\"\n"] {
             let error = failure("f", text, Language::Toml);
             assert!(error.contains("expected a subnet such as 10.240.7.0/24"), "{error}");
         }
+    }
+
+    #[test]
+    fn no_message_is_in_a_parsers_own_words() {
+        let pool = |line: &str| {
+            (
+                format!("tenant = \"a\"\n[pools.b]\n{}\n", line.replacen(": ", " = ", 1)),
+                format!("tenant: a\npools:\n  b:\n    {line}\n"),
+            )
+        };
+        let mut documents = vec![
+            ("tenant = \"a\"\ntenant = \"b\"\n".to_owned(), "tenant: a\ntenant: b\n".to_owned()),
+            ("[[pools]]\n".to_owned(), "- a\n".to_owned()),
+            ("tenant = 1\n".to_owned(), "tenant: [1]\n".to_owned()),
+            ("pools = 1\n".to_owned(), "tenant: a\npools: [1, 2]\n".to_owned()),
+            ("pools = [1\n".to_owned(), "tenant: a\npools: &x\n  b: *x\n".to_owned()),
+            (
+                "[disks.a]\nsize_mib = -1\n".to_owned(),
+                "disks:\n  a:\n    size_mib: -1\n".to_owned(),
+            ),
+        ];
+        documents.extend([
+            pool("running: -1"),
+            pool("running: 1.5"),
+            pool("running: true"),
+            pool("running: 5000000000"),
+            pool("running: 99999999999999999999999999999999999999999"),
+            pool("running: -99999999999999999999999999999999999999999"),
+            pool("disks: 3"),
+            pool("env: [1]"),
+            pool("rates: {net_mbit_s: -1}"),
+            pool("sleep_policy: {warm_after_s: x}"),
+        ]);
+        for (toml, yaml) in documents {
+            for (text, language) in [(toml, Language::Toml), (yaml, Language::Yaml)] {
+                let error = failure("f", &text, language);
+                let message = error.lines().next().unwrap();
+                for word in [
+                    "u16",
+                    "u32",
+                    "u64",
+                    "i64",
+                    "i128",
+                    "u128",
+                    "f64",
+                    "Policy",
+                    "Options",
+                    "weak",
+                    "mapping start",
+                    "struct ",
+                    "::",
+                ] {
+                    assert!(!message.contains(word), "{text}{message}");
+                }
+            }
+        }
+        let error = failure("f", "tenant: a\npools:\n  b:\n    running: -1\n", Language::Yaml);
+        assert!(
+            error.starts_with("f:4:14: expected a whole number from 0 to 4294967295"),
+            "{error}"
+        );
     }
 
     #[test]

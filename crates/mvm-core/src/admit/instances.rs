@@ -361,7 +361,7 @@ fn check_count(count: u32) -> Result<(), Denial> {
         return Ok(());
     }
     let expected = format!("1 to {MAX_CREATE}");
-    Err(Denial::Number { what: "the count", value: count.into(), expected })
+    Err(Denial::Number { what: "the number of instances", value: count.into(), expected })
 }
 
 /// A selector as it is given on the command line.

@@ -152,7 +152,7 @@ impl Draft<'_> {
             + u64::from(sleeping.unwrap_or_default());
         if count > MAX_CREATE.into() {
             let expected = format!("at most {MAX_CREATE}");
-            return Err(Denial::Number { what: "the count", value: count, expected });
+            return Err(Denial::Number { what: "the number of instances", value: count, expected });
         }
         self.retry_failed_build(path);
         let mut left = self.by_state_and_age(path);

@@ -161,8 +161,8 @@ fn subnets_are_refused_with_the_reason() {
 fn numbers_and_names_that_make_no_sense_are_refused() {
     let mut node = Node::with_pool();
     for (request, expected) in [
-        (create("demo/web", 0, false), "the count is 0, but must be 1 to 1000"),
-        (scale("demo/web", 1_001), "the count is 1001, but must be at most 1000"),
+        (create("demo/web", 0, false), "the number of instances is 0, but must be 1 to 1000"),
+        (scale("demo/web", 1_001), "the number of instances is 1001, but must be at most 1000"),
         (tenant("demo"), "tenant demo exists already"),
         (pool("demo/web"), "pool demo/web exists already"),
     ] {
