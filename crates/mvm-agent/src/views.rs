@@ -236,10 +236,10 @@ pub(crate) fn summary(view: &InstanceView) -> String {
             let code = view.exit_code.unwrap_or_default();
             format!("its main process ended with {code}, and so it is stopping")
         }
-        (Some(activity), _, _) => format!("it is {activity}, as asked"),
+        (Some(activity), _, _) => format!("it is {activity}, as requested"),
         (None, State::Running, _) => match death {
-            Some(death) => format!("it runs, as asked; its last run ended: {death}"),
-            None => "it runs, as asked".to_owned(),
+            Some(death) => format!("it runs, as requested; its last run ended: {death}"),
+            None => "it runs, as requested".to_owned(),
         },
         (None, State::Warm, _) => "its vCPUs are stopped, and its memory is kept".to_owned(),
         (None, State::Sleeping, _) => {

@@ -10,7 +10,7 @@ use crate::wait::now_unix_ms;
 
 /// Explain why an instance is in its state.
 ///
-/// Tells what it is wished to do, what it waits for, how its last run ended, and the last lines of
+/// Tells its desired state, what it waits for, how its last run ended, and the last lines of
 /// its console.
 #[derive(Debug, Args)]
 #[command(after_help = "\

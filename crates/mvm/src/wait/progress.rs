@@ -1,4 +1,4 @@
-//! Judges whether a request's targets are where they are wished to be: levels, never edges.
+//! Judges whether a request's targets are in their desired states: levels, never edges.
 //!
 //! A snapshot that was missed does not matter: each one is judged by itself against the goal.
 
@@ -22,7 +22,7 @@ const NAMED: usize = 5;
 /// What is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Goal {
-    /// Each instance is where it is wished to be now, and each data disk is as large.
+    /// Each instance is in its desired state, and each data disk is as large.
     Settled,
     /// Every instance runs.
     Running,
