@@ -84,6 +84,13 @@ pub(crate) fn for_vmm(node: &Node, record: &InstanceRecord) -> Vec<Disk> {
     in_order(record).into_iter().map(disk).collect()
 }
 
+/// The guest's name of the disk that comes after an instance's data disks.
+pub(crate) fn device_behind(record: &InstanceRecord) -> String {
+    // There are fewer data disks than letters.
+    let count = u8::try_from(record.spec.disks.len()).unwrap_or(u8::MAX);
+    format!("vd{}", char::from(FIRST_LETTER.saturating_add(count)))
+}
+
 /// What the guest is to mount.
 pub(crate) fn for_guest(record: &InstanceRecord) -> Vec<DiskConfiguration> {
     let letters = (FIRST_LETTER..=b'z').map(char::from);

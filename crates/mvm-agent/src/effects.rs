@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
-use mvm_core::guest::{Configuration, ExecRequest, HookReport, NetworkConfiguration, WakeReason};
+use mvm_core::guest::{
+    Configuration, ExecRequest, HookReport, MODULES_ARGUMENT, NetworkConfiguration, WakeReason,
+};
 use mvm_core::lifecycle::{Event, InstanceStatus, Outcome, Phase};
 use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
@@ -95,12 +97,19 @@ pub(crate) async fn spec(
 ) -> Result<VmSpec, EffectError> {
     let revision = status.revision.as_ref().ok_or(EffectError::NoRevision)?;
     let files = node.host.images.files(revision).await?;
-    let kernel_args = match resolve(&files.config, &record.spec.process).map_err(MainError::from)? {
-        // The console is a log: a login prompt there has nobody to ask, and systemd would wait a
-        // minute and a half for the device in an image without udev.
-        MainProcess::Init { path } => format!("mvm.init={path} systemd.getty_auto=0"),
-        MainProcess::Nothing | MainProcess::Program(_) => String::new(),
-    };
+    let mut kernel_args =
+        match resolve(&files.config, &record.spec.process).map_err(MainError::from)? {
+            // The console is a log: a login prompt there has nobody to ask, and systemd would wait a
+            // minute and a half for the device in an image without udev.
+            MainProcess::Init { path } => format!("mvm.init={path} systemd.getty_auto=0"),
+            MainProcess::Nothing | MainProcess::Program(_) => String::new(),
+        };
+    // A function of the revision and the instance, as a snapshot counts on the same devices.
+    let modules = files.modules.map(|path| Disk { path, access: DiskAccess::ReadOnly });
+    if modules.is_some() {
+        let gap = if kernel_args.is_empty() { "" } else { " " };
+        kernel_args.push_str(&format!("{gap}{MODULES_ARGUMENT}{}", disks::device_behind(record)));
+    }
     let dir = node.instance_dir(&record.path.id);
     Ok(VmSpec {
         id: record.path.id.clone(),
@@ -115,6 +124,7 @@ pub(crate) async fn spec(
         ]
         .into_iter()
         .chain(disks::for_vmm(node, record))
+        .chain(modules)
         .collect(),
         nic: network(node, record).map(|net| Nic { tap: net.tap(), mac: net.mac() }),
         uid: uid(node, record)?,

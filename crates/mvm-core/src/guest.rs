@@ -52,6 +52,9 @@ pub const VSOCK_PORT: u32 = 5252;
 /// What a kernel says last before it switches the machine off. On a machine without a switch, which
 /// can only be reset, the guest agent says it instead.
 pub const POWER_OFF_WORDS: &str = "reboot: Power down";
+/// On the kernel's command line, before the guest's name of the read-only disk (such as `vdc`) that
+/// holds the modules of its kernel. A guest agent that is older than it leaves that disk alone.
+pub const MODULES_ARGUMENT: &str = "mvm.modules=";
 /// The protocol versions that this build speaks.
 pub const MIN_VERSION: u16 = 1;
 /// The newest protocol version that this build speaks.

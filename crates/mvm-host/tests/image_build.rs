@@ -73,7 +73,12 @@ async fn the_builtin_image_is_the_same_bytes_on_each_machine() {
     assert_eq!(outcome, Outcome::Made);
     let (second, _) = ImageStore::new(two.path()).build(&inputs, &quiet).await.unwrap();
     assert_eq!(first.manifest(), second.manifest());
-    assert_eq!(names(first.dir()), ["initrd", "manifest.json", "root.erofs", "vmlinuz"]);
+    let expected = ["initrd", "manifest.json", "modules.erofs", "root.erofs", "vmlinuz"];
+    assert_eq!(names(first.dir()), expected);
+    let modules = [&first, &second].map(|revision| revision.modules().unwrap().metadata().unwrap());
+    let (of_kernel, _) = kernel.module_image().unwrap();
+    let of_kernel = of_kernel.metadata().unwrap().ino();
+    assert_eq!(modules.map(|meta| meta.ino()), [of_kernel; 2], "they share the kernel's file");
     for name in names(first.dir()) {
         let [a, b] =
             [&first, &second].map(|revision| fs::read(revision.dir().join(&name)).unwrap());

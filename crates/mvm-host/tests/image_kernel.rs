@@ -6,11 +6,12 @@
 mod image_support;
 
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 
 use image_support::{can_run, kernel, names, packages, quiet, run, with_own_mounts};
-use mvm_host::bootstrap::KernelStore;
 use mvm_host::bootstrap::{BootstrapError, Outcome};
+use mvm_host::bootstrap::{Kernel, KernelStore};
 use mvm_host::image::progress::Progress;
 
 #[tokio::test]
@@ -29,6 +30,8 @@ async fn a_kernel_is_fetched_once_and_mended_when_damaged() {
     for (name, path) in kernel.modules() {
         assert!(fs::read(&path).unwrap().starts_with(b"\x7fELF"), "{name} is not an ELF file");
     }
+    check_module_image(&kernel, state.path());
+
     let (again, outcome) = store.ensure_default(&quiet).await.unwrap();
     assert_eq!((again.id(), outcome), (kernel.id(), Outcome::AlreadyThere));
     assert_eq!(names(&state.path().join("kernels")), ["default", kernel.id().as_str()]);
@@ -39,6 +42,57 @@ async fn a_kernel_is_fetched_once_and_mended_when_damaged() {
     let (mended, outcome) = store.ensure_default(&quiet).await.unwrap();
     assert_eq!((mended.id(), outcome), (kernel.id(), Outcome::Made));
     mended.verify().unwrap();
+}
+
+/// All modules are in the kernel's filesystem, as files that need no unpacking, with the lists that
+/// `modprobe` reads.
+fn check_module_image(kernel: &Kernel, scratch: &Path) {
+    let (image, _) = kernel.module_image().unwrap();
+    let dir = scratch.join("extracted");
+    let extract = format!("--extract={}", dir.display());
+    let (sound, output) = run("fsck.erofs", &[&extract, image.to_str().unwrap()]);
+    assert!(sound, "{output}");
+    let needs = fs::read_to_string(dir.join("modules.dep")).unwrap();
+    for name in ["bridge", "veth", "nf_tables", "tun", "fuse", "loop", "wireguard"] {
+        let line = needs.lines().find(|line| line.contains(&format!("/{name}.ko:"))).unwrap();
+        let (path, _) = line.split_once(':').unwrap();
+        assert!(fs::read(dir.join(path)).unwrap().starts_with(b"\x7fELF"), "{path}");
+    }
+    for list in ["modules.dep.bin", "modules.alias.bin", "modules.alias", "modules.devname"] {
+        assert!(dir.join(list).metadata().unwrap().len() > 0, "{list}");
+    }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// As an earlier mvm stored it.
+fn without_module_image(kernel: &Kernel, kernels: &Path) {
+    let (old, id) = (kernels.join(kernel.id().as_str()), "k-00000000000000aa");
+    let text = fs::read_to_string(old.join("kernel.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    manifest["id"] = id.into();
+    manifest["files"].as_object_mut().unwrap().remove("modules.erofs").unwrap();
+    fs::remove_file(old.join("kernel.json")).unwrap();
+    fs::write(old.join("kernel.json"), manifest.to_string()).unwrap();
+    fs::rename(&old, kernels.join(id)).unwrap();
+    fs::write(kernels.join("default"), id).unwrap();
+}
+
+#[tokio::test]
+async fn a_kernel_that_was_stored_without_its_modules_boots_guests_and_is_fetched_anew() {
+    if !can_run(&["apt-get"]) {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let store = KernelStore::new(state.path()).with_cache(packages());
+    let (kernel, _) = store.ensure_default(&quiet).await.unwrap();
+    assert!(!kernel.lacks_modules());
+    without_module_image(&kernel, &state.path().join("kernels"));
+    let old = store.default_kernel().unwrap().unwrap();
+    assert!(old.lacks_modules() && old.module_image().is_none());
+    let (whole, outcome) = store.ensure_default(&quiet).await.unwrap();
+    assert_eq!((whole.id(), outcome), (kernel.id(), Outcome::Made));
+    assert!(whole.module_image().is_some());
+    assert!(store.open(old.id()).is_ok(), "images that were built with it are");
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!  mounts ──> modules ──> loopback ──> root (EROFS + ext4 = overlay) ──> port ──> serve ──> power off
+//!                                       └─ the other modules of the kernel, below /lib/modules
 //! ```
 //!
 //! Every phase says a line in the kernel's log. A failed root does not end the boot: the host can
 //! still say hello, read the log and see why.
 
+mod kernel_modules;
 mod modules;
 mod mounts;
 mod port;
@@ -16,6 +18,8 @@ mod run_dir;
 mod vsock;
 
 use std::time::Duration;
+
+use mvm_core::guest::MODULES_ARGUMENT;
 
 use crate::console::{self, complain, note};
 use crate::init::Init;
@@ -52,9 +56,14 @@ pub(crate) fn run() -> ! {
             (None, Some(reason))
         }
     };
-    let path = words.split_ascii_whitespace().find_map(|word| word.strip_prefix(INIT));
+    let value =
+        |name: &str| words.split_ascii_whitespace().find_map(|word| word.strip_prefix(name));
+    let path = value(INIT);
     let path = path.filter(|_| root_failure.is_none());
     mounts::mount_runtime_filesystems(path.is_some());
+    if let Some(device) = value(MODULES_ARGUMENT).filter(|_| root_failure.is_none()) {
+        kernel_modules::bring_in(device);
+    }
     let init = match path.map(Init::make_room).transpose() {
         Ok(init) => init,
         Err(error) => {

@@ -54,7 +54,8 @@ pub(super) fn mount_root() -> Result<OwnedFd, String> {
     Ok(writable)
 }
 
-fn wait_for(device: &str) -> Result<(), String> {
+/// Waits for a disk whose driver was loaded.
+pub(super) fn wait_for(device: &str) -> Result<(), String> {
     let deadline = Instant::now() + DISK_DEADLINE;
     loop {
         match File::open(device) {

@@ -4,6 +4,7 @@
 //! kernels/k-…/vmlinuz           the kernel
 //! kernels/k-…/config            how it was configured, if known
 //! kernels/k-…/modules/NAME.ko   what a microVM loads before its root filesystem, uncompressed
+//! kernels/k-…/modules.erofs     all modules, for the guest's programs to load, as a filesystem
 //! kernels/k-…/kernel.json       version, origin, digests, load order
 //! kernels/default               the id of the kernel that new images use
 //! ```
@@ -26,6 +27,8 @@ use crate::image::digest::Digest;
 pub(super) const SCHEMA: u32 = 1;
 /// The kernel itself.
 pub(super) const VMLINUZ: &str = "vmlinuz";
+/// All modules, as a filesystem that is mounted on `/lib/modules/RELEASE`.
+pub(crate) const MODULES: &str = "modules.erofs";
 /// What describes the directory.
 pub(super) const MANIFEST: &str = "kernel.json";
 
@@ -169,6 +172,20 @@ impl Kernel {
     pub fn modules(&self) -> Vec<(String, PathBuf)> {
         let file = |name: &String| (name.clone(), self.dir.join(module_file(name)));
         self.manifest.load.iter().map(file).collect()
+    }
+
+    /// The filesystem with all modules, and what the manifest says of it; a kernel that has
+    /// everything built in, or that an earlier mvm stored, has none.
+    pub fn module_image(&self) -> Option<(PathBuf, &StoredFile)> {
+        let stored = self.manifest.files.get(MODULES)?;
+        Some((self.dir.join(MODULES), stored))
+    }
+
+    /// Whether modules are missing that the kernel's package has.
+    pub fn lacks_modules(&self) -> bool {
+        matches!(self.manifest.origin, KernelOrigin::Package { .. })
+            && !self.manifest.load.is_empty()
+            && self.module_image().is_none()
     }
 
     /// Reads a file of the directory and checks its digest.

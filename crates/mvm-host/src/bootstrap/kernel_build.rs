@@ -7,20 +7,23 @@ use std::path::{Path, PathBuf};
 use super::BootstrapError;
 use super::deb;
 use super::kernel::{
-    KernelId, KernelManifest, KernelOrigin, MANIFEST, SCHEMA, StoredFile, VMLINUZ, module_file,
+    KernelId, KernelManifest, KernelOrigin, MANIFEST, MODULES, SCHEMA, StoredFile, VMLINUZ,
+    module_file,
 };
 use super::kernel_file::check_kernel;
+use super::module_image::ModuleImage;
 use super::modules::ModuleTree;
 use crate::image::digest::{Digest, InputDigest};
 use crate::image::durable::{Named, ensure_dir, write_new};
 
-/// A kernel in memory; with its modules a few MiB.
+/// A kernel in memory, a few MiB; all of its modules are a file.
 pub(super) struct Parts {
     release: String,
     origin: KernelOrigin,
     load: Vec<String>,
     /// By relative path; the manifest is made of these.
     files: BTreeMap<String, Vec<u8>>,
+    all_modules: Option<ModuleImage>,
 }
 
 impl Parts {
@@ -31,6 +34,9 @@ impl Parts {
         digest.add("load", self.load.join(",").as_bytes());
         for (name, content) in &self.files {
             digest.add(name, content);
+        }
+        if let Some(image) = &self.all_modules {
+            digest.add("all modules", image.tree().to_string().as_bytes());
         }
         KernelId::from_digest(digest.finish())
     }
@@ -43,6 +49,9 @@ impl Parts {
             write_new(&dir.join(name), content, 0o444)?;
             let (size, sha256) = (content.len() as u64, Digest::of(content));
             files.insert(name.clone(), StoredFile { size, sha256 });
+        }
+        if let Some(image) = &self.all_modules {
+            files.insert(MODULES.to_owned(), image.place(&dir.join(MODULES))?);
         }
         let manifest = KernelManifest {
             schema: SCHEMA,
@@ -57,11 +66,14 @@ impl Parts {
         Ok(write_new(&path, &text, 0o444)?)
     }
 
-    fn add_modules(&mut self, tree: &ModuleTree) -> Result<(), BootstrapError> {
+    /// Takes the modules that a boot needs, and makes a filesystem of all of them in `temp`, where
+    /// there is room.
+    fn add_modules(&mut self, tree: &ModuleTree, temp: &Path) -> Result<(), BootstrapError> {
         self.load = tree.load_order()?;
         for name in &self.load {
             self.files.insert(module_file(name), tree.read(name)?);
         }
+        self.all_modules = Some(ModuleImage::make(tree, &temp.join("image"))?);
         Ok(())
     }
 }
@@ -72,10 +84,17 @@ pub(super) fn from_packages(
     origin: KernelOrigin,
     temp: &Path,
 ) -> Result<Parts, BootstrapError> {
-    let mut parts =
-        Parts { release: String::new(), origin, load: Vec::new(), files: BTreeMap::new() };
+    let mut parts = Parts {
+        release: String::new(),
+        origin,
+        load: Vec::new(),
+        files: BTreeMap::new(),
+        all_modules: None,
+    };
+    let modules = temp.join("modules");
+    ensure_dir(&modules)?;
     for package in packages {
-        deb::for_each_file(package, |path, content| unpack(&mut parts, temp, path, content))?;
+        deb::for_each_file(package, |path, content| unpack(&mut parts, &modules, path, content))?;
     }
     let first = packages.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
     match parts.files.get(VMLINUZ) {
@@ -87,7 +106,7 @@ pub(super) fn from_packages(
             });
         }
     };
-    parts.add_modules(&ModuleTree::scan(temp)?)?;
+    parts.add_modules(&ModuleTree::scan(&modules)?, temp)?;
     Ok(parts)
 }
 
@@ -106,6 +125,7 @@ fn unpack(
         parts.files.insert("config".to_owned(), content.to_vec());
     } else if let Some(inside) =
         name.strip_prefix("lib/modules/").or_else(|| name.strip_prefix("usr/lib/modules/"))
+        && let Some((_release, inside)) = inside.split_once('/')
     {
         let dest = modules.join(inside);
         ensure_dir(dest.parent().unwrap_or(modules))?;
@@ -114,8 +134,12 @@ fn unpack(
     Ok(())
 }
 
-/// Takes a kernel of the user's own.
-pub(super) fn from_files(vmlinuz: &Path, modules: Option<&Path>) -> Result<Parts, BootstrapError> {
+/// Takes a kernel of the user's own; `temp` is an empty directory.
+pub(super) fn from_files(
+    vmlinuz: &Path,
+    modules: Option<&Path>,
+    temp: &Path,
+) -> Result<Parts, BootstrapError> {
     let content = fs::read(vmlinuz).named("read", vmlinuz)?;
     check_kernel(vmlinuz, &content)?;
     let name = vmlinuz.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -124,9 +148,10 @@ pub(super) fn from_files(vmlinuz: &Path, modules: Option<&Path>) -> Result<Parts
         origin: KernelOrigin::File { path: vmlinuz.to_owned() },
         load: Vec::new(),
         files: BTreeMap::from([(VMLINUZ.to_owned(), content)]),
+        all_modules: None,
     };
     if let Some(modules) = modules {
-        parts.add_modules(&ModuleTree::scan(modules)?)?;
+        parts.add_modules(&ModuleTree::scan(modules)?, temp)?;
     }
     Ok(parts)
 }

@@ -63,7 +63,8 @@ impl KernelStore {
         Ok(replace_file(&self.dir.join(DEFAULT), text.as_bytes(), 0o644)?)
     }
 
-    /// The default kernel, fetched if there is none or if the stored one is damaged.
+    /// The default kernel, fetched if there is none or if the stored one is damaged. One that an
+    /// earlier mvm stored without the modules that guests may load is fetched anew, if it can be.
     ///
     /// # Errors
     /// As [`Self::fetch`].
@@ -72,7 +73,17 @@ impl KernelStore {
         progress: OnProgress<'_>,
     ) -> Result<(Kernel, Outcome), BootstrapError> {
         match self.default_kernel() {
-            Ok(Some(kernel)) => return Ok((kernel, Outcome::AlreadyThere)),
+            Ok(Some(kernel)) if !kernel.lacks_modules() => {
+                return Ok((kernel, Outcome::AlreadyThere));
+            }
+            // It boots guests all the same.
+            Ok(Some(kernel)) => match self.fetch(progress).await {
+                Ok((whole, _)) => {
+                    self.set_default(&whole)?;
+                    return Ok((whole, Outcome::Made));
+                }
+                Err(_) => return Ok((kernel, Outcome::AlreadyThere)),
+            },
             Ok(None)
             | Err(BootstrapError::DamagedKernel { .. } | BootstrapError::NoSuchKernel { .. }) => {}
             Err(error) => return Err(error),
@@ -134,7 +145,7 @@ impl KernelStore {
         modules: Option<&Path>,
     ) -> Result<(Kernel, Outcome), BootstrapError> {
         let (vmlinuz, modules) = (vmlinuz.to_owned(), modules.map(Path::to_owned));
-        self.store(move |_| kernel_build::from_files(&vmlinuz, modules.as_deref())).await
+        self.store(move |temp| kernel_build::from_files(&vmlinuz, modules.as_deref(), temp)).await
     }
 
     /// Writes what `parts` gives, which may use an empty directory, unless a sound kernel of the same content is there.
@@ -147,7 +158,6 @@ impl KernelStore {
             // The content decides the id, so what it is unpacked from has a name of its own.
             let unpacking = NameLock::acquire(&store.dir, "unpacking")?.temp_tree()?;
             let parts = parts(unpacking.path())?;
-            drop(unpacking);
             let id = parts.id();
             let lock = NameLock::acquire(&store.dir, id.as_str())?;
             if let Ok(kernel) = store.open(&id)
@@ -161,6 +171,7 @@ impl KernelStore {
             let temp = lock.temp_tree()?;
             parts.write(&id, temp.path())?;
             temp.publish(&dest)?;
+            drop(unpacking);
             Ok((store.open(&id)?, Outcome::Made))
         };
         let result = tokio::task::spawn_blocking(work).await;

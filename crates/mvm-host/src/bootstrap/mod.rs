@@ -19,6 +19,7 @@ pub mod kernel_file;
 mod kernel_packages;
 mod kernel_store;
 pub(crate) mod modinfo;
+mod module_image;
 mod modules;
 pub mod packages;
 

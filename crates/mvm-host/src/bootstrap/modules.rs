@@ -107,6 +107,22 @@ impl ModuleTree {
         load_order(self)
     }
 
+    /// Every module with its path below the directory, without a compression's ending, in the order
+    /// of their names.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        self.files.iter().map(|(name, path)| {
+            let inside = path.strip_prefix(&self.root).unwrap_or(path);
+            let text = inside.to_string_lossy();
+            let end = text.rfind(".ko").map_or(text.len(), |at| at + ".ko".len());
+            (name.as_str(), PathBuf::from(&text[..end]))
+        })
+    }
+
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The content of a module, uncompressed.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>, BootstrapError> {
         let Some(path) = self.files.get(name) else {

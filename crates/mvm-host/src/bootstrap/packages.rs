@@ -36,16 +36,19 @@ pub enum Program {
     Mke2fs,
     /// Sets the firewall.
     Nft,
+    /// Lists what kernel modules need and offer, for those that guests may load.
+    Depmod,
     /// Makes Debian systems, for the images that are one.
     Mmdebstrap,
 }
 
 impl Program {
     /// Every program that mvm needs, whatever the images.
-    pub const NEEDED: [Self; 4] = [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft];
+    pub const NEEDED: [Self; 5] =
+        [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft, Self::Depmod];
     /// Those, and what some images need.
-    pub const ALL: [Self; 5] =
-        [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft, Self::Mmdebstrap];
+    pub const ALL: [Self; 6] =
+        [Self::Qemu, Self::MkfsErofs, Self::Mke2fs, Self::Nft, Self::Depmod, Self::Mmdebstrap];
 
     /// The name of the executable.
     pub fn executable(self) -> &'static str {
@@ -55,6 +58,7 @@ impl Program {
             Self::MkfsErofs => "mkfs.erofs",
             Self::Mke2fs => "mke2fs",
             Self::Nft => "nft",
+            Self::Depmod => "depmod",
             Self::Mmdebstrap => "mmdebstrap",
         }
     }
@@ -75,6 +79,7 @@ impl Program {
             (Self::MkfsErofs, _) => "erofs-utils",
             (Self::Mke2fs, _) => "e2fsprogs",
             (Self::Nft, _) => "nftables",
+            (Self::Depmod, _) => "kmod",
             (Self::Mmdebstrap, _) => "mmdebstrap",
         }
     }

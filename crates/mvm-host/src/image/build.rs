@@ -24,7 +24,7 @@ use super::revision::{
 };
 use super::source::{ImageSource, Ownership, Times};
 use crate::bootstrap::Outcome;
-use crate::bootstrap::kernel::{Kernel, StoredFile};
+use crate::bootstrap::kernel::{Kernel, MODULES, StoredFile};
 use crate::process::Tool;
 
 /// The filesystem's UUID; a random one would make each build differ.
@@ -145,6 +145,9 @@ impl ImageStore {
             files: BTreeMap::new(),
         };
         write_boot_files(inputs, temp.path())?;
+        if let Some(modules) = link_modules(inputs.kernel, temp.path())? {
+            manifest.files.insert(MODULES.to_owned(), modules);
+        }
         write_root_filesystem(inputs.source, temp.path(), progress)
             .await
             .map_err(|error| error.at(&self.dir))?;
@@ -206,6 +209,18 @@ fn write_boot_files(inputs: &BuildInputs<'_>, dir: &Path) -> Result<(), ImageErr
     let mut initrd = Vec::new();
     write_initrd(&mut initrd, inputs.agent, &modules).named("encode", &path)?;
     Ok(write_new(&path, &initrd, 0o444)?)
+}
+
+/// Gives a revision the modules of its kernel, which stay with it whatever becomes of the kernel. All
+/// revisions of a kernel share the one file, and so do their guests' reads.
+fn link_modules(kernel: &Kernel, dir: &Path) -> Result<Option<StoredFile>, ImageError> {
+    let Some((file, stored)) = kernel.module_image() else { return Ok(None) };
+    let link = dir.join(MODULES);
+    // A filesystem may have no links, or not so many.
+    fs::hard_link(&file, &link)
+        .or_else(|_| fs::copy(&file, &link).map(drop))
+        .named("create", &link)?;
+    Ok(Some(stored.clone()))
 }
 
 async fn write_root_filesystem(

@@ -4,6 +4,7 @@
 //! vmlinuz        the guest kernel
 //! initrd         the guest agent and the modules of that kernel
 //! root.erofs     the read-only root filesystem, shared by all instances
+//! modules.erofs  all modules of the kernel, a hard link to the stored kernel's, if it has them
 //! manifest.json  what it was made from, sizes and digests
 //! ```
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 use super::digest::Digest;
-use crate::bootstrap::kernel::{KernelId, StoredFile};
+use crate::bootstrap::kernel::{KernelId, MODULES, StoredFile};
 
 /// The version of the directory's layout; part of every revision's id.
 pub const SCHEMA: u32 = 2;
@@ -188,5 +189,10 @@ impl Revision {
     /// The read-only root filesystem.
     pub fn root(&self) -> PathBuf {
         self.dir.join(ROOT)
+    }
+
+    /// The filesystem with all modules of the kernel; a revision of an earlier mvm has none.
+    pub fn modules(&self) -> Option<PathBuf> {
+        self.manifest.files.contains_key(MODULES).then(|| self.dir.join(MODULES))
     }
 }

@@ -138,6 +138,7 @@ impl Images for LocalImages {
             kernel: revision.vmlinuz(),
             initrd: revision.initrd(),
             root: revision.root(),
+            modules: revision.modules(),
             config: revision.manifest().config.clone(),
         })
     }

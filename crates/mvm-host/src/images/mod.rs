@@ -25,6 +25,8 @@ pub struct RevisionFiles {
     pub initrd: PathBuf,
     /// The read-only root filesystem.
     pub root: PathBuf,
+    /// The read-only filesystem with the modules of the kernel, if there is one.
+    pub modules: Option<PathBuf>,
     /// How the image wants to be run.
     pub config: ImageConfig,
 }

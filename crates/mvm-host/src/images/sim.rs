@@ -60,10 +60,12 @@ impl Images for SimImages {
             kernel: dir.join("vmlinuz"),
             initrd: dir.join("initrd"),
             root: dir.join("root.erofs"),
+            modules: Some(dir.join("modules.erofs")),
             config: ImageConfig::default(),
         };
         std::fs::create_dir_all(&dir).map_err(|error| cannot_create(&dir, &error))?;
-        for file in [&files.kernel, &files.initrd, &files.root] {
+        let own = [&files.kernel, &files.initrd, &files.root];
+        for file in own.into_iter().chain(&files.modules) {
             std::fs::File::create(file).map_err(|error| cannot_create(file, &error))?;
         }
         Ok(files)

@@ -9,6 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use mvm_core::image::ImageConfig;
 use mvm_core::name::RevisionId;
 
+use crate::bootstrap::kernel::MODULES;
 use crate::image::build::ImageStore;
 use crate::image::durable::{Named, names, remove_dir};
 use crate::image::revision::MANIFEST;
@@ -106,7 +107,7 @@ impl Kept<'_> {
         let modified = dir.join(MANIFEST).metadata().and_then(|meta| meta.modified()).ok();
         let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let mut image = StoredImage {
-            bytes: disk_bytes(&dir),
+            bytes: revision_bytes(&dir),
             built_unix_ms: since.map_or(0, |since| since.as_millis() as u64),
             revision: id.clone(),
             source: String::new(),
@@ -135,7 +136,7 @@ impl Kept<'_> {
         if !dir.exists() {
             return Err(ImageError::NoSuchRevision { revision: id.to_string() });
         }
-        let bytes = disk_bytes(&dir);
+        let bytes = revision_bytes(&dir);
         self.store.remove(id)?;
         Ok(bytes)
     }
@@ -148,7 +149,11 @@ impl Kept<'_> {
     ) -> Result<Vec<Collected>, ImageError> {
         let mut collected = Vec::new();
         let mut add = |kind, name: String, path: &Path| {
-            collected.push(Collected { kind, name, bytes: disk_bytes(path) });
+            let bytes = match kind {
+                CollectedKind::Revision => revision_bytes(path),
+                _ => disk_bytes(path),
+            };
+            collected.push(Collected { kind, name, bytes });
         };
         let mut layers_in_use = BTreeSet::new();
         for id in self.store.list()? {
@@ -204,6 +209,12 @@ fn remove(path: &Path) -> Result<(), ImageError> {
         return Ok(remove_dir(path)?);
     }
     Ok(fs::remove_file(path).named("remove", path)?)
+}
+
+/// Disk space that is a revision's alone, in bytes: the modules of its kernel are others', too.
+fn revision_bytes(dir: &Path) -> u64 {
+    let modules = dir.join(MODULES).symlink_metadata().ok().filter(|meta| meta.nlink() > 1);
+    disk_bytes(dir).saturating_sub(modules.map_or(0, |meta| meta.blocks() * 512))
 }
 
 /// Disk space that a file or a whole directory takes, in bytes; 0 if it is not there.

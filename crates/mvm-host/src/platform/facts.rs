@@ -109,6 +109,8 @@ pub enum GuestKernel {
     Installed {
         /// Its id.
         id: String,
+        /// Whether it was stored without the modules that guests may load.
+        lacks_modules: bool,
     },
 }
 
@@ -271,7 +273,10 @@ fn gather_state_dir(path: &Path) -> StateDir {
 
 fn gather_kernel(state_dir: &Path) -> GuestKernel {
     match KernelStore::new(state_dir).default_kernel() {
-        Ok(Some(kernel)) => GuestKernel::Installed { id: kernel.id().as_str().to_owned() },
+        Ok(Some(kernel)) => GuestKernel::Installed {
+            id: kernel.id().as_str().to_owned(),
+            lacks_modules: kernel.lacks_modules(),
+        },
         Ok(None) => GuestKernel::Missing,
         Err(error) => GuestKernel::Damaged { problem: error.to_string() },
     }
@@ -311,7 +316,10 @@ pub(super) mod tests {
             },
             mem_mib: Some(8192),
             cgroup: Cgroup::V2,
-            guest_kernel: GuestKernel::Installed { id: "6.1.0-debian-0123456789ab".into() },
+            guest_kernel: GuestKernel::Installed {
+                id: "6.1.0-debian-0123456789ab".into(),
+                lacks_modules: false,
+            },
         }
     }
 

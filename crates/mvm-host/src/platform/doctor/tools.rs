@@ -17,6 +17,7 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
         program("mkfs.erofs", Program::MkfsErofs, facts),
         program("mke2fs", Program::Mke2fs, facts),
         program("nft", Program::Nft, facts),
+        program("depmod", Program::Depmod, facts),
         mmdebstrap(facts),
         apt(facts),
         guest_kernel(facts),
@@ -119,7 +120,12 @@ fn guest_kernel(facts: &Facts) -> Check {
         Some(PackageManager::Dnf | PackageManager::Pacman) | None => IMPORT,
     };
     match &facts.guest_kernel {
-        GuestKernel::Installed { id } => Check::ok("guest-kernel", id),
+        GuestKernel::Installed { id, lacks_modules: true } => Check::warn(
+            "guest-kernel",
+            format!("{id} was stored by an earlier mvm: guests cannot load its modules"),
+            format!("{fix}, then `mvm pool build` for pools that are there"),
+        ),
+        GuestKernel::Installed { id, .. } => Check::ok("guest-kernel", id),
         GuestKernel::Missing => Check::fail("guest-kernel", "none fetched yet", fix),
         GuestKernel::Damaged { problem } => Check::fail("guest-kernel", problem, fix),
     }
@@ -139,7 +145,7 @@ mod tests {
     #[test]
     fn each_missing_program_is_a_check_that_bootstrap_mends() {
         let facts = Facts { missing: Program::ALL.to_vec(), qemu: Qemu::Missing, ..facts() };
-        for name in ["qemu", "mkfs.erofs", "mke2fs", "nft"] {
+        for name in ["qemu", "mkfs.erofs", "mke2fs", "nft", "depmod"] {
             let check = checks(&facts).into_iter().find(|check| check.name == name);
             assert_fails(check.unwrap(), "sudo mvm bootstrap");
         }
@@ -195,5 +201,14 @@ mod tests {
         let facts = Facts { package_manager: None, ..facts };
         assert_fails(guest_kernel(&facts), IMPORT);
         assert_eq!(apt(&facts).verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn a_guest_kernel_without_its_modules_is_a_warning() {
+        let with = |lacks_modules| {
+            let kernel = GuestKernel::Installed { id: "k-1".into(), lacks_modules };
+            guest_kernel(&Facts { guest_kernel: kernel, ..facts() }).verdict
+        };
+        assert_eq!((with(false), with(true)), (Verdict::Ok, Verdict::Warn));
     }
 }
