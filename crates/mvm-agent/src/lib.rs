@@ -21,6 +21,7 @@ mod effects;
 mod exec;
 mod fork;
 mod forward;
+mod guest_clocks;
 mod images;
 mod lists;
 mod lock;
@@ -163,6 +164,7 @@ impl RunningNode {
         tasks.spawn(sleep_policy::run(node.clone()));
         tasks.spawn(spares::run(node.clone()));
         tasks.spawn(ready::run(node.clone()));
+        tasks.spawn(guest_clocks::run(node.clone()));
         Ok(Self { node, tasks })
     }
 

@@ -35,10 +35,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::MacAddr;
 
+mod clock;
 mod preamble;
 mod sleep;
 mod ways;
 
+pub use clock::{ClockCorrection, ClockReading};
 pub use preamble::Preamble;
 pub use sleep::{
     HookReport, HookRun, LONGEST_HOOK_OUTPUT, MOST_HOOKS, SleepRequest, WakeReason, WakeRequest,
@@ -133,6 +135,14 @@ pub enum HostMessage {
         /// The host's time.
         unix_ns: u64,
     },
+    /// Asks what the wall clock shows. Answer: `clock`. Needs [`Feature::Clock`].
+    ReadClock,
+    /// Lets the wall clock gain so much gradually, or lose it, in place of what an earlier one has
+    /// left to do. Answer: `done`. Needs [`Feature::Clock`].
+    SlewClock {
+        /// Nanoseconds.
+        by_ns: i64,
+    },
     /// Ends the stream and whatever runs for it (an exec's process group is killed). No answer.
     Cancel,
     /// Powers the microVM off in an orderly way. Answer: `done`, then the machine stops.
@@ -166,6 +176,8 @@ pub enum GuestMessage {
     Exit(ExitStatus),
     /// The hooks have ended, and what belongs to the request is done; ends the stream.
     Hooks(HookReport),
+    /// Answer to `read_clock`; ends the stream.
+    Clock(ClockReading),
     /// The forwarded connection is open.
     Connected,
     /// No more data of this kind will come on this stream.
@@ -192,7 +204,12 @@ impl GuestMessage {
     pub fn ends_stream(&self) -> bool {
         matches!(
             self,
-            Self::Done | Self::Health(_) | Self::Exit(_) | Self::Hooks(_) | Self::Error(_)
+            Self::Done
+                | Self::Health(_)
+                | Self::Exit(_)
+                | Self::Hooks(_)
+                | Self::Clock(_)
+                | Self::Error(_)
         )
     }
 }

@@ -54,6 +54,8 @@ enum Stream {
 enum Source {
     Waker,
     ChildEnds,
+    /// The wall clock, which was set.
+    Clock,
     Exec(u32, Pipe),
     Main(Pipe),
     /// Of a program that runs without the host, by its process id.
@@ -146,7 +148,12 @@ impl<'a> Server<'a> {
             PollFd::from_borrowed_fd(self.children.as_fd(), PollFlags::IN),
         ];
         let now = Instant::now();
-        let mut alarm = self.stop_by;
+        let (clock, look_at) = self.machine.clock_wants();
+        if let Some(clock) = clock {
+            sources.push(Source::Clock);
+            fds.push(PollFd::from_borrowed_fd(clock, PollFlags::IN));
+        }
+        let mut alarm = [self.stop_by, look_at].into_iter().flatten().min();
         if let Some(Ok(main)) = &self.main {
             main.wants(|pipe, fd, flags| {
                 sources.push(Source::Main(pipe));
@@ -206,6 +213,11 @@ impl<'a> Server<'a> {
         match source {
             Source::Waker => self.waker.clear(),
             Source::ChildEnds => self.reap(now),
+            Source::Clock => {
+                if let Some(clock) = self.machine.clock_mut() {
+                    clock.was_set(now);
+                }
+            }
             Source::Exec(id, pipe) => {
                 if let Some(Stream::Exec(exec)) = self.streams.get_mut(&id) {
                     exec.ready(pipe, Link { outbox: &self.outbox, stream: id }, now);
@@ -288,6 +300,9 @@ impl<'a> Server<'a> {
             self.detach(id);
         }
         self.detached.retain(|_, exec| exec.settle(now).is_none());
+        if let Some(clock) = self.machine.clock_mut() {
+            clock.settle(now);
+        }
         self.settle_main(now);
     }
 

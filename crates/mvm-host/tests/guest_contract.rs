@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use guest_support::{Guest, LIMIT, command, eventually, noise, on_every_guest, script};
 use mvm_core::guest::{
-    Configuration, ErrorKind, ExecRequest, ExitStatus, FLUSH_LEN, GuestMessage, HostMessage,
-    INITIAL_CREDIT, LogSource, MAX_BODY, MAX_STREAMS,
+    ClockCorrection, Configuration, ErrorKind, ExecRequest, ExitStatus, FLUSH_LEN, GuestMessage,
+    HostMessage, INITIAL_CREDIT, LogSource, MAX_BODY, MAX_STREAMS,
 };
 use mvm_host::guest::{ExecEvent, Session, SessionError, SessionMode};
 
@@ -33,6 +33,7 @@ on_every_guest! {
     garbage_before_a_session_is_skipped
     peers_without_a_common_version_part_politely
     streams_are_limited
+    a_clock_that_is_right_is_left_alone
 }
 
 async fn run(session: &Session, request: ExecRequest) -> (String, ExitStatus) {
@@ -361,4 +362,9 @@ async fn streams_are_limited(guest: Guest) {
     })
     .await
     .unwrap();
+}
+
+async fn a_clock_that_is_right_is_left_alone(guest: Guest) {
+    let session = guest.session(SessionMode::Fresh).await;
+    assert_eq!(session.check_clock(false, LIMIT).await.unwrap(), ClockCorrection::None);
 }

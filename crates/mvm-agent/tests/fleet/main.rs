@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod base;
+mod clocks;
 mod disks;
 mod faults;
 mod fork;

@@ -24,11 +24,13 @@ pub enum Feature {
     Main,
     /// Hooks before sleep and after a wake, and a new identity for a fork.
     Sleep,
+    /// Reading the wall clock, and changing it gradually.
+    Clock,
 }
 
 impl Feature {
     /// All that this build has.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Terminal,
         Self::Detach,
         Self::Builtins,
@@ -36,6 +38,7 @@ impl Feature {
         Self::Disks,
         Self::Main,
         Self::Sleep,
+        Self::Clock,
     ];
 
     /// The name in a hello.
@@ -48,6 +51,7 @@ impl Feature {
             Self::Disks => "disks",
             Self::Main => "main",
             Self::Sleep => "sleep",
+            Self::Clock => "clock",
         }
     }
 }

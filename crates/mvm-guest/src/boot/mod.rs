@@ -71,7 +71,8 @@ pub(crate) fn run() -> ! {
             None
         }
     };
-    let mut machine = Machine::Own { root_failure, init, identity: Box::default() };
+    let (identity, clock) = (Box::default(), Box::default());
+    let mut machine = Machine::Own { root_failure, init, identity, clock };
     let grace = serve(&mut machine).unwrap_or_else(|reason| {
         complain(&reason);
         Duration::ZERO

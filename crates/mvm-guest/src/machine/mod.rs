@@ -5,19 +5,23 @@
 
 mod clock;
 mod disks;
+mod entropy;
 mod fork;
 mod identity;
 mod names;
 mod network;
 mod wakes;
 
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use mvm_core::guest::{Configuration, ErrorKind, GuestError};
+use mvm_core::guest::{ClockReading, Configuration, ErrorKind, GuestError};
 
 use crate::console::complain;
 use crate::failure::{failure, invalid};
 use crate::init::Init;
+use clock::WallClock;
 use identity::Identity;
 
 pub(crate) use disks::unmount_all as unmount_disks;
@@ -35,6 +39,8 @@ pub(crate) enum Machine {
         init: Option<Init>,
         /// Which instance the guest is.
         identity: Box<Identity>,
+        /// The wall clock.
+        clock: Box<WallClock>,
     },
     /// The agent is a process like any other.
     Borrowed {
@@ -71,23 +77,48 @@ impl Machine {
     /// Takes on an identity. Doing it again, with the same or another one, is fine.
     pub(crate) fn configure(&mut self, configuration: &Configuration) -> Result<(), GuestError> {
         check(configuration)?;
-        let Self::Own { root_failure, identity, .. } = self else { return Ok(()) };
+        let Self::Own { root_failure, identity, clock, .. } = self else { return Ok(()) };
         if let Some(reason) = root_failure {
             let text = format!("the root is not mounted: {reason}");
             return Err(failure(ErrorKind::System, text));
         }
         if let Some(unix_ns) = configuration.wall_clock_unix_ns {
-            clock::step_to(unix_ns)?;
+            clock.step_to(unix_ns)?;
         }
         identity.take_on(configuration)?;
         disks::ensure_mounted(&configuration.disks)
     }
 
     /// Steps the wall clock.
-    pub(crate) fn set_clock(&self, unix_ns: u64) -> Result<(), GuestError> {
+    pub(crate) fn set_clock(&mut self, unix_ns: u64) -> Result<(), GuestError> {
+        self.clock_mut().map_or(Ok(()), |clock| clock.step_to(unix_ns))
+    }
+
+    /// Lets the wall clock gain so much gradually, or lose it.
+    pub(crate) fn slew_clock(&mut self, by_ns: i64) -> Result<(), GuestError> {
+        self.clock_mut().map_or(Ok(()), |clock| clock.slew(by_ns))
+    }
+
+    /// What the wall clock shows. That of a borrowed machine is not the host's to set.
+    pub(crate) fn read_clock(&self) -> ClockReading {
+        let is_own = matches!(self, Self::Own { .. });
+        let reading = clock::reading();
+        ClockReading { is_disciplined: reading.is_disciplined || !is_own, ..reading }
+    }
+
+    /// The wall clock, where it is the agent's to look after.
+    pub(crate) fn clock_mut(&mut self) -> Option<&mut WallClock> {
         match self {
-            Self::Own { .. } => clock::step_to(unix_ns),
-            _ => Ok(()),
+            Self::Own { clock, .. } => Some(clock),
+            Self::Borrowed { .. } => None,
+        }
+    }
+
+    /// Becomes readable when the wall clock was set, and when there is something to do about it.
+    pub(crate) fn clock_wants(&self) -> (Option<BorrowedFd<'_>>, Option<Instant>) {
+        match self {
+            Self::Own { clock, .. } => (clock.wants(), clock.alarm()),
+            Self::Borrowed { .. } => (None, None),
         }
     }
 
@@ -95,7 +126,7 @@ impl Machine {
     /// from a snapshot would else draw the same numbers as its siblings.
     pub(crate) fn stir_entropy(&self, nonce: &[u8; 16]) {
         if let Self::Own { .. } = self
-            && let Err(error) = clock::stir_entropy(nonce)
+            && let Err(error) = entropy::stir(nonce)
         {
             complain(&format!("cannot stir the random numbers: {error}"));
         }

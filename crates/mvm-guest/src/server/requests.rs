@@ -145,6 +145,13 @@ impl Server<'_> {
                 self.machine.set_clock(unix_ns)?;
                 self.link(id).message(&GuestMessage::Done);
             }
+            HostMessage::ReadClock => {
+                self.link(id).message(&GuestMessage::Clock(self.machine.read_clock()));
+            }
+            HostMessage::SlewClock { by_ns } => {
+                self.machine.slew_clock(by_ns)?;
+                self.link(id).message(&GuestMessage::Done);
+            }
             HostMessage::PrepareSleep(request) => self.prepare_sleep(id, request, now)?,
             HostMessage::Woken(request) => self.wake(id, request, now)?,
             HostMessage::Shutdown { grace_ms } => {

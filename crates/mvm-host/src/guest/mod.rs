@@ -5,6 +5,7 @@
 //! should do, and trusts nothing that a guest says: a hung or hostile guest cannot block, crash or
 //! bloat the host.
 
+mod clock;
 mod error;
 mod exec;
 mod forward;

@@ -11,9 +11,11 @@ pub use serve::serve;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mvm_core::guest::{Configuration, Feature, Health, Hello, WakeReason};
+use mvm_core::guest::{ClockReading, Configuration, Feature, Health, Hello, WakeReason};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::clock::unix_ns;
 
 /// Largest log that is kept, in bytes.
 const LONGEST_LOG: usize = 64 * 1024;
@@ -59,6 +61,7 @@ struct State {
     main: Option<main_process::SimMain>,
     wakes: Vec<WakeReason>,
     load: Load,
+    clock: Clock,
 }
 
 /// What its programs have done, as its health tells.
@@ -71,11 +74,19 @@ struct Load {
     is_silent: bool,
 }
 
+/// Its wall clock.
+#[derive(Debug, Clone, Copy, Default)]
+struct Clock {
+    /// How far it is ahead of the host's, in nanoseconds.
+    ahead_ns: i64,
+    is_disciplined: bool,
+}
+
 /// The kernel release that a simulated guest claims.
 const KERNEL: &str = "6.0.0-simulated";
 
 /// What a simulated guest can do.
-const FEATURES: [Feature; 3] = [Feature::Disks, Feature::Main, Feature::Sleep];
+const FEATURES: [Feature; 4] = [Feature::Disks, Feature::Main, Feature::Sleep, Feature::Clock];
 
 impl SimGuest {
     /// A guest that has just booted.
@@ -101,6 +112,18 @@ impl SimGuest {
     /// Each wake that it was told of, in order.
     pub fn wakes(&self) -> Vec<WakeReason> {
         self.state().wakes.clone()
+    }
+
+    /// What its wall clock shows.
+    fn read_clock(&self) -> ClockReading {
+        let Clock { ahead_ns, is_disciplined } = self.state().clock;
+        ClockReading { unix_ns: unix_ns().saturating_add_signed(ahead_ns), is_disciplined }
+    }
+
+    /// Lets its wall clock show this.
+    fn set_clock(&self, to_unix_ns: u64) {
+        let ahead = i128::from(to_unix_ns) - i128::from(unix_ns());
+        self.state().clock.ahead_ns = i64::try_from(ahead).unwrap_or(0);
     }
 
     /// Adds a line to the kernel's log; the oldest are forgotten.

@@ -1,11 +1,12 @@
 //! A guest's part in its sleep and wake.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use mvm_core::guest::{
     Feature, GuestMessage, HookReport, HostMessage, SleepRequest, WakeReason, WakeRequest,
 };
 
+use super::clock::unix_ns;
 use super::error::SessionError;
 use super::session::{Session, unexpected};
 
@@ -57,9 +58,8 @@ impl Session {
         let mut attempts = CLOCK_ATTEMPTS;
         loop {
             let sent = Instant::now();
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-            self.request_done("set clock", HostMessage::SetClock { unix_ns }, limit).await?;
+            let message = HostMessage::SetClock { unix_ns: unix_ns() };
+            self.request_done("set clock", message, limit).await?;
             let late = sent.elapsed();
             attempts -= 1;
             if late <= CLOCK_LATE || attempts == 0 {

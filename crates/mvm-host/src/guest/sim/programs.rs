@@ -52,6 +52,16 @@ pub(super) fn find(request: &ExecRequest, guest: &SimGuest) -> Result<Program, G
             guest.state().load.net_bytes += bytes.parse().unwrap_or(0);
             print(String::new())
         }
+        ("date", ["+%s"]) => print(format!("{}\n", guest.read_clock().unix_ns / 1_000_000_000)),
+        ("date", ["-s", time]) => {
+            let seconds: u64 = time.strip_prefix('@').and_then(|s| s.parse().ok()).unwrap_or(0);
+            guest.set_clock(seconds.saturating_mul(1_000_000_000));
+            print(String::new())
+        }
+        ("ntpd", []) => {
+            guest.state().clock.is_disciplined = true;
+            print(String::new())
+        }
         ("silence", []) => {
             guest.state().load.is_silent = true;
             print(String::new())

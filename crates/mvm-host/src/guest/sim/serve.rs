@@ -225,8 +225,18 @@ impl Server {
                 self.send(id, &GuestMessage::Main(state));
                 self.streams.insert(id, Stream::Main(stream));
             }
-            // Its clock is the host's.
-            HostMessage::SetClock { .. } => self.send(id, &GuestMessage::Done),
+            HostMessage::ReadClock => {
+                self.send(id, &GuestMessage::Clock(self.guest.read_clock()));
+            }
+            HostMessage::SetClock { unix_ns } => {
+                self.guest.set_clock(unix_ns);
+                self.send(id, &GuestMessage::Done);
+            }
+            // What takes another guest a while is done at once.
+            HostMessage::SlewClock { by_ns } => {
+                self.guest.state().clock.ahead_ns += by_ns;
+                self.send(id, &GuestMessage::Done);
+            }
             // It has no hooks.
             HostMessage::PrepareSleep(_) => {
                 self.send(id, &GuestMessage::Hooks(HookReport::default()));
