@@ -80,6 +80,8 @@ pub(crate) struct Server<'a> {
     stop_by: Option<Instant>,
     /// Programs that run without the host, by process id.
     detached: BTreeMap<i32, Box<Exec>>,
+    /// The kernel's boot id: what stands in its place in a fork is the fork's.
+    boot_id: String,
     /// Sessions so far.
     sessions: u64,
     /// Whether frames of the current session are served.
@@ -94,6 +96,7 @@ impl<'a> Server<'a> {
     /// Prepares to serve; blocks `SIGCHLD` in this thread.
     pub(crate) fn new(machine: &'a mut Machine) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let wakes = machine.root().map(|root| Wakes::begin(&root.join("run/mvm")));
         Ok(Self {
             machine,
@@ -105,6 +108,7 @@ impl<'a> Server<'a> {
             main: None,
             stop_by: None,
             detached: BTreeMap::new(),
+            boot_id: boot_id.unwrap_or_default().trim().into(),
             sessions: 0,
             is_open: false,
             is_configured: false,
@@ -354,10 +358,9 @@ impl<'a> Server<'a> {
         self.sessions += 1;
         self.machine.stir_entropy(&host.nonce);
         let uname = rustix::system::uname();
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         self.link(0).message(&GuestMessage::Hello(Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
-            boot_id: boot_id.unwrap_or_default().trim().into(),
+            boot_id: self.boot_id.clone(),
             kernel: uname.release().to_string_lossy().into_owned(),
             session: self.sessions,
             configured: self.is_configured,

@@ -3,25 +3,29 @@
 //! Nothing listens, and no network is needed. What it is told lies in `/run/mvm`, apart from the
 //! image's configuration and its users' own keys, which go on to count.
 
+mod locked;
+
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
-const PLACES: [&str; 5] = ["/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin"];
+use crate::machine::keys::{find, host_keys, make_host_key};
+use locked::Root;
+
 const DIR: &str = "/run/mvm/ssh";
 const KEYS: &str = "/run/mvm/ssh/authorized_keys";
-const HOST_KEYS: &str = "/etc/ssh";
-/// The host key that is made here.
-const OWN_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
-/// The remark by which it is told from those of the image.
-const OWN_REMARK: &str = "mvm";
+/// Where names are looked up before anyone is asked.
+const HOSTS: &str = "/etc/hosts";
+/// What the server, and what it logs and accounts with, call a client that has no address; each
+/// would ask the name servers for it, and wait as long as they do not answer.
+const CLIENT: &str = "UNKNOWN";
 
 /// Lets a key log in, sees to it that there is a host key, and prints the public host keys.
 pub(super) fn prepare(key: &str) -> Result<(), String> {
-    find("sshd").ok_or_else(missing)?;
+    let server = find("sshd").ok_or_else(missing)?;
     for dir in ["/run/mvm", DIR, "/run/sshd"] {
         fs::create_dir_all(dir).map_err(|error| format!("cannot make {dir}: {error}"))?;
         at(dir, fs::set_permissions(dir, Permissions::from_mode(0o755)))?;
@@ -31,12 +35,18 @@ pub(super) fn prepare(key: &str) -> Result<(), String> {
     at(&draft, fs::write(&draft, format!("{key}\n")))?;
     at(&draft, fs::set_permissions(&draft, Permissions::from_mode(0o644)))?;
     at(KEYS, fs::rename(&draft, KEYS))?;
-    let mut keys = host_keys();
-    if keys.is_empty() {
-        make_host_key()?;
-        keys = host_keys();
+    if host_keys().is_empty() {
+        make_host_key("ed25519")?;
     }
-    for key in keys {
+    if locked::root() == Root::Locked
+        && !uses_pam(&server)
+        && let Err(error) = locked::unlock_root()
+    {
+        say(&format!("root cannot be let in: {error}"));
+    }
+    // It costs time if that fails, and no more.
+    let _ = ensure_known(Path::new(HOSTS), CLIENT);
+    for key in host_keys() {
         let text = at(&key.display().to_string(), fs::read_to_string(&key))?;
         // Whoever asked may have gone.
         let _ = io::Write::write_all(&mut io::stdout(), format!("{}\n", text.trim()).as_bytes());
@@ -47,8 +57,18 @@ pub(super) fn prepare(key: &str) -> Result<(), String> {
 /// Becomes the server; returns only if that fails, with the reason.
 pub(super) fn serve() -> String {
     let Some(program) = find("sshd") else { return missing() };
+    if locked::root() == Root::LockedWithPassword && !uses_pam(&program) {
+        say("root's password is locked (passwd -l), and the guest's SSH server lets no locked \
+             account in: `passwd -u root` in the guest, or log in as another user with -l");
+    }
     let files = format!("AuthorizedKeysFile={KEYS} .ssh/authorized_keys .ssh/authorized_keys2");
-    let options = [files.as_str(), "PermitRootLogin=prohibit-password", "PubkeyAuthentication=yes"];
+    let options = [
+        files.as_str(),
+        "PermitRootLogin=prohibit-password",
+        "PubkeyAuthentication=yes",
+        // There is no address that a name could belong to.
+        "UseDNS=no",
+    ];
     let mut command = Command::new(&program);
     command.args(["-i", "-e", "-o", "LogLevel=ERROR"]);
     for option in options {
@@ -61,61 +81,39 @@ fn missing() -> String {
     "there is no SSH server (sshd) in its image".to_owned()
 }
 
-fn find(name: &str) -> Option<PathBuf> {
-    PLACES.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file())
+/// Whether the server leaves it to PAM who may log in: PAM lets a locked account in that has a key.
+fn uses_pam(server: &Path) -> bool {
+    let output = Command::new(server).arg("-T").output();
+    output.is_ok_and(|output| {
+        let settings = String::from_utf8_lossy(&output.stdout);
+        settings.lines().any(|line| line.trim() == "usepam yes")
+    })
 }
 
-/// The public halves of the server's keys.
-fn host_keys() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(HOST_KEYS) else { return Vec::new() };
-    let is_key = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("ssh_host_")
-            && name.ends_with("_key.pub")
-            && path.with_extension("").is_file()
-    };
-    let mut keys: Vec<PathBuf> =
-        entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).filter(is_key).collect();
-    keys.sort();
-    keys
-}
-
-/// Makes a host key, which the instance keeps.
-fn make_host_key() -> Result<(), String> {
-    let program =
-        find("ssh-keygen").ok_or("there is no host key, and no ssh-keygen to make one")?;
-    at(HOST_KEYS, fs::create_dir_all(HOST_KEYS))?;
-    let output = Command::new(program)
-        .args(["-q", "-t", "ed25519", "-N", "", "-C", OWN_REMARK, "-f", OWN_KEY])
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("cannot run ssh-keygen: {error}"))?;
-    match output.status.success() || !host_keys().is_empty() {
-        true => Ok(()),
-        false => Err(format!("ssh-keygen: {}", String::from_utf8_lossy(&output.stderr).trim())),
+/// Has a name mean this machine itself, unless it means something already.
+fn ensure_known(hosts: &Path, name: &str) -> io::Result<()> {
+    let text = fs::read_to_string(hosts)?;
+    let mut words = text
+        .lines()
+        .flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace().skip(1));
+    if words.any(|word| word == name) {
+        return Ok(());
     }
+    let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    let mut file = fs::OpenOptions::new().append(true).open(hosts)?;
+    io::Write::write_all(&mut file, format!("{end}127.0.0.1\t{name}\n").as_bytes())
 }
 
-/// Forgets who may log in, and the host key if it was made here: another instance has both, too.
-/// The next [`prepare`] makes them anew.
+/// Forgets who may log in: another instance has the key, too. The next [`prepare`] brings it anew.
 pub(crate) fn forget() -> io::Result<()> {
-    let mut paths = vec![PathBuf::from(KEYS)];
-    let public = PathBuf::from(format!("{OWN_KEY}.pub"));
-    if fs::read_to_string(&public).is_ok_and(|text| is_own(&text)) {
-        paths.extend([PathBuf::from(OWN_KEY), public]);
+    match fs::remove_file(KEYS) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    for path in paths {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
-/// Whether a public key carries the remark of those that are made here.
-fn is_own(public_key: &str) -> bool {
-    public_key.split_ascii_whitespace().nth(2) == Some(OWN_REMARK)
+fn say(line: &str) {
+    super::say(line);
 }
 
 fn at<T>(path: &str, result: io::Result<T>) -> Result<T, String> {
@@ -127,10 +125,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_key_of_the_image_is_not_taken_for_an_own_one() {
-        assert!(is_own("ssh-ed25519 AAAA mvm\n"));
-        for text in ["", "ssh-ed25519 AAAA\n", "ssh-ed25519 AAAA root@mvm\n", "mvm mvm\n"] {
-            assert!(!is_own(text), "{text}");
+    fn the_client_without_an_address_is_known_once_whatever_the_file_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        for (before, after) in [
+            ("127.0.0.1 localhost\n", "127.0.0.1 localhost\n127.0.0.1\tUNKNOWN\n"),
+            (
+                "127.0.0.1 localhost # UNKNOWN",
+                "127.0.0.1 localhost # UNKNOWN\n127.0.0.1\tUNKNOWN\n",
+            ),
+            ("", "127.0.0.1\tUNKNOWN\n"),
+            ("192.0.2.1 a UNKNOWN\n", "192.0.2.1 a UNKNOWN\n"),
+        ] {
+            fs::write(&path, before).unwrap();
+            for _ in 0..2 {
+                ensure_known(&path, CLIENT).unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), after);
+            }
         }
     }
 }

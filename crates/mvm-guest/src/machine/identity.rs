@@ -3,7 +3,7 @@
 use mvm_core::guest::{Configuration, GuestError};
 
 use super::network::Announcement;
-use super::{fork, names, network};
+use super::{fork, keys, names, network};
 use crate::console::complain;
 
 /// The guest's identity; nobody's as long as no host has told.
@@ -46,6 +46,7 @@ impl Identity {
             fork::draw_anew()?;
         }
         names::ensure_machine_id()?;
+        keys::ensure();
         if !to.instance.is_empty() {
             self.instance.clone_from(&to.instance);
         }

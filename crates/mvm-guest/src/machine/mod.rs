@@ -6,8 +6,10 @@
 mod clock;
 mod disks;
 mod entropy;
+mod files;
 mod fork;
 mod identity;
+pub(crate) mod keys;
 mod names;
 mod network;
 mod wakes;

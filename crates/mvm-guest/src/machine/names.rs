@@ -1,13 +1,17 @@
 //! The files in `/etc` that say who the guest is and whom it asks for names.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use mvm_core::guest::GuestError;
 
+use super::files;
 use crate::failure::refused;
+
+/// What programs and libraries read to tell one boot from another.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Sets the host name, for the kernel and in files.
 pub(super) fn ensure_hostname(name: &str, address: Option<Ipv4Addr>) -> Result<(), GuestError> {
@@ -30,11 +34,7 @@ pub(super) fn ensure_machine_id() -> Result<(), GuestError> {
 /// Draws a machine id, whatever there is. The random numbers are this guest's own by now: each
 /// session stirs them before it asks for anything.
 pub(super) fn renew_machine_id() -> Result<(), GuestError> {
-    let mut bytes = [0; 16];
-    fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| refused("cannot draw a machine id", error))?;
-    let text = machine_id(bytes);
+    let text = digits(draw_uuid()?) + "\n";
     // Where D-Bus has a copy and not a link, it is to be the same.
     let copy = "/var/lib/dbus/machine-id";
     if fs::symlink_metadata(copy).is_ok_and(|metadata| metadata.is_file()) {
@@ -60,31 +60,37 @@ fn hosts(name: &str, address: Option<Ipv4Addr>) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{names}\n")
 }
 
-/// A random UUID (version 4) without dashes, as machine-id(5) wants it.
-fn machine_id(mut bytes: [u8; 16]) -> String {
+/// The kernel's boot id, which forks of a guest have in common: from now on programs read another
+/// one in its place.
+pub(super) fn renew_boot_id() -> Result<(), GuestError> {
+    let digits = digits(draw_uuid()?);
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    files::put_over(Path::new(BOOT_ID), &format!("{}\n", parts.join("-")))
+        .map_err(|error| refused("cannot draw a boot id", error))
+}
+
+/// A random UUID (version 4), as machine-id(5) wants it, too.
+fn draw_uuid() -> Result<[u8; 16], GuestError> {
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| refused("cannot draw an id", error))?;
+    Ok(uuid(bytes))
+}
+
+fn uuid(mut bytes: [u8; 16]) -> [u8; 16] {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    digits + "\n"
+    bytes
+}
+
+fn digits(bytes: [u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn ensure_file(path: &str, text: &str) -> Result<(), GuestError> {
-    replace(Path::new(path), text).map_err(|error| refused(format!("cannot write {path}"), error))
-}
-
-/// Makes a file hold this text. What stands at the path is replaced, not followed: images like to
-/// leave links there to what their own init would have made.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let is_file = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
-    if is_file && fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let fresh = path.with_extension("mvm-new");
-    fs::write(&fresh, text)?;
-    fs::rename(&fresh, path)
+    files::ensure(Path::new(path), text)
+        .map_err(|error| refused(format!("cannot write {path}"), error))
 }
 
 #[cfg(test)]
@@ -99,22 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_id_is_a_random_uuid_in_one_line() {
-        assert_eq!(machine_id([0xff; 16]), "ffffffffffff4fffbfffffffffffffff\n");
-    }
-
-    #[test]
-    fn a_dangling_link_is_replaced_by_a_file() {
-        let dir = std::env::temp_dir().join(format!("mvm-guest-names-{}", std::process::id()));
-        let path = dir.join("etc/resolv.conf");
-        fs::create_dir_all(dir.join("etc")).unwrap();
-        std::os::unix::fs::symlink("/nowhere/at/all", &path).unwrap();
-        for _ in 0..2 {
-            replace(&path, "nameserver 10.240.0.1\n").unwrap();
-            assert!(fs::symlink_metadata(&path).unwrap().is_file());
-            assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.240.0.1\n");
-        }
-        assert_eq!(fs::read_dir(dir.join("etc")).unwrap().count(), 1);
-        fs::remove_dir_all(dir).unwrap();
+    fn a_machine_id_is_a_random_uuid() {
+        assert_eq!(digits(uuid([0xff; 16])), "ffffffffffff4fffbfffffffffffffff");
     }
 }

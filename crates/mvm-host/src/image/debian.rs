@@ -19,6 +19,17 @@ use crate::process::{Tool, ToolError, find_program};
 /// Files that are newer than this get this time, in seconds since 1970: the first one of 2023-11-15
 /// (UTC).
 const EPOCH: &str = "1700006400";
+/// Removes what packages drew at random as they were installed: all instances of the image, and all who
+/// can read it, would share it. Guests make it anew. `$1` is the system's root.
+const FORGET: &str = "rm -f \
+    \"$1\"/etc/ssh/ssh_host_*_key \"$1\"/etc/ssh/ssh_host_*_key.pub \
+    \"$1\"/etc/ssl/private/ssl-cert-snakeoil.key \"$1\"/etc/ssl/certs/ssl-cert-snakeoil.pem \
+    \"$1\"/var/lib/dbus/machine-id \"$1\"/var/lib/systemd/random-seed \
+    \"$1\"/var/lib/systemd/credential.secret \"$1\"/var/lib/urandom/random-seed; \
+    if [ -e \"$1\"/etc/machine-id ]; then : >\"$1\"/etc/machine-id; fi; \
+    if [ -d \"$1\"/etc/ssl/certs ]; then \
+        find \"$1\"/etc/ssl/certs -lname ssl-cert-snakeoil.pem -delete; \
+    fi";
 /// The host's package sources.
 const SOURCES: &str = "/etc/apt/sources.list";
 const SOURCES_DIR: &str = "/etc/apt/sources.list.d";
@@ -54,6 +65,7 @@ pub(crate) async fn make(
         let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
         tool = tool.arg(format!("--include={}", packages.join(",")));
     }
+    tool = tool.arg(format!("--customize-hook={FORGET}"));
     tool = tool.arg(suite).arg(&archive);
     // Its own default is the public mirror; the host's sources are what works here.
     let made = tool.args(sources(suite)).run().await;
