@@ -369,7 +369,7 @@ fn without(node: &Node, program: &str, args: &[&str]) -> Output {
 #[test]
 fn a_missing_tool_is_named_with_what_installs_it() {
     let Some(node) = Node::new() else { return };
-    for program in ["mkfs.erofs", "mke2fs", "nft", "qemu-system-x86_64"] {
+    for program in ["mkfs.erofs", "mke2fs", "nft", "depmod", "qemu-system-x86_64"] {
         let doctor = without(&node, program, &["doctor", "-o", "json"]).fails_with(1);
         let checks = doctor.json();
         let fails = |check: &&serde_json::Value| check["verdict"] == "fail";

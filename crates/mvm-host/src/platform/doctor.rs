@@ -93,6 +93,7 @@ mod tests {
         "mkfs.erofs",
         "mke2fs",
         "nft",
+        "depmod",
         "mmdebstrap",
         "apt",
         "guest-kernel",
