@@ -309,10 +309,16 @@ fn ssh_scp_and_rsync(guest: &Guest) {
     let node = &guest.node;
     node.ok(&["cp", &format!("{}/.", tree.display()), &guest.at("/")]);
     guest.sh("echo 'sshd:x:101:65534::/run/sshd:/bin/false' >>/etc/passwd");
+    // This server has no PAM, and lets no locked account in, whatever key it has.
+    guest.sh("sed -i 's/^root:[^:]*:/root:!$6$salt$hash:/' /etc/shadow");
+    let refused = node.mvm(&["ssh", &guest.path, "--", "true"]).fails_with(255);
+    refused.says(&["root's password is locked", "`passwd -u root`"]);
+    guest.sh("sed -i 's/^root:[^:]*:/root:!:/' /etc/shadow");
     let output = node.mvm(&["ssh", &guest.path, "--", "id -un; echo to-stderr >&2; exit 7"]);
     let output = output.fails_with(7);
     assert_eq!(output.stdout, "root\n");
     assert!(output.stderr.contains("to-stderr"), "{output}");
+    assert_eq!(guest.sh("grep ^root: /etc/shadow | cut -d : -f 2"), "*");
     assert_eq!(node.ok(&["ssh", &guest.path, "-l", "mvm", "--", "id", "-un"]), "mvm\n");
     // To ssh the first word counts; an option that mvm has too is ssh's there.
     let options = ["-o", "User=mvm", "-o", "LogLevel=ERROR"];
