@@ -5,10 +5,10 @@
 
 use crate::guest::INITIAL_CREDIT;
 
-/// Unreturned bytes at which a receiver sends credit: often enough that a sender never stalls on a
-/// fast receiver, seldom enough that it hardly counts: in an emulated guest each message to the host
-/// takes as long as tens of kilobytes of data.
-const RETURN_AT: u32 = INITIAL_CREDIT / 2;
+/// The part of a window that is unreturned when a receiver sends credit: often enough that a sender
+/// never stalls on a fast receiver, seldom enough that it hardly counts: in an emulated guest each
+/// message to the host takes as long as tens of kilobytes of data.
+const RETURN_AT: u32 = 2;
 
 /// The peer does not keep to the credit that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,15 +35,21 @@ pub enum CreditError {
 #[derive(Debug, Clone)]
 pub struct SendWindow {
     credit: u32,
+    size: u32,
 }
 
 impl Default for SendWindow {
     fn default() -> Self {
-        Self { credit: INITIAL_CREDIT }
+        Self::of(INITIAL_CREDIT)
     }
 }
 
 impl SendWindow {
+    /// A window of this many bytes, as the receiver's is.
+    pub fn of(size: u32) -> Self {
+        Self { credit: size, size }
+    }
+
     /// Bytes that may be sent now.
     pub fn available(&self) -> usize {
         self.credit as usize
@@ -61,7 +67,7 @@ impl SendWindow {
     /// # Errors
     /// It was never spent.
     pub fn grant(&mut self, bytes: u32) -> Result<(), CreditError> {
-        let spent = INITIAL_CREDIT - self.credit;
+        let spent = self.size - self.credit;
         if bytes > spent {
             return Err(CreditError::Overgrant { bytes, spent });
         }
@@ -71,21 +77,33 @@ impl SendWindow {
 }
 
 /// What a receiver has been sent and not given back.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ReceiveWindow {
+    size: u32,
     /// Received and not consumed.
     held: u32,
     /// Consumed and not yet returned.
     unreturned: u32,
 }
 
+impl Default for ReceiveWindow {
+    fn default() -> Self {
+        Self::of(INITIAL_CREDIT)
+    }
+}
+
 impl ReceiveWindow {
+    /// A window of this many bytes, as the sender's is.
+    pub fn of(size: u32) -> Self {
+        Self { size, held: 0, unreturned: 0 }
+    }
+
     /// Notes data that came.
     ///
     /// # Errors
     /// The sender had no credit for it; nothing is noted.
     pub fn receive(&mut self, bytes: usize) -> Result<(), CreditError> {
-        let credit = INITIAL_CREDIT - self.held - self.unreturned;
+        let credit = self.size - self.held - self.unreturned;
         match u32::try_from(bytes) {
             Ok(bytes) if bytes <= credit => self.held += bytes,
             _ => return Err(CreditError::Overrun { bytes, credit }),
@@ -99,7 +117,7 @@ impl ReceiveWindow {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.held);
         self.held -= bytes;
         self.unreturned += bytes;
-        (self.unreturned >= RETURN_AT).then(|| std::mem::take(&mut self.unreturned))
+        (self.unreturned >= self.size / RETURN_AT).then(|| std::mem::take(&mut self.unreturned))
     }
 }
 
@@ -113,9 +131,10 @@ mod tests {
         /// good once the receiver has consumed everything.
         #[test]
         fn both_windows_agree_whatever_the_sizes(
+            size in 1u32..2 * INITIAL_CREDIT,
             steps in proptest::collection::vec((0usize..100_000, 0usize..100_000), 1..200)
         ) {
-            let (mut send, mut receive) = (SendWindow::default(), ReceiveWindow::default());
+            let (mut send, mut receive) = (SendWindow::of(size), ReceiveWindow::of(size));
             let mut held = 0;
             for (wanted, consumed) in steps {
                 let sent = send.take(wanted);
@@ -130,7 +149,7 @@ mod tests {
             if let Some(credit) = receive.consume(held) {
                 send.grant(credit).unwrap();
             }
-            prop_assert!(send.available() as u32 > INITIAL_CREDIT - RETURN_AT);
+            prop_assert!(send.available() as u32 > size - (size / RETURN_AT).max(1));
         }
     }
 

@@ -73,8 +73,16 @@ pub const MAX_BODY: u32 = 64 * 1024;
 pub const FLUSH_LEN: usize = MAX_BODY as usize + 64;
 /// Bytes in flight per stream and kind before the sender must wait for credit.
 pub const INITIAL_CREDIT: u32 = 1024 * 1024;
-/// Streams that may be open at once in a session.
+/// Streams that may be open at once in a session. What the host itself asks, such as for health or a
+/// shutdown, is not counted.
 pub const MAX_STREAMS: usize = 1024;
+/// Streams of connections to published ports that may be among them: however many strangers connect,
+/// there is room for execs, logs and the operator's own connections. An older guest agent counts all
+/// streams together, so that the host keeps to it for both.
+pub const MAX_PUBLISHED: usize = MAX_STREAMS * 3 / 4;
+/// What [`INITIAL_CREDIT`] is to others, for a [`ForwardTarget::Published`]: many strangers who do
+/// not read what they asked for must not cost more memory than the machine has.
+pub const PUBLISHED_CREDIT: u32 = 256 * 1024;
 
 /// What the host sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

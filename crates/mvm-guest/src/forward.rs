@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Each direction ends by itself, as it does between two programs. The server polls the socket
-//! with everything else.
+//! with everything else. A published port is looked for on several addresses, see [`published`].
+
+mod published;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -22,6 +24,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 use crate::exec::stdio::{Input, InputEnd, Output};
 use crate::failure::{failure, invalid};
 use crate::session::Link;
+use published::Search;
 
 /// How long the other side may take to accept.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -48,24 +51,43 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Forward {
     target: ForwardTarget,
+    /// Where else the program may listen.
+    search: Option<Search>,
     state: State,
     input: Input,
     output: Output,
 }
 
 impl Forward {
-    /// Begins to connect; whether somebody accepts is known later.
-    pub(crate) fn open(target: &ForwardTarget, now: Instant) -> Result<Self, GuestError> {
-        let socket = connect(target)?;
-        let other = socket.try_clone().map_err(|error| {
-            failure(ErrorKind::Limit, format!("cannot connect to {target}: {error}"))
-        })?;
+    /// Begins to connect; whether somebody accepts is known later. On a machine that is the agent's own
+    /// an address may be added for that.
+    pub(crate) fn open(
+        target: &ForwardTarget,
+        is_own_machine: bool,
+        now: Instant,
+    ) -> Result<Self, GuestError> {
+        let mut search = match target {
+            ForwardTarget::Published { port } => Some(Search::new(*port, is_own_machine)),
+            _ => None,
+        };
+        let socket = match &mut search {
+            _ if target.port() == Some(0) => return Err(invalid("port 0 is no port")),
+            Some(search) => search.next(None).map_err(|error| failed(target, error))?,
+            None => connect(target)?,
+        };
+        let other = twin(target, &socket)?;
         Ok(Self {
             target: target.clone(),
+            search,
             state: State::Connecting { since: now, is_input_over: false },
-            input: Input::new(Some(socket), InputEnd::Shutdown),
-            output: Output::new(KIND_STDOUT, Some(other)),
+            input: Input::new(Some(socket), InputEnd::Shutdown).with_credit(target.credit()),
+            output: Output::new(KIND_STDOUT, Some(other)).with_credit(target.credit()),
         })
+    }
+
+    /// Whether it is to a published port.
+    pub(crate) fn is_published(&self) -> bool {
+        self.search.is_some()
     }
 
     /// The descriptors to poll now.
@@ -114,7 +136,12 @@ impl Forward {
     fn finish_connecting(&mut self, link: Link<'_>) {
         let Some(socket) = self.output.descriptor() else { return };
         let State::Connecting { is_input_over, .. } = self.state else { return };
-        match sockopt::socket_error(socket).unwrap_or_else(Err) {
+        let connected = match sockopt::socket_error(socket).unwrap_or_else(Err) {
+            // Nobody listened there, and the socket's own port happened to be that one.
+            Ok(()) if is_its_own_peer(socket) => Err(Errno::CONNREFUSED),
+            connected => connected,
+        };
+        match connected {
             Ok(()) => {
                 self.state = State::Open { is_end_told: false };
                 link.message(&GuestMessage::Connected);
@@ -124,8 +151,24 @@ impl Forward {
                     self.input.end();
                 }
             }
-            Err(error) => self.state = State::Failed(failed(&self.target, error)),
+            Err(error) => {
+                if let Err(error) = self.connect_elsewhere(error) {
+                    self.state = State::Failed(error);
+                }
+            }
         }
+    }
+
+    /// Goes on with the next address, if there is another.
+    fn connect_elsewhere(&mut self, error: Errno) -> Result<(), GuestError> {
+        let next = match &mut self.search {
+            Some(search) => search.next(Some(error)),
+            None => Err(error),
+        };
+        let socket = next.map_err(|error| failed(&self.target, error))?;
+        self.output.replace(twin(&self.target, &socket)?);
+        self.input.replace(socket);
+        Ok(())
     }
 
     /// Data for the socket.
@@ -181,23 +224,43 @@ impl Forward {
     }
 }
 
+/// A second descriptor of a socket: each direction has its own.
+fn twin(target: &ForwardTarget, socket: &OwnedFd) -> Result<OwnedFd, GuestError> {
+    socket
+        .try_clone()
+        .map_err(|error| failure(ErrorKind::Limit, format!("cannot connect to {target}: {error}")))
+}
+
+fn open(family: AddressFamily) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(family, SocketType::STREAM, flags, None)
+}
+
+/// A socket that can connect to an address.
+fn tcp_socket(to: &SocketAddr) -> Result<OwnedFd, Errno> {
+    let socket = open(match to {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    })?;
+    // Answers to single keys must not wait for each other.
+    let _ = sockopt::set_tcp_nodelay(&socket, true);
+    Ok(socket)
+}
+
+/// Whether a TCP socket has connected to itself.
+fn is_its_own_peer(socket: &OwnedFd) -> bool {
+    let own = rustix::net::getsockname(socket).ok().and_then(|own| SocketAddr::try_from(own).ok());
+    let peer = rustix::net::getpeername(socket).ok().flatten();
+    own.is_some() && own == peer.and_then(|peer| SocketAddr::try_from(peer).ok())
+}
+
 /// A socket that connects, or has.
 fn connect(target: &ForwardTarget) -> Result<OwnedFd, GuestError> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let open = |family| socket_with(family, SocketType::STREAM, flags, None);
     let connected = match target {
-        ForwardTarget::Tcp { port: 0, .. } => return Err(invalid("port 0 is no port")),
         ForwardTarget::Tcp { address, port } => {
             let address = SocketAddr::new(*address, *port);
-            let family = match address {
-                SocketAddr::V4(_) => AddressFamily::INET,
-                SocketAddr::V6(_) => AddressFamily::INET6,
-            };
-            open(family).and_then(|socket| {
-                // Answers to single keys must not wait for each other.
-                let _ = sockopt::set_tcp_nodelay(&socket, true);
-                started(rustix::net::connect(&socket, &address), socket)
-            })
+            tcp_socket(&address)
+                .and_then(|socket| started(rustix::net::connect(&socket, &address), socket))
         }
         ForwardTarget::Unix { path } => {
             let address = SocketAddrUnix::new(path.as_str())
@@ -205,7 +268,7 @@ fn connect(target: &ForwardTarget) -> Result<OwnedFd, GuestError> {
             open(AddressFamily::UNIX)
                 .and_then(|socket| started(rustix::net::connect(&socket, &address), socket))
         }
-        ForwardTarget::Unknown => {
+        ForwardTarget::Published { .. } | ForwardTarget::Unknown => {
             let text = "the guest agent does not know this kind of socket";
             return Err(failure(ErrorKind::Unsupported, text));
         }

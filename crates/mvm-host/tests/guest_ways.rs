@@ -4,11 +4,13 @@
 mod guest_support;
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener};
+use std::net::{IpAddr, Shutdown, TcpListener, UdpSocket};
+use std::time::Duration;
 
 use guest_support::{Guest, LIMIT, command, eventually, noise, runs, script};
 use mvm_core::guest::{
-    ErrorKind, ExecRequest, ExitStatus, Feature, ForwardTarget, INITIAL_CREDIT, TerminalSize,
+    ErrorKind, ExecRequest, ExitStatus, Feature, ForwardTarget, INITIAL_CREDIT, MAX_PUBLISHED,
+    TerminalSize,
 };
 use mvm_host::guest::{
     Exec, ExecEvent, ExecInput, ForwardEvent, ForwardEvents, Session, SessionError, SessionMode,
@@ -161,7 +163,6 @@ async fn a_guest_that_is_older_than_a_request_is_not_asked() {
     let request = in_terminal(command(&["cat"]));
     let error = session.exec(request, LIMIT).await.unwrap_err();
     assert!(matches!(error, SessionError::Missing { feature: Feature::Terminal, .. }), "{error}");
-    assert!(session.forward(port(1), LIMIT).await.is_err());
 }
 
 /// Ends a process that outlives its agent.
@@ -319,4 +320,100 @@ async fn a_reader_that_does_not_read_holds_up_its_connection_only() {
     assert!(!writer.is_finished() && sent.len() > INITIAL_CREDIT as usize);
     assert!(read_all(&mut events).await == sent);
     drop(writer.join().unwrap());
+}
+
+/// The machine's address that is not loopback, if it has one.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: it is only asked which way it would go.
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().unwrap().ip())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_port_does_not_look_local_whatever_address_its_program_listens_on() {
+    let Some(own) = own_address() else { return };
+    let guest = Guest::real();
+    let session = guest.session(SessionMode::Fresh).await;
+    let loopback: IpAddr = "127.0.0.1".parse().unwrap();
+    for address in ["0.0.0.0".parse().unwrap(), "::".parse().unwrap(), loopback, own] {
+        let listener = TcpListener::bind((address, 0)).unwrap();
+        let number = listener.local_addr().unwrap().port();
+        let forward = session.publish(number, loopback, LIMIT).await.unwrap();
+        let (mut events, mut input) = forward.split();
+        // What comes before the right address is found is not lost.
+        input.write_stdin(b"early").await.unwrap();
+        input.close_stdin();
+        let connected = events.next().await.unwrap().unwrap();
+        assert_eq!(connected, ForwardEvent::Connected, "{address}");
+        let (mut stream, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip().to_canonical(), own, "{address}");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all, b"early");
+        stream.write_all(b"late").unwrap();
+        drop(stream);
+        assert_eq!(read_all(&mut events).await, b"late");
+    }
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (number, kind, text) in
+        [(free, ErrorKind::NotFound, "cannot connect to port"), (0, ErrorKind::Invalid, "port 0")]
+    {
+        let forward = session.publish(number, loopback, LIMIT).await.unwrap();
+        let (mut events, _input) = forward.split();
+        let Some(Err(SessionError::Guest { error, .. })) = events.next().await else { panic!() };
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.message.contains(text), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_older_guest_is_asked_for_the_address_that_is_not_loopback() {
+    let at: IpAddr = "10.240.1.2".parse().unwrap();
+    for (is_older, target) in [
+        (false, ForwardTarget::Published { port: 80 }),
+        (true, ForwardTarget::Tcp { address: at, port: 80 }),
+    ] {
+        let (guest, sim) = Guest::simulated();
+        if is_older {
+            drop(sim.clone().older_than(Feature::Published));
+        }
+        let session = guest.session(SessionMode::Fresh).await;
+        let (mut events, _input) = session.publish(80, at, LIMIT).await.unwrap().split();
+        assert_eq!(events.next().await.unwrap().unwrap(), ForwardEvent::Connected);
+        assert_eq!(sim.targets(), [target]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_strangers_as_there_may_be_leave_room_for_the_operator() {
+    let guests = [Guest::real(), Guest::simulated().0];
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let number = listener.local_addr().unwrap().port();
+    // It takes each and says nothing.
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    for guest in guests {
+        let session = guest.session(SessionMode::Fresh).await;
+        let mut strangers = Vec::new();
+        let loopback = "127.0.0.1".parse().unwrap();
+        let refused = loop {
+            match session.publish(number, loopback, LIMIT).await {
+                Ok(forward) => {
+                    let (mut events, input) = forward.split();
+                    // One for whose socket there is no address ends, and so does the test.
+                    let event = events.next().await.unwrap().unwrap();
+                    assert_eq!(event, ForwardEvent::Connected);
+                    strangers.push((events, input));
+                }
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, SessionError::Limit { .. }), "{refused}");
+        assert_eq!(strangers.len(), MAX_PUBLISHED);
+        let health = session.health(LIMIT).await.unwrap();
+        assert_eq!(health.connections as usize, MAX_PUBLISHED);
+        let echo = session.exec(command(&["echo", "room"]), LIMIT).await.unwrap();
+        assert_eq!(echo.output(1 << 16).await.unwrap().stdout, b"room\n");
+        session.shutdown(Duration::ZERO, LIMIT).await.unwrap();
+    }
 }

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{INITIAL_CREDIT, PUBLISHED_CREDIT};
+
 /// An optional ability of a guest agent, which it names in its hello. An agent that does not name
 /// one is older than the ability, and is not asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +28,13 @@ pub enum Feature {
     Sleep,
     /// Reading the wall clock, and changing it gradually.
     Clock,
+    /// Connections to published ports, which do not come from the guest's loopback.
+    Published,
 }
 
 impl Feature {
     /// All that this build has.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Terminal,
         Self::Detach,
         Self::Builtins,
@@ -39,6 +43,7 @@ impl Feature {
         Self::Main,
         Self::Sleep,
         Self::Clock,
+        Self::Published,
     ];
 
     /// The name in a hello.
@@ -52,6 +57,7 @@ impl Feature {
             Self::Main => "main",
             Self::Sleep => "sleep",
             Self::Clock => "clock",
+            Self::Published => "published",
         }
     }
 }
@@ -88,9 +94,34 @@ pub enum ForwardTarget {
         /// Its absolute path.
         path: String,
     },
+    /// A TCP port for somebody outside: whichever of the guest's addresses a program listens on. The
+    /// connection comes from an address of the guest that is not its loopback, because programs
+    /// trust what comes from there. Needs [`Feature::Published`].
+    Published {
+        /// The port.
+        port: u16,
+    },
     /// A socket of a newer peer.
     #[serde(other)]
     Unknown,
+}
+
+impl ForwardTarget {
+    /// Bytes in flight in each direction before the sender must wait for credit.
+    pub fn credit(&self) -> u32 {
+        match self {
+            Self::Published { .. } => PUBLISHED_CREDIT,
+            Self::Tcp { .. } | Self::Unix { .. } | Self::Unknown => INITIAL_CREDIT,
+        }
+    }
+
+    /// The TCP port, if it is one.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { port, .. } | Self::Published { port } => Some(*port),
+            Self::Unix { .. } | Self::Unknown => None,
+        }
+    }
 }
 
 impl fmt::Display for ForwardTarget {
@@ -99,6 +130,7 @@ impl fmt::Display for ForwardTarget {
             Self::Tcp { address: IpAddr::V4(address), port } => write!(f, "{address}:{port}"),
             Self::Tcp { address: IpAddr::V6(address), port } => write!(f, "[{address}]:{port}"),
             Self::Unix { path } => f.write_str(path),
+            Self::Published { port } => write!(f, "port {port}"),
             Self::Unknown => f.write_str("a socket of an unknown kind"),
         }
     }
@@ -112,7 +144,7 @@ mod tests {
     fn targets_survive_the_wire_and_newer_ones_are_known_as_unknown() {
         let tcp = ForwardTarget::Tcp { address: "127.0.0.1".parse().unwrap(), port: 80 };
         let unix = ForwardTarget::Unix { path: "/run/x".into() };
-        for target in [tcp, unix] {
+        for target in [tcp, unix, ForwardTarget::Published { port: 80 }] {
             let text = serde_json::to_string(&target).unwrap();
             assert_eq!(serde_json::from_str::<ForwardTarget>(&text).unwrap(), target);
         }

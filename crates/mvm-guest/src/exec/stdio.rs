@@ -58,6 +58,11 @@ impl Input {
         }
     }
 
+    /// The same with a window of another size, before anything came.
+    pub(crate) fn with_credit(self, size: u32) -> Self {
+        Self { window: ReceiveWindow::of(size), ..self }
+    }
+
     /// Another session writes from now on, with credit of its own.
     pub(crate) fn renew(&mut self) {
         self.window = ReceiveWindow::default();
@@ -95,6 +100,11 @@ impl Input {
     /// Whether nothing can be passed on any more: the end was, or nobody takes it.
     pub(crate) fn is_over(&self) -> bool {
         self.pipe.is_none()
+    }
+
+    /// Puts another socket in the place of one that nothing was written to.
+    pub(crate) fn replace(&mut self, socket: OwnedFd) {
+        self.pipe = Some(socket);
     }
 
     /// Whether the socket has a peer.
@@ -179,6 +189,16 @@ impl Output {
     pub(crate) fn new(kind: u8, pipe: Option<OwnedFd>) -> Self {
         let window = SendWindow::default();
         Self { kind, pipe, window, drain: None, is_dropped: false }
+    }
+
+    /// The same with a window of another size, before anything was sent.
+    pub(crate) fn with_credit(self, size: u32) -> Self {
+        Self { window: SendWindow::of(size), ..self }
+    }
+
+    /// Puts another socket in the place of one that nothing was read from.
+    pub(crate) fn replace(&mut self, socket: OwnedFd) {
+        self.pipe = Some(socket);
     }
 
     /// From now on nobody is sent what comes: it is read and dropped.

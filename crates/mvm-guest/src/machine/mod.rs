@@ -27,7 +27,7 @@ use clock::WallClock;
 use identity::Identity;
 
 pub(crate) use disks::unmount_all as unmount_disks;
-pub(crate) use network::bring_up_loopback;
+pub(crate) use network::{bring_up_loopback, outside_address};
 pub(crate) use wakes::Wakes;
 
 /// The machine that the agent runs on.

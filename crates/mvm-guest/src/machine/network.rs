@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod announce;
+mod outside;
 
 use std::fs;
 use std::io;
@@ -15,6 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use crate::failure::{failure, refused};
 
 pub(super) use announce::Announcement;
+pub(crate) use outside::outside_address;
 
 /// Brings `lo` up, which also gives it its addresses.
 pub(crate) fn bring_up_loopback() -> io::Result<()> {

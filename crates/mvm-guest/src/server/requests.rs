@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDIN};
 use mvm_core::guest::{
-    ErrorKind, ExecRequest, GuestError, GuestMessage, HostMessage, LogSource, MAX_STREAMS,
+    ErrorKind, ExecRequest, ForwardTarget, GuestError, GuestMessage, HostMessage, LogSource,
+    MAX_PUBLISHED, MAX_STREAMS,
 };
 
 use super::{Server, Source, Stream, main_process, stop};
@@ -13,6 +14,7 @@ use crate::failure::{failure, invalid};
 use crate::forward::Forward;
 use crate::health;
 use crate::kernel_log::KernelLog;
+use crate::machine::Machine;
 
 impl Server<'_> {
     /// Takes a frame of the current session.
@@ -128,8 +130,13 @@ impl Server<'_> {
             }
             HostMessage::Exec(request) => self.start_exec(id, &request, now)?,
             HostMessage::Forward(target) => {
-                self.check_limit()?;
-                self.streams.insert(id, Stream::Forward(Box::new(Forward::open(&target, now)?)));
+                match target {
+                    ForwardTarget::Published { .. } => self.check_published()?,
+                    _ => self.check_limit()?,
+                }
+                let is_own = matches!(self.machine, Machine::Own { .. });
+                let forward = Forward::open(&target, is_own, now)?;
+                self.streams.insert(id, Stream::Forward(Box::new(forward)));
             }
             HostMessage::Logs { source: LogSource::Kernel, follow } => {
                 self.check_limit()?;
@@ -183,10 +190,21 @@ impl Server<'_> {
         Ok(())
     }
 
-    pub(super) fn check_limit(&self) -> Result<(), GuestError> {
+    fn check_limit(&self) -> Result<(), GuestError> {
         if self.streams.len() + self.detached.len() < MAX_STREAMS {
             return Ok(());
         }
         Err(failure(ErrorKind::Limit, format!("{MAX_STREAMS} streams are open already")))
+    }
+
+    /// Strangers leave room for everything else.
+    fn check_published(&self) -> Result<(), GuestError> {
+        let is_published =
+            |stream: &&Stream| matches!(stream, Stream::Forward(it) if it.is_published());
+        if self.streams.values().filter(is_published).count() < MAX_PUBLISHED {
+            return Ok(());
+        }
+        let text = format!("{MAX_PUBLISHED} connections to published ports are open already");
+        Err(failure(ErrorKind::Limit, text))
     }
 }

@@ -71,7 +71,6 @@ impl Server<'_> {
     }
 
     fn check_hooks(&self) -> Result<(), GuestError> {
-        self.check_limit()?;
         if let Some(reason) = self.machine.root_failure() {
             return Err(failure(ErrorKind::System, format!("the root is not mounted: {reason}")));
         }

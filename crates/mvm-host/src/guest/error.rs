@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mvm_core::credit::CreditError;
 use mvm_core::frame::FrameError;
-use mvm_core::guest::{Feature, GuestError, MAX_STREAMS};
+use mvm_core::guest::{Feature, GuestError};
 
 /// Why a session, or one request in it, failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,8 +39,11 @@ pub enum SessionError {
         max: usize,
     },
     /// Too many streams are open. The request was not sent.
-    #[error("{MAX_STREAMS} streams to the guest are open already")]
-    Limit,
+    #[error("{max} streams to the guest are open already")]
+    Limit {
+        /// As many as there may be of the kind.
+        max: usize,
+    },
     /// The guest agent is older than what is asked for. The request was not sent.
     #[error("its guest agent is of an earlier version ({version}) without `{feature}`")]
     Missing {

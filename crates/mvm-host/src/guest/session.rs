@@ -1,13 +1,14 @@
 //! A session with one guest agent.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::frame::{Decoder, KIND_STDIN};
 use mvm_core::guest::{
     Configuration, ExecRequest, FLUSH_LEN, Feature, ForwardTarget, GUEST_MAGIC, GuestMessage,
-    HOST_MAGIC, Health, Hello, HostMessage, LogSource, MAX_BODY, MAX_VERSION, MIN_VERSION,
-    MainRequest, MainState, Preamble,
+    HOST_MAGIC, Health, Hello, HostMessage, INITIAL_CREDIT, LogSource, MAX_BODY, MAX_VERSION,
+    MIN_VERSION, MainRequest, MainState, Preamble,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use super::exec::{Exec, KernelLog};
 use super::forward::Forward;
 use super::main_process::{self, MainEvents, MainInput};
 use super::outgoing::{Outgoing, Step};
-use super::streams::{Item, Stream, Streams};
+use super::streams::{Item, Share, Stream, Streams};
 use crate::vmm::GuestStream;
 
 /// Bytes taken from the byte stream at once.
@@ -159,7 +160,7 @@ impl Session {
         }
         let has_stdin = request.stdin;
         let request = HostMessage::Exec(request);
-        let channel = self.open_stream("exec", &request, start_limit).await?;
+        let channel = self.open_stream("exec", &request, Share::Operator, start_limit).await?;
         Ok(Exec::new(channel, has_stdin, start_limit))
     }
 
@@ -175,7 +176,8 @@ impl Session {
     ) -> Result<(MainState, MainEvents, MainInput), SessionError> {
         self.need(Feature::Main)?;
         let request = HostMessage::Main(request);
-        main_process::attach(self.open_stream("main", &request, limit).await?, limit).await
+        let channel = self.open_stream("main", &request, Share::Agent, limit).await?;
+        main_process::attach(channel, limit).await
     }
 
     /// Connects to a socket in the guest. It returns when the request is on its way; the first
@@ -191,7 +193,29 @@ impl Session {
     ) -> Result<Forward, SessionError> {
         self.need(Feature::Forward)?;
         let request = HostMessage::Forward(target);
-        let channel = self.open_stream("forward", &request, limit).await?;
+        let channel = self.open_stream("forward", &request, Share::Operator, limit).await?;
+        Ok(Forward::new(channel, limit))
+    }
+
+    /// Connects somebody from outside to a port of the guest, by the address `at` if the guest agent
+    /// is too old to find the program by itself. Otherwise as [`Session::forward`], but there may be
+    /// only as many as leave room for everything else.
+    ///
+    /// # Errors
+    /// As [`Session::forward`].
+    pub async fn publish(
+        &self,
+        port: u16,
+        at: IpAddr,
+        limit: Duration,
+    ) -> Result<Forward, SessionError> {
+        self.need(Feature::Forward)?;
+        let target = match self.need(Feature::Published) {
+            Ok(()) => ForwardTarget::Published { port },
+            Err(_) => ForwardTarget::Tcp { address: at, port },
+        };
+        let request = HostMessage::Forward(target);
+        let channel = self.open_stream("forward", &request, Share::Published, limit).await?;
         Ok(Forward::new(channel, limit))
     }
 
@@ -217,7 +241,7 @@ impl Session {
         limit: Duration,
     ) -> Result<KernelLog, SessionError> {
         let request = HostMessage::Logs { source: LogSource::Kernel, follow };
-        Ok(KernelLog::new(self.open_stream("logs", &request, limit).await?))
+        Ok(KernelLog::new(self.open_stream("logs", &request, Share::Operator, limit).await?))
     }
 
     pub(super) async fn request_done(
@@ -240,7 +264,7 @@ impl Session {
         limit: Duration,
     ) -> Result<GuestMessage, SessionError> {
         let answer = async {
-            let channel = self.open_stream(name, &message, limit).await?;
+            let channel = self.open_stream(name, &message, Share::Agent, limit).await?;
             match channel.next().await? {
                 Item::Message(GuestMessage::Error(error)) => {
                     Err(SessionError::Guest { request: name, error })
@@ -257,10 +281,15 @@ impl Session {
         &self,
         name: &'static str,
         request: &HostMessage,
+        share: Share,
         limit: Duration,
     ) -> Result<Channel, SessionError> {
         let shared = &self.inner.shared;
-        let (id, stream) = shared.streams.open(&shared.outgoing)?;
+        let credit = match request {
+            HostMessage::Forward(target) => target.credit(),
+            _ => INITIAL_CREDIT,
+        };
+        let (id, stream) = shared.streams.open(share, credit, &shared.outgoing)?;
         let channel = Channel { session: self.clone(), id, stream };
         let sent = shared.outgoing.message(id, Step::Open, name, request);
         let elapsed = |_| SessionError::Timeout { request: name, limit };

@@ -11,7 +11,9 @@ pub use serve::serve;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mvm_core::guest::{ClockReading, Configuration, Feature, Health, Hello, WakeReason};
+use mvm_core::guest::{
+    ClockReading, Configuration, Feature, ForwardTarget, Health, Hello, WakeReason,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -60,6 +62,10 @@ struct State {
     mem_total_kib: u64,
     main: Option<main_process::SimMain>,
     wakes: Vec<WakeReason>,
+    /// What was connected to, in order.
+    targets: Vec<ForwardTarget>,
+    /// What it cannot do, as one of an earlier version.
+    missing: Vec<Feature>,
     load: Load,
     clock: Clock,
 }
@@ -86,7 +92,14 @@ struct Clock {
 const KERNEL: &str = "6.0.0-simulated";
 
 /// What a simulated guest can do.
-const FEATURES: [Feature; 4] = [Feature::Disks, Feature::Main, Feature::Sleep, Feature::Clock];
+const FEATURES: [Feature; 6] = [
+    Feature::Disks,
+    Feature::Main,
+    Feature::Sleep,
+    Feature::Clock,
+    Feature::Forward,
+    Feature::Published,
+];
 
 impl SimGuest {
     /// A guest that has just booted.
@@ -102,6 +115,18 @@ impl SimGuest {
         };
         guest.log("simulated kernel started");
         guest
+    }
+
+    /// The same guest, with an agent of before there was this.
+    #[must_use]
+    pub fn older_than(self, feature: Feature) -> Self {
+        self.state().missing.push(feature);
+        self
+    }
+
+    /// The sockets that the host connected to, in order.
+    pub fn targets(&self) -> Vec<ForwardTarget> {
+        self.state().targets.clone()
     }
 
     /// The identity that the host gave, if it has.
@@ -153,11 +178,15 @@ impl SimGuest {
             kernel: KERNEL.into(),
             session: state.sessions,
             configured: state.configuration.is_some(),
-            features: FEATURES.map(|feature| feature.name().to_owned()).into(),
+            features: FEATURES
+                .into_iter()
+                .filter(|feature| !state.missing.contains(feature))
+                .map(|feature| feature.name().to_owned())
+                .collect(),
         }
     }
 
-    fn health(&self, execs: usize) -> Health {
+    fn health(&self, execs: usize, connections: usize) -> Health {
         let state = self.state();
         Health {
             ready: state.configuration.is_some(),
@@ -167,6 +196,7 @@ impl SimGuest {
             disk_total_kib: 1024 * 1024,
             disk_free_kib: 1000 * 1024,
             execs: u32::try_from(execs).unwrap_or(u32::MAX),
+            connections: u32::try_from(connections).unwrap_or(u32::MAX),
             cpu_ms: Some(state.load.cpu_ms),
             net_bytes: Some(state.load.net_bytes),
             busy: state.load.is_busy,

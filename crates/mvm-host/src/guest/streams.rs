@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mvm_core::credit::{ReceiveWindow, SendWindow};
 use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDERR, KIND_STDIN, KIND_STDOUT};
-use mvm_core::guest::{GuestMessage, MAX_BODY, MAX_STREAMS};
+use mvm_core::guest::{GuestMessage, MAX_BODY, MAX_PUBLISHED, MAX_STREAMS};
 use tokio::sync::Notify;
 
 use super::error::SessionError;
@@ -14,6 +14,18 @@ use super::outgoing::Outgoing;
 /// Items of a stream at which data of one kind is joined with earlier data of that kind, even over
 /// data of the other: a guest that sends single bytes must not cost more than what it sends.
 const MOST_ITEMS: usize = 256;
+
+/// Whom a stream is for, which decides how many there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// The agent's own questions and orders, such as health and shutdown, which always find room:
+    /// whoever asks waits for the answer, so that there are never more than askers.
+    Agent,
+    /// What an operator runs or connects to.
+    Operator,
+    /// A connection to a published port: anybody's.
+    Published,
+}
 
 /// Something that came on a stream.
 #[derive(Debug)]
@@ -35,6 +47,12 @@ struct State {
     /// Whether the guest has sent the last message, or the session is over.
     is_ended: bool,
     error: Option<SessionError>,
+}
+
+impl State {
+    fn with_credit(size: u32) -> Self {
+        Self { stdout: ReceiveWindow::of(size), stdin: SendWindow::of(size), ..Self::default() }
+    }
 }
 
 /// One stream, as its consumer and the session share it.
@@ -162,7 +180,7 @@ impl State {
 
 #[derive(Debug, Default)]
 struct Registry {
-    streams: BTreeMap<u32, Arc<Stream>>,
+    streams: BTreeMap<u32, (Share, Arc<Stream>)>,
     last: u32,
     error: Option<SessionError>,
 }
@@ -175,14 +193,25 @@ pub(super) struct Streams {
 
 impl Streams {
     /// Opens a stream under a fresh number.
-    pub(super) fn open(&self, outgoing: &Outgoing) -> Result<(u32, Arc<Stream>), SessionError> {
+    pub(super) fn open(
+        &self,
+        share: Share,
+        credit: u32,
+        outgoing: &Outgoing,
+    ) -> Result<(u32, Arc<Stream>), SessionError> {
         let mut registry = self.registry();
         if let Some(error) = &registry.error {
             return Err(error.clone());
         }
+        let open_of = |share| registry.streams.values().filter(|(of, _)| *of == share).count();
+        let (open, max) = match share {
+            Share::Agent => (0, usize::MAX),
+            Share::Operator => (registry.streams.len(), MAX_STREAMS),
+            Share::Published => (open_of(Share::Published), MAX_PUBLISHED),
+        };
         // Streams that the guest has not been told the end of are open for the guest.
-        if registry.streams.len() + outgoing.pending_cancels() >= MAX_STREAMS {
-            return Err(SessionError::Limit);
+        if open + outgoing.pending_cancels() >= max {
+            return Err(SessionError::Limit { max });
         }
         let mut id = registry.last;
         loop {
@@ -192,8 +221,9 @@ impl Streams {
             }
         }
         registry.last = id;
-        let stream = Arc::new(Stream::default());
-        registry.streams.insert(id, stream.clone());
+        let state = Mutex::new(State::with_credit(credit));
+        let stream = Arc::new(Stream { state, ..Stream::default() });
+        registry.streams.insert(id, (share, stream.clone()));
         Ok((id, stream))
     }
 
@@ -211,7 +241,7 @@ impl Streams {
     pub(super) fn end(&self, error: &SessionError) {
         let mut registry = self.registry();
         registry.error.get_or_insert_with(|| error.clone());
-        for stream in std::mem::take(&mut registry.streams).into_values() {
+        for (_, stream) in std::mem::take(&mut registry.streams).into_values() {
             stream.end(Some(error.clone()));
         }
     }
@@ -223,7 +253,7 @@ impl Streams {
     /// The guest breaks the protocol: the session must end.
     pub(super) fn dispatch(&self, frame: Frame) -> Result<(), SessionError> {
         let id = frame.stream;
-        let stream = self.registry().streams.get(&id).cloned();
+        let stream = self.registry().streams.get(&id).map(|(_, stream)| stream.clone());
         match (frame.kind, stream) {
             (KIND_MESSAGE, stream) => {
                 let message = serde_json::from_slice(&frame.body).map_err(|error| {
@@ -326,7 +356,7 @@ mod tests {
     #[test]
     fn single_bytes_cost_no_more_than_what_was_sent() {
         let (streams, outgoing) = (Streams::default(), Outgoing::new(1));
-        let (id, stream) = streams.open(&outgoing).unwrap();
+        let (id, stream) = streams.open(Share::Operator, INITIAL_CREDIT, &outgoing).unwrap();
         for _ in 0..INITIAL_CREDIT {
             streams.dispatch(data(id, KIND_STDOUT, 1)).unwrap();
             streams.dispatch(data(id, KIND_STDERR, 1)).unwrap();
@@ -349,7 +379,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_ends_the_session() {
         let (streams, outgoing) = (Streams::default(), Outgoing::new(1));
-        let (id, _stream) = streams.open(&outgoing).unwrap();
+        let (id, _stream) = streams.open(Share::Operator, INITIAL_CREDIT, &outgoing).unwrap();
         let bad = [
             message(id, "not json"),
             message(9, "{"),
@@ -369,13 +399,33 @@ mod tests {
         let (streams, outgoing) = (Streams::default(), Outgoing::new(1));
         let mut ids = std::collections::BTreeSet::new();
         for _ in 0..MAX_STREAMS {
-            ids.insert(streams.open(&outgoing).unwrap().0);
+            ids.insert(streams.open(Share::Operator, INITIAL_CREDIT, &outgoing).unwrap().0);
         }
         assert_eq!(ids.len(), MAX_STREAMS);
         assert!(!ids.contains(&0));
-        assert!(matches!(streams.open(&outgoing), Err(SessionError::Limit)));
+        assert!(matches!(
+            streams.open(Share::Operator, INITIAL_CREDIT, &outgoing),
+            Err(SessionError::Limit { max: MAX_STREAMS })
+        ));
         streams.registry().last = u32::MAX;
         assert!(streams.forget(5));
-        assert_eq!(streams.open(&outgoing).unwrap().0, 5);
+        assert_eq!(streams.open(Share::Operator, INITIAL_CREDIT, &outgoing).unwrap().0, 5);
+    }
+
+    #[test]
+    fn strangers_leave_room_for_the_operator_and_nobody_keeps_the_agent_from_asking() {
+        let (streams, outgoing) = (Streams::default(), Outgoing::new(1));
+        let open = |share| streams.open(share, INITIAL_CREDIT, &outgoing).map(|(id, _)| id);
+        for _ in 0..MAX_PUBLISHED {
+            open(Share::Published).unwrap();
+        }
+        assert!(matches!(open(Share::Published), Err(SessionError::Limit { max: MAX_PUBLISHED })));
+        for _ in MAX_PUBLISHED..MAX_STREAMS {
+            open(Share::Operator).unwrap();
+        }
+        assert!(open(Share::Operator).is_err());
+        let asked = open(Share::Agent).unwrap();
+        assert!(streams.forget(asked) && streams.forget(1));
+        open(Share::Published).unwrap();
     }
 }

@@ -84,6 +84,8 @@ struct Exec {
     stdout: SendWindow,
     is_input_over: bool,
     status: Option<ExitStatus>,
+    /// Whether it is no program, but a connection to one.
+    is_connection: bool,
 }
 
 #[derive(Debug)]
@@ -209,8 +211,24 @@ impl Server {
             }
             HostMessage::Health if self.guest.state().load.is_silent => {}
             HostMessage::Health => {
-                let execs = self.streams.values().filter(|s| matches!(s, Stream::Exec(_))).count();
-                self.send(id, &GuestMessage::Health(self.guest.health(execs)));
+                let count = |is_connection| {
+                    let is = |stream: &&Stream| matches!(stream, Stream::Exec(it) if it.is_connection == is_connection);
+                    self.streams.values().filter(is).count()
+                };
+                let health = self.guest.health(count(false), count(true));
+                self.send(id, &GuestMessage::Health(health));
+            }
+            // Whoever listens there says the same again.
+            HostMessage::Forward(target) => {
+                self.send(id, &GuestMessage::Connected);
+                let echo = Exec {
+                    is_connection: true,
+                    stdin: ReceiveWindow::of(target.credit()),
+                    stdout: SendWindow::of(target.credit()),
+                    ..Exec::new(Program::Cat, Instant::now())
+                };
+                self.guest.state().targets.push(target);
+                self.streams.insert(id, Stream::Exec(echo));
             }
             HostMessage::Exec(request) => {
                 let now = Instant::now();
@@ -310,8 +328,12 @@ impl Server {
                     }
                 }
                 exec.settle(now);
-                let is_over = exec.pending.is_empty();
-                exec.status.filter(|_| is_over).map(GuestMessage::Exit)
+                let status = exec.status.filter(|_| exec.pending.is_empty())?;
+                if exec.is_connection {
+                    self.send(id, &GuestMessage::Eof { kind: KIND_STDOUT });
+                    return Some(GuestMessage::Done);
+                }
+                Some(GuestMessage::Exit(status))
             }
             Stream::Main(main) => loop {
                 let longest = if self.out.len() < LIMIT { MAX_BODY as usize } else { 0 };
@@ -392,6 +414,7 @@ impl Exec {
             stdout: SendWindow::default(),
             is_input_over: false,
             status,
+            is_connection: false,
         }
     }
 
