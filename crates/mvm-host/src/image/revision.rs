@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 use super::digest::Digest;
+use super::durable::FileError;
 use crate::bootstrap::kernel::{KernelId, MODULES, StoredFile};
 
 /// The version of the directory's layout; part of every revision's id.
@@ -111,6 +112,9 @@ impl Revision {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
                 return Err(ImageError::NoSuchRevision { revision: name });
             }
+            Err(error) if is_lack(&error) => {
+                return Err(FileError::new("read", &path, error).into());
+            }
             Err(error) => return Err(damaged(&path, format!("cannot be read: {error}"))),
             Ok(text) => text,
         };
@@ -133,6 +137,9 @@ impl Revision {
                     let problem = format!("has {} bytes instead of {}", found.len(), stored.size);
                     return Err(damaged(&path, problem));
                 }
+                Err(error) if is_lack(&error) => {
+                    return Err(FileError::new("examine", &path, error).into());
+                }
                 Err(error) => return Err(damaged(&path, format!("cannot be read: {error}"))),
             }
         }
@@ -149,6 +156,9 @@ impl Revision {
             let problem = match Digest::of_file(&path) {
                 Ok((digest, _)) if digest == stored.sha256 => continue,
                 Ok(_) => "does not have the content that was built".to_owned(),
+                Err(error) if is_lack(&error) => {
+                    return Err(FileError::new("read", &path, error).into());
+                }
                 Err(error) => format!("cannot be read: {error}"),
             };
             return Err(ImageError::Damaged {
@@ -194,5 +204,30 @@ impl Revision {
     /// The filesystem with all modules of the kernel; a revision of an earlier mvm has none.
     pub fn modules(&self) -> Option<PathBuf> {
         self.manifest.files.contains_key(MODULES).then(|| self.dir.join(MODULES))
+    }
+}
+
+/// Whether reading failed for want of something that this machine may have again in a moment. That says
+/// nothing about the file: what is damaged is built anew, and removed for that.
+fn is_lack(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let lacks =
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::INTR, Errno::AGAIN];
+    lacks.iter().any(|lack| error.raw_os_error() == Some(lack.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_machine_without_descriptors_or_memory_has_no_damaged_images() {
+        for lack in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert!(is_lack(&lack.into()));
+        }
+        for damage in [Errno::NOENT, Errno::IO, Errno::ISDIR, Errno::UCLEAN] {
+            assert!(!is_lack(&damage.into()));
+        }
     }
 }
