@@ -306,3 +306,31 @@ fn who_is_not_root_is_told_to_use_sudo() {
     }
     assert_eq!(host::processes(own.path()), []);
 }
+
+#[test]
+fn signals_of_others_do_not_end_the_agent_its_log_is_bounded_and_it_may_open_many_files() {
+    let Some(node) = Node::new() else { return };
+    node.ok(&["--vmm", "sim", "ps"]);
+    let agent = node.agent_pid().unwrap();
+    let log = node.dir().join("agent.log");
+    let says = |signal: &str| {
+        kill(agent, if signal == "SIGHUP" { Signal::HUP } else { Signal::USR1 });
+        until(&format!("{signal} is in the log"), LIMIT, || {
+            fs::read_to_string(&log).unwrap().contains(signal).then_some(())
+        });
+    };
+    says("SIGHUP");
+    says("SIGUSR1");
+    let limits = fs::read_to_string(format!("/proc/{agent}/limits")).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let files: Vec<u64> = files.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(files[0] == files[1] || files[0] >= 65_536, "{files:?}");
+
+    // What is in it does not matter.
+    fs::OpenOptions::new().append(true).open(&log).unwrap().set_len(9 << 20).unwrap();
+    let earlier = node.dir().join("agent.log.1");
+    until("another log is begun", LIMIT, || (earlier.exists() && log.exists()).then_some(()));
+    says("SIGHUP");
+    assert!(fs::metadata(&log).unwrap().len() < 1 << 20);
+    assert_eq!(node.agent_pid(), Some(agent));
+}

@@ -25,10 +25,27 @@ fn ask(address: SocketAddr, question: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn page(address: SocketAddr) -> std::io::Result<String> {
-    let answer = ask(address, "GET /name HTTP/1.0\r\n\r\n")?;
+fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let answer = ask(address, &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
     Ok(answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned())
 }
+
+fn page(address: SocketAddr) -> std::io::Result<String> {
+    get(address, "/name")
+}
+
+/// The address of which a web server's program says that it is its client's.
+fn peer(address: SocketAddr) -> String {
+    get(address, "/cgi-bin/peer").unwrap()
+}
+
+/// What makes the page behind [`peer`].
+const PEER_PAGE: &str = "mkdir -p /www/cgi-bin; cat >/www/cgi-bin/peer <<'END'
+#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+echo $REMOTE_ADDR
+END
+chmod +x /www/cgi-bin/peer";
 
 /// Gives a guest a page with its own name.
 fn name(node: &Node, path: &str) {
@@ -53,6 +70,9 @@ fn a_connection_wakes_an_instance_and_is_carried() {
     name(&node, &first);
     let id = |path: &str| path.rsplit('/').next().unwrap().to_owned();
     assert_eq!(page(address).unwrap(), id(&first));
+    node.guest(&first, PEER_PAGE);
+    let stand_in = peer(address);
+    assert!(stand_in.contains("192.0.0.8"), "no network, and yet not local: {stand_in}");
 
     // Asleep, and warm: many clients at once wake it once.
     for verb in ["sleep", "warm"] {
@@ -118,17 +138,76 @@ fn data_goes_both_ways_until_both_ends_are_done() {
     assert_eq!(sum, expected.ok().stdout);
 }
 
+/// Whether the node's end of a connection from this client is asked now and then if it is still there.
+fn is_kept_alive(client: &TcpStream) -> bool {
+    let ports = [client.peer_addr().unwrap().port(), client.local_addr().unwrap().port()];
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let ends = [fields[1], fields[2]].map(|end| end.rsplit(':').next().unwrap().to_owned());
+        // The timer that runs is the one of keepalive.
+        ends == ports.map(|port| format!("{port:04X}")) && fields[5].starts_with("02:")
+    })
+}
+
+#[test]
+fn clients_are_not_local_find_the_program_wherever_it_listens_and_end_when_they_vanish() {
+    let Some(node) = Node::new() else { return };
+    let free: Vec<TcpListener> =
+        (0..5).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
+    let ports: Vec<SocketAddr> = free.iter().map(|it| it.local_addr().unwrap()).collect();
+    drop(free);
+    let published: Vec<String> =
+        ports.iter().zip(80..).map(|(at, port)| format!("{at}:{port}")).collect();
+    let options: Vec<&str> = published.iter().flat_map(|it| ["-p", it]).collect();
+    node.small_pool("acme/web", &options);
+    let web = node.boot("acme/web");
+    let own = node.instance(&web)["address"].as_str().unwrap().to_owned();
+    node.guest(&web, PEER_PAGE);
+    node.guest(
+        &web,
+        &format!(
+            "for at in 80 {own}:81 127.0.0.1:82 [::1]:83; do httpd -p $at -h /www; done
+             nc -ll -p 84 -e sleep 1000 </dev/null >/dev/null 2>&1 &"
+        ),
+    );
+    for port in [ports[0], ports[1], ports[2]] {
+        let client = peer(port);
+        assert!(client.contains(&own), "{client} instead of {own} at {port}");
+    }
+    let client = peer(ports[3]);
+    assert!(client.contains("100::6d76:6d"), "{client}");
+
+    let connections = |count: u64| {
+        until(&format!("{count} connections are counted"), LIMIT, || {
+            (node.json(&["pool", "info", "acme/web"])["connections"] == count).then_some(())
+        });
+    };
+    connections(0);
+    let client = TcpStream::connect(ports[4]).unwrap();
+    connections(1);
+    until("it is kept an eye on", LIMIT, || is_kept_alive(&client).then_some(()));
+    // It ends its side, and is gone before the silent program ends the other.
+    client.shutdown(Shutdown::Write).unwrap();
+    rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+    drop(client);
+    connections(0);
+}
+
 #[test]
 fn what_keeps_a_port_from_being_served_is_told() {
     let Some(node) = Node::new() else { return };
     let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (taken, free) = (other.local_addr().unwrap(), free_address());
-    let published = [format!("{taken}:80"), format!("{free}:80")];
-    served_pool(&node, "acme/web", &[&published[0], &published[1]]);
+    let publish = format!("{taken}:80");
+    node.ok(&["tenant", "create", "acme"]);
+    for verb in [["pool", "create", "acme/web"], ["run", "-d", "builtin"]] {
+        let denied = node.mvm(&[&verb[..2], &["--publish", &publish], &verb[2..]].concat());
+        assert!(denied.code == 5 && denied.stderr.contains(" listens there"), "{denied:?}");
+        assert!(denied.stderr.contains(&format!("process {}", std::process::id())), "{denied:?}");
+    }
+    served_pool(&node, "acme/web", &[&format!("{free}:80")]);
     let problems = |pool: &str| node.json(&["pool", "info", pool])["publish_problems"].to_string();
-    until("the taken port is told", LIMIT, || {
-        problems("acme/web").contains("Address already in use").then_some(())
-    });
     // Nobody is there to be woken.
     assert!(ask(free, "hello").is_err());
     until("the failed connection is told", LIMIT, || {

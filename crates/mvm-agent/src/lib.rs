@@ -34,6 +34,7 @@ mod reconcile;
 mod server;
 mod setup;
 mod shared;
+mod signals;
 mod sleep;
 mod sleep_policy;
 mod spares;
@@ -60,10 +61,14 @@ pub use node::{Host, NodeConfig};
 pub use setup::{ServeOptions, SetupError};
 
 use node::Node;
+use publish::Listeners;
+use signals::Signals;
 use state::State;
 
 /// File in the state directory that is the agent's API socket.
 pub const SOCKET: &str = "agent.sock";
+/// File in the state directory that is the log of an agent in the background.
+pub const LOG: &str = "agent.log";
 /// File in the state directory that holds the state.
 pub const DATABASE: &str = "mvm.db";
 
@@ -102,6 +107,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     lock::private_dir(&options.state_dir)
         .map_err(|source| SetupError::StateDir { path: options.state_dir.clone(), source })?;
     let _lock = lock::acquire(&options.state_dir)?;
+    let signals = Signals::watch();
     let (config, host) = setup::set_up(&options).await?;
     let dir = config.state_dir.clone();
     let store = SqliteStore::open(dir.join(DATABASE)).await?;
@@ -113,30 +119,13 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     tokio::select! {
         never = server::run(node.node.clone(), listener) => match never {},
         () = node.stopped() => {}
-        () = ended_by_signal() => {}
+        () = signals.until_end() => {}
     }
     // The socket goes before the lock, so that a caller never meets a socket of the past.
     drop(std::fs::remove_file(&socket));
     node.end().await;
     tracing::info!("ended; microVMs keep running");
     Ok(())
-}
-
-async fn ended_by_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    match (terminate, interrupt) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!(%error, "signals cannot be handled");
-            std::future::pending().await
-        }
-    }
 }
 
 /// A node that serves callers in the same process: the agent itself, the simulated fleet of tests.
@@ -159,8 +148,11 @@ impl RunningNode {
         let node = Arc::new(Node::new(config, host, state));
         // Before anybody asks for a base, which would be taken for a leftover.
         warm_up::end_leftovers(&node).await;
+        // Whoever hears that the agent is there may connect to its ports.
+        let mut listeners = Listeners::default();
+        listeners.ensure(&node, &node.state.now().desired).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(reconcile::run(node.clone()));
+        tasks.spawn(reconcile::run(node.clone(), listeners));
         tasks.spawn(sleep_policy::run(node.clone()));
         tasks.spawn(spares::run(node.clone()));
         tasks.spawn(ready::run(node.clone()));

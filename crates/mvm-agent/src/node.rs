@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub chosen_because: String,
     /// What executes the instructions of new microVMs.
     pub accel: mvm_core::vmm::Accel,
+    /// Files that the agent may have open at once.
+    pub open_files: u64,
 }
 
 /// What others may ask of a running instance.
@@ -102,6 +104,7 @@ impl Node {
     pub(crate) fn new(config: NodeConfig, host: Host, state: State) -> Self {
         let clock = Clock::start();
         let shared = SharedSnapshots::new(config.state_dir.join("snapshots"));
+        let published = Published::new(config.open_files);
         Self {
             config,
             host,
@@ -112,7 +115,7 @@ impl Node {
             waiting: watch::Sender::new(BTreeMap::new()),
             problems: Mutex::default(),
             poke: Notify::new(),
-            published: Published::default(),
+            published,
             activities: Activities::default(),
             shared,
             trust: Arc::default(),

@@ -33,7 +33,7 @@ use crate::submit;
 const TICK: Duration = Duration::from_secs(10);
 
 /// Runs until the agent is told to end.
-pub(crate) async fn run(node: Arc<Node>) {
+pub(crate) async fn run(node: Arc<Node>, listeners: Listeners) {
     let mut rounds = Reconciler {
         node,
         actors: JoinSet::new(),
@@ -42,7 +42,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         disk_work: BTreeMap::new(),
         network: NetworkState::Unknown,
         bridged: BTreeSet::new(),
-        listeners: Listeners::default(),
+        listeners,
     };
     let mut tick = Instant::now() + TICK;
     loop {
@@ -257,6 +257,7 @@ impl Reconciler {
 
     /// What nobody pokes for.
     async fn look_after(&self) {
+        self.bound_own_log();
         self.bound_logs().await;
         self.tidy_snapshots();
         self.mend_firewall().await;
@@ -275,6 +276,12 @@ impl Reconciler {
     fn tidy_snapshots(&self) {
         let tidied = self.node.shared.tidy(&self.node.state.now());
         self.node.set_problem("removing snapshots", tidied.err().map(|error| chain(&error)));
+    }
+
+    /// Keeps small what this agent writes, whoever makes it do so.
+    fn bound_own_log(&self) {
+        let bound = mvm_host::process::bound_own_log(&self.node.config.state_dir.join(crate::LOG));
+        self.node.set_problem("bounding the log", bound.err().map(|error| error.to_string()));
     }
 
     /// Keeps small what guests and VMMs go on writing.

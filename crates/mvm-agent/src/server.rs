@@ -27,14 +27,17 @@ use crate::{
 };
 
 /// Connections that are served at once; more wait in the socket's queue.
-const MAX_CONNECTIONS: usize = 1_024;
+const MAX_CONNECTIONS: u64 = 1_024;
+/// The part of the agent's descriptors that they may come to, with two each.
+const PART_OF_DESCRIPTORS: u64 = 8;
 
 /// Serves a socket for as long as the agent runs.
 pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
     let mut connections = JoinSet::new();
+    let max = MAX_CONNECTIONS.min(node.config.open_files / PART_OF_DESCRIPTORS) as usize;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
+            accepted = listener.accept(), if connections.len() < max => accepted,
             Some(_) = connections.join_next() => continue,
         };
         match accepted {

@@ -124,6 +124,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         nameservers: platform::nameservers(),
         chosen_because: choice.why,
         accel: choice.accel,
+        open_files: mvm_host::process::raise_open_files(),
     };
     Ok((config, host))
 }

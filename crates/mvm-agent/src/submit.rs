@@ -3,6 +3,7 @@
 use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
 use mvm_core::name::{Selector, TenantName};
 use mvm_core::record::{self, Desired};
+use mvm_host::listen::ListenError;
 use mvm_host::net::{NetworkError, Occupied};
 use mvm_store::{CommitError, Op, StoreError, encode};
 use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::node::{Node, chain};
+use crate::publish::{self, Reservation, Unavailable};
 use crate::spares;
 use crate::state::{ChangeError, Mirror};
 use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
@@ -22,19 +24,21 @@ const CLAIM_ATTEMPTS: u32 = 8;
 enum Refusal {
     Denied(Denial),
     BadRecord { key: String, reason: String },
+    Port(Unavailable),
     Claim(NetworkError),
     Encode(StoreError),
 }
 
 /// Admits a request and makes it durable.
-pub(crate) async fn submit(node: &Node, request: Request) -> Result<Accepted, ApiError> {
+pub(crate) async fn submit(node: &Arc<Node>, request: Request) -> Result<Accepted, ApiError> {
     let mut attempts = 0;
     loop {
         attempts += 1;
         let occupied = node.host.network.occupied().await.map_err(|error| internal(&error))?;
         let result = node.state.change(|mirror| admit(node, mirror, &request, occupied)).await;
         match result {
-            Ok((revision, edit)) => {
+            Ok((revision, (edit, ports))) => {
+                ports.keep();
                 node.poke();
                 return Ok(accepted(revision.get(), edit));
             }
@@ -64,11 +68,11 @@ fn too_much(what: &str) -> ApiError {
 }
 
 async fn admit(
-    node: &Node,
+    node: &Arc<Node>,
     mirror: Arc<Mirror>,
     request: &Request,
     occupied: Occupied,
-) -> Result<(Vec<Op>, Edit), Refusal> {
+) -> Result<(Vec<Op>, (Edit, Reservation)), Refusal> {
     if let Some((key, reason)) = bad_record(&mirror, request) {
         return Err(Refusal::BadRecord { key: key.to_owned(), reason: reason.to_owned() });
     }
@@ -85,12 +89,14 @@ async fn admit(
     let edit = admit::admit(&mirror.desired, &facts, request, &mut entropy, now)
         .map_err(Refusal::Denied)?;
     let ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
+    let ports =
+        publish::reserve(node, &mirror.desired, &edit.desired).await.map_err(Refusal::Port)?;
     let is_new = |name: &&TenantName| !mirror.desired.tenants.contains_key(*name);
     for name in edit.desired.tenants.keys().filter(is_new) {
         let net_id = edit.desired.tenants[name].network.net_id;
         node.host.network.claim(net_id).await.map_err(Refusal::Claim)?;
     }
-    Ok((ops, edit))
+    Ok((ops, (edit, ports)))
 }
 
 /// A record of the request's tenant that does not parse: what it holds is not known, so nothing of
@@ -219,9 +225,30 @@ fn refused(mirror: &Mirror, refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::Denied(denial) => denied(mirror, &denial),
         Refusal::BadRecord { key, reason } => bad_record_error(&key, &reason),
+        Refusal::Port(unavailable) => port_error(&unavailable),
         Refusal::Claim(error) => internal(&error),
         Refusal::Encode(error) => internal(&error),
     }
+}
+
+/// A port that this machine does not give.
+fn port_error(unavailable: &Unavailable) -> ApiError {
+    let Unavailable { pool, publish, error } = unavailable;
+    let address = publish.listen();
+    let hint = match error {
+        ListenError::Taken { .. } => {
+            let (port, guest_port) = (address.port(), publish.guest_port());
+            let other = port.checked_add(1).unwrap_or(port - 1);
+            Some(format!("end that program, or publish another port, such as {other}:{guest_port}"))
+        }
+        ListenError::NotHere { .. } => Some(
+            "`ip address` lists this machine's addresses; 0.0.0.0 means all of them".to_owned(),
+        ),
+        ListenError::NotAllowed => Some("publish a port above 1023".to_owned()),
+        ListenError::Other(_) => None,
+    };
+    let message = format!("pool {pool} cannot have port {address}: {error}");
+    ApiError { code: ErrorCode::Conflict, message, hint }
 }
 
 /// A failure inside the agent or on its machine.

@@ -19,6 +19,7 @@ use crate::state::Mirror;
 pub(crate) fn node(node: &Node) -> NodeView {
     let mirror = node.state.now();
     let bad = mirror.bad.iter();
+    let published = node.published.total();
     NodeView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -35,6 +36,9 @@ pub(crate) fn node(node: &Node) -> NodeView {
             .map(|(key, reason)| BadRecordView { key: key.clone(), reason: reason.clone() })
             .collect(),
         problems: node.problems(),
+        connections: published.open,
+        connections_max: published.max,
+        refused_connections: published.refused,
     }
 }
 
@@ -87,6 +91,7 @@ fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
         base,
         exposed_ports: BTreeSet::new(),
         connections: node.published.connections_of(&record.path),
+        refused_connections: node.published.refused_of(&record.path),
         publish_problems: node.published.problems_of(&record.path),
         created_unix_ms: record.created_unix_ms,
         removing: record.existence == Existence::Removed,

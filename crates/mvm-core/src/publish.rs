@@ -1,10 +1,14 @@
 //! Published ports as asked for: where the node listens, and the port of a pool's guests that its
 //! connections go to.
 
+mod shares;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
+
+pub use shares::{Full, POOL_MAX, Shares};
 
 /// Most published ports of one pool.
 pub const PUBLISH_MAX: usize = 64;
@@ -69,7 +73,7 @@ impl Publish {
         SocketAddr::new(self.address, self.port.get())
     }
 
-    /// The guests' port, on their loopback interface.
+    /// The guests' port, on whatever address a program listens.
     pub fn guest_port(&self) -> u16 {
         self.guest_port.get()
     }

@@ -9,6 +9,7 @@ pub mod guest;
 mod hole;
 pub mod image;
 pub mod images;
+pub mod listen;
 pub mod main_log;
 pub mod net;
 pub mod platform;

@@ -47,6 +47,15 @@ pub struct NodeView {
     pub bad_records: Vec<BadRecordView>,
     /// Failures of the node's own work (such as the network) that are being retried.
     pub problems: Vec<String>,
+    /// Connections to published ports that are open, or wait for an instance.
+    #[serde(default)]
+    pub connections: u64,
+    /// How many of them there may be. No tenant, pool or client may have more than are left for others.
+    #[serde(default)]
+    pub connections_max: u64,
+    /// Those that were not let in or could not be carried, since the agent's start.
+    #[serde(default)]
+    pub refused_connections: u64,
 }
 
 /// A record that does not parse.
@@ -123,9 +132,13 @@ pub struct PoolView {
     /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,
-    /// Connections to its published ports that are open.
+    /// Connections to its published ports that are open, or wait for an instance.
     #[serde(default)]
     pub connections: u64,
+    /// Connections to its published ports that were not let in or could not be carried, since the
+    /// agent's start.
+    #[serde(default)]
+    pub refused_connections: u64,
     /// What keeps published ports from being served, each with its port, in words.
     #[serde(default)]
     pub publish_problems: Vec<String>,

@@ -10,12 +10,12 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use mvm_core::vmm::{Accel, VmmKind};
-use tracing_subscriber::EnvFilter;
 
 use crate::client::{Client, Wanted};
 use crate::cmd;
 use crate::complete;
 use crate::error::{Error, Result, exit};
+use crate::log;
 use crate::output::{Format, Ui};
 
 /// Where everything is kept unless the command line says otherwise.
@@ -211,7 +211,7 @@ fn print_help(help: &StyledStr) -> std::io::Result<()> {
     }
 }
 
-fn is_colour_unwanted() -> bool {
+pub(crate) fn is_colour_unwanted() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
@@ -229,7 +229,7 @@ pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
         _ => None,
     };
     if let Some(filter) = global.log.as_deref().or(serve.map(|_| "info")) {
-        log_to_stderr(filter)?;
+        log::to_stderr(filter)?;
     }
     let state_dir = std::path::absolute(&global.state_dir).map_err(|source| Error::Read {
         what: format!("the working directory, for --state-dir {}", global.state_dir.display()),
@@ -288,20 +288,6 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Version(verb) => verb.run(&context.ui).map(drop),
     }?;
     Ok(exit::OK)
-}
-
-fn log_to_stderr(filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| Error::Usage {
-        message: format!("`{filter}` is not a log level: {error}"),
-        hint: "use error, warn, info, debug or trace".to_owned(),
-    })?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && !is_colour_unwanted());
-    // Set already only where several commands run in one process.
-    let _ = subscriber.try_init();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod error;
 mod exec;
 mod forward;
 mod image_source;
+mod log;
 mod output;
 mod request;
 #[cfg(test)]

@@ -61,6 +61,7 @@ pub(crate) fn pool(path: &str) -> PoolView {
         base: None,
         exposed_ports: BTreeSet::new(),
         connections: 0,
+        refused_connections: 0,
         publish_problems: Vec::new(),
         created_unix_ms: 0,
         removing: false,

@@ -31,6 +31,7 @@ pub(crate) struct Machine {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) capacity: Capacity,
     pub(crate) memory: MemoryGauge,
+    pub(crate) open_files: u64,
 }
 
 impl Machine {
@@ -45,6 +46,7 @@ impl Machine {
             dir,
             capacity: Capacity { vcpus: 10_000, mem_mib: 10_000_000, disk_mib: 100_000_000 },
             memory: MemoryGauge::simulated(),
+            open_files: 65_536,
         }
     }
 
@@ -61,6 +63,7 @@ impl Machine {
             nameservers: Vec::new(),
             chosen_because: "simulated".to_owned(),
             accel: Accel::Tcg,
+            open_files: self.open_files,
         };
         let host = Host {
             vmm: Arc::new(SimVmm::new(self.world.clone())),

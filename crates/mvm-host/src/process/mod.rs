@@ -10,6 +10,8 @@ mod daemon;
 mod exit_info;
 pub(crate) mod find;
 mod identity;
+mod open_files;
+mod own_log;
 mod spawn;
 mod starting;
 mod strays;
@@ -34,6 +36,8 @@ pub use become_program::become_program;
 pub use daemon::spawn_daemon;
 pub use find::find_program;
 pub use identity::{ProcessIdentity, ResourceUsage, boot_id};
+pub use open_files::raise_open_files;
+pub use own_log::bound_own_log;
 pub use spawn::{Spawn, spawn};
 pub(crate) use starting::between_starts;
 #[cfg(test)]

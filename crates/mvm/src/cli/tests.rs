@@ -236,7 +236,7 @@ fn the_version_is_data() {
 
 #[test]
 fn a_log_level_that_does_not_exist_is_a_usage_error() {
-    assert_eq!(log_to_stderr("a=b=c").unwrap_err().exit_code(), exit::USAGE);
+    assert_eq!(crate::log::to_stderr("a=b=c").unwrap_err().exit_code(), exit::USAGE);
 }
 
 #[test]

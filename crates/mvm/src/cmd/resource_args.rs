@@ -34,7 +34,8 @@ pub(crate) struct ResourceArgs {
     #[arg(short = 'v', long, alias = "volume", value_name = "NAME:/PATH[:ro]")]
     disk_attach: Vec<DiskMount>,
     /// Listen on a port of this machine and carry its connections to a port of the guests, such as
-    /// 8080:80 (for this machine alone) or 0.0.0.0:8080:80. An instance that sleeps is woken.
+    /// 8080:80 (for this machine alone) or 0.0.0.0:8080:80. An instance that sleeps is woken. The
+    /// program may listen on any address of the guest, and sees connections from the guest's own one.
     #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST-PORT")]
     publish: Vec<Publish>,
     /// What each instance may send, and what it may receive, in Mbit/s each, such as 100 or 1G.

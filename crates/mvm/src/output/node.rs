@@ -20,7 +20,14 @@ pub(crate) fn info(view: &NodeView, now: u64) -> String {
         ("tenants", view.tenants.to_string()),
         ("pools", reserved.pools.to_string()),
         ("instances", format!("{}, {} to run", reserved.instances, reserved.running)),
+        (
+            "connections",
+            format!("{} of {} to published ports", view.connections, view.connections_max),
+        ),
     ]);
+    if view.refused_connections > 0 {
+        rows.push(("refused", refused(view.refused_connections)));
+    }
     let mut text = fields(rows);
     if !view.bad_records.is_empty() {
         text.push_str("\n\nRecords that do not parse; their objects are not touched:");
@@ -36,6 +43,12 @@ pub(crate) fn info(view: &NodeView, now: u64) -> String {
         }
     }
     text
+}
+
+/// Connections to published ports that came to nothing.
+pub(crate) fn refused(count: u64) -> String {
+    let noun = if count == 1 { "connection" } else { "connections" };
+    format!("{count} {noun} since the agent's start")
 }
 
 /// The agent.
@@ -88,6 +101,9 @@ mod tests {
             tenants: 1,
             bad_records: vec![BadRecordView { key: "desired/pool/a/b".into(), reason: "x".into() }],
             problems: vec!["nft is missing".into()],
+            connections: 3,
+            connections_max: 8192,
+            refused_connections: 0,
         };
         let text = info(&view, 61_000);
         for part in [

@@ -8,8 +8,8 @@ use mvm_core::record::BuildState;
 use mvm_core::spec::Quota;
 use mvm_wire::view::{BaseView, PoolView, TenantView};
 
-use super::policy;
 use super::table::{fields, or_dash, table};
+use super::{node, policy};
 use crate::units::{mib_text, utc_text};
 
 /// A list of tenants: what is reserved, of what is allowed.
@@ -150,6 +150,9 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
     if !spec.publish.is_empty() {
         rows.extend(spec.publish.iter().map(|publish| ("published", publish.to_string())));
         rows.push(("connections", view.connections.to_string()));
+        if view.refused_connections > 0 {
+            rows.push(("refused", node::refused(view.refused_connections)));
+        }
     }
     rows.extend(view.publish_problems.iter().map(|problem| ("problem", problem.clone())));
     fields(rows)

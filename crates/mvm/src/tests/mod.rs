@@ -83,6 +83,9 @@ fn node() -> NodeView {
         tenants: 0,
         bad_records: vec![],
         problems: vec![],
+        connections: 0,
+        connections_max: 8192,
+        refused_connections: 0,
     }
 }
 
