@@ -38,11 +38,9 @@ pub(super) fn prepare(key: &str) -> Result<(), String> {
     if host_keys().is_empty() {
         make_host_key("ed25519")?;
     }
-    if locked::root() == Root::Locked
-        && !uses_pam(&server)
-        && let Err(error) = locked::unlock_root()
-    {
-        say(&format!("root cannot be let in: {error}"));
+    if locked::root() == Root::Locked && !uses_pam(&server) {
+        // The server's start tells if root stays locked.
+        let _ = locked::unlock_root();
     }
     // It costs time if that fails, and no more.
     let _ = ensure_known(Path::new(HOSTS), CLIENT);
@@ -57,9 +55,11 @@ pub(super) fn prepare(key: &str) -> Result<(), String> {
 /// Becomes the server; returns only if that fails, with the reason.
 pub(super) fn serve() -> String {
     let Some(program) = find("sshd") else { return missing() };
-    if locked::root() == Root::LockedWithPassword && !uses_pam(&program) {
-        say("root's password is locked (passwd -l), and the guest's SSH server lets no locked \
-             account in: `passwd -u root` in the guest, or log in as another user with -l");
+    if locked::root() != Root::Open && !uses_pam(&program) {
+        super::say(
+            "root's password is locked, and the guest's SSH server lets no locked account in: \
+             `passwd -u root` in the guest, or log in as another user with -l",
+        );
     }
     let files = format!("AuthorizedKeysFile={KEYS} .ssh/authorized_keys .ssh/authorized_keys2");
     let options = [
@@ -110,10 +110,6 @@ pub(crate) fn forget() -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn say(line: &str) {
-    super::say(line);
 }
 
 fn at<T>(path: &str, result: io::Result<T>) -> Result<T, String> {

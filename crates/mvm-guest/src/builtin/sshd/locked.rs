@@ -33,10 +33,8 @@ pub(super) fn root() -> Root {
 
 /// Writes a `*` for each exclamation mark that locks root's account. A password that somebody
 /// locked stays as it is.
-pub(super) fn unlock_root() -> Result<(), String> {
-    [SHADOW, PASSWD]
-        .into_iter()
-        .try_for_each(|path| unlock(Path::new(path)).map_err(|error| format!("{path}: {error}")))
+pub(super) fn unlock_root() -> io::Result<()> {
+    [SHADOW, PASSWD].into_iter().try_for_each(|path| unlock(Path::new(path)))
 }
 
 fn unlock(path: &Path) -> io::Result<()> {
