@@ -4,15 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_core::name::PoolPath;
 use mvm_core::publish::Publish;
 use mvm_core::record::{Desired, Existence};
 use mvm_host::listen::{ListenError, listen};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::carry::serve;
 use crate::node::Node;
+
+/// How long a port that cannot be had is left alone: to find out who has it takes a look at every process
+/// of the machine, and rounds may follow each other closely.
+const AGAIN: Duration = Duration::from_secs(5);
 
 type Key = (PoolPath, Publish);
 
@@ -88,6 +94,8 @@ pub(crate) async fn reserve(
 #[derive(Default)]
 pub(crate) struct Listeners {
     open: BTreeMap<Key, JoinHandle<()>>,
+    /// Those that could not be had, and when that was found.
+    failed: BTreeMap<Key, Instant>,
 }
 
 impl Listeners {
@@ -113,6 +121,7 @@ impl Listeners {
             };
             state.reserved.retain(|address, _| is_wanted(address));
         }
+        self.failed.retain(|key, at| wanted.contains(key) && at.elapsed() < AGAIN);
         for (pool, publish) in wanted {
             let key = (pool.clone(), publish);
             if self.open.contains_key(&key) {
@@ -121,6 +130,7 @@ impl Listeners {
             let reserved = node.published.state().reserved.remove(&publish.listen());
             let listening = match reserved {
                 Some(listener) => Ok(listener),
+                None if self.failed.contains_key(&key) => continue,
                 None => listen(publish.listen()).await,
             };
             match listening {
@@ -130,9 +140,9 @@ impl Listeners {
                     let serve = serve(node.clone(), pool, publish, listener);
                     self.open.insert(key, tokio::spawn(serve));
                 }
-                // Tried again in the next round.
                 Err(error) => {
                     node.published.set_problem(&pool, publish, Some(error.to_string()));
+                    self.failed.insert(key, Instant::now());
                 }
             }
         }
