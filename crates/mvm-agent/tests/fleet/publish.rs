@@ -179,6 +179,19 @@ async fn a_port_that_was_taken_while_there_was_no_agent_is_told_and_had_once_it_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_comes_with_a_new_agent_waits_for_the_guest() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let address = free_address();
+    try_publish(&agent, "demo", 1, address).await.unwrap();
+    agent.until_running(1).await;
+    agent.node.end().await;
+    eventually("the port is closed", async || TcpStream::connect(address).is_err()).await;
+    let _agent = machine.agent().await;
+    assert_eq!(occupy(address, 1).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_without_instances_says_why_a_connection_failed() {
     let machine = Machine::new();
     let agent = machine.agent().await;
