@@ -456,13 +456,8 @@ async fn try_release(
     let dir = node.instance_dir(&path.id);
     sleep::prune(&dir, status)?;
     if everything {
-        match std::fs::remove_dir_all(&dir) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(EffectError::Dir { path: dir.display().to_string(), source });
-            }
-        }
+        mvm_host::removal::remove_tree(&dir)
+            .map_err(|source| EffectError::Dir { path: dir.display().to_string(), source })?;
     }
     Ok(())
 }

@@ -106,13 +106,17 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         VmmKind::Sim => SIMULATED_STARTING,
         VmmKind::Qemu | VmmKind::Firecracker => STARTING_PER_CPU * cpus,
     };
+    let images = LocalImages::new(&state_dir);
+    if let Err(error) = images.sweep().await {
+        tracing::warn!(error = crate::node::chain(&error), "cannot remove what builds left behind");
+    }
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
             vmm: real(&choice, &state_dir, options, &facts),
             network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
                 as Arc<dyn Network>,
-            images: Arc::new(LocalImages::new(&state_dir)) as Arc<dyn Images>,
+            images: Arc::new(images) as Arc<dyn Images>,
             disks: Arc::new(LocalDisks::new(&state_dir)) as Arc<dyn Disks>,
             memory: MemoryGauge::Machine { wanted_mib: options.keep_free_mib },
         },

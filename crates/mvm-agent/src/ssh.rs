@@ -98,10 +98,7 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), SshError> {
 pub(crate) fn remove_key(state_dir: &Path, tenant: &TenantName) -> Result<(), SshError> {
     let path = state_dir.join(SshView::identity_file(tenant));
     let dir = path.parent().unwrap_or(&path);
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(dir)(error)),
-        _ => Ok(()),
-    }
+    mvm_host::removal::remove_tree(dir).map_err(at(dir))
 }
 
 /// Makes a guest ready for an SSH client: the tenant's key may log in, and the guest's host keys,

@@ -14,6 +14,7 @@ pub mod main_log;
 pub mod net;
 pub mod platform;
 pub mod process;
+pub mod removal;
 pub mod snapshots;
 mod tls;
 pub mod unix_socket;

@@ -1,5 +1,6 @@
 //! A guest's part in its sleep and wake: what every guest does, and the hooks of the real agent.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod guest_support;
 

@@ -1,5 +1,6 @@
 //! Layers merged into a tree, compared with what `umoci` makes of the same image.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod oci_support;
 

@@ -2,6 +2,7 @@
 //! real QEMU and Firecracker where they can run.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod elf_support;
 mod image_support;

@@ -1,6 +1,7 @@
 //! The agent as a whole on the simulated host: the loop, the actors and the API, in virtual time.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod base;
 mod clocks;

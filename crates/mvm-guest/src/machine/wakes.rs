@@ -69,6 +69,7 @@ impl Wakes {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 mod tests {
     use super::*;
 

@@ -14,6 +14,7 @@ use crate::image::digest::Digest;
 use crate::image::durable::{NameLock, Named};
 use crate::image::progress::{OnProgress, Progress, human_size, step};
 use crate::process::{Tool, ToolError};
+use crate::removal::TempDir;
 
 /// How long to wait for another process that refreshes the package lists.
 const LISTS_LOCK_TIMEOUT: Duration = Duration::from_secs(120);
@@ -166,7 +167,7 @@ pub(crate) async fn download(
 }
 
 /// A download in a directory that `apt`'s unprivileged download process can write.
-struct Staged(tempfile::TempDir);
+struct Staged(TempDir);
 
 impl Staged {
     fn file(&self) -> Result<PathBuf, BootstrapError> {
@@ -185,7 +186,7 @@ impl Staged {
 async fn stage(wanted: &Candidate, progress: OnProgress<'_>) -> Result<Staged, BootstrapError> {
     // The cache may lie below a directory that only root enters, so the download goes elsewhere.
     let base = std::env::temp_dir();
-    let dir = tempfile::Builder::new().prefix("mvm-download-").tempdir();
+    let dir = TempDir::new_in(&base, "mvm-download-");
     let dir = dir.named("create a directory in", &base)?;
     if let (true, Some(uid)) = (rustix::process::geteuid().is_root(), user_id("_apt")) {
         chown(dir.path(), Some(uid), None).named("change the owner of", dir.path())?;

@@ -15,6 +15,7 @@ use super::oci::{LayerCache, OciSource};
 use super::progress::{OnProgress, Progress};
 use crate::bootstrap::packages::{Program, not_installed};
 use crate::process::{Tool, ToolError, find_program};
+use crate::removal::TempDir;
 
 /// Files that are newer than this get this time, in seconds since 1970: the first one of 2023-11-15
 /// (UTC).
@@ -55,7 +56,7 @@ pub(crate) async fn make(
     progress(Progress::Began(format!("making a Debian {suite} system")));
     let scratch = cache.scratch();
     ensure_dir(&scratch)?;
-    let dir = tempfile::tempdir_in(&scratch).named("create a directory in", &scratch)?;
+    let dir = TempDir::new_in(&scratch, "debian-").named("create a directory in", &scratch)?;
     let archive = dir.path().join("root.tar");
     let mut tool = Tool::new(program.executable())
         .env("SOURCE_DATE_EPOCH", EPOCH)
@@ -67,8 +68,9 @@ pub(crate) async fn make(
     }
     tool = tool.arg(format!("--customize-hook={FORGET}"));
     tool = tool.arg(suite).arg(&archive);
-    // Its own default is the public mirror; the host's sources are what works here.
-    let made = tool.args(sources(suite)).run().await;
+    // Its own default is the public mirror; the host's sources are what works here. It mounts what the
+    // packages' own programs need, the host's `/dev/shm` among it.
+    let made = tool.args(sources(suite)).contained().run().await;
     made.map_err(|error| explained(error).at(&scratch))?;
     progress(Progress::Ended);
     OciSource::root_archive(&archive, description, cache, progress).await

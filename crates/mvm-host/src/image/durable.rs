@@ -9,6 +9,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::removal::remove_tree;
+
 const LOCK: &str = ".lock-";
 const TEMP: &str = ".tmp-";
 
@@ -102,10 +104,7 @@ pub(crate) fn sync(path: &Path) -> Result<(), FileError> {
 
 /// Removes a directory tree; one that is not there is fine.
 pub(crate) fn remove_dir(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.named("remove", path),
-    }
+    remove_tree(path).named("remove", path)
 }
 
 /// A directory that is removed with everything in it, unless it was published. It holds its
@@ -135,7 +134,7 @@ impl TempTree {
 impl Drop for TempTree {
     fn drop(&mut self) {
         // After a rename there is nothing here. What cannot be removed now is found again by name.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = remove_tree(&self.path);
     }
 }
 

@@ -42,6 +42,18 @@ impl LocalImages {
         }
     }
 
+    /// Removes what builds of an earlier agent left behind, mounts included. No build may run yet.
+    ///
+    /// # Errors
+    /// Something cannot be removed; everything else is.
+    pub async fn sweep(&self) -> Result<(), ImagesError> {
+        let left = self.kept(|kept| kept.sweep()).await?;
+        for path in left {
+            tracing::info!(path = %path.display(), "an interrupted build's leftover is removed");
+        }
+        Ok(())
+    }
+
     /// Works on what is kept, on a thread that may block.
     async fn kept<T: Send + 'static>(
         &self,
@@ -106,7 +118,7 @@ impl Images for LocalImages {
     ) -> Result<BuiltImage, ImagesError> {
         let on_progress = |progress| {
             if let Progress::Began(step) = progress {
-                on_step(step);
+                on_step(one_line(&step));
             }
         };
         let kernel = KernelStore::new(&self.state_dir)
@@ -192,5 +204,29 @@ fn failed(error: &dyn std::error::Error) -> ImagesError {
         message.push_str(&format!(": {error}"));
         source = error.source();
     }
-    ImagesError { message }
+    ImagesError { message: one_line(&message) }
+}
+
+/// Text with names of an image or words of a registry in it, which may hold anything, as one line
+/// without control characters.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_says_is_one_line() {
+        let said = std::io::Error::other("entry `a\n\u{1b}[2J\u{9b}b` is odd");
+        assert_eq!(failed(&said).message, "entry `a\\n\\u{1b}[2J\\u{9b}b` is odd");
+    }
 }

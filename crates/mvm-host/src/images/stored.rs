@@ -11,7 +11,7 @@ use mvm_core::name::RevisionId;
 
 use crate::bootstrap::kernel::MODULES;
 use crate::image::build::ImageStore;
-use crate::image::durable::{Named, names, remove_dir};
+use crate::image::durable::{names, remove_dir};
 use crate::image::revision::MANIFEST;
 use crate::image::{ImageError, LayerCache};
 
@@ -176,6 +176,9 @@ impl Kept<'_> {
                 }
             }
         }
+        if !dry_run {
+            self.layers.detach_mounts()?;
+        }
         let downloads = self.layers.downloads()?;
         let uploads = self.uploads(in_use)?;
         let left = self.layers.leftovers()?.into_iter().chain(self.store.leftovers()?);
@@ -185,10 +188,23 @@ impl Kept<'_> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             add(kind, name, &path);
             if !dry_run {
-                remove(&path)?;
+                remove_dir(&path)?;
             }
         }
         Ok(collected)
+    }
+
+    /// Removes what builds that were interrupted left behind, and says what that was. No build may run.
+    pub(super) fn sweep(&self) -> Result<Vec<PathBuf>, ImageError> {
+        for point in self.layers.detach_mounts()? {
+            tracing::warn!(path = %point.display(), "a mount of an interrupted build is detached");
+        }
+        let left = self.layers.leftovers()?.into_iter().chain(self.store.leftovers()?);
+        let left: Vec<PathBuf> = left.collect();
+        // One that cannot be removed keeps no other one.
+        let removed: Vec<_> = left.iter().map(|path| remove_dir(path)).collect();
+        removed.into_iter().collect::<Result<(), _>>()?;
+        Ok(left)
     }
 
     /// Archives that came over standard input and that no pool is built from; a fresh one may be on
@@ -202,13 +218,6 @@ impl Kept<'_> {
         };
         Ok(paths.filter(|path| !in_use.paths.contains(path) && !is_fresh(path)).collect())
     }
-}
-
-fn remove(path: &Path) -> Result<(), ImageError> {
-    if path.is_dir() {
-        return Ok(remove_dir(path)?);
-    }
-    Ok(fs::remove_file(path).named("remove", path)?)
 }
 
 /// Disk space that is a revision's alone, in bytes: the modules of its kernel are others', too.

@@ -6,6 +6,7 @@
 
 mod apart;
 mod become_program;
+mod contained;
 mod daemon;
 mod exit_info;
 pub(crate) mod find;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::find;
 use super::starting::starting;
+use super::{contained, find};
 
 /// Lines of a failed tool's output that its error keeps.
 const KEPT_LINES: usize = 8;
@@ -67,6 +67,7 @@ pub(crate) struct Tool {
     program: OsString,
     command: tokio::process::Command,
     limit: Option<Duration>,
+    is_contained: bool,
 }
 
 impl Tool {
@@ -77,7 +78,7 @@ impl Tool {
         let program = program.as_ref().to_owned();
         let mut command = tokio::process::Command::new(find::program(&program));
         command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
-        Self { program, command, limit: None }
+        Self { program, command, limit: None, is_contained: false }
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -103,6 +104,14 @@ impl Tool {
     /// Ends the program if it runs longer.
     pub(crate) fn within(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
+        self
+    }
+
+    /// For a tool that mounts filesystems or starts programs of its own: it has a mount and a PID
+    /// namespace of its own, and nothing of it is left once it ends, is given up, or has lost its
+    /// caller, however that ended. Only root can run it.
+    pub(crate) fn contained(mut self) -> Self {
+        self.is_contained = true;
         self
     }
 
@@ -136,11 +145,20 @@ impl Tool {
         let program = self.program.to_string_lossy().into_owned();
         let spawn_error = |source| ToolError::Spawn { program: program.clone(), source };
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            starting(|| self.command.spawn()).map_err(|source| match source.kind() {
-                std::io::ErrorKind::NotFound => ToolError::Missing { program: program.clone() },
-                _ => spawn_error(source),
-            })?;
+        // Declared before what waits for it, so that it is still a child when that ends it.
+        let mut child;
+        let mut keeper = None;
+        let started = match self.is_contained {
+            true => contained::spawn(self.command).map(|(child, it)| {
+                keeper = Some(it);
+                child
+            }),
+            false => starting(|| self.command.spawn()),
+        };
+        child = started.map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ToolError::Missing { program: program.clone() },
+            _ => spawn_error(source),
+        })?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let work =
             async { tokio::join!(lines(stdout, on_line), lines(stderr, |_| ()), child.wait()) };
@@ -153,7 +171,10 @@ impl Tool {
             let limit = self.limit.unwrap_or_default();
             return Err(ToolError::TimedOut { program: program.clone(), limit });
         };
-        let status = status.map_err(spawn_error)?;
+        let mut status = status.map_err(spawn_error)?;
+        if keeper.is_some() {
+            status = contained::tools_status(status);
+        }
         Ok((status, stdout.map_err(spawn_error)?, stderr.map_err(spawn_error)?))
     }
 }
@@ -203,6 +224,154 @@ mod tests {
         let tool = Tool::new("sleep").arg("600").within(Duration::from_millis(50));
         let error = tool.run().await.unwrap_err();
         assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
+    }
+
+    /// What a contained tool leaves behind, looked for from outside.
+    struct Outside {
+        dir: tempfile::TempDir,
+        /// An argument that no other process has.
+        mark: String,
+    }
+
+    impl Outside {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("mnt")).unwrap();
+            std::fs::create_dir(dir.path().join("shm")).unwrap();
+            std::fs::write(dir.path().join("shm/canary"), "x").unwrap();
+            static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+            let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Self { mark: format!("{}{:04}", std::process::id(), 1000 + count), dir }
+        }
+
+        /// Mounts, and starts a child in a session of its own that nothing but SIGKILL ends.
+        fn script(&self, end: &str) -> String {
+            let (dir, mark) = (self.dir.path().display(), &self.mark);
+            format!(
+                "mount -t tmpfs none {dir}/mnt; mkdir {dir}/mnt/shm; \
+                 mount --bind {dir}/shm {dir}/mnt/shm; \
+                 setsid sh -c 'trap \"\" TERM HUP INT; sleep {mark} & echo ready; wait' & \
+                 {end}"
+            )
+        }
+
+        fn tool(&self, end: &str) -> Tool {
+            Tool::new("sh").args(["-c", &self.script(end)]).contained()
+        }
+
+        fn processes(&self) -> usize {
+            let all = std::fs::read_dir("/proc").unwrap().flatten();
+            let words = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+            words
+                .filter(|words| words.split(|b| *b == 0).any(|w| w == self.mark.as_bytes()))
+                .count()
+        }
+
+        fn assert_clean(self) {
+            assert_eq!(self.processes(), 0, "processes are left");
+            let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!mounts.contains(&self.dir.path().display().to_string()), "{mounts}");
+            assert!(self.dir.path().join("shm/canary").exists());
+            assert_eq!(std::fs::read_dir(self.dir.path().join("mnt")).unwrap().count(), 0);
+        }
+    }
+
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    #[tokio::test]
+    async fn a_contained_tool_that_is_given_up_leaves_nothing() {
+        if !is_root() {
+            return;
+        }
+        let outside = Outside::new();
+        let (ready, mut is_ready) = tokio::sync::mpsc::channel(1);
+        let tool = outside.tool("wait");
+        let work = tool.run_with(move |line| {
+            let _ = ready.try_send(line == "ready");
+        });
+        tokio::select! {
+            ended = work => panic!("it has ended: {ended:?}"),
+            ready = is_ready.recv() => assert_eq!(ready, Some(true)),
+        }
+        outside.assert_clean();
+    }
+
+    #[tokio::test]
+    async fn a_contained_tool_that_ends_fails_or_is_killed_leaves_nothing() {
+        if !is_root() {
+            return;
+        }
+        for (end, status) in [
+            ("echo told", Ok("told")),
+            ("exit 7", Err("exit status: 7")),
+            ("kill -9 $$", Err("signal: 9")),
+        ] {
+            let outside = Outside::new();
+            // It does not wait for the child's pipe, which outlives the tool.
+            let script = outside.script(end).replace("& echo ready;", ">/dev/null 2>&1 & ");
+            let ended = Tool::new("sh").args(["-c", &script]).contained().run().await;
+            match (ended, status) {
+                (Ok(output), Ok(expected)) => assert_eq!(output.trim(), expected),
+                (Err(error), Err(expected)) => {
+                    assert!(error.to_string().contains(expected), "{error}");
+                }
+                (ended, expected) => panic!("{ended:?} instead of {expected:?}"),
+            }
+            outside.assert_clean();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_contained_tool_is_known_to_itself_and_cannot_be_missing() {
+        if !is_root() {
+            return;
+        }
+        let script = "test /proc/$$ -ef /proc/self && echo $$; trap - CHLD; kill -l | head -n1";
+        let output = Tool::new("sh").args(["-c", script]).contained().run().await.unwrap();
+        assert!(output.starts_with('2'), "the second process of its namespace: {output}");
+        let missing = Tool::new("/no/such/program").contained().run().await.unwrap_err();
+        assert!(matches!(missing, ToolError::Missing { .. }), "{missing}");
+    }
+
+    /// The agent of the next test.
+    #[tokio::test]
+    #[ignore = "it is run by another test"]
+    async fn an_agent_that_is_killed() {
+        let script = std::env::var("MVM_TEST_SCRIPT").unwrap();
+        let tool = Tool::new("sh").args(["-c", &script]).contained();
+        drop(tool.run_with(|line| assert!(std::fs::write("ready", line).is_ok())).await);
+    }
+
+    #[tokio::test]
+    async fn a_contained_tool_whose_agent_is_killed_leaves_nothing() {
+        if !is_root() {
+            return;
+        }
+        let outside = Outside::new();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let wait_for = |is_so: &dyn Fn() -> bool| {
+            while !is_so() {
+                assert!(std::time::Instant::now() < deadline, "it takes too long");
+                std::thread::yield_now();
+            }
+        };
+        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "process::tool::tests::an_agent_that_is_killed"])
+            .env("MVM_TEST_SCRIPT", outside.script("wait"))
+            .current_dir(outside.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ready = outside.dir.path().join("ready");
+        wait_for(&|| ready.exists());
+        wait_for(&|| outside.processes() != 0);
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        wait_for(&|| outside.processes() == 0);
+        outside.assert_clean();
     }
 
     #[tokio::test]

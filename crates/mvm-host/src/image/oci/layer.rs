@@ -35,6 +35,7 @@ use crate::image::durable::{
     FileError, NameLock, Named, TempTree, abandoned, names, remove_dir, write_new,
 };
 use crate::process::boot_id;
+use crate::removal::detach_mounts_below;
 
 /// The version of the layout and of how entries are kept.
 const SCHEMA: u32 = 1;
@@ -130,6 +131,13 @@ impl LayerCache {
     pub fn remove(&self, diff_id: &Digest) -> Result<(), ImageError> {
         let _lock = NameLock::acquire(&self.dir, &format!("{PREFIX}{diff_id}"))?;
         Ok(remove_dir(&self.layer_dir(diff_id))?)
+    }
+
+    /// Detaches what tools of an earlier agent have mounted in the scratch directory: nobody else makes
+    /// anything there. Returns the mount points. No build may run.
+    pub(crate) fn detach_mounts(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let scratch = self.scratch();
+        Ok(detach_mounts_below(&scratch).named("detach what is mounted below", &scratch)?)
     }
 
     /// What interrupted operations left behind. No build may run.

@@ -20,6 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::super::{Disk, DiskAccess, VmSpec, VmmError, file_error};
+use crate::removal::remove_tree;
 use crate::unix_socket;
 
 /// Directory in the instance's directory.
@@ -161,7 +162,7 @@ impl Jail {
 impl Drop for Jail {
     fn drop(&mut self) {
         if !self.is_complete
-            && let Err(error) = remove_dir(&self.base)
+            && let Err(error) = remove_tree(&self.base)
         {
             tracing::warn!(%error, "cannot remove the jail of a failed launch");
         }
@@ -181,12 +182,5 @@ fn let_others_read(path: &Path) -> io::Result<()> {
 /// Removes the jail of an earlier run, if there is one. Its files that are kept have other names, too.
 pub(super) fn remove(spec: &VmSpec) -> Result<(), VmmError> {
     let base = base(&spec.dir);
-    remove_dir(&base).map_err(file_error(&base))
-}
-
-fn remove_dir(base: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(base) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_tree(&base).map_err(file_error(&base))
 }

@@ -59,10 +59,7 @@ pub(super) fn create(instance_dir: &Path, uid: u32) -> io::Result<Journal> {
 
 /// Removes the journal, if there is one.
 pub(super) fn remove(instance_dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(instance_dir.join(DIR)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    crate::removal::remove_tree(&instance_dir.join(DIR))
 }
 
 /// Keeps the journal small: a guest can bring about as many events as it likes.
