@@ -16,7 +16,7 @@ use crate::cmd;
 use crate::complete;
 use crate::error::{Error, Result, exit};
 use crate::log;
-use crate::output::{Format, Ui};
+use crate::output::{Format, Ui, raw};
 
 /// Where everything is kept unless the command line says otherwise.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
@@ -204,7 +204,7 @@ fn show_own_usage(error: &mut clap::Error, words: impl Iterator<Item = String>) 
 }
 
 fn print_help(help: &StyledStr) -> std::io::Result<()> {
-    let mut stderr = std::io::stderr();
+    let mut stderr = raw::stderr();
     match stderr.is_terminal() && !is_colour_unwanted() {
         true => write!(stderr, "{}", help.ansi()),
         false => write!(stderr, "{help}"),

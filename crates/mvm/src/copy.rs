@@ -1,7 +1,7 @@
 //! One stream of files into or out of a guest: a program there, a thread here, and a connection
 //! between them.
 
-use std::io::{self, IsTerminal as _, Read, Write};
+use std::io::{self, Read, Write};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::cli::Context;
 use crate::client::unexpected;
 use crate::error::{Error, Result};
-use crate::output::{Spinner, printable};
+use crate::output::{Spinner, printable, raw};
 
 /// Pieces between the connection and the thread.
 pub(crate) const PIECES: usize = 16;
@@ -241,7 +241,7 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(context: &'a Context) -> Self {
-        let spinner = io::stderr().is_terminal().then(|| context.ui.spinner());
+        let spinner = raw::is_stderr_terminal().then(|| context.ui.spinner());
         Self { spinner, bytes: 0, shown: Instant::now() }
     }
 

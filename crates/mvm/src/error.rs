@@ -15,7 +15,7 @@ use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
 use crate::document::DocumentError;
-use crate::output::printable;
+use crate::output::{printable, printable_text};
 use crate::units::Seconds;
 use crate::wait::Failure;
 
@@ -387,24 +387,25 @@ impl Error {
 
     /// What is printed on standard error: what, why, and what to type next.
     pub(crate) fn report(&self, color: Color) -> String {
-        let mut text = format!("{} {self}", color.bold_red("error:"));
+        let mut text = printable_text(&self.to_string());
         let mut source = match self {
             // Its text is the error's own.
             Self::Api(_) | Self::Document(_) => None,
             error => error.source(),
         };
         while let Some(cause) = source {
-            let cause_text = cause.to_string();
+            let cause_text = printable_text(&cause.to_string());
             if !text.ends_with(&cause_text) {
                 let _ = write!(text, ": {cause_text}");
             }
             source = cause.source();
         }
+        let mut text = format!("{} {text}", color.bold_red("error:"));
         for line in self.quoted() {
             let _ = write!(text, "\n  | {}", printable(line));
         }
         if let Some(hint) = self.hint() {
-            let _ = write!(text, "\n{} {hint}", color.bold("hint:"));
+            let _ = write!(text, "\n{} {}", color.bold("hint:"), printable_text(&hint));
         }
         text
     }

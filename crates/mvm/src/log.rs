@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::is_colour_unwanted;
 use crate::error::{Error, Result};
+use crate::output::raw;
 
 /// Lines of one cause about one object that are said at once.
 const SUPPLY: u32 = 20;
@@ -38,8 +38,8 @@ pub(crate) fn to_stderr(filter: &str) -> Result<()> {
     })?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && !is_colour_unwanted())
+        .with_writer(raw::stderr)
+        .with_ansi(raw::is_stderr_terminal() && !is_colour_unwanted())
         .event_format(Sparing { format: Format::default(), supplies: Mutex::default() });
     // Set already only where several commands run in one process.
     let _ = subscriber.try_init();

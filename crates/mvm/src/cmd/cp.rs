@@ -1,6 +1,6 @@
 //! `mvm cp`.
 
-use std::io::{self, IsTerminal as _, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::cli::Context;
 use crate::copy::{self, ChannelReader, ChannelWriter, PIECES};
 use crate::error::{Error, Result, exit};
-use crate::output::printable;
+use crate::output::{printable, raw};
 
 /// Copy files between this machine and an instance.
 ///
@@ -104,7 +104,7 @@ async fn download(
     to: Place,
     owners: Owners,
 ) -> Result<u8> {
-    if to == Place::Stream && io::stdout().is_terminal() {
+    if to == Place::Stream && raw::is_stdout_terminal() {
         return Err(Error::Usage {
             message: "a tar archive is not for a terminal".to_owned(),
             hint: "send it to a file or a program: `… - >files.tar`".to_owned(),
@@ -121,7 +121,7 @@ async fn download(
                 Ok(mvm_files::unpack(reader, &Target::As { path, name }, options)?)
             }
             _ => {
-                let mut out = io::stdout().lock();
+                let mut out = raw::stdout().lock();
                 copy_all(&mut reader, &mut out).map_err(Error::output)?;
                 Ok(Summary::default())
             }

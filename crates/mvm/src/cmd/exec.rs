@@ -15,6 +15,7 @@ use crate::cli::Context;
 use crate::detach_keys::{DetachFilter, DetachKeys};
 use crate::error::{Error, Result, exit};
 use crate::exec::{Event, Outcome, SIGHUP, SIGINT, SIGQUIT, SIGTERM, Streams, attach};
+use crate::output::raw;
 use crate::terminal::{self, RawTerminal};
 use crate::units::Seconds;
 
@@ -163,8 +164,8 @@ pub(crate) async fn carry(
         detach: detach_keys.map(DetachFilter::new),
         events,
         has_terminal,
-        stdout: tokio::io::stdout(),
-        stderr: tokio::io::stderr(),
+        stdout: raw::async_stdout(),
+        stderr: raw::async_stderr(),
     };
     // The terminal is given back before anything else is printed on it.
     tokio::select! {

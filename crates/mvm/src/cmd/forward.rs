@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::cli::Context;
 use crate::error::{Error, Result, exit};
 use crate::forward::{carry, connect};
+use crate::output::raw;
 
 /// Connections that are carried at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
@@ -131,7 +132,7 @@ impl Forward {
             // An agent is started, and whoever is meant looked for, once and in one place.
             let selector = Selector::from(&context.client.locate(selector).await?);
             let connection = connect(&context.client.socket(), selector, route.target).await?;
-            carry(connection, tokio::io::stdin(), tokio::io::stdout()).await?;
+            carry(connection, tokio::io::stdin(), raw::async_stdout()).await?;
             return Ok(exit::OK);
         }
         let Some(local) = route.local else {

@@ -6,11 +6,12 @@ use clap::{Args, ValueEnum};
 use mvm_core::frame::{KIND_STDERR, KIND_STDOUT};
 use mvm_core::name::Selector;
 use mvm_wire::{Call, ConnectionError, Item, LogKind, Reply};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::cli::Context;
 use crate::client::unexpected;
 use crate::error::{Error, Result};
+use crate::output::{TerminalFilter, raw};
 
 /// Which log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,25 +84,55 @@ impl Logs {
         });
         let call = Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps };
         let mut connection = context.client.start(&call).await?;
-        let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+        let mut stdout = Sink::new(raw::async_stdout(), raw::is_stdout_terminal());
+        let mut stderr = Sink::new(raw::async_stderr(), raw::is_stderr_terminal());
         loop {
             match connection.read.next().await?.ok_or(ConnectionError::HungUp)? {
                 Item::Data { kind: KIND_STDOUT, bytes } => {
-                    stdout.write_all(&bytes).await.map_err(Error::output)?;
-                    stdout.flush().await.map_err(Error::output)?;
+                    stdout.write(&bytes).await?;
                 }
                 Item::Data { kind: KIND_STDERR, bytes } => {
-                    stderr.write_all(&bytes).await.map_err(Error::output)?;
-                    stderr.flush().await.map_err(Error::output)?;
+                    stderr.write(&bytes).await?;
                 }
                 Item::Data { .. } => {}
                 message @ Item::Message(_) => match message.parse()? {
-                    Reply::Done => return Ok(()),
+                    Reply::Done => {
+                        stdout.end().await?;
+                        return stderr.end().await;
+                    }
                     Reply::Error(error) => return Err(error.into()),
                     other => return Err(unexpected(&other)),
                 },
             }
         }
+    }
+}
+
+/// Where the lines of a log go.
+struct Sink<W> {
+    to: W,
+    /// On a terminal, which a guest must not steer.
+    filter: Option<TerminalFilter>,
+}
+
+impl<W: AsyncWrite + Unpin> Sink<W> {
+    fn new(to: W, is_terminal: bool) -> Self {
+        Self { to, filter: is_terminal.then(TerminalFilter::default) }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let shown = match &mut self.filter {
+            Some(filter) => &filter.pass(bytes),
+            None => bytes,
+        };
+        self.to.write_all(shown).await.map_err(Error::output)?;
+        self.to.flush().await.map_err(Error::output)
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        let end = self.filter.as_ref().map_or(&b""[..], TerminalFilter::end);
+        self.to.write_all(end).await.map_err(Error::output)?;
+        self.to.flush().await.map_err(Error::output)
     }
 }
 

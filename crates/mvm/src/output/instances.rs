@@ -130,10 +130,10 @@ fn moment(unix_ms: u64, now: u64) -> String {
 /// Why an instance is in its state.
 pub(crate) fn why(why: &WhyView, now: u64) -> String {
     let view = &why.instance;
-    let mut text = format!("{} is {}: {}.\n", view.path, state(view, now), why.summary);
+    let mut text = format!("{} is {}: {}.\n", view.path, state(view, now), printable(&why.summary));
     let _ = writeln!(text, "\nDesired state: {}.", wish(view.desired));
     if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
-        let _ = writeln!(text, "It is not there yet: {reason}.");
+        let _ = writeln!(text, "It is not there yet: {}.", printable(&reason));
     }
     if let Some(rested) = &view.rested {
         let _ = writeln!(text, "{}", policy::rested(rested, now));
@@ -146,7 +146,7 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
     }
     if let Some(cold) = &view.cold_boot {
         let at = moment(cold.at_unix_ms, now);
-        let reason = &cold.reason;
+        let reason = printable(&cold.reason.to_string());
         let _ = writeln!(
             text,
             "\nIt booted from its disk {at}, as its snapshot could not be restored: {reason}."
@@ -189,6 +189,7 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
 fn last_end(death: &Death, now: u64) -> String {
     let Death { cause, at_unix_ms, exit, .. } = death;
     let exit = exit.as_ref().map_or_else(String::new, |exit| format!("; {}", vmm_end(exit)));
+    let cause = printable(&cause.to_string());
     format!("Its last run ended {}: {cause}{exit}.", moment(*at_unix_ms, now))
 }
 

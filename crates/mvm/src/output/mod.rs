@@ -8,6 +8,8 @@ pub(crate) mod images;
 pub(crate) mod instances;
 pub(crate) mod node;
 pub(crate) mod policy;
+mod printable;
+pub(crate) mod raw;
 pub(crate) mod spinner;
 pub(crate) mod table;
 pub(crate) mod tenants;
@@ -19,6 +21,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::error::{Color, Error, Result};
+pub(crate) use printable::{TerminalFilter, printable, printable_text};
 pub(crate) use spinner::Spinner;
 
 /// How data is printed.
@@ -42,19 +45,6 @@ pub(crate) enum Audience {
     Program,
 }
 
-/// A line that a guest wrote, without what would steer the terminal.
-pub(crate) fn printable(line: &str) -> String {
-    let mut text = String::with_capacity(line.len());
-    for c in line.trim_end().chars() {
-        match c {
-            '\t' => text.push(c),
-            c if c.is_control() => text.extend(c.escape_default()),
-            c => text.push(c),
-        }
-    }
-    text
-}
-
 /// Where a command's output goes.
 pub(crate) struct Ui {
     format: Format,
@@ -68,14 +58,14 @@ impl Ui {
     /// The process's own standard output and error. Colours are left out if asked for, if
     /// `NO_COLOR` is set, and where nobody sees them.
     pub(crate) fn standard(format: Format, no_color: bool) -> Self {
-        let is_person = io::stderr().is_terminal();
+        let is_person = raw::is_stderr_terminal();
         let no_color = no_color || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         Self {
             format,
             color: if is_person && !no_color { Color::Ansi } else { Color::Plain },
             audience: if is_person { Audience::Person } else { Audience::Program },
-            data: RefCell::new(Box::new(io::stdout())),
-            talk: RefCell::new(Box::new(io::stderr())),
+            data: RefCell::new(Box::new(raw::stdout())),
+            talk: RefCell::new(Box::new(raw::stderr())),
         }
     }
 
@@ -86,12 +76,12 @@ impl Ui {
 
     /// Prints an error.
     pub(crate) fn error(&self, error: &Error) {
-        self.say(&error.report(self.color));
+        let _ = writeln!(self.talk.borrow_mut(), "{}", error.report(self.color));
     }
 
-    /// Says a line on standard error. It goes unsaid if nobody can read it.
+    /// Says a line on standard error, or several. It goes unsaid if nobody can read it.
     pub(crate) fn say(&self, line: &str) {
-        let _ = writeln!(self.talk.borrow_mut(), "{line}");
+        let _ = writeln!(self.talk.borrow_mut(), "{}", printable_text(line));
     }
 
     /// Says a line on standard error, unless the output is for programs.
@@ -120,15 +110,18 @@ impl Ui {
         text: impl FnOnce() -> String,
     ) -> Result<()> {
         let text = match self.format {
-            Format::Table => text(),
-            Format::Json => serde_json::to_string_pretty(value).map_err(Error::output)?,
+            Format::Table => printable_text(&text()),
+            Format::Json => {
+                let json = serde_json::to_string_pretty(value).map_err(Error::output)?;
+                printable::printable_json(&json)
+            }
             Format::Yaml => serde_saphyr::to_string(value)
                 .map_err(|error| Error::output(io::Error::other(error)))?,
         };
         self.text(&text)
     }
 
-    /// Prints text, with a line end if it has none.
+    /// Prints text of mvm's own, such as a script, with a line end if it has none.
     ///
     /// # Errors
     /// Standard output cannot be written.
@@ -150,7 +143,7 @@ impl Ui {
         if self.audience == Audience::Program || !io::stdin().is_terminal() {
             return Ok(None);
         }
-        let _ = write!(self.talk.borrow_mut(), "{question} [y/N] ");
+        let _ = write!(self.talk.borrow_mut(), "{} [y/N] ", printable_text(question));
         let _ = self.talk.borrow_mut().flush();
         let mut answer = String::new();
         io::stdin()
@@ -238,9 +231,100 @@ mod tests {
         assert_eq!(print(Format::Table), "a table\n");
     }
 
+    const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{1b}[2J\u{9b}1m\u{202e}";
+
+    fn assert_tame(text: &str) {
+        let steers = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+        assert!(!text.contains(steers), "{text:?}");
+        assert!(text.contains("[2J"), "it is still told: {text:?}");
+    }
+
     #[test]
-    fn a_guests_line_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\tb \u{1b}[2Jc\u{9b}1m\r"), "a\tb \\u{1b}[2Jc\\u{9b}1m");
+    fn nothing_that_is_printed_steers_the_terminal() {
+        for format in [Format::Table, Format::Json, Format::Yaml] {
+            let (ui, captured) = capture::ui_with(format);
+            ui.data(&serde_json::json!({ HOSTILE: [HOSTILE] }), || HOSTILE.to_owned()).unwrap();
+            assert_tame(&captured.data());
+        }
+        let (ui, captured) = capture::ui();
+        ui.say(HOSTILE);
+        assert_tame(&captured.talk());
+        let (ui, captured) = capture::ui();
+        ui.remark(HOSTILE);
+        assert_tame(&captured.talk());
+        let (ui, captured) = capture::ui();
+        ui.spinner().show(HOSTILE);
+        assert_tame(&captured.talk());
+        let quoted = crate::wait::Failure {
+            message: HOSTILE.to_owned(),
+            console: vec![HOSTILE.to_owned()],
+            hint: HOSTILE.to_owned(),
+            superseded: false,
+            others: 0,
+        };
+        let source = io::Error::other(HOSTILE);
+        for error in [
+            Error::Failed(quoted),
+            Error::Api(mvm_wire::ApiError::new(mvm_wire::ErrorCode::Guest, HOSTILE)),
+            Error::Read { what: "x".to_owned(), source },
+        ] {
+            let (ui, captured) = capture::ui();
+            ui.error(&error);
+            assert_tame(&captured.talk());
+        }
+    }
+
+    #[test]
+    fn what_an_image_says_stays_in_its_cell() {
+        let words = format!("{HOSTILE}\nused by:   nobody");
+        let config = mvm_core::image::ImageConfig {
+            entrypoint: vec![words.clone()],
+            cmd: vec![words.clone()],
+            user: words.clone(),
+            working_dir: words.clone(),
+            stop_signal: Some(words.clone()),
+            exposed_ports: [words.clone()].into(),
+            init: Some(words.clone()),
+            ..Default::default()
+        };
+        let image = mvm_wire::view::ImageView {
+            revision: mvm_core::name::RevisionId::from_digest([1; 8]),
+            source: words.clone(),
+            bytes: 0,
+            built_unix_ms: 0,
+            kernel: words.clone(),
+            config,
+            layers: vec![words.clone()],
+            used_by: vec![],
+            damage: Some(words.clone()),
+        };
+        let failed = mvm_core::record::BuildState::Failed {
+            error: words.clone(),
+            at_unix_ms: 0,
+            failures: 1,
+        };
+        let pool = mvm_wire::view::PoolView {
+            exposed_ports: [words.clone()].into(),
+            publish_problems: vec![words.clone()],
+            build: failed,
+            ..samples::pool("demo/hello")
+        };
+        let instance = mvm_wire::view::InstanceView {
+            exposed_ports: [words].into(),
+            ..samples::instance("demo/hello/i-00000001")
+        };
+        for text in [
+            images::info(&image),
+            images::list(std::slice::from_ref(&image)),
+            tenants::pool_info(&pool),
+            instances::info(&instance, 0),
+        ] {
+            assert!(!text.contains("\nused by:   nobody"), "{text}");
+            let text = printable_text(&text);
+            if text.contains('x') && text.contains("[2J") {
+                assert_tame(&text);
+            }
+        }
     }
 
     #[test]

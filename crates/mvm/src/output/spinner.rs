@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Ui;
+use super::{Ui, printable};
 use crate::error::Color;
 
 /// A line that changes. Dropping it clears it.
@@ -43,6 +43,7 @@ impl<'a> Spinner<'a> {
 
     /// Shows another line. Where lines are not animated, a number that counts down is no news.
     pub(crate) fn show(&mut self, line: &str) {
+        let line = &*printable(line);
         match &mut self.kind {
             Kind::Quiet => {}
             Kind::Animated(bar) => bar.set_message(line.to_owned()),

@@ -1,6 +1,8 @@
-//! Tables without borders, and lists of fields.
+//! Tables without borders, and lists of fields. A cell is one line, whatever a stranger put into it.
 
 use unicode_width::UnicodeWidthStr as _;
+
+use super::printable;
 
 /// Blanks between columns.
 const GAP: usize = 3;
@@ -11,13 +13,13 @@ pub(crate) fn table<const N: usize>(
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
     let mut all = vec![header.map(str::to_owned)];
-    all.extend(rows);
+    all.extend(rows.into_iter().map(|row| row.map(|cell| printable(&cell))));
     render(&all)
 }
 
 /// Fields of one object, one below the other.
 pub(crate) fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> String {
-    let rows = fields.into_iter().map(|(name, value)| [format!("{name}:"), value]);
+    let rows = fields.into_iter().map(|(name, value)| [format!("{name}:"), printable(&value)]);
     render(&rows.collect::<Vec<_>>())
 }
 

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A name as the kernel has it: any bytes. As text, `%` and what is not UTF-8 are `%XX`.
+/// A name as the kernel has it: any bytes. As text, `%`, control characters and what is not UTF-8 are
+/// `%XX`, so that a name in a message stays on its line.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
@@ -15,7 +16,11 @@ impl fmt::Display for Bytes {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
                 match c {
-                    '%' => f.write_str("%25")?,
+                    c if c == '%' || c.is_control() => {
+                        let mut bytes = [0; 4];
+                        let bytes = c.encode_utf8(&mut bytes).bytes();
+                        bytes.into_iter().try_for_each(|byte| write!(f, "%{byte:02X}"))?;
+                    }
                     c => write!(f, "{c}")?,
                 }
             }
@@ -102,10 +107,19 @@ mod tests {
 
     #[test]
     fn any_bytes_survive_as_text() {
-        for bytes in [&b"plain/na\xc3\xafve"[..], b"100%", b"%41", b"\xff\x00 \xc3", b"%", b"%4"] {
+        for bytes in [
+            &b"plain/na\xc3\xafve"[..],
+            b"100%",
+            b"%41",
+            b"\xff\x00 \xc3",
+            b"%",
+            b"%4",
+            b"\x1b[2J\n\xc2\x9b",
+        ] {
             let text = String::from(Bytes(bytes.to_vec()));
             assert_eq!(Bytes::from(text.clone()).0, bytes, "{text}");
         }
         assert_eq!(Bytes(b"a\xffb".to_vec()).to_string(), "a%FFb");
+        assert_eq!(Bytes(b"\x1b[2J\n\xc2\x9b".to_vec()).to_string(), "%1B[2J%0A%C2%9B");
     }
 }
