@@ -226,6 +226,63 @@ async fn one_layer_twice_gives_two_files_and_leaves_the_cache_alone() {
     assert_same(&cached, &snapshot(&state.join("layers")));
 }
 
+/// A tar archive of one file of zeroes with a few bytes in it, as a gzip file.
+fn lastlog(size: u64) -> (Vec<u8>, String) {
+    use std::io::Write;
+    let mut header = tar::Header::new_gnu();
+    header.set_path("lastlog").unwrap();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+    let mut add = |bytes: &[u8]| {
+        sha2::Digest::update(&mut hasher, bytes);
+        encoder.write_all(bytes).unwrap();
+    };
+    add(header.as_bytes());
+    let zeroes = vec![0; 1 << 20];
+    for _ in 0..(size >> 20) - 1 {
+        add(&zeroes);
+    }
+    add(&[&zeroes[..(1 << 20) - 4], b"last"].concat());
+    add(&[0; 1024]);
+    let digest = sha2::Digest::finalize(hasher);
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    (encoder.finish().unwrap(), format!("sha256:{hex}"))
+}
+
+#[tokio::test]
+async fn a_file_of_gigabytes_without_content_takes_no_space() {
+    if !can_run(&[]) {
+        return;
+    }
+    let size = 1_500 << 20;
+    let (packed, diff_id) = lastlog(size);
+    assert!((packed.len() as u64) < size / 200, "{} bytes", packed.len());
+    let dir = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&dir.path().join("layout"));
+    let descriptor = layout.blob(GZIP, &packed);
+    layout.add(descriptor, diff_id);
+    let layout = layout.tag("t");
+    let cache = LayerCache::new(&dir.path().join("state"));
+    let source = OciSource::layout(&layout, None, &cache).await.unwrap();
+    let dest = dir.path().join("tree");
+    fs::create_dir(&dest).unwrap();
+    source.write_root(&dest, &quiet).await.unwrap();
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let file = fs::File::open(dest.join("lastlog")).unwrap();
+    let meta = file.metadata().unwrap();
+    assert_eq!(meta.len(), size);
+    assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    let mut end = [0; 4];
+    file.read_exact_at(&mut end, size - 4).unwrap();
+    assert_eq!(&end, b"last");
+}
+
 #[tokio::test]
 async fn sparse_files_keep_their_size_and_content() {
     if !can_run(&["tar"]) {

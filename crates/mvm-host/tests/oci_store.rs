@@ -171,6 +171,52 @@ async fn a_directory_or_its_archive_is_taken_over_as_it_is() {
 }
 
 #[tokio::test]
+async fn an_archive_may_be_compressed_in_any_way_that_is_read_and_is_refused_by_name_otherwise() {
+    if !can_run(&["tar", "xz", "zstd", "bzip2"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "content".repeat(50_000)).unwrap();
+    let cache = LayerCache::new(&dir.path().join("state"));
+    let open = async |option: &str, end: &str| {
+        let archive = dir.path().join(format!("root.{end}"));
+        let (file, cwd) = (archive.to_str().unwrap(), tree.to_str().unwrap());
+        run("tar", &[option, "--mtime=@0", "-cf", file, "-C", cwd, "."]);
+        OciSource::root_archive(&archive, "archive".to_owned(), &cache, &quiet).await
+    };
+    let plain = open("--owner=0", "tar").await.unwrap();
+    let fingerprint = plain.fingerprint().await.unwrap();
+    for (option, end) in [("-z", "tgz"), ("-J", "tar.xz"), ("--zstd", "tar.zst")] {
+        let packed = open(option, end).await.unwrap();
+        assert_eq!(packed.fingerprint().await.unwrap(), fingerprint, "{end}");
+    }
+    let error = open("-j", "tar.bz2").await.unwrap_err();
+    let error = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    assert!(error.contains("root.tar.bz2") && error.contains("with bzip2, which mvm"), "{error}");
+}
+
+#[tokio::test]
+async fn a_hole_of_a_file_is_none_of_the_root_filesystem_s_size() {
+    if !can_run(&["apt-get", "mkfs.erofs"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, state) = (dir.path().join("tree"), dir.path().join("state"));
+    fs::create_dir(&tree).unwrap();
+    fs::File::create(tree.join("lastlog")).unwrap().set_len(100 << 20).unwrap();
+    fs::write(tree.join("small"), "content").unwrap();
+    let source = OciSource::root_dir(&tree, &LayerCache::new(&state), &quiet).await.unwrap();
+    let kernel = kernel().await;
+    let store = ImageStore::new(&state);
+    let (revision, _) = store.build(&inputs(&source, &kernel), &quiet).await.unwrap();
+    let root = revision.root().metadata().unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert!(root.len() < 4 << 20 && root.blocks() * 512 < 4 << 20, "{} bytes", root.len());
+}
+
+#[tokio::test]
 async fn what_nothing_uses_is_collected_and_the_rest_stays() {
     if !can_run(&["apt-get", "mkfs.erofs"]) {
         return;

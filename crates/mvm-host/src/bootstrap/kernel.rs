@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BootstrapError;
 use crate::image::digest::Digest;
+use crate::image::durable::{FileError, says_damage};
 
 /// The version of the layout of a kernel's directory.
 pub(super) const SCHEMA: u32 = 1;
@@ -126,11 +127,15 @@ impl Kernel {
             problem,
             dir: dir.clone(),
         };
+        let unreadable = |path: &Path, error: io::Error| match says_damage(&error) {
+            true => damaged(path, format!("cannot be read: {error}")),
+            false => FileError::new("read", path, error).into(),
+        };
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
                 return Err(BootstrapError::NoSuchKernel { id: id.to_string() });
             }
-            Err(error) => return Err(damaged(&path, format!("cannot be read: {error}"))),
+            Err(error) => return Err(unreadable(&path, error)),
             Ok(text) => text,
         };
         let manifest: KernelManifest = serde_json::from_slice(&text)
@@ -147,7 +152,7 @@ impl Kernel {
                     let problem = format!("has {} bytes instead of {}", found.len(), file.size);
                     return Err(damaged(&path, problem));
                 }
-                Err(error) => return Err(damaged(&path, format!("cannot be read: {error}"))),
+                Err(error) => return Err(unreadable(&path, error)),
             }
         }
         Ok(Self { dir, manifest })
@@ -195,7 +200,10 @@ impl Kernel {
             problem,
             dir: self.dir.clone(),
         };
-        let content = fs::read(path).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let content = fs::read(path).map_err(|error| match says_damage(&error) {
+            true => damaged(format!("cannot be read: {error}")),
+            false => FileError::new("read", path, error).into(),
+        })?;
         let name = path.strip_prefix(&self.dir).unwrap_or(path).to_string_lossy();
         match self.manifest.files.get(name.as_ref()) {
             Some(file) if file.sha256 == Digest::of(&content) => Ok(content),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mvm_core::image::ImageConfig;
@@ -15,7 +15,9 @@ use mvm_core::name::RevisionId;
 
 use super::ImageError;
 use super::digest::{Digest, InputDigest};
-use super::durable::{NameLock, Named, abandoned, names, remove_abandoned, remove_dir, write_new};
+use super::durable::{
+    FileError, NameLock, Named, abandoned, names, remove_abandoned, remove_dir, write_new,
+};
 use super::initrd::write_initrd;
 use super::progress::{OnProgress, step};
 use super::revision::{
@@ -31,6 +33,11 @@ use crate::process::Tool;
 const ROOT_UUID: &str = "6d766d00-0000-4000-8000-726f6f740001";
 /// The latest time that a file keeps, in seconds since 1970: in the year 2106.
 const LATEST_TIME: &str = "4294967295";
+
+/// The chunks of files in an image that has large holes, in bytes.
+const CHUNK: u32 = 64 * 1024;
+/// A hole that is worth chunks, in bytes.
+const LARGE_HOLE: u64 = 16 * 1024 * 1024;
 
 /// What a revision is made from.
 pub struct BuildInputs<'a> {
@@ -232,6 +239,9 @@ async fn write_root_filesystem(
     fs::create_dir(&tree).named("create directory", &tree)?;
     source.write_root(&tree, progress).await?;
     let root = dir.join(ROOT);
+    let looked = tree.clone();
+    let has_holes = tokio::task::spawn_blocking(move || has_large_hole(&looked)).await;
+    let has_holes = has_holes.map_err(io::Error::other).named("read", &tree)??;
     step(progress, "making the root filesystem".to_owned(), async {
         // Uncompressed: guests read it faster, and one page cache serves all of them.
         let mut tool = Tool::new("mkfs.erofs").args(["--quiet", "-U", ROOT_UUID]);
@@ -240,6 +250,10 @@ async fn write_root_filesystem(
             // The files keep their times; the filesystem's own is this one, and files' are not later.
             Times::AsWritten => tool.env("SOURCE_DATE_EPOCH", LATEST_TIME).arg("--preserve-mtime"),
         };
+        if has_holes {
+            // In chunks, of which equal ones are kept once: a hole takes no space then.
+            tool = tool.arg(format!("--chunksize={CHUNK}"));
+        }
         if source.ownership() == Ownership::AllRoot {
             tool = tool.arg("--all-root");
         }
@@ -248,4 +262,20 @@ async fn write_root_filesystem(
     .await?;
     fs::set_permissions(&root, Permissions::from_mode(0o444)).named("set the mode of", &root)?;
     Ok(remove_dir(&tree)?)
+}
+
+/// Whether a file of the tree leaves a lot of space out that a plain filesystem image would fill.
+fn has_large_hole(dir: &Path) -> Result<bool, FileError> {
+    for entry in fs::read_dir(dir).named("read directory", dir)? {
+        let entry = entry.named("read directory", dir)?;
+        let meta = entry.metadata().named("read", &entry.path())?;
+        let is_found = match meta.is_dir() {
+            true => has_large_hole(&entry.path())?,
+            false => meta.is_file() && meta.len() >= meta.blocks() * 512 + LARGE_HOLE,
+        };
+        if is_found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -38,6 +38,18 @@ impl FileError {
     }
 }
 
+/// Whether an error says that a file itself is gone or bad. Every other one, such as too many open
+/// files, says nothing about the file, which must not be replaced for it.
+pub(crate) fn says_damage(error: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    let is_medium = matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG));
+    let is_file = matches!(
+        error.kind(),
+        E::NotFound | E::IsADirectory | E::NotADirectory | E::InvalidData | E::UnexpectedEof
+    );
+    is_medium || is_file
+}
+
 /// Names the operation and the path of an I/O error.
 pub(crate) trait Named<T> {
     fn named(self, operation: &'static str, path: &Path) -> Result<T, FileError>;
@@ -281,6 +293,17 @@ mod tests {
             }
         });
         assert!(!path.exists(), "the last holder leaves no lock file");
+    }
+
+    #[test]
+    fn only_what_is_about_the_file_is_its_damage() {
+        let errno = io::Error::from_raw_os_error;
+        for code in [libc::ENOENT, libc::EISDIR, libc::EIO, libc::EUCLEAN, libc::ENOTDIR] {
+            assert!(says_damage(&errno(code)), "{}", errno(code));
+        }
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EACCES, libc::EINTR] {
+            assert!(!says_damage(&errno(code)), "{}", errno(code));
+        }
     }
 
     #[test]

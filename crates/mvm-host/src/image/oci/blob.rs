@@ -13,6 +13,20 @@ use crate::image::digest::{Digest, Hasher};
 
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+const XZ: &[u8] = b"\xfd7zXZ\0";
+/// What is known by its first bytes and not read.
+const FOREIGN: [(&[u8], &str); 8] = [
+    (b"BZh", "bzip2"),
+    (b"LZIP", "lzip"),
+    (b"\x04\x22\x4d\x18", "LZ4"),
+    (b"\x89LZO\0", "lzop"),
+    (b"\x5d\0\0", "lzma"),
+    (b"\x1f\x9d", "compress"),
+    (b"PK\x03\x04", "zip"),
+    (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+];
+/// Most memory that decompressing xz may take, in KiB: `xz -9` needs 65 MiB.
+const XZ_MEMORY_KIB: u32 = 256 * 1024;
 const BUFFER: usize = 256 * 1024;
 
 /// A blob that can be read now.
@@ -111,6 +125,7 @@ pub(crate) enum Decompressed<R: Read> {
     Plain(BufReader<R>),
     Gzip(Box<MultiGzDecoder<BufReader<R>>>),
     Zstd(Box<Zstd<R>>),
+    Xz(Box<lzma_rust2::XzReader<BufReader<R>>>),
 }
 
 /// Zstandard frames, one after the other; some tools put frames of their own between them.
@@ -130,6 +145,16 @@ impl<R: Read> Decompressed<R> {
         if start.starts_with(ZSTD) || is_skippable_zstd(start) {
             return Ok(Self::Zstd(Box::new(Zstd { frame: None, between: Some(inner) })));
         }
+        if start.starts_with(XZ) {
+            let decoder = lzma_rust2::XzReader::new_mem_limit(inner, true, XZ_MEMORY_KIB);
+            return Ok(Self::Xz(Box::new(decoder)));
+        }
+        if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)) {
+            let problem = format!(
+                "it is compressed with {name}, which mvm does not read: expected a tar archive, plain or with gzip, zstd or xz"
+            );
+            return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
+        }
         Ok(Self::Plain(inner))
     }
 
@@ -138,6 +163,7 @@ impl<R: Read> Decompressed<R> {
         match self {
             Self::Plain(inner) => Some(inner.into_inner()),
             Self::Gzip(decoder) => Some(decoder.into_inner().into_inner()),
+            Self::Xz(decoder) => Some(decoder.into_inner().into_inner()),
             Self::Zstd(zstd) => {
                 let frame = zstd.frame.map(ruzstd::decoding::StreamingDecoder::into_inner);
                 zstd.between.or(frame).map(BufReader::into_inner)
@@ -152,6 +178,7 @@ impl<R: Read> Read for Decompressed<R> {
             Self::Plain(inner) => inner.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
             Self::Zstd(zstd) => zstd.read(buffer),
+            Self::Xz(decoder) => decoder.read(buffer),
         }
     }
 }
@@ -194,16 +221,29 @@ impl<R: Read> Zstd<R> {
     }
 }
 
-/// Refuses to give more than a sound layer of this compressed size has.
+/// Zeroes are compared with in pieces of this size, in bytes.
+const PIECE: usize = 4096;
+
+/// Whether there is nothing but zeroes.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(PIECE).all(|piece| *piece == [0; PIECE][..piece.len()])
+}
+
+/// Refuses to give more than a sound layer of this compressed size has. Zeroes become holes and take no
+/// space, so they count only for the size of a whole layer: `lastlog` of a large user id is a file of
+/// gigabytes without a single entry.
 pub(crate) struct Bounded<R> {
     inner: R,
+    /// Bytes that are not zeroes.
     left: u64,
+    /// All bytes.
+    left_in_all: u64,
 }
 
 impl<R> Bounded<R> {
     pub(crate) fn new(inner: R, compressed: u64) -> Self {
         let most = compressed.saturating_mul(BOMB_RATIO).clamp(BOMB_SIZE, MAX_LAYER_SIZE);
-        Self { inner, left: most }
+        Self { inner, left: most, left_in_all: MAX_LAYER_SIZE }
     }
 
     pub(crate) fn into_inner(self) -> R {
@@ -214,8 +254,11 @@ impl<R> Bounded<R> {
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        match self.left.checked_sub(read as u64) {
-            Some(left) => self.left = left,
+        let pieces = buffer[..read].chunks(PIECE).filter(|piece| !is_zero(piece));
+        let content: usize = pieces.map(<[u8]>::len).sum();
+        let left = self.left.checked_sub(content as u64);
+        match left.zip(self.left_in_all.checked_sub(read as u64)) {
+            Some((left, in_all)) => (self.left, self.left_in_all) = (left, in_all),
             None => {
                 return Err(io::Error::new(
                     io::ErrorKind::FileTooLarge,

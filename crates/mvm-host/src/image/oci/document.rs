@@ -6,6 +6,7 @@ use mvm_core::image::ImageConfig;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::cpu_level::Level;
 use super::error::OciError;
 use super::limits::MAX_LAYERS;
 use crate::image::digest::Digest;
@@ -16,6 +17,7 @@ pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manif
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const OCTETS: &str = "application/octet-stream";
 const LAYERS: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
@@ -58,7 +60,9 @@ pub(crate) struct Descriptor {
 /// A machine that an image is for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Platform {
+    #[serde(default)]
     pub(crate) os: String,
+    #[serde(default)]
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) variant: Option<String>,
@@ -67,16 +71,28 @@ pub(crate) struct Platform {
 impl Platform {
     /// What microVMs of this machine run.
     pub(crate) fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+        let architecture = architecture(std::env::consts::ARCH);
+        Self { os: "linux".to_owned(), architecture, variant: None }
     }
 
     fn runs_on(&self, host: &Self) -> bool {
-        self.os == host.os && self.architecture == host.architecture
+        self.os.eq_ignore_ascii_case(&host.os)
+            && architecture(&self.architecture) == host.architecture
+    }
+
+    /// How well an image for this platform suits a machine of this level, if it runs there.
+    fn rank(&self, host: &Self, level: Level) -> Option<u8> {
+        if !self.runs_on(host) {
+            return None;
+        }
+        let variant = self.variant.as_deref().filter(|variant| !variant.is_empty());
+        if host.architecture != AMD64 {
+            // arm64 has one variant in practice, and an index says `v8` or nothing.
+            return Some(u8::from(matches!(variant, None | Some("v8"))));
+        }
+        let needed = variant.map_or(Some(1), |variant| variant.strip_prefix('v')?.parse().ok())?;
+        // One that only some processors of a guest can run is better than none.
+        (needed <= level.host).then_some(if needed <= level.guests { needed } else { 0 })
     }
 }
 
@@ -84,6 +100,17 @@ impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
         self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
+}
+
+const AMD64: &str = "amd64";
+
+/// An architecture as images spell it; some tools spell it as kernels do.
+fn architecture(name: &str) -> String {
+    match name.to_ascii_lowercase().as_str() {
+        "x86_64" | "x86-64" => AMD64.to_owned(),
+        "aarch64" => "arm64".to_owned(),
+        other => other.to_owned(),
     }
 }
 
@@ -101,6 +128,8 @@ pub(crate) struct Document {
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    artifact_type: Option<String>,
 }
 
 /// The manifest of one image.
@@ -186,11 +215,13 @@ impl Document {
         let (Some(config), Some(layers)) = (self.config, self.layers) else {
             return Err(unusable(image, "its manifest has no configuration or no layers"));
         };
-        if !CONFIGS.contains(&config.media_type.as_str()) {
-            let problem = format!(
-                "it is not a container image but an artifact of the type {}",
-                config.media_type
-            );
+        let kind = config.media_type.as_str();
+        // Docker's manifests of long ago say no more than that.
+        let is_unspecific = media_type == DOCKER_MANIFEST && kind == OCTETS;
+        if !CONFIGS.contains(&kind) && !is_unspecific {
+            let kind =
+                self.artifact_type.as_deref().filter(|kind| !kind.is_empty()).unwrap_or(kind);
+            let problem = format!("it is not a container image but an artifact of the type {kind}");
             return Err(unusable(image, problem));
         }
         if layers.len() > MAX_LAYERS {
@@ -230,10 +261,22 @@ pub(crate) fn choose_platform(
     image: &str,
     manifests: &[Descriptor],
 ) -> Result<Descriptor, OciError> {
-    let host = Platform::host();
-    let on_host = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|p| p.runs_on(&host));
-    // arm64 has one variant in practice, and an index says `v8` or nothing.
-    if let Some(entry) = manifests.iter().find(on_host) {
+    best_of(image, manifests, &Platform::host(), Level::of_this_machine())
+}
+
+fn best_of(
+    image: &str,
+    manifests: &[Descriptor],
+    host: &Platform,
+    level: Level,
+) -> Result<Descriptor, OciError> {
+    let ranked = manifests.iter().filter_map(|entry| {
+        let rank = entry.platform.as_ref()?.rank(host, level)?;
+        Some((rank, entry))
+    });
+    // Of equals the first.
+    let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
+    if let Some((_, entry)) = best {
         return Ok(entry.clone());
     }
     if let [only] = manifests
@@ -241,15 +284,16 @@ pub(crate) fn choose_platform(
     {
         return Ok(only.clone());
     }
-    let found: BTreeSet<String> = manifests
-        .iter()
-        .filter_map(|entry| entry.platform.as_ref())
-        .filter(|platform| platform.os != "unknown")
-        .map(ToString::to_string)
-        .collect();
+    let platforms = manifests.iter().filter_map(|entry| entry.platform.as_ref());
+    let mut wanted = host.clone();
+    if platforms.clone().any(|platform| platform.runs_on(host)) {
+        wanted.variant = Some(format!("v{}", level.host));
+    }
+    let platforms = platforms.filter(|platform| platform.os != "unknown");
+    let found: BTreeSet<String> = platforms.map(ToString::to_string).collect();
     let found = found.into_iter().collect::<Vec<_>>().join(", ");
     let found = if found.is_empty() { "no platform at all".to_owned() } else { found };
-    Err(OciError::Platform { image: image.to_owned(), wanted: host.to_string(), found })
+    Err(OciError::Platform { image: image.to_owned(), wanted: wanted.to_string(), found })
 }
 
 impl Config {

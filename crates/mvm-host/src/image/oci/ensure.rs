@@ -35,12 +35,12 @@ impl OciSource {
         progress: OnProgress<'_>,
     ) -> Result<(), ImageError> {
         let mut wanted = BTreeSet::new();
-        let missing: Vec<&(Digest, LayerSource)> = self
-            .image
-            .layers
-            .iter()
-            .filter(|(diff_id, _)| wanted.insert(*diff_id) && !self.cache.has(diff_id))
-            .collect();
+        let mut missing: Vec<&(Digest, LayerSource)> = Vec::new();
+        for layer in &self.image.layers {
+            if wanted.insert(layer.0) && !self.cache.has(&layer.0)? {
+                missing.push(layer);
+            }
+        }
         if missing.is_empty() {
             return Ok(());
         }

@@ -23,7 +23,7 @@ use rustix::fs::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::blob::{Blob, Bounded, Decompressed, Hashing};
+use super::blob::{Blob, Bounded, Decompressed, Hashing, is_zero};
 use super::entry::{Bytes, Content, Entry, Meta};
 use super::error::{LayerProblem, OciError};
 use super::limits::{MAX_ENTRIES, MAX_FILE_SIZE};
@@ -32,7 +32,7 @@ use super::tar::{Header, Kind, TarReader};
 use crate::image::ImageError;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::durable::{
-    FileError, NameLock, Named, TempTree, abandoned, names, remove_dir, write_new,
+    FileError, NameLock, Named, TempTree, abandoned, names, remove_dir, says_damage, write_new,
 };
 use crate::process::boot_id;
 use crate::removal::detach_mounts_below;
@@ -95,18 +95,29 @@ impl LayerCache {
     }
 
     /// Whether a layer is unpacked.
-    pub(crate) fn has(&self, diff_id: &Digest) -> bool {
-        self.open(diff_id).is_some()
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub(crate) fn has(&self, diff_id: &Digest) -> Result<bool, FileError> {
+        Ok(self.open(diff_id)?.is_some())
     }
 
-    /// An unpacked layer that can be relied on.
-    pub(crate) fn open(&self, diff_id: &Digest) -> Option<Layer> {
+    /// An unpacked layer that can be relied on. One that is damaged is none: it is unpacked again.
+    ///
+    /// # Errors
+    /// It cannot be read for a reason that says nothing about the layer.
+    pub(crate) fn open(&self, diff_id: &Digest) -> Result<Option<Layer>, FileError> {
         let dir = self.layer_dir(diff_id);
-        let text = fs::read(dir.join(INDEX)).ok()?;
-        let index: Index = serde_json::from_slice(&text).ok()?;
+        let (path, durable) = (dir.join(INDEX), dir.join(DURABLE));
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if says_damage(&error) => return Ok(None),
+            Err(error) => return Err(FileError::new("read", &path, error)),
+        };
+        let Ok(index) = serde_json::from_slice::<Index>(&text) else { return Ok(None) };
         let is_sound = index.schema == SCHEMA
-            && (dir.join(DURABLE).exists() || boot_id().is_ok_and(|boot| boot == index.boot_id));
-        is_sound.then(|| Layer { entries: index.entries, data: dir.join(DATA) })
+            && (durable.try_exists().named("look for", &durable)? || this_boot()? == index.boot_id);
+        Ok(is_sound.then(|| Layer { entries: index.entries, data: dir.join(DATA) }))
     }
 
     /// The layers that are there, sound or not.
@@ -165,7 +176,7 @@ impl LayerCache {
     ) -> Result<(), ImageError> {
         let name = format!("{PREFIX}{diff_id}");
         let lock = NameLock::acquire(&self.dir, &name)?;
-        if self.has(diff_id) {
+        if self.has(diff_id)? {
             return Ok(());
         }
         let dest = self.layer_dir(diff_id);
@@ -193,7 +204,7 @@ impl LayerCache {
         let mut writer = LayerWriter::new(&data)?;
         let diff_id = fill(&mut writer)?;
         let _lock = NameLock::acquire(&self.dir, &format!("{PREFIX}{diff_id}"))?;
-        if !self.has(&diff_id) {
+        if !self.has(&diff_id)? {
             write_index(&temp, writer.entries)?;
             let dest = self.layer_dir(&diff_id);
             remove_dir(&dest)?;
@@ -223,8 +234,12 @@ impl LayerCache {
     }
 }
 
+fn this_boot() -> Result<String, FileError> {
+    boot_id().named("read", Path::new("/proc/sys/kernel/random/boot_id"))
+}
+
 fn write_index(temp: &TempTree, entries: Vec<Entry>) -> Result<(), FileError> {
-    let boot_id = boot_id().named("read", Path::new("/proc/sys/kernel/random/boot_id"))?;
+    let boot_id = this_boot()?;
     let path = temp.path().join(INDEX);
     let index = serde_json::to_vec(&Index { schema: SCHEMA, boot_id, entries });
     write_new(&path, &index.named("encode", &path)?, 0o600)
@@ -381,14 +396,19 @@ impl<'a> LayerWriter<'a> {
             let mut left = *length;
             while left > 0 {
                 let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-                let chunk = &mut self.buffer[..wanted];
-                let read = tar.read_content(chunk).map_err(|e| bad(LayerProblem::Tar(e.into())))?;
-                if read == 0 {
-                    let early = io::Error::from(io::ErrorKind::UnexpectedEof);
-                    return Err(bad(LayerProblem::Tar(early.into())));
+                // To the brim: decoders give little at a time, in which no hole would be seen.
+                let mut filled = 0;
+                while filled < wanted {
+                    let read = tar.read_content(&mut self.buffer[filled..wanted]);
+                    let read = read.map_err(|e| bad(LayerProblem::Tar(e.into())))?;
+                    if read == 0 {
+                        let early = io::Error::from(io::ErrorKind::UnexpectedEof);
+                        return Err(bad(LayerProblem::Tar(early.into())));
+                    }
+                    filled += read;
                 }
-                left -= read as u64;
-                write_sparsely(&mut file, &chunk[..read]).named("write", &path)?;
+                left -= wanted as u64;
+                write_sparsely(&mut file, &self.buffer[..wanted]).named("write", &path)?;
             }
         }
         file.set_len(header.size).named("write", &path)?;
@@ -397,12 +417,20 @@ impl<'a> LayerWriter<'a> {
     }
 }
 
-/// Long runs of zeroes become holes.
-fn write_sparsely(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-    if bytes.len() >= HOLE && bytes.iter().all(|byte| *byte == 0) {
-        return file.seek(SeekFrom::Current(bytes.len() as i64)).map(drop);
+/// Long runs of zeroes become holes; who writes the last piece sets the length.
+pub(crate) fn write_sparsely(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    // What is between two holes is written at once.
+    let mut start = 0;
+    let mut at = 0;
+    for piece in bytes.chunks(HOLE) {
+        if piece.len() == HOLE && is_zero(piece) {
+            file.write_all(&bytes[start..at])?;
+            file.seek(SeekFrom::Current(HOLE as i64))?;
+            start = at + HOLE;
+        }
+        at += piece.len();
     }
-    file.write_all(bytes)
+    file.write_all(&bytes[start..])
 }
 
 fn meta_of(header: &Header) -> Meta {

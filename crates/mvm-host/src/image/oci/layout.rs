@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::blob::{Blob, Bounded, Decompressed};
 use super::document::{self, Config, Descriptor, Document, Manifest, unusable};
 use super::error::OciError;
+use super::layer::write_sparsely;
 use super::limits::{MAX_DOCUMENT, MAX_ENTRIES};
 use super::tar::{Kind, TarReader};
 use super::{LayerSource, OciImage};
@@ -23,6 +24,7 @@ use crate::image::durable::{Named, ensure_dir};
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The full name that Docker and containerd give it.
 const FULL_NAME: &str = "io.containerd.image.name";
+const COPY_BUFFER: usize = 128 * 1024;
 /// Indexes may point at indexes, but not for ever.
 const MAX_INDEXES: usize = 4;
 
@@ -65,7 +67,7 @@ impl Archive {
                 ensure_dir(scratch)?;
                 let mut file = tempfile::tempfile_in(scratch).named("create a file in", scratch)?;
                 let mut plain = Bounded::new(plain, whole.length);
-                let length = io::copy(&mut plain, &mut file).named("unpack", path)?;
+                let length = copy_sparsely(&mut plain, &mut file).named("unpack", path)?;
                 Blob { file: Arc::new(file), length, ..whole }
             }
         };
@@ -105,6 +107,27 @@ impl Archive {
             }
         }
         None
+    }
+}
+
+/// Copies everything, with holes for long runs of zeroes, and returns the length.
+fn copy_sparsely(from: &mut impl Read, to: &mut File) -> io::Result<u64> {
+    let mut buffer = vec![0; COPY_BUFFER];
+    let mut length = 0;
+    loop {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match from.read(&mut buffer[filled..])? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        if filled == 0 {
+            to.set_len(length)?;
+            return Ok(length);
+        }
+        write_sparsely(to, &buffer[..filled])?;
+        length += filled as u64;
     }
 }
 

@@ -11,6 +11,7 @@
 //! says is believed before it is checked: sizes, digests, names and links come from strangers.
 
 mod blob;
+mod cpu_level;
 mod document;
 mod ensure;
 mod entry;
@@ -330,7 +331,7 @@ fn merged(
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (number, diff_id) in diff_ids.iter().enumerate() {
         let gone = || document::unusable(image, format!("its layer sha256:{diff_id} was removed"));
-        let mut layer = cache.open(diff_id).ok_or_else(gone)?;
+        let mut layer = cache.open(diff_id)?.ok_or_else(gone)?;
         tree.apply(std::mem::take(&mut layer.entries)).map_err(|problem| OciError::Merge {
             number: number + 1,
             image: image.to_owned(),

@@ -39,6 +39,18 @@ fn layers_that_cannot_be_used_are_refused_with_the_reason() {
 }
 
 #[test]
+fn dockers_manifests_of_long_ago_do_not_say_what_a_configuration_is() {
+    assert!(manifest(OCTETS, layer(LAYERS[3])).is_ok());
+    let document = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "application/vnd.example",
+        "config": { "mediaType": OCTETS, "digest": DIGEST, "size": 2 }, "layers": [],
+    });
+    let document: Document = serde_json::from_value(document).unwrap();
+    let error = document.into_manifest("x").unwrap_err().to_string();
+    assert!(error.ends_with("an artifact of the type application/vnd.example"), "{error}");
+}
+
+#[test]
 fn manifests_of_another_version_are_refused() {
     let old = json!({ "schemaVersion": 1, "name": "x", "fsLayers": [] });
     let old: Document = serde_json::from_value(old).unwrap();
@@ -67,6 +79,42 @@ fn the_image_for_this_machine_is_chosen() {
     let expected =
         format!("x has no image for {host}: it is for linux/mips, windows/{}", host.architecture);
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn an_architecture_may_have_the_kernels_name() {
+    for (name, ours) in [("x86_64", "amd64"), ("aarch64", "arm64"), ("AMD64", "amd64")] {
+        let host = Platform { os: "linux".into(), architecture: ours.into(), variant: None };
+        let image = Platform { os: "Linux".into(), architecture: name.into(), variant: None };
+        assert!(image.runs_on(&host), "{name}");
+    }
+}
+
+#[test]
+fn the_best_variant_that_a_guest_can_run_is_taken() {
+    let host = Platform { os: "linux".into(), architecture: "amd64".into(), variant: None };
+    let variant = |variant: Option<&str>, size| {
+        let mut entry = for_platform("linux", "amd64", size);
+        entry.platform.as_mut().unwrap().variant = variant.map(str::to_owned);
+        entry
+    };
+    let all = [variant(Some("v4"), 4), variant(None, 1), variant(Some("v3"), 3), variant(None, 9)];
+    let chosen = |entries: &[Descriptor], host_level: u8| {
+        let level = Level { host: host_level, guests: host_level.min(3) };
+        best_of("x", entries, &host, level).map(|entry| entry.size).map_err(|e| e.to_string())
+    };
+    assert_eq!((chosen(&all, 4), chosen(&all, 3)), (Ok(3), Ok(3)));
+    assert_eq!((chosen(&all, 2), chosen(&all, 1)), (Ok(1), Ok(1)));
+    assert_eq!(chosen(&all[..1], 4), Ok(4), "better than none");
+    let error = chosen(&all[..1], 3).unwrap_err();
+    assert_eq!(error, "x has no image for linux/amd64/v3: it is for linux/amd64/v4");
+
+    let host = Platform { architecture: "arm64".into(), ..host };
+    let mut v9 = for_platform("linux", "arm64", 9);
+    v9.platform.as_mut().unwrap().variant = Some("v9".into());
+    let level = Level { host: 1, guests: 1 };
+    let plain = for_platform("linux", "arm64", 8);
+    assert_eq!(best_of("x", &[v9, plain], &host, level).unwrap().size, 8);
 }
 
 fn config(value: Value) -> Config {
