@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use mvm_core::image::ImageSpec;
-use mvm_core::name::RevisionId;
-use mvm_host::images::{Collected, CollectedKind, InUse, StoredImage};
+use mvm_core::name::{PoolPath, RevisionId};
+use mvm_host::images::{Collected, CollectedKind, InUse, StoredImage, UPLOADS};
 use mvm_wire::view::{CollectedItem, CollectedView, ImageView};
 use mvm_wire::{ApiError, ErrorCode};
 
@@ -67,6 +67,31 @@ fn sources(mirror: &Mirror) -> BTreeSet<PathBuf> {
     let before = mirror.observed.pools.values().flat_map(|status| &status.history);
     let images = now.chain(before.map(|past| &past.image));
     images.filter_map(ImageSpec::path).map(PathBuf::from).collect()
+}
+
+/// The archives that came over standard input for this pool.
+pub(crate) fn uploads_of(node: &Node, mirror: &Mirror, pool: &PoolPath) -> BTreeSet<PathBuf> {
+    let uploads = node.config.state_dir.join(UPLOADS);
+    let now = mirror.desired.pools.get(pool).map(|pool| &pool.spec.image);
+    let before = mirror.observed.pools.get(pool).into_iter().flat_map(|status| &status.history);
+    let images = now.into_iter().chain(before.map(|past| &past.image));
+    let paths = images.filter_map(ImageSpec::path).map(PathBuf::from);
+    // A command may know the state directory by another name.
+    let dir = |path: &PathBuf| path.parent().and_then(|dir| dir.canonicalize().ok());
+    paths.filter(|path| dir(path).as_deref() == Some(uploads.as_path())).collect()
+}
+
+/// Removes those of these archives that no pool is built from any more.
+pub(crate) fn forget_uploads(mirror: &Mirror, uploads: BTreeSet<PathBuf>) {
+    // A record that does not parse may name any file.
+    if known(mirror).is_err() {
+        return;
+    }
+    for path in uploads.difference(&sources(mirror)) {
+        if let Err(error) = mvm_host::removal::remove_tree(path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove an archive");
+        }
+    }
 }
 
 /// Removes one image, unless something uses it.

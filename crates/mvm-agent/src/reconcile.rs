@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::actor::{self, Message};
 use crate::builder;
 use crate::disks;
+use crate::images;
 use crate::node::{Node, chain};
 use crate::publish::Listeners;
 use crate::ssh;
@@ -177,8 +178,10 @@ impl Reconciler {
         if let Some(build) = self.builds.remove(pool) {
             build.abort();
         }
+        let uploads = images::uploads_of(&self.node, &self.node.state.now(), pool);
         let keys = [record::pool_key(pool), record::pool_status_key(pool)];
         self.delete(&format!("removing pool {pool}"), keys.into()).await;
+        images::forget_uploads(&self.node.state.now(), uploads);
     }
 
     async fn remove_tenant(&self, desired: &Desired, tenant: &TenantName) {

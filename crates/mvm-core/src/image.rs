@@ -18,7 +18,8 @@ const EXPECTED: &str = "builtin, an image of a registry such as nginx:1.27, oci:
      oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], mmdebstrap:SUITE[,PACKAGE...] or \
      rootfs:DIR-OR-TAR";
 /// Prefixes that other tools know and that would otherwise pass for names of images.
-const FOREIGN: [&str; 4] = ["docker-daemon", "containers-storage", "dir", "oci-layout"];
+const FOREIGN: [&str; 6] =
+    ["docker-daemon", "containers-storage", "dir", "ostree", "sif", "tarball"];
 
 /// Where a pool's root filesystem comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -152,8 +153,11 @@ impl FromStr for ImageSpec {
                 Self::debian(suite, words)
             }
             "rootfs" => Ok(Self::RootFs { path: checked_path(rest)? }),
+            "oci-layout" => Err(format!(
+                "`{text}` is not an image source: `oci:{rest}` reads a directory in the OCI layout"
+            )),
             other if FOREIGN.contains(&other) => Err(format!(
-                "`{text}` is not an image source, as mvm cannot read `{other}:`: expected {EXPECTED}"
+                "`{text}` is not an image source, as mvm cannot read `{other}:`: `skopeo copy {text} oci-archive:FILE` makes a file that it reads; expected {EXPECTED}"
             )),
             _ => reference(text, text),
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use mvm_agent::LockError;
 use mvm_core::death::last_words;
+use mvm_core::image::ImageSpec;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
@@ -453,9 +454,25 @@ impl Color {
     }
 }
 
-/// The hint for a pool whose image cannot be built.
-pub(crate) fn build_hint(pool: &PoolPath) -> String {
-    format!("`mvm doctor` examines the machine; then try again with `mvm pool build {pool}`")
+/// The hint for a pool whose image cannot be built: what to look at depends on where it comes from.
+pub(crate) fn build_hint(pool: &PoolPath, image: &ImageSpec) -> String {
+    let look = match image {
+        ImageSpec::Registry(reference) => {
+            let registry = reference.registry();
+            format!(
+                "check the image's name and tag, that this machine reaches {registry}, and that the agent's user is logged in there if the image is not public"
+            )
+        }
+        ImageSpec::Debian { .. } => {
+            "check the names of the release and the packages, and that `apt-get update` works on this machine".to_owned()
+        }
+        ImageSpec::OciLayout { path, .. }
+        | ImageSpec::OciArchive { path, .. }
+        | ImageSpec::DockerArchive { path, .. }
+        | ImageSpec::RootFs { path } => format!("check what is at {path} on this machine"),
+        ImageSpec::Builtin => "`mvm doctor` examines the machine".to_owned(),
+    };
+    format!("{look}; then try again with `mvm pool build {pool}`")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use mvm_core::image::ImageSpec;
 use mvm_host::images::UPLOADS;
 
 use crate::cli::Context;
+use crate::cmd::run::stem;
 use crate::error::{Error, Result};
 
 /// Where a pool's root filesystem comes from.
@@ -94,7 +95,14 @@ fn upload(state: &Path) -> std::result::Result<PathBuf, (PathBuf, io::Error)> {
         let mut file = builder.prefix("upload-").suffix(".tar").tempfile_in(&dir)?;
         io::copy(&mut io::stdin().lock(), file.as_file_mut())?;
         file.as_file().sync_all()?;
-        let (_, path) = file.keep().map_err(|error| error.error)?;
+        // After the image, if the archive says what that is: a pool is named after it.
+        let given = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = match mvm_host::image::name_in_archive(file.path(), &dir) {
+            Some(image) => given.replacen("upload-", &format!("{}.", stem(&image)), 1),
+            None => given.replacen("upload-", "upload.", 1),
+        };
+        let path = dir.join(name);
+        file.persist(&path).map_err(|error| error.error)?;
         Ok(path)
     };
     copied().map_err(|error| (dir.clone(), error))

@@ -1,10 +1,13 @@
 //! The ordinary life of tenants, pools and instances.
 
+use std::time::Duration;
+
 use mvm_core::admit::Request;
 use mvm_core::frame::KIND_STDIN;
 use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
-use mvm_core::spec::{Document, Quota};
+use mvm_core::name::PoolPath;
+use mvm_core::spec::{Document, PoolSpec, Quota};
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Call, ErrorCode, Item, Reply};
 
@@ -252,4 +255,43 @@ async fn the_network_is_verified_against_what_runs() {
     machine.network.remove_link(&tap);
     let found = differences().await;
     assert!(found.iter().any(|difference| difference.contains(&tap)), "{found:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_archive_that_came_over_standard_input_goes_with_its_last_pool() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let dir = machine.dir.path().join(mvm_host::images::UPLOADS);
+    std::fs::create_dir_all(&dir).unwrap();
+    let (upload, other) = (dir.join("nginx.abc.tar"), machine.dir.path().join("own.tar"));
+    for file in [&upload, &other] {
+        std::fs::write(file, "x").unwrap();
+    }
+    let tenant = Request::TenantCreate {
+        name: "demo".parse().unwrap(),
+        subnet: None,
+        quota: Quota::default(),
+    };
+    agent.submit(tenant).await.unwrap();
+    for (pool, file) in [("demo/a", &upload), ("demo/b", &upload), ("demo/c", &other)] {
+        let image = format!("docker-archive:{}", file.display()).parse().unwrap();
+        let spec = PoolSpec { image, ..PoolSpec::default() };
+        let request = Request::PoolCreate { path: pool.parse().unwrap(), spec: spec.into() };
+        agent.submit(request).await.unwrap();
+    }
+    for (pool, stays) in [("demo/c", true), ("demo/a", true), ("demo/b", false)] {
+        let path: PoolPath = pool.parse().unwrap();
+        let destroy = Request::PoolDestroy { path: path.clone(), force: true };
+        agent.submit(destroy).await.unwrap();
+        let gone = Call::Pools { tenant: None, path: Some(path) };
+        while agent.call(gone.clone()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // The record goes first.
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(upload.exists(), stays, "{pool}");
+    }
+    assert!(other.exists(), "it is somebody's own");
 }

@@ -29,6 +29,7 @@ pub use source::ImageSource;
 use crate::bootstrap::BootstrapError;
 use crate::process::ToolError;
 use durable::FileError;
+pub use oci::name_in_archive;
 
 /// Why an image could not be built or used.
 #[derive(Debug, thiserror::Error)]

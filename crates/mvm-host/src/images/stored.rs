@@ -216,7 +216,10 @@ impl Kept<'_> {
             let written = path.metadata().and_then(|meta| meta.modified()).ok();
             written.and_then(|time| time.elapsed().ok()).is_none_or(|age| age < UPLOAD_GRACE)
         };
-        Ok(paths.filter(|path| !in_use.paths.contains(path) && !is_fresh(path)).collect())
+        // A command may know the state directory by another name.
+        let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let used: BTreeSet<PathBuf> = in_use.paths.iter().map(real).collect();
+        Ok(paths.filter(|path| !used.contains(&real(path)) && !is_fresh(path)).collect())
     }
 }
 

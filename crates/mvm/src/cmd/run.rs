@@ -196,7 +196,7 @@ fn made_up_name(image: &ImageSpec) -> Result<PoolName> {
         what: "the system's random numbers".to_owned(),
         source: std::io::Error::other(error),
     })?;
-    let stem = stem(&image.to_string());
+    let stem = stem_of(image);
     let name = format!("{stem}-{:04x}", draw & 0xffff);
     name.parse().map_err(|error: mvm_core::name::NameError| Error::Usage {
         message: error.to_string(),
@@ -204,8 +204,15 @@ fn made_up_name(image: &ImageSpec) -> Result<PoolName> {
     })
 }
 
+/// What a pool of this image is called: after a file or directory, without its endings.
+fn stem_of(image: &ImageSpec) -> String {
+    let Some(path) = image.path() else { return stem(&image.to_string()) };
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+    stem(name.split('.').find(|word| !word.is_empty()).unwrap_or(name))
+}
+
 /// What of an image's name can be in a pool's: `docker.io/library/nginx:1.27` is `nginx`.
-fn stem(image: &str) -> String {
+pub(crate) fn stem(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     let last = last.split(['@', ':']).find(|word| !word.is_empty()).unwrap_or_default();
     let plain: String = last
@@ -289,5 +296,18 @@ mod tests {
             assert!(format!("{expected}-0a1b").parse::<PoolName>().is_ok(), "{image}");
         }
         assert!(made_up_name(&ImageSpec::Builtin).unwrap().to_string().starts_with("builtin-"));
+    }
+
+    #[test]
+    fn an_image_of_a_file_is_named_after_it() {
+        for (image, expected) in [
+            ("docker-archive:/srv/app.tar:team/web:v1", "app"),
+            ("docker-archive:/s/cache/uploads/nginx.7tz6v3.tar", "nginx"),
+            ("rootfs:/srv/rootfs.tar.xz", "rootfs"),
+            ("oci:/srv/layout/:v1", "layout"),
+            ("nginx:1.27", "nginx"),
+        ] {
+            assert_eq!(stem_of(&image.parse().unwrap()), expected, "{image}");
+        }
     }
 }

@@ -106,7 +106,7 @@ fn no_hint_is_at_what_is_gone() {
     let api = ApiError::new(ErrorCode::Conflict, "x").hint("see `mvm why i-0` and `mvm logs i-0`");
     for error in [
         failed("see `mvm why default/web-1/i-00000001`"),
-        failed(&build_hint(&pool)),
+        failed(&build_hint(&pool, &"nginx:1.27".parse().unwrap())),
         Error::Api(api),
     ] {
         let hint = error.after_removal().hint().unwrap();
@@ -115,4 +115,21 @@ fn no_hint_is_at_what_is_gone() {
     assert!(Error::StoppedWaiting.after_removal().hint().is_none());
     let kept = ApiError::new(ErrorCode::OverLimit, "x").hint("`mvm tenant update`");
     assert_eq!(Error::Api(kept).after_removal().hint().unwrap(), "`mvm tenant update`");
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_looked_for_where_it_comes_from() {
+    let pool: PoolPath = "demo/x".parse().unwrap();
+    for (image, part) in [
+        ("example.com/a:v1", "this machine reaches example.com,"),
+        ("oci:/srv/layout", "what is at /srv/layout on this machine"),
+        ("rootfs:/srv/root.tar", "what is at /srv/root.tar"),
+        ("mmdebstrap:bookworm", "names of the release and the packages"),
+        ("builtin", "`mvm doctor`"),
+    ] {
+        let hint = build_hint(&pool, &image.parse().unwrap());
+        assert!(hint.contains(part), "{hint}");
+        assert!(hint.ends_with("; then try again with `mvm pool build demo/x`"), "{hint}");
+        assert_eq!(hint.contains("doctor"), image == "builtin", "{hint}");
+    }
 }

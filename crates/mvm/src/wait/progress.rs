@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use mvm_core::death::Cause;
+use mvm_core::image::ImageSpec;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::plan::Waiting;
@@ -339,7 +340,7 @@ fn image(request: &Request<'_>, pool: &PoolView, now: u64) -> Level {
         BuildState::Failed { error, at_unix_ms, .. }
             if *at_unix_ms >= request.submitted_unix_ms =>
         {
-            Level::Failed(build_failure(path, error))
+            Level::Failed(build_failure(path, &pool.spec.image, error))
         }
         BuildState::Failed { error, at_unix_ms, .. } => {
             let ago = duration_text(now.saturating_sub(*at_unix_ms));
@@ -365,7 +366,7 @@ fn built(target: &PoolTarget, snapshot: &Snapshot) -> Level {
             Level::Reached
         }
         BuildState::Failed { error, .. } if pool.build_generation >= target.build_generation => {
-            Level::Failed(build_failure(path, error))
+            Level::Failed(build_failure(path, &pool.spec.image, error))
         }
         _ => Level::NotYet(format!("{path}: looking for the image")),
     }
@@ -375,11 +376,11 @@ fn building(path: &PoolPath, step: &str) -> String {
     format!("{path}: building the image: {step}")
 }
 
-fn build_failure(path: &PoolPath, error: &str) -> Failure {
+fn build_failure(path: &PoolPath, image: &ImageSpec, error: &str) -> Failure {
     Failure {
         message: format!("the image of {path} cannot be built: {error}"),
         console: Vec::new(),
-        hint: build_hint(path),
+        hint: build_hint(path, image),
         superseded: false,
         others: 0,
     }

@@ -335,6 +335,25 @@ struct SavedImage {
     layers: Vec<String>,
 }
 
+/// The full name of the only image in an archive, of `docker save` or of an OCI layout, if it has one. One
+/// that is compressed as a whole is expanded to a file without a name in `scratch`. Blocks its thread.
+pub fn name_in_archive(archive: &Path, scratch: &Path) -> Option<String> {
+    let files = Files::Archive(Archive::open(archive, scratch).ok()?);
+    let document = |name: &str| files.read(name).ok().flatten();
+    if let Some(text) = document("manifest.json") {
+        let saved: Vec<SavedImage> = serde_json::from_slice(&text).ok()?;
+        let [only] = saved.as_slice() else { return None };
+        return only.repo_tags.as_ref()?.first().cloned();
+    }
+    let index: Document = serde_json::from_slice(&document("index.json")?).ok()?;
+    let manifests = index.manifests?;
+    let [only] = manifests.as_slice() else { return None };
+    let full = only.annotations.get(FULL_NAME);
+    // Alone, a tag such as `latest` names nothing.
+    let short = only.annotations.get(REF_NAME).filter(|name| name.contains([':', '/']));
+    full.or(short).cloned()
+}
+
 /// Opens what `docker save` wrote. Blocks its thread.
 pub(crate) fn open_docker(files: &Files, name: Option<&str>) -> Result<OciImage, ImageError> {
     let image = files.describe();

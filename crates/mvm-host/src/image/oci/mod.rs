@@ -35,6 +35,7 @@ use mvm_core::image::{ImageConfig, Reference};
 
 pub use error::{LayerProblem, MergeProblem, OciError, TarProblem};
 pub use layer::{LayerCache, StoredLayer};
+pub use layout::name_in_archive;
 pub use registry::{RegistryConfig, RegistryError};
 
 use super::ImageError;
