@@ -171,6 +171,33 @@ async fn a_directory_or_its_archive_is_taken_over_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_an_interrupted_build_has_mounted_is_detached_and_never_entered() {
+    if !can_run(&["mount"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (state, host) = (dir.path().join("state"), dir.path().join("host"));
+    let shm = state.join("layers/scratch/debian-abc/root/dev/shm");
+    let half = state.join("images/.tmp-r-0123456789abcdef/tree");
+    for dir in [&shm, &host, &half] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    fs::write(host.join("canary"), "x").unwrap();
+    run("mount", &["--bind", host.to_str().unwrap(), shm.to_str().unwrap()]);
+    let swept = LocalImages::new(&state).sweep().await;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let is_mounted = mounts.contains("debian-abc");
+    if is_mounted {
+        run("umount", &["-l", shm.to_str().unwrap()]);
+    }
+    swept.unwrap();
+    assert!(!is_mounted && host.join("canary").exists());
+    for dir in ["layers/scratch", "images"] {
+        assert_eq!(fs::read_dir(state.join(dir)).unwrap().count(), 0, "{dir}");
+    }
+}
+
+#[tokio::test]
 async fn an_archive_may_be_compressed_in_any_way_that_is_read_and_is_refused_by_name_otherwise() {
     if !can_run(&["tar", "xz", "zstd", "bzip2"]) {
         return;

@@ -13,7 +13,7 @@ use super::blob::{Blob, Bounded, Decompressed};
 use super::document::{self, Config, Descriptor, Document, Manifest, unusable};
 use super::error::OciError;
 use super::layer::write_sparsely;
-use super::limits::{MAX_DOCUMENT, MAX_ENTRIES};
+use super::limits::{MAX_DOCUMENT, MAX_ENTRIES, MAX_INDEXES};
 use super::tar::{Kind, TarReader};
 use super::{LayerSource, OciImage};
 use crate::image::ImageError;
@@ -25,8 +25,6 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The full name that Docker and containerd give it.
 const FULL_NAME: &str = "io.containerd.image.name";
 const COPY_BUFFER: usize = 128 * 1024;
-/// Indexes may point at indexes, but not for ever.
-const MAX_INDEXES: usize = 4;
 
 /// Where the files of an image are.
 pub(crate) enum Files {

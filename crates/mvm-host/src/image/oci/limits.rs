@@ -25,3 +25,5 @@ pub(crate) const MAX_FILE_SIZE: u64 = 1024 * 1024 * 1024 * 1024;
 pub(crate) const MAX_LAYERS: usize = 1_000;
 /// Largest index, manifest or configuration, in bytes.
 pub(crate) const MAX_DOCUMENT: u64 = 8 * 1024 * 1024;
+/// Indexes may point at indexes, but not for ever.
+pub(crate) const MAX_INDEXES: usize = 4;

@@ -26,7 +26,7 @@ use super::document::{
     self, Config, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, OCI_INDEX, OCI_MANIFEST,
     unusable,
 };
-use super::limits::MAX_DOCUMENT;
+use super::limits::{MAX_DOCUMENT, MAX_INDEXES};
 use super::{LayerSource, OciError, OciImage};
 use crate::image::digest::Digest;
 use crate::tls;
@@ -242,7 +242,8 @@ pub(crate) async fn resolve(
     let image = reference.to_string();
     let (mut text, top) = remote.manifest(None).await?;
     let mut found: Document = document::parse(&image, "manifest", &text)?;
-    if let Some(manifests) = &found.manifests {
+    for _ in 0..MAX_INDEXES {
+        let Some(manifests) = &found.manifests else { break };
         let chosen = document::choose_platform(&image, manifests)?;
         let pulled = remote.manifest(Some(&chosen.digest)).await;
         (text, _) = pulled?;
