@@ -1,6 +1,7 @@
 //! Images that are damaged, or made to do harm: each is refused with the reason, and leaves
 //! nothing behind.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod oci_support;
 

@@ -226,9 +226,15 @@ async fn one_layer_twice_gives_two_files_and_leaves_the_cache_alone() {
     assert_same(&cached, &snapshot(&state.join("layers")));
 }
 
-/// A tar archive of one file of zeroes with a few bytes in it, as a gzip file.
+/// A tar archive of one file of zeroes with a few bytes at its end, as a gzip file of many members, and
+/// the archive's digest.
 fn lastlog(size: u64) -> (Vec<u8>, String) {
     use std::io::Write;
+    let packed = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
     let mut header = tar::Header::new_gnu();
     header.set_path("lastlog").unwrap();
     header.set_size(size);
@@ -237,22 +243,18 @@ fn lastlog(size: u64) -> (Vec<u8>, String) {
     header.set_gid(0);
     header.set_mtime(0);
     header.set_cksum();
-    let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
-    let mut add = |bytes: &[u8]| {
-        sha2::Digest::update(&mut hasher, bytes);
-        encoder.write_all(bytes).unwrap();
-    };
-    add(header.as_bytes());
     let zeroes = vec![0; 1 << 20];
-    for _ in 0..(size >> 20) - 1 {
-        add(&zeroes);
+    let end = [&zeroes[..(1 << 20) - 4], b"last", &[0; 1024]].concat();
+    let count = usize::try_from(size >> 20).unwrap() - 1;
+    let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
+    let pieces = std::iter::repeat_n(zeroes.as_slice(), count);
+    for piece in std::iter::once(&header.as_bytes()[..]).chain(pieces).chain([end.as_slice()]) {
+        sha2::Digest::update(&mut hasher, piece);
     }
-    add(&[&zeroes[..(1 << 20) - 4], b"last"].concat());
-    add(&[0; 1024]);
     let digest = sha2::Digest::finalize(hasher);
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    (encoder.finish().unwrap(), format!("sha256:{hex}"))
+    let members = [packed(header.as_bytes()), packed(&zeroes).repeat(count), packed(&end)];
+    (members.concat(), format!("sha256:{hex}"))
 }
 
 #[tokio::test]

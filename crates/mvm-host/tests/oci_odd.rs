@@ -1,6 +1,7 @@
 //! A corpus of odd images: what real tools write, and what no tool writes but registries have. Each comes
 //! out as `umoci` unpacks it, or is refused by name.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 #![allow(clippy::print_stdout, reason = "a failed test says which image it is about")]
 
 mod oci_support;

@@ -1,5 +1,6 @@
 //! Images pulled from registries: a real one, fed by real tools, and one that misbehaves.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod oci_support;
 

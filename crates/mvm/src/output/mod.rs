@@ -241,10 +241,16 @@ mod tests {
 
     #[test]
     fn nothing_that_is_printed_steers_the_terminal() {
-        for format in [Format::Table, Format::Json, Format::Yaml] {
+        for format in [Format::Table, Format::Json] {
             let (ui, captured) = capture::ui_with(format);
             ui.data(&serde_json::json!({ HOSTILE: [HOSTILE] }), || HOSTILE.to_owned()).unwrap();
             assert_tame(&captured.data());
+        }
+        for c in (0..0x100).filter_map(char::from_u32).filter(|c| c.is_control()) {
+            let (ui, captured) = capture::ui_with(Format::Yaml);
+            ui.data(&serde_json::json!({ "a": format!("b{c}c") }), String::new).unwrap();
+            let yaml = captured.data();
+            assert!(!yaml.contains(|c: char| c.is_control() && c != '\n'), "{yaml:?}");
         }
         let (ui, captured) = capture::ui();
         ui.say(HOSTILE);
