@@ -94,7 +94,6 @@ fn ensure_file(path: &str, text: &str) -> Result<(), GuestError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 mod tests {
     use super::*;
 
