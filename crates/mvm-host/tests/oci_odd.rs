@@ -225,8 +225,9 @@ async fn whatever_buildah_commits_comes_out_as_with_umoci() {
     let store = ["--storage-driver", "vfs", "--root", &root, "--runroot", &state];
     let buildah = |args: &[&str]| run("buildah", &[&store[..], args].concat());
     let container = buildah(&["from", "scratch"]);
-    let container = container.trim();
-    let mount = PathBuf::from(buildah(&["mount", container]).trim());
+    let container = container.lines().last().unwrap().trim();
+    let mount = buildah(&["mount", container]);
+    let mount = PathBuf::from(mount.lines().last().unwrap().trim());
     fs::create_dir(mount.join("bin")).unwrap();
     fs::copy(mvm_host::process::find_program("true").unwrap(), mount.join("bin/capable")).unwrap();
     run("setcap", &["cap_net_raw+ep", mount.join("bin/capable").to_str().unwrap()]);
