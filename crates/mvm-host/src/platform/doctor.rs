@@ -79,7 +79,7 @@ mod tests {
     use crate::platform::facts::tests::facts;
 
     /// A change of these names breaks programs that read them.
-    const NAMES: [&str; 21] = [
+    const NAMES: [&str; 22] = [
         "os",
         "root",
         "kvm",
