@@ -1,6 +1,7 @@
 //! Guests as their users know them: the clock, the kernel's modules, SSH, and what forks have of
 //! their own.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stdout, reason = "a test says what it does and skips")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -6,6 +6,7 @@
 //! no command is what the command before it prints.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stdout, reason = "a test says what it does and skips")]
 
 use std::fs;
 use std::net::TcpListener;
