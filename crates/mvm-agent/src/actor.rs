@@ -19,7 +19,8 @@ use mvm_store::Op;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::effects;
+use crate::contact::Contact;
+use crate::effects::{self, Guest};
 use crate::main_process::{Attached, MainHub, pump};
 use crate::node::{InstanceHandle, Node, chain};
 use crate::sleep;
@@ -70,8 +71,10 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
         main,
         tasks: JoinSet::new(),
         session_mode: SessionMode::Fresh,
+        contact: Arc::default(),
         run_tasks: JoinSet::new(),
         vcpus: None,
+        is_ending: watch::Sender::new(false),
         releasing: Arc::default(),
         readying: Arc::default(),
     };
@@ -90,10 +93,14 @@ struct Actor {
     tasks: JoinSet<()>,
     /// Whether the guest may be in the middle of an earlier agent's session.
     session_mode: SessionMode,
+    /// How the VM's guest can be told something.
+    contact: Arc<Contact>,
     /// What concerns the VM that runs: ended with it, so that no late word of it is heard.
     run_tasks: JoinSet<()>,
     /// What the VM's vCPUs are to do.
     vcpus: Option<mpsc::UnboundedSender<VcpuOrder>>,
+    /// Whether the VM is to end: nobody needs what is being saved of it.
+    is_ending: watch::Sender<bool>,
     /// Releases come one after the other.
     releasing: Arc<Mutex<()>>,
     /// Held while the process that waits for its wake is made or ended: what follows comes after it.
@@ -154,6 +161,8 @@ impl Actor {
                 Event::FoundAlive
             }
             Message::Session(session, main) => {
+                self.contact.end();
+                self.contact.met(&session);
                 if let Some(attached) = main {
                     let (hub, vm) = (self.main.clone(), self.status.vm.clone());
                     let (path, session) = (self.path.clone(), session.clone());
@@ -179,19 +188,25 @@ impl Actor {
             Message::MainEnded(..) => return,
             Message::SessionEnded => {
                 self.session.send_replace(None);
+                self.contact.let_go();
                 if matches!(self.status.phase, Phase::Running { .. }) {
                     self.perform(Effect::Rejoin);
                 }
                 return;
             }
         };
+        if matches!(event, Event::BootFailed { .. }) {
+            self.contact.end();
+        }
         let (next, effects) = step(&self.status, event, self.node.clock.now_ms());
         if self.status.vm.is_some() && next.vm.is_none() {
             self.vm.send_replace(None);
             self.session.send_replace(None);
+            self.contact.reset();
             self.vcpus = None;
             self.run_tasks.abort_all();
         }
+        self.is_ending.send_replace(matches!(next.phase, Phase::Stopping { .. }));
         if next.last_death != self.status.last_death
             && let Some(death) = &next.last_death
         {
@@ -215,15 +230,22 @@ impl Actor {
     fn take_charge(&mut self, vm: Arc<dyn Vm>) {
         let (orders, received) = mpsc::unbounded_channel();
         self.vcpus = Some(orders);
+        self.contact.reset();
         self.run_tasks.spawn(vcpus::work(
             self.node.clone(),
             self.path.clone(),
             vm.clone(),
-            self.session.subscribe(),
+            (self.session.subscribe(), self.is_ending.subscribe()),
             received,
             self.mailbox.clone(),
         ));
         self.vm.send_replace(Some(vm));
+    }
+
+    /// What is needed to open a session with the guest of this VM.
+    fn guest_of(&self, vm: Arc<dyn Vm>) -> Guest {
+        let (hub, contact) = (self.main.clone(), self.contact.clone());
+        Guest { vm, hub, contact, mode: self.session_mode }
     }
 
     /// Makes a snapshot for others, of what runs, stands still or sleeps.
@@ -337,33 +359,39 @@ impl Actor {
                 }
             }
             Effect::Greet => {
-                if let Some(vm) = vm {
-                    let (mode, main) = (self.session_mode, self.main.clone());
-                    let woken = wake_reason(&self.status.phase);
-                    let session = self.session.borrow().clone();
-                    self.spawn_for_run(async move |node| match (session, woken) {
-                        // It stood still with its session.
-                        (Some(session), Some(reason)) => {
-                            effects::greet_again(&node, &path, &session, reason).await
-                        }
-                        (_, woken) => effects::greet(&node, &path, &main, &*vm, mode, woken).await,
+                let woken = wake_reason(&self.status.phase);
+                let session = self.session.borrow().clone();
+                let Some(vm) = vm else { return };
+                if let (Some(session), Some(reason)) = (session, woken) {
+                    // It stood still with its session.
+                    return self.spawn_for_run(async move |node| {
+                        effects::greet_again(&node, &path, &session, reason).await
+                    });
+                }
+                let is_boot = self.session_mode == SessionMode::Fresh;
+                if self.contact.begin(is_boot) {
+                    let guest = self.guest_of(vm);
+                    self.spawn_for_run(async move |node| {
+                        effects::greet(&node, &path, &guest, woken).await
                     });
                 }
             }
             Effect::Rejoin => {
                 let has_session = self.session.borrow().is_some();
-                if let Some(vm) = vm.filter(|_| !has_session) {
-                    let main = self.main.clone();
+                if let Some(vm) = vm.filter(|_| !has_session)
+                    && self.contact.begin(false)
+                {
+                    let guest = Guest { mode: SessionMode::Existing, ..self.guest_of(vm) };
                     self.spawn_for_run(async move |node| {
-                        effects::rejoin(&node, &path, &main, &*vm).await
+                        effects::rejoin(&node, &path, &guest).await
                     });
                 }
             }
             Effect::Shutdown { grace_ms } => {
-                let session = self.session.borrow().clone();
+                let contact = self.contact.clone();
                 if let Some(vm) = vm {
-                    self.spawn_for_run(async move |node| {
-                        effects::shutdown(&node, &path, &*vm, session, grace_ms).await
+                    self.spawn_for_run(async move |_node| {
+                        effects::shutdown(&path, &*vm, &contact, grace_ms).await
                     });
                 }
             }

@@ -21,6 +21,7 @@ use crate::main_process::{MainHub, News};
 use crate::node::Node;
 use crate::server::{finish, one};
 use crate::state::Mirror;
+use crate::streams;
 
 /// How long a guest that an agent has just adopted has to tell of its main process.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ pub(crate) async fn attach(
     }
     tokio::select! {
         carried = carry_out(&path, news, &mut write, pid.is_some()) => return carried,
-        () = carry_in(&hub, read, input) => {}
+        () = carry_in(node, &path, &hub, read, input) => {}
         // Neither output nor room for input may ever come again.
         () = hang_up.wait() => return Ok(()),
     }
@@ -99,17 +100,23 @@ async fn find(
     }
 }
 
-/// The process id of a main process that runs, or will once its machine has booted.
+/// The process id of a main process that runs, or will once its machine has booted or been woken.
 async fn running(
     node: &Arc<Node>,
     path: &InstancePath,
     input: &mut Input,
 ) -> Result<u32, ApiError> {
+    if streams::is_at_rest(&node.state.now(), path) {
+        streams::wake(node, path).await?;
+    }
     // Whoever left while it booted may come back before it has.
     let is_coming = |mirror: &Arc<Mirror>| {
         let instance = mirror.desired.instances.get(path);
         instance.is_some_and(|instance| instance.desired == DesiredState::Running)
-            && matches!(mirror.status(path).state(), State::Created | State::Stopped)
+            && matches!(
+                mirror.status(path).state(),
+                State::Created | State::Stopped | State::Sleeping | State::Warm
+            )
     };
     // An agent that ends needs no answer.
     drop(node.state.follow().wait_for(|mirror| !is_coming(mirror)).await);
@@ -152,6 +159,12 @@ async fn carry_out(
                     .hint(format!("see `mvm why {}` and `mvm logs {}`", path.id, path.id));
                 return finish(write, Err(error)).await;
             }
+            Some(News::Nothing) => {
+                let message = format!("{path} runs no program: its image names none");
+                let error = ApiError::new(ErrorCode::Invalid, message)
+                    .hint("name one behind the image, such as `mvm run IMAGE -- COMMAND`");
+                return finish(write, Err(error)).await;
+            }
             None => {
                 let message = format!("{path} is gone, or its guest was lost");
                 let error = ApiError::new(ErrorCode::Guest, message).hint("see `mvm ps -a`");
@@ -188,17 +201,40 @@ impl From<Item> for Word {
     }
 }
 
+impl Word {
+    /// Whether it is for the process, so that one at rest is to hear it.
+    fn is_for_process(&self) -> bool {
+        matches!(self, Self::Input(_) | Self::EndOfInput | Self::Signal(_))
+    }
+}
+
 /// Carries standard input, sizes and signals to the process, and keeps what comes before there is
-/// one; returns when the caller hangs up or detaches, which needs no process.
-async fn carry_in(hub: &MainHub, mut read: ReadHalf, mut input: Input) {
+/// one, or while it is at rest, from which it is woken; returns when the caller hangs up or detaches,
+/// which needs no process.
+async fn carry_in(
+    node: &Arc<Node>,
+    path: &InstancePath,
+    hub: &MainHub,
+    mut read: ReadHalf,
+    mut input: Input,
+) {
+    let mut state = node.state.follow();
     let mut waiting = VecDeque::new();
     loop {
         let way = input.borrow_and_update().clone();
+        let mirror = state.borrow_and_update().clone();
         if let Some((_, way)) = way
+            && streams::is_up(&mirror, path)
             && let Some(word) = waiting.pop_front()
         {
             pass_on(word, &way).await;
             continue;
+        }
+        if waiting.iter().any(Word::is_for_process)
+            && streams::is_at_rest(&mirror, path)
+            && let Err(error) = streams::wake(node, path).await
+        {
+            tracing::debug!(instance = %path, %error, "what was typed does not wake it");
         }
         tokio::select! {
             item = read.next(), if waiting.len() < MOST_WAITING => {
@@ -215,6 +251,9 @@ async fn carry_in(hub: &MainHub, mut read: ReadHalf, mut input: Input) {
             }
             changed = input.changed(), if !waiting.is_empty() => if changed.is_err() {
                 // The instance is gone, which the other direction tells.
+                return std::future::pending().await;
+            },
+            changed = state.changed(), if !waiting.is_empty() => if changed.is_err() {
                 return std::future::pending().await;
             },
         }

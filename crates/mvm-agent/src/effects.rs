@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
 use crate::clock::wall_clock_unix_ns;
+use crate::contact::{Contact, Reach};
 use crate::disks;
 use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain, ms_since};
@@ -35,14 +36,19 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for a guest's hello. The boot deadline, which is the actor's, is usually shorter.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// Time of a shutdown that the guest needs for itself, in milliseconds.
-const OWN_WAY_DOWN_MS: u64 = 3_000;
+/// Time of a shutdown that the guest needs for itself.
+const OWN_WAY_DOWN: Duration = Duration::from_secs(3);
 /// How long a guest has for its hooks after it was woken.
 const WAKE_HOOKS: Duration = Duration::from_secs(10);
 /// What a guest does before it is saved as a base or stands by: as good as any program.
 const REHEARSED: &str = "true";
 /// Pause between attempts to talk to a guest that runs and does not answer.
 const REJOIN_PAUSE: Duration = Duration::from_secs(2);
+/// Attempts to adopt a VM, such as while the machine is out of descriptors, and the pause between two.
+const ADOPT_ATTEMPTS: u32 = 5;
+const ADOPT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between attempts to tell a guest that it is to shut down.
+const SHUTDOWN_PAUSE: Duration = Duration::from_millis(200);
 
 /// Why an effect failed: the chain of causes is what people see.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +77,8 @@ pub(crate) enum EffectError {
         "the guest agent does not answer, so that the guest cannot prepare (`--force` does without)"
     )]
     Silent,
+    #[error("it is to end")]
+    Abandoned,
     #[error("the agent is ending")]
     Ending,
 }
@@ -208,19 +216,27 @@ pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
     }
 }
 
+/// A VM's guest, to open a session with.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) hub: Arc<MainHub>,
+    pub(crate) contact: Arc<Contact>,
+    /// What is known of the byte stream to it.
+    pub(crate) mode: SessionMode,
+}
+
 /// Opens the session with a guest that boots or goes on, connects it to its network, and configures it.
 pub(crate) async fn greet(
     node: &Node,
     path: &InstancePath,
-    hub: &MainHub,
-    vm: &dyn Vm,
-    mode: SessionMode,
+    guest: &Guest,
     woken: Option<WakeReason>,
 ) -> Message {
     let began = Instant::now();
     let greeted = async {
-        let opening = open_session(node, path, hub, vm, mode, HELLO_TIMEOUT);
-        let ((session, main), ()) = tokio::try_join!(opening, connect(node, path, vm))?;
+        let opening = open_session(node, path, guest, HELLO_TIMEOUT);
+        let ((session, main), ()) = tokio::try_join!(opening, connect(node, path, &*guest.vm))?;
         let channel_ms = ms_since(began);
         if let Some(reason) = woken {
             tell_woken(path, &session, reason).await?;
@@ -306,14 +322,9 @@ pub(crate) fn note_hooks(path: &InstancePath, event: &str, report: &HookReport) 
 
 /// Opens the session with a guest that ran before, however long that takes: an unresponsive guest
 /// is left running.
-pub(crate) async fn rejoin(
-    node: &Node,
-    path: &InstancePath,
-    hub: &MainHub,
-    vm: &dyn Vm,
-) -> Message {
+pub(crate) async fn rejoin(node: &Node, path: &InstancePath, guest: &Guest) -> Message {
     loop {
-        match open_session(node, path, hub, vm, SessionMode::Existing, GUEST_TIMEOUT).await {
+        match open_session(node, path, guest, GUEST_TIMEOUT).await {
             Ok((session, main)) => return Message::Session(session, main.map(Box::new)),
             Err(error) => {
                 tracing::debug!(instance = %path, error = chain(&error), "the guest does not answer");
@@ -327,31 +338,31 @@ pub(crate) async fn rejoin(
 async fn open_session(
     node: &Node,
     path: &InstancePath,
-    hub: &MainHub,
-    vm: &dyn Vm,
-    mode: SessionMode,
+    guest: &Guest,
     timeout: Duration,
 ) -> Result<(Session, Option<Attached>), EffectError> {
-    let session = configure(node, path, vm, mode, timeout).await?;
+    let session = say_hello(guest, timeout).await?;
+    configure_over(node, path, &session).await?;
     let revision = node.state.now().status(path).revision.ok_or(EffectError::NoRevision)?;
     let image = node.host.images.files(&revision).await?.config;
     let spec = record(node, path)?.spec.process;
-    let main = main_process::attach(node, hub, &session, &image, &spec).await?;
+    let main = main_process::attach(node, &guest.hub, &session, &image, &spec).await?;
     Ok((session, main))
 }
 
-async fn configure(
-    node: &Node,
-    path: &InstancePath,
-    vm: &dyn Vm,
-    mode: SessionMode,
-    timeout: Duration,
-) -> Result<Session, EffectError> {
+/// Opens a session, and notes it for those who wait for one. There is no other while it does.
+async fn say_hello(guest: &Guest, timeout: Duration) -> Result<Session, EffectError> {
+    // What is left of an attempt before would be in the way.
+    guest.contact.let_go();
+    let session = hello(&*guest.vm, guest.mode, timeout).await?;
+    guest.contact.met(&session);
+    Ok(session)
+}
+
+async fn hello(vm: &dyn Vm, mode: SessionMode, timeout: Duration) -> Result<Session, EffectError> {
     let stream = vm.connect_guest().await?;
     let mode = if vm.has_connections() { SessionMode::Fresh } else { mode };
-    let session = Session::open(stream, mode, timeout).await?;
-    configure_over(node, path, &session).await?;
-    Ok(session)
+    Ok(Session::open(stream, mode, timeout).await?)
 }
 
 /// Tells a guest who it is, and what time.
@@ -381,31 +392,55 @@ async fn configure_over(
     Ok(())
 }
 
-/// Asks the guest to shut down; the VM's end comes through the watch.
+/// Asks the guest to shut down, as soon as it can be reached; the VM's end comes through the watch.
+/// When it has had its time is the actor's business.
 pub(crate) async fn shutdown(
-    node: &Node,
     path: &InstancePath,
     vm: &dyn Vm,
-    session: Option<Session>,
+    contact: &Contact,
     grace_ms: u64,
 ) -> Message {
-    let asked = async {
-        let session = match session {
-            Some(session) => session,
-            // The agent was replaced in the middle of a stop.
-            None => configure(node, path, vm, SessionMode::Existing, GUEST_TIMEOUT).await?,
-        };
-        // Most of the time is for the guest's processes, the rest for the guest's own way down.
-        let grace = Duration::from_millis(grace_ms - (grace_ms / 2).min(OWN_WAY_DOWN_MS));
-        Ok::<_, EffectError>(session.shutdown(grace, GUEST_TIMEOUT).await?)
-    };
-    match asked.await {
-        Ok(()) => Message::Event(Event::Tick),
-        Err(error) => {
-            tracing::warn!(instance = %path, error = chain(&error), "the guest does not shut down");
-            Message::Event(Event::ShutdownFailed)
+    let deadline = Instant::now() + Duration::from_millis(grace_ms);
+    loop {
+        match ask_to_shut_down(vm, contact, deadline).await {
+            Ok(()) => return Message::Event(Event::Tick),
+            Err(EffectError::Guest(error @ SessionError::Guest { .. })) => {
+                tracing::warn!(instance = %path, error = chain(&error), "the guest does not shut down");
+                return Message::Event(Event::ShutdownFailed);
+            }
+            Err(EffectError::Silent) => return Message::Event(Event::ShutdownFailed),
+            Err(error) => {
+                tracing::debug!(instance = %path, error = chain(&error), "the guest does not hear that it is to shut down");
+            }
         }
+        tokio::time::sleep(SHUTDOWN_PAUSE).await;
     }
+}
+
+/// One attempt to tell a guest that it is to shut down. [`EffectError::Silent`] is that of a guest
+/// that has just been started and has nothing to shut down.
+async fn ask_to_shut_down(
+    vm: &dyn Vm,
+    contact: &Contact,
+    deadline: Instant,
+) -> Result<(), EffectError> {
+    let session = match contact.reach().await {
+        Reach::Open(session) => session,
+        Reach::Booting => return Err(EffectError::Silent),
+        Reach::Lost => {
+            let session = hello(vm, SessionMode::Existing, GUEST_TIMEOUT).await?;
+            contact.met(&session);
+            session
+        }
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Most of the time is for the guest's processes, the rest for the guest's own way down.
+    let grace = left - (left / 2).min(OWN_WAY_DOWN);
+    let asked = session.shutdown(grace, GUEST_TIMEOUT).await;
+    if asked.is_err() && session.is_over() {
+        contact.forget(&session);
+    }
+    Ok(asked?)
 }
 
 /// Ends the VM by force.
@@ -462,20 +497,26 @@ async fn try_release(
     Ok(())
 }
 
-/// Looks for the VM of an earlier agent.
+/// Looks for the VM of an earlier agent. A failure that may pass is tried again for a while: what is
+/// taken for gone is ended before the next boot.
 pub(crate) async fn adopt(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
-    match try_adopt(node, path, status).await {
-        Ok(Some(vm)) => {
-            tracing::info!(instance = %path, pid = vm.handle().pid, "adopted");
-            Message::Found(vm)
+    for attempt in 1.. {
+        match try_adopt(node, path, status).await {
+            Ok(Some(vm)) => {
+                tracing::info!(instance = %path, pid = vm.handle().pid, "adopted");
+                return Message::Found(vm);
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::error!(instance = %path, attempt, error = chain(&error), "cannot adopt");
+                if attempt == ADOPT_ATTEMPTS {
+                    break;
+                }
+            }
         }
-        Ok(None) => Message::Event(gone(node, path, status).await),
-        Err(error) => {
-            // Whatever it was, the next boot ends strays before it launches anything.
-            tracing::error!(instance = %path, error = chain(&error), "cannot adopt");
-            Message::Event(gone(node, path, status).await)
-        }
+        tokio::time::sleep(ADOPT_PAUSE).await;
     }
+    Message::Event(gone(node, path, status).await)
 }
 
 async fn try_adopt(

@@ -15,7 +15,7 @@ use mvm_wire::{
 use crate::configs;
 use crate::node::Node;
 use crate::server::finish;
-use crate::streams::{guest_error, session};
+use crate::streams::{guest_error, session, session_over};
 
 /// Pieces of standard input, of at most 64 KiB, and signals that are kept for a program whose guest
 /// still starts.
@@ -50,6 +50,7 @@ pub(crate) async fn exec(
     let is_shell = request.argv.first().is_some_and(|program| is_shell(program));
     let exec = match session.exec(request, START_TIMEOUT).await {
         Ok(exec) => exec,
+        Err(_) if session.is_over() => return session_ended(node, &mut write, &instance).await,
         Err(error) => return finish(&mut write, Err(refusal(&instance, &error, is_shell))).await,
     };
     let (mut output, input) = exec.split();
@@ -73,10 +74,13 @@ pub(crate) async fn exec(
                 Some(Ok(ExecEvent::Detached)) => {
                     return write.message(&Reply::ExecDetached).await;
                 }
+                Some(Err(_)) if session.is_over() => {
+                    return session_ended(node, &mut write, &instance).await;
+                }
                 Some(Err(error)) => {
                     return finish(&mut write, Err(refusal(&instance, &error, is_shell))).await;
                 }
-                None => return session_ended(&mut write, &instance).await,
+                None => return session_ended(node, &mut write, &instance).await,
             }
         }
     };
@@ -121,11 +125,11 @@ fn refusal(instance: &InstancePath, error: &SessionError, is_shell: bool) -> Api
 
 /// Tells a caller that the guest is not there any more.
 pub(crate) async fn session_ended(
+    node: &Node,
     write: &mut WriteHalf,
     instance: &InstancePath,
 ) -> Result<(), ConnectionError> {
-    let message = format!("the session with {instance} ended");
-    finish(write, Err(ApiError::new(ErrorCode::Guest, message))).await
+    finish(write, Err(session_over(node, instance))).await
 }
 
 /// Waits until the caller hangs up, and keeps what it says until then. A caller that says more than

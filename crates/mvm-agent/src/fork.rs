@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
+use mvm_core::lifecycle::{Outcome, Phase};
 use mvm_core::name::{InstancePath, Selector, SnapshotId};
 use mvm_core::record::DesiredState;
 use mvm_wire::{Accepted, ApiError, ErrorCode};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::actor::Message;
 use crate::node::{InstanceHandle, Node};
@@ -22,6 +23,34 @@ use crate::submit;
 const ACTOR_LIMIT: Duration = Duration::from_secs(10);
 /// How often one is looked for.
 const ACTOR_POLL: Duration = Duration::from_millis(10);
+/// How often it is looked whether an instance that is to start still may.
+const WAITING_POLL: Duration = Duration::from_millis(100);
+
+/// Waits until an instance that starts, or is about to, can be forked, as an exec does; also until one
+/// that falls asleep has.
+pub(crate) async fn settled(node: &Node, selector: &Selector) -> Result<(), ApiError> {
+    let source = one(&node.state.now(), selector)?;
+    let mut state = node.state.follow();
+    loop {
+        let mirror = state.borrow_and_update().clone();
+        let desired = mirror.desired.instances.get(&source).map(|record| record.desired);
+        let is_coming = desired.is_some_and(DesiredState::is_alive)
+            && match mirror.status(&source).phase {
+                Phase::Starting { .. }
+                | Phase::Suspending { .. }
+                | Phase::Stopping { outcome: Outcome::Asleep, .. }
+                | Phase::Releasing { outcome: Outcome::Asleep, .. } => true,
+                // The next round starts it, if nothing is in its way.
+                Phase::Created => !node.waiting().borrow().contains_key(&source),
+                _ => false,
+            };
+        if !is_coming {
+            return Ok(());
+        }
+        // What it waits for is not part of the state that is followed.
+        drop(timeout(WAITING_POLL, state.changed()).await);
+    }
+}
 
 /// Makes so many forks of an instance.
 pub(crate) async fn fork(

@@ -61,7 +61,7 @@ pub(crate) async fn forward(
                 Some(Err(error)) => {
                     return finish(&mut write, Err(failed(error))).await;
                 }
-                None => return session_ended(&mut write, &instance).await,
+                None => return session_ended(node, &mut write, &instance).await,
             }
         }
     };

@@ -16,6 +16,7 @@ mod attach;
 mod builder;
 mod clock;
 mod configs;
+mod contact;
 mod disks;
 mod effects;
 mod exec;

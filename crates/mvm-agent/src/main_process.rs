@@ -60,6 +60,8 @@ pub(crate) enum News {
     Stderr(Arc<[u8]>),
     /// It ended.
     Exited(ExitStatus),
+    /// There is none to run.
+    Nothing,
     /// The run of the instance ended, for this reason.
     Ended(String),
 }
@@ -170,7 +172,10 @@ pub(crate) async fn attach(
     spec: &ProcessSpec,
 ) -> Result<Option<Attached>, MainError> {
     let mut request = match resolve(image, spec)? {
-        MainProcess::Nothing => return Ok(None),
+        MainProcess::Nothing => {
+            hub.tell(News::Nothing, session).await;
+            return Ok(None);
+        }
         MainProcess::Program(mut program) => {
             program.terminal = program.terminal.map(|_| hub.size());
             MainRequest { program: Some(*program), ..MainRequest::default() }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::{Event, Outcome, Phase};
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
 use mvm_core::plan::{Action, PlanLimits, plan};
 use mvm_core::record::{self, Desired, Existence, InstanceRecord};
@@ -130,12 +130,14 @@ impl Reconciler {
             Action::Destroy { instance, grace_ms } => {
                 self.tell(&instance, Event::Destroy { grace_ms }).await;
             }
-            Action::DestroyPool(pool) => {
-                let what = format!("removing pool {pool}, which goes with its instance");
-                let request = Request::PoolDestroy { path: pool, force: true };
+            Action::RemoveEnded(instance) => {
+                let what = format!("removing {instance}, which goes at its end");
+                let selector = Selector::from(&instance);
+                let request = Request::InstanceDestroy { selector, all: false, force: true };
                 let refusal = submit::submit(&self.node, request).await.err();
                 // Whoever asked for the run may have removed it already.
-                let refusal = refusal.filter(|error| error.code != ErrorCode::NotFound);
+                let refusal = refusal
+                    .filter(|e| !matches!(e.code, ErrorCode::NotFound | ErrorCode::Conflict));
                 self.node.set_problem(&what, refusal.map(|error| error.to_string()));
             }
             Action::MakeDisk(disk) => self.work_on_disk(&disk, disks::make),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mvm_core::admit::Denial;
 use mvm_core::death::{CONSOLE_TAIL_LINES, Cause, OUTPUT_TAIL_LINES};
+use mvm_core::lifecycle::Phase;
 use mvm_core::name::{InstancePath, Selector};
 use mvm_core::net::Traffic;
 use mvm_host::main_log;
@@ -112,6 +113,16 @@ async fn answer(
         Call::Attach { selector, wait } => {
             return attach::attach(node, &selector, wait, connection, hang_up).await;
         }
+        Call::Fork { selector, count } => {
+            let settled = tokio::select! {
+                settled = fork::settled(node, &selector) => settled,
+                () = hang_up.wait() => return Ok(()),
+            };
+            match settled {
+                Ok(()) => fork::fork(node, &selector, count).await.map(Reply::Accepted),
+                Err(error) => Err(error),
+            }
+        }
         Call::AgentStop => {
             finish(&mut connection.write, Ok(Reply::Done)).await?;
             node.stop.notify_waiters();
@@ -176,9 +187,6 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         Call::ImageCollect { dry_run } => {
             images::collect(node, dry_run).await.map(Reply::Collected)
         }
-        Call::Fork { selector, count } => {
-            fork::fork(node, &selector, count).await.map(Reply::Accepted)
-        }
         Call::WarmUp { pool } => {
             warm_up::warm_up(node, &pool).await?;
             let pools = views::pools(node, &node.state.now(), |path| *path == pool);
@@ -206,6 +214,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
         }
         Call::Watch { .. }
         | Call::Exec { .. }
+        | Call::Fork { .. }
         | Call::Attach { .. }
         | Call::Instances { .. }
         | Call::Forward { .. }
@@ -288,8 +297,10 @@ async fn stats_of(node: &Node, path: InstancePath, handle: InstanceHandle) -> Op
     let vm = handle.vm.borrow().clone()?;
     let usage = vm.usage().await.ok()?;
     let session = handle.session.borrow().clone();
+    let is_warm = matches!(node.state.now().status(&path).phase, Phase::Warm { .. });
     let health = async {
         match session {
+            _ if is_warm => (None, Some("it is warm: its vCPUs stand still".to_owned())),
             None => (None, Some("there is no session with the guest".to_owned())),
             Some(session) => match session.health(streams::GUEST_TIMEOUT).await {
                 Ok(health) => (Some(health), None),

@@ -44,12 +44,13 @@ fn own_dir(instance_dir: &Path, number: u64) -> PathBuf {
     instance_dir.join(format!("sleep-{number}"))
 }
 
-/// Prepares the guest, stops its vCPUs and saves everything. The VM stays paused.
+/// Prepares the guest, stops its vCPUs and saves everything. The VM stays paused. Given up, before
+/// its vCPUs stop, if the VM is to end.
 pub(crate) async fn suspend(
     node: &Node,
     path: &InstancePath,
     vm: &dyn Vm,
-    session: watch::Receiver<Option<Session>>,
+    (session, mut is_ending): (watch::Receiver<Option<Session>>, watch::Receiver<bool>),
     status: &InstanceStatus,
     hooks_ms: u64,
 ) -> Result<OwnSnapshot, EffectError> {
@@ -58,7 +59,10 @@ pub(crate) async fn suspend(
     let began = Instant::now();
     let prepared = match hooks_ms {
         0 => None,
-        _ => Some(prepare(path, session, Duration::from_millis(hooks_ms)).await?),
+        _ => tokio::select! {
+            prepared = prepare(path, session, Duration::from_millis(hooks_ms)) => Some(prepared?),
+            _ = is_ending.wait_for(|is_ending| *is_ending) => return Err(EffectError::Abandoned),
+        },
     };
     let prepare_ms = ms_since(began);
     let paused = Instant::now();

@@ -154,7 +154,7 @@ fn is_ready(node: &Node, mirror: &Mirror, path: &InstancePath) -> bool {
 }
 
 /// Whether an instance runs, and nobody is about to put it to rest.
-fn is_up(mirror: &Mirror, path: &InstancePath) -> bool {
+pub(crate) fn is_up(mirror: &Mirror, path: &InstancePath) -> bool {
     let phase = mirror.status(path).phase;
     let is_falling_asleep = matches!(
         phase,
@@ -164,7 +164,7 @@ fn is_up(mirror: &Mirror, path: &InstancePath) -> bool {
 }
 
 /// Whether an instance is to rest, and would go on where it was.
-fn is_at_rest(mirror: &Mirror, path: &InstancePath) -> bool {
+pub(crate) fn is_at_rest(mirror: &Mirror, path: &InstancePath) -> bool {
     let desired = mirror.desired.instances.get(path).map(|record| record.desired);
     let is_to_rest = matches!(desired, Some(DesiredState::Warm | DesiredState::Sleeping));
     let status = mirror.status(path);
@@ -172,7 +172,7 @@ fn is_at_rest(mirror: &Mirror, path: &InstancePath) -> bool {
 }
 
 /// Asks for an instance to go on.
-async fn wake(node: &Arc<Node>, path: &InstancePath) -> Result<(), ApiError> {
+pub(crate) async fn wake(node: &Arc<Node>, path: &InstancePath) -> Result<(), ApiError> {
     tracing::info!(instance = %path, "woken on demand");
     let selector = Selector::from(path);
     submit::submit(node, Request::InstanceStart { selector, all: false }).await.map(drop)
@@ -201,6 +201,38 @@ fn unavailable(mirror: &Mirror, selector: &Selector, candidates: &[&InstancePath
             ApiError::new(ErrorCode::Conflict, message)
                 .hint(format!("start them with `mvm start {selector} --all`"))
         }
+    }
+}
+
+/// Why a session with an instance ended under a program or a copy.
+pub(crate) fn session_over(node: &Node, instance: &InstancePath) -> ApiError {
+    let mirror = node.state.now();
+    let status = mirror.status(instance);
+    let desired = mirror.desired.instances.get(instance).map(|record| record.desired);
+    let (how, hint) = match (desired, &status.phase) {
+        (None | Some(DesiredState::Destroyed), _) => ("was removed", None),
+        (Some(DesiredState::Sleeping), _)
+        | (
+            _,
+            Phase::Suspending { .. }
+            | Phase::Sleeping { .. }
+            | Phase::Stopping { outcome: Outcome::Asleep, .. }
+            | Phase::Releasing { outcome: Outcome::Asleep, .. },
+        ) => (
+            "fell asleep, and what ran over its session ended",
+            Some(format!(
+                "run it again, which wakes {}; with `mvm exec -d` it outlives a sleep",
+                instance.id
+            )),
+        ),
+        (Some(DesiredState::Stopped), _) => ("was stopped", None),
+        _ if status.has_ended() => ("ended", Some(format!("see `mvm why {}`", instance.id))),
+        _ => ("is no longer reached: the session with it ended", None),
+    };
+    let error = ApiError::new(ErrorCode::Guest, format!("{instance} {how}"));
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
     }
 }
 

@@ -40,12 +40,13 @@ pub(crate) enum VcpuOrder {
     },
 }
 
-/// Carries out the orders for a VM, until it has ended.
+/// Carries out the orders for a VM, until it has ended. Once it is to end, its guest is no longer
+/// prepared for a sleep.
 pub(crate) async fn work(
     node: Arc<Node>,
     path: InstancePath,
     vm: Arc<dyn Vm>,
-    session: watch::Receiver<Option<Session>>,
+    (session, is_ending): (watch::Receiver<Option<Session>>, watch::Receiver<bool>),
     mut orders: mpsc::UnboundedReceiver<VcpuOrder>,
     mailbox: mpsc::Sender<Message>,
 ) {
@@ -69,13 +70,13 @@ pub(crate) async fn work(
                 resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
             }
             VcpuOrder::Suspend { request, hooks_ms, status } => {
-                let session = session.clone();
+                let guest = (session.clone(), is_ending.clone());
                 let suspend = async {
                     if is_paused && hooks_ms > 0 {
                         // A guest that stands still cannot prepare.
                         vm.resume().await?;
                     }
-                    sleep::suspend(&node, &path, &*vm, session, &status, hooks_ms).await
+                    sleep::suspend(&node, &path, &*vm, guest, &status, hooks_ms).await
                 };
                 let suspended = suspend.await;
                 is_paused = true;

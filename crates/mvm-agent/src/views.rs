@@ -162,6 +162,8 @@ pub(crate) fn instance(
         vm,
         boots,
         failures,
+        // What waits for it tells.
+        short_runs: _,
         last_death,
         main_end,
         snapshot: _,

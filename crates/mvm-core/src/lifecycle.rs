@@ -44,6 +44,10 @@ pub const RELEASE_RETRY_MS: u64 = 1_000;
 /// How long a guest whose main process has ended has to shut down, in milliseconds: other
 /// processes may still write, and disks have to be brought in order.
 pub const MAIN_ENDED_GRACE_MS: u64 = 10_000;
+/// How long a guest has to shut down in order, in milliseconds, that an agent which has just started
+/// found in the middle of a stop: the time without an agent is not the guest's. A guest whose start
+/// fails has as long.
+pub const LAST_GRACE_MS: u64 = 10_000;
 /// How long after a kill the VM is killed again, if it has not ended, in milliseconds.
 pub const KILL_RETRY_MS: u64 = 1_000;
 /// How long a start that an earlier agent began has at least, in milliseconds: the time without an
@@ -160,6 +164,9 @@ pub enum Phase {
         kill_unix_ms: u64,
         /// What follows.
         outcome: Outcome,
+        /// Whether it is ended by force already; otherwise its guest is asked.
+        #[serde(default)]
+        is_forced: bool,
     },
     /// Its VM has ended; what it held on the host is given back.
     Releasing {
@@ -194,6 +201,8 @@ pub struct InstanceStatus {
     pub boots: u64,
     /// Failures in a row.
     pub failures: u32,
+    /// Runs in a row that soon ended by themselves, and without a failure.
+    pub short_runs: u32,
     /// How its last run ended.
     pub last_death: Option<Death>,
     /// How the main process of its last run ended, if it did while that was observed.
@@ -403,9 +412,11 @@ pub enum Effect {
     Greet,
     /// Open the session with a guest that was running before this agent.
     Rejoin,
-    /// Ask the guest to shut down; report `ShutdownFailed` if it does not take the request.
+    /// Ask the guest to shut down, over the session that is open or being opened, or else over one
+    /// of its own; report `ShutdownFailed` if it refuses, or if its kernel has only just been started
+    /// and no guest agent has answered yet.
     Shutdown {
-        /// How long its processes have, in milliseconds.
+        /// How long it has, in milliseconds; that includes the time until it hears of it.
         grace_ms: u64,
     },
     /// End the VM by force.

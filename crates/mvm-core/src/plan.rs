@@ -72,8 +72,9 @@ pub enum Action {
         /// How long the guest has to shut down, in milliseconds.
         grace_ms: u64,
     },
-    /// Ask for the removal of a pool that goes with its instance, which has ended for good.
-    DestroyPool(PoolPath),
+    /// Ask for the removal of an instance that goes at its end and has ended for good, and with the
+    /// last one of its pool.
+    RemoveEnded(InstancePath),
     /// Make a data disk's file, or grow it to its size.
     MakeDisk(DiskPath),
     /// Remove the file and the records of a data disk that no instance has any more.
@@ -109,10 +110,13 @@ pub enum Waiting {
     },
     /// The node starts as many instances at once as it should.
     StartSlot,
-    /// It failed and is tried again later.
+    /// It failed, or ended by itself, and is started again later.
     Backoff {
         /// Failures in a row.
         failures: u32,
+        /// Runs in a row that soon ended by themselves, and without a failure.
+        #[serde(default)]
+        short_runs: u32,
         /// When it is tried again, in milliseconds since the Unix epoch.
         until_unix_ms: u64,
     },
@@ -278,6 +282,7 @@ fn plan_instance(
                 Phase::Starting { .. }
                 | Phase::Running { .. }
                 | Phase::Warm { .. }
+                | Phase::Suspending { .. }
                 | Phase::Sleeping { .. }
                     if behind =>
                 {
@@ -317,12 +322,13 @@ fn plan_instance(
                         return;
                     }
                     let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
-                    let failures = status.failures;
-                    let until_unix_ms = died.saturating_add(backoff_ms(failures));
+                    let (failures, short_runs) = (status.failures, status.short_runs);
+                    let in_a_row = failures.saturating_add(short_runs);
+                    let until_unix_ms = died.saturating_add(backoff_ms(in_a_row));
                     if now < until_unix_ms {
                         plan.due(until_unix_ms);
-                        plan.waiting
-                            .insert(path.clone(), Waiting::Backoff { failures, until_unix_ms });
+                        let waiting = Waiting::Backoff { failures, short_runs, until_unix_ms };
+                        plan.waiting.insert(path.clone(), waiting);
                         return;
                     }
                     start(plan, record, status, image, start_slots);
@@ -376,9 +382,8 @@ fn plan_rest(
 }
 
 fn auto_remove(plan: &mut Plan, record: &InstanceRecord) {
-    let action = Action::DestroyPool(record.path.pool.clone());
-    if record.spec.auto_remove && !plan.actions.contains(&action) {
-        plan.actions.push(action);
+    if record.spec.auto_remove {
+        plan.actions.push(Action::RemoveEnded(record.path.clone()));
     }
 }
 

@@ -177,7 +177,7 @@ pub struct PoolSpec {
     pub sleep_policy: SleepPolicy,
     /// New instances that stand by, ready, if the pool has a base.
     pub ready: u32,
-    /// Whether the pool is removed when an instance of it has ended for good.
+    /// Whether each instance is removed when it has ended for good, and the pool with the last one.
     pub auto_remove: bool,
     /// Whether the pool is there for its instances alone, as one of `mvm run` is: it goes with the
     /// last of them that is destroyed.
@@ -333,6 +333,8 @@ pub struct DocumentDisk {
 pub struct DocumentPool {
     /// How many instances run.
     pub running: u32,
+    /// Whether it names an image; a pool that is there keeps its own otherwise.
+    pub names_image: bool,
     /// What they are like.
     pub spec: PoolSpec,
 }
@@ -342,7 +344,8 @@ pub struct DocumentPool {
 #[serde(default, deny_unknown_fields)]
 struct DocumentPoolFields {
     running: u32,
-    image: ImageSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<ImageSpec>,
     vcpus: u32,
     mem_mib: u32,
     disk_mib: u32,
@@ -376,18 +379,18 @@ struct DocumentPoolFields {
 
 impl Default for DocumentPoolFields {
     fn default() -> Self {
-        DocumentPool { running: 1, spec: PoolSpec::default() }.into()
+        DocumentPool { running: 1, names_image: false, spec: PoolSpec::default() }.into()
     }
 }
 
 impl From<DocumentPool> for DocumentPoolFields {
     fn from(pool: DocumentPool) -> Self {
-        let DocumentPool { running, spec } = pool;
+        let DocumentPool { running, names_image, spec } = pool;
         let ProcessSpec { entrypoint, command, env, user, workdir, stop_signal, stdin, tty } =
             spec.process;
         Self {
             running,
-            image: spec.image,
+            image: names_image.then_some(spec.image),
             vcpus: spec.vcpus,
             mem_mib: spec.mem_mib,
             disk_mib: spec.disk_mib,
@@ -424,8 +427,9 @@ impl From<DocumentPoolFields> for DocumentPool {
             stdin: fields.stdin,
             tty: fields.tty,
         };
+        let names_image = fields.image.is_some();
         let spec = PoolSpec {
-            image: fields.image,
+            image: fields.image.unwrap_or_default(),
             vcpus: fields.vcpus,
             mem_mib: fields.mem_mib,
             disk_mib: fields.disk_mib,
@@ -443,7 +447,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             auto_remove: false,
             ephemeral: false,
         };
-        Self { running: fields.running, spec }
+        Self { running: fields.running, names_image, spec }
     }
 }
 

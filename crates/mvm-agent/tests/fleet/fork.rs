@@ -151,3 +151,55 @@ async fn a_damaged_snapshot_is_not_passed_on_to_forks() {
     assert!(error.message.contains("the writable layer"), "{error:?}");
     assert_eq!(agent.instances().await.len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_of_what_goes_at_its_end_goes_on_and_the_pool_goes_with_the_last() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let tenant = serde_json::from_str(r#"{"tenant":"demo"}"#).unwrap();
+    agent.submit(Request::Apply { document: tenant }).await.unwrap();
+    let mut spec = mvm_core::spec::PoolSpec { auto_remove: true, ..Default::default() };
+    spec.process.command = Some(vec!["sleep".to_owned(), "9999".to_owned()]);
+    spec.restart = mvm_core::spec::RestartPolicy::Never;
+    let path: mvm_core::name::PoolPath = "demo/run".parse().unwrap();
+    agent.submit(Request::PoolCreate { path: path.clone(), spec: spec.into() }).await.unwrap();
+    let pool = path.clone();
+    let create =
+        Request::InstanceCreate { pool, count: 1, start: true, disks: vec![], cold: false };
+    agent.submit(create).await.unwrap();
+    let source = agent.until_running(1).await.remove(0);
+    let forks = fork(&agent, &source, 1).await.unwrap();
+    agent.until_running(2).await;
+
+    let stop = |selector| Request::InstanceStop { selector, all: false, grace_ms: 5_000 };
+    agent.submit(stop(Selector::from(&source.path))).await.unwrap();
+    let fork_path = &forks.instances[0].path;
+    let is_alone = |all: &[InstanceView]| all.len() == 1 && all[0].path == *fork_path;
+    let left = agent.until("its source is gone", is_alone).await;
+    assert!(is_running(&left[0]), "{left:#?}");
+    agent.submit(stop(Selector::from(fork_path))).await.unwrap();
+    agent.until("it is gone, too", |all| all.is_empty()).await;
+    for _ in 0..100 {
+        if agent.call(Call::Pools { tenant: None, path: Some(path.clone()) }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("its pool stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_of_what_starts_waits_for_it() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let text = r#"{"tenant":"demo","pools":{"hello":{"running":1}}}"#;
+    let document = serde_json::from_str(text).unwrap();
+    let made = agent.submit(Request::Apply { document }).await.unwrap();
+    let selector = Selector::from(&made.instances[0].path);
+    let Reply::Accepted(forks) = agent.call(Call::Fork { selector, count: 1 }).await.unwrap()
+    else {
+        panic!("no fork")
+    };
+    assert_eq!(forks.instances.len(), 1);
+    agent.until_running(2).await;
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
+mod attach;
 mod base;
 mod clocks;
 mod disks;
@@ -16,3 +17,4 @@ mod publish;
 mod sleep;
 mod sleep_policy;
 mod spares;
+mod stop;

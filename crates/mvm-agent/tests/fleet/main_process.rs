@@ -115,15 +115,21 @@ async fn a_long_run_ends_a_series_of_failures() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_is_started_again_if_the_policy_says_always_and_never_in_a_rush() {
+async fn a_success_is_started_again_with_growing_pauses_if_the_policy_says_always() {
     let machine = Machine::new();
     let agent = machine.agent().await;
     run(&agent, &["true"], json!({ "restart": "always" })).await;
-    agent.until("it runs a third time", |all| all.first().is_some_and(|one| one.boots >= 3)).await;
-    let before = agent.instances().await[0].boots;
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    let boots = agent.instances().await[0].boots - before;
-    assert!((2..=60).contains(&boots), "{boots} boots in a minute");
+    for ends in 1..=5 {
+        let waits = |all: &[InstanceView]| {
+            let waiting = all.first().and_then(|view| view.waiting.as_ref());
+            matches!(waiting, Some(Waiting::Backoff { short_runs, .. }) if *short_runs == ends)
+        };
+        let view = agent.until("it waits", waits).await.remove(0);
+        assert_eq!((view.state, view.exit_code, view.failures), (State::Stopped, Some(0), 0));
+        let died = view.last_death.unwrap().at_unix_ms;
+        let Some(Waiting::Backoff { until_unix_ms, .. }) = view.waiting else { panic!() };
+        assert_eq!(until_unix_ms - died, backoff_ms(ends), "as after failures");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -39,15 +39,27 @@ impl Draft<'_> {
         }
         for (pool, wanted) in &document.pools {
             let path = PoolPath { tenant: name.clone(), pool: pool.clone() };
-            if self.edit.desired.pools.contains_key(&path) {
+            if let Some(before) = self.edit.desired.pools.get(&path) {
+                let mut spec = wanted.spec.clone();
+                if !wanted.names_image {
+                    spec.image = before.spec.image.clone();
+                }
+                let was_running = before.running;
                 self.require_pool(&path)?;
-                self.require_spec(&path, &wanted.spec)?;
-                self.update_spec(&path, wanted);
+                self.require_spec(&path, &spec)?;
+                self.update_spec(&path, &spec);
                 self.edit.pools.push(path.clone());
+                if was_running > wanted.running {
+                    let wanted = wanted.running;
+                    self.note(format!(
+                        "pool {path}: {wanted} of it run, as the document says, and no longer {was_running}"
+                    ));
+                }
             } else {
                 self.pool_create(&path, &wanted.spec)?;
             }
             self.pool_scale(&path, wanted.running, None, None)?;
+            self.note_missing_base(&path);
         }
         let unnamed: Vec<PoolPath> = self
             .edit
@@ -62,19 +74,32 @@ impl Draft<'_> {
         Ok(())
     }
 
-    fn update_spec(&mut self, path: &PoolPath, wanted: &crate::spec::DocumentPool) {
+    /// Says what keeps instances of a pool from standing by.
+    fn note_missing_base(&mut self, path: &PoolPath) {
+        let Some(pool) = self.edit.desired.pools.get(path) else { return };
+        let status = self.node.images.get(path);
+        let has_base = status.is_some_and(|status| status.base_for(&pool.spec).is_some());
+        let ready = pool.spec.ready;
+        if ready > 0 && !has_base {
+            self.note(format!(
+                "pool {path}: the {ready} that are to stand by are made once it has a base, which `mvm pool warm-up {path}` makes"
+            ));
+        }
+    }
+
+    fn update_spec(&mut self, path: &PoolPath, wanted: &PoolSpec) {
         let Some(pool) = self.edit.desired.pools.get_mut(path) else { return };
-        if pool.spec == wanted.spec {
+        if pool.spec == *wanted {
             return;
         }
-        if pool.spec.image != wanted.spec.image {
+        if pool.spec.image != wanted.image {
             ask_for_build(pool);
         }
         // What is published, when its instances rest and how many stand by is the pool's and not its instances'.
-        let PoolSpec { publish, sleep_policy, ready, .. } = wanted.spec.clone();
+        let PoolSpec { publish, sleep_policy, ready, .. } = wanted.clone();
         let before = PoolSpec { publish, sleep_policy, ready, ..pool.spec.clone() };
-        pool.spec = wanted.spec.clone();
-        if before == wanted.spec {
+        pool.spec = wanted.clone();
+        if before == *wanted {
             return;
         }
         let older = self.edit.desired.instances_in(path).count();

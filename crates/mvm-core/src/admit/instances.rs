@@ -178,10 +178,22 @@ impl Draft<'_> {
         grace_ms: u64,
     ) -> Result<(), Denial> {
         for path in self.select(selector, all)? {
+            self.note_lost_memory(&path);
             self.set_desired(&path, DesiredState::Stopped, grace_ms);
             self.recount(&path.pool);
         }
         Ok(())
+    }
+
+    /// Says what a stop of an instance that is to sleep costs.
+    fn note_lost_memory(&mut self, path: &InstancePath) {
+        let desired = self.edit.desired.instances.get(path).map(|instance| instance.desired);
+        if desired == Some(DesiredState::Sleeping) && !self.node.ended.contains(path) {
+            self.note(format!(
+                "{path} sleeps: what it has in memory is given up, and its disk stays as it was when it fell asleep; wake it first with `mvm start {}` to have its programs stopped in order",
+                path.id
+            ));
+        }
     }
 
     pub(super) fn instance_warm(&mut self, selector: &Selector, all: bool) -> Result<(), Denial> {
@@ -235,6 +247,7 @@ impl Draft<'_> {
         grace_ms: u64,
     ) -> Result<(), Denial> {
         for path in self.select(selector, all)? {
+            self.note_lost_memory(&path);
             if let Some(instance) = self.edit.desired.instances.get_mut(&path) {
                 instance.desired = DesiredState::Running;
                 instance.rested = None;
@@ -281,7 +294,10 @@ impl Draft<'_> {
     /// A pool that was made for its instances alone goes with the last of them.
     fn remove_if_ephemeral(&mut self, path: &PoolPath) {
         let desired = &self.edit.desired;
-        let is_ephemeral = desired.pools.get(path).is_some_and(|pool| pool.spec.ephemeral);
+        let is_ephemeral = desired
+            .pools
+            .get(path)
+            .is_some_and(|pool| pool.spec.ephemeral || pool.spec.auto_remove);
         let is_needed = |instance: &InstanceRecord| {
             instance.desired != DesiredState::Destroyed && instance.purpose.is_use()
         };

@@ -1,9 +1,9 @@
 //! The transitions of [`super`], one match over phase and event.
 
 use super::{
-    ColdBoot, Effect, Event, InstanceStatus, KILL_RETRY_MS, MAIN_ENDED_GRACE_MS, MainEnd, Outcome,
-    Phase, RELEASE_RETRY_MS, RESTORE_ATTEMPTS, RESUMED_START_MS, RestStep, STABLE_MS, Setback,
-    StartFrom,
+    ColdBoot, Effect, Event, InstanceStatus, KILL_RETRY_MS, LAST_GRACE_MS, MAIN_ENDED_GRACE_MS,
+    MainEnd, Outcome, Phase, RELEASE_RETRY_MS, RESTORE_ATTEMPTS, RESUMED_START_MS, RestStep,
+    STABLE_MS, Setback, StartFrom,
 };
 use crate::death::{Cause, Death, classify};
 use crate::guest::ExitStatus;
@@ -25,6 +25,10 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
                 Some(id) if !has_run && status.cold_boot.is_none() => StartFrom::Shared { id },
                 _ => StartFrom::Boot,
             };
+            if generation != next.generation {
+                // Somebody asked for it.
+                next.short_runs = 0;
+            }
             next.generation = generation;
             next.revision.get_or_insert(revision);
             next.main_end = None;
@@ -71,14 +75,14 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         (Phase::Starting { .. }, Event::BootFailed { error }) => {
             next.died(Cause::StartFailed { error }, now, None, Vec::new());
             if next.vm.is_some() {
-                next.stop(now, 0, Outcome::Failed)
+                next.stop(now, LAST_GRACE_MS, Outcome::Failed)
             } else {
                 next.release(Outcome::Failed)
             }
         }
         (Phase::Starting { deadline_unix_ms, .. }, Event::Tick) if now >= *deadline_unix_ms => {
             next.died(Cause::BootTimeout, now, None, Vec::new());
-            next.stop(now, 0, Outcome::Failed)
+            next.stop(now, LAST_GRACE_MS, Outcome::Failed)
         }
         // It was never launched, or launched and not recorded.
         (Phase::Starting { deadline_unix_ms, begin }, Event::FoundGone { .. })
@@ -101,29 +105,41 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             next.phase = Phase::Running { since_unix_ms: *since_unix_ms };
             vec![Effect::Watch, Effect::Resume, Effect::Rejoin]
         }
-        (Phase::Stopping { kill_unix_ms, outcome }, Event::FoundAlive) => {
-            // The guest may not have heard of it yet, and keeps the rest of its time.
-            let grace_ms = match outcome {
-                Outcome::Asleep => 0,
-                Outcome::Failed if status.main_end.is_none() => 0,
-                _ => kill_unix_ms.saturating_sub(now),
-            };
+        (
+            Phase::Stopping { outcome: Outcome::Asleep, .. }
+            | Phase::Stopping { is_forced: true, .. },
+            Event::FoundAlive,
+        ) => {
             let mut effects = vec![Effect::Watch];
+            effects.extend(next.stop(now, 0, status.outcome()));
+            effects
+        }
+        (Phase::Stopping { kill_unix_ms, outcome, .. }, Event::FoundAlive) => {
+            // The guest may not have heard of it yet, and may still stand still.
+            let grace_ms = kill_unix_ms.saturating_sub(now).max(LAST_GRACE_MS);
+            let mut effects = vec![Effect::Watch, Effect::Resume];
             effects.extend(next.stop(now, grace_ms, *outcome));
             effects
         }
 
+        // A sleep that is under way is given up: nothing of it is needed any more.
         (
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Warm { .. },
+            Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. },
             Event::Stop { grace_ms, generation },
         ) => {
             next.generation = generation;
-            next.stop(now, status.grace(grace_ms), Outcome::Stopped)
+            next.stop(now, grace_ms, Outcome::Stopped)
         }
         (
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Warm { .. },
+            Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Warm { .. }
+            | Phase::Suspending { .. },
             Event::Destroy { grace_ms },
-        ) => next.stop(now, status.grace(grace_ms), Outcome::Destroyed),
+        ) => next.stop(now, grace_ms, Outcome::Destroyed),
 
         (
             Phase::Running { .. } | Phase::Warm { .. } | Phase::Suspending { .. },
@@ -131,7 +147,9 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         ) => {
             next.settle_series(now);
             next.main_end = Some(MainEnd { status, asked: false });
-            next.stop(now, MAIN_ENDED_GRACE_MS, outcome_of(status))
+            let outcome = outcome_of(status);
+            next.short_runs += u32::from(outcome == Outcome::Stopped);
+            next.stop(now, MAIN_ENDED_GRACE_MS, outcome)
         }
 
         (Phase::Running { .. }, Event::Pause) => {
@@ -141,7 +159,8 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         (Phase::Warm { .. }, Event::PauseFailed { error }) => {
             next.phase = Phase::Running { since_unix_ms: now };
             next.set_back(RestStep::Pause, error, now);
-            vec![Effect::Resume]
+            // An agent that found it standing still has not talked to its guest yet.
+            vec![Effect::Resume, Effect::Rejoin]
         }
         (Phase::Warm { .. }, Event::Start { generation, boot_timeout_ms, .. }) => {
             next.generation = generation;
@@ -171,12 +190,6 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             next.set_back(RestStep::Sleep { request }, error, now);
             vec![Effect::Resume, Effect::Rejoin]
         }
-        // In order, it is stopped once it sleeps, or could not.
-        (Phase::Suspending { .. }, Event::Stop { grace_ms: 0, generation }) => {
-            next.generation = generation;
-            next.stop(now, 0, Outcome::Stopped)
-        }
-        (Phase::Suspending { .. }, Event::Destroy { .. }) => next.stop(now, 0, Outcome::Destroyed),
         (Phase::Running { .. } | Phase::Starting { .. }, Event::ResumeFailed { error })
             if status.vm.is_some() =>
         {
@@ -210,10 +223,10 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             next.release(*outcome)
         }
         (Phase::Stopping { outcome, .. }, Event::ShutdownFailed) => next.stop(now, 0, *outcome),
-        (Phase::Stopping { kill_unix_ms, outcome }, Event::Tick) if now >= *kill_unix_ms => {
+        (Phase::Stopping { kill_unix_ms, outcome, .. }, Event::Tick) if now >= *kill_unix_ms => {
             next.stop(now, 0, *outcome)
         }
-        (Phase::Stopping { kill_unix_ms, outcome }, Event::Stop { grace_ms, generation }) => {
+        (Phase::Stopping { kill_unix_ms, outcome, .. }, Event::Stop { grace_ms, generation }) => {
             next.generation = generation;
             next.hasten(now, grace_ms, *kill_unix_ms, *outcome)
         }
@@ -347,11 +360,11 @@ impl InstanceStatus {
         failures
     }
 
-    /// The time to shut down in order: a guest that is not up yet has nothing to shut down.
-    fn grace(&self, grace_ms: u64) -> u64 {
+    /// What the end of its VM leads to, if it is to end.
+    fn outcome(&self) -> Outcome {
         match self.phase {
-            Phase::Running { .. } | Phase::Warm { .. } => grace_ms,
-            _ => 0,
+            Phase::Stopping { outcome, .. } | Phase::Releasing { outcome, .. } => outcome,
+            _ => Outcome::Stopped,
         }
     }
 
@@ -360,19 +373,23 @@ impl InstanceStatus {
         self.last_death = Some(Death { cause, at_unix_ms: now, exit, console_tail });
     }
 
-    /// Ends a series of failures if the run that ends now was a stable one.
+    /// Ends a series of failures, and of short runs, if the run that ends now was a stable one.
     fn settle_series(&mut self, now: u64) {
         let stable = matches!(self.phase, Phase::Running { since_unix_ms }
             if now.saturating_sub(since_unix_ms) >= STABLE_MS);
         if stable {
             self.failures = 0;
+            self.short_runs = 0;
         }
     }
 
+    /// Ends the VM: asks its guest, or does it by force if that has no time.
     fn stop(&mut self, now: u64, grace_ms: u64, outcome: Outcome) -> Vec<Effect> {
-        let wait_ms = if grace_ms == 0 { KILL_RETRY_MS } else { grace_ms };
+        let is_forced = grace_ms == 0;
+        let wait_ms = if is_forced { KILL_RETRY_MS } else { grace_ms };
         let is_paused = matches!(self.phase, Phase::Warm { .. } | Phase::Suspending { .. });
-        self.phase = Phase::Stopping { kill_unix_ms: now.saturating_add(wait_ms), outcome };
+        let kill_unix_ms = now.saturating_add(wait_ms);
+        self.phase = Phase::Stopping { kill_unix_ms, outcome, is_forced };
         match (&self.vm, grace_ms) {
             // The boot under way reports `Launched` or `BootFailed`.
             (None, _) => vec![],
@@ -388,10 +405,12 @@ impl InstanceStatus {
     /// not within the time that a kill has to take effect.
     fn hasten(&mut self, now: u64, grace_ms: u64, kill_at: u64, outcome: Outcome) -> Vec<Effect> {
         let sooner = now.saturating_add(grace_ms.max(KILL_RETRY_MS));
-        if grace_ms == 0 && sooner < kill_at {
+        let was_forced = matches!(self.phase, Phase::Stopping { is_forced: true, .. });
+        if grace_ms == 0 && (sooner < kill_at || !was_forced) {
             return self.stop(now, 0, outcome);
         }
-        self.phase = Phase::Stopping { kill_unix_ms: sooner.min(kill_at), outcome };
+        let kill_unix_ms = sooner.min(kill_at);
+        self.phase = Phase::Stopping { kill_unix_ms, outcome, is_forced: was_forced };
         vec![]
     }
 
@@ -425,15 +444,15 @@ impl InstanceStatus {
             (Phase::Stopping { outcome, .. }, Some(status)) => (status.into(), *outcome),
             // Why it had to end (a boot that failed, a time limit) is known, unless that was only
             // the symptom of what the guest did by itself.
-            (Phase::Stopping { outcome: Outcome::Failed, .. }, None) => {
+            (Phase::Stopping { outcome: Outcome::Failed, is_forced, .. }, None) => {
+                // One that was asked to has powered off because of that.
+                let did_it_itself = match found {
+                    Cause::GuestPanic | Cause::GuestOom | Cause::GuestReboot => true,
+                    Cause::GuestShutdown => *is_forced,
+                    _ => false,
+                };
                 if let Some(death) = &mut self.last_death {
-                    if matches!(
-                        found,
-                        Cause::GuestPanic
-                            | Cause::GuestOom
-                            | Cause::GuestShutdown
-                            | Cause::GuestReboot
-                    ) {
+                    if did_it_itself {
                         death.cause = found;
                     }
                     death.exit = Some(exit);
@@ -445,6 +464,7 @@ impl InstanceStatus {
             (Phase::Running { .. }, _)
                 if matches!(found, Cause::GuestShutdown | Cause::GuestReboot) =>
             {
+                self.short_runs += 1;
                 (found, Outcome::Stopped)
             }
             _ => (found, Outcome::Failed),

@@ -122,7 +122,7 @@ const STARTING: Phase = Phase::Starting { deadline_unix_ms: NOW + 1, begin: Star
 const RUNNING: Phase = Phase::Running { since_unix_ms: NOW };
 
 const fn stopping(outcome: Outcome) -> Phase {
-    Phase::Stopping { kill_unix_ms: NOW, outcome }
+    Phase::Stopping { kill_unix_ms: NOW, outcome, is_forced: false }
 }
 
 const fn releasing(outcome: Outcome) -> Phase {

@@ -88,9 +88,19 @@ impl Session {
         Ok(Self { inner: Arc::new(Inner { shared, hello, closed, task }) })
     }
 
+    /// Whether both are the same session.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// How the guest agent introduced itself.
     pub fn hello(&self) -> &Hello {
         &self.inner.hello
+    }
+
+    /// Whether the session has ended.
+    pub fn is_over(&self) -> bool {
+        self.inner.closed.borrow().is_some()
     }
 
     /// Waits for the end of the session, and tells why it ended. May be called by many.

@@ -10,6 +10,7 @@ mod serve;
 pub use serve::serve;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use mvm_core::guest::{
     ClockReading, Configuration, Feature, ForwardTarget, Health, Hello, WakeReason,
@@ -78,6 +79,8 @@ struct Load {
     is_busy: bool,
     /// Whether it does not tell how it is any more.
     is_silent: bool,
+    /// How long it prepares for a sleep.
+    hooks: Duration,
 }
 
 /// Its wall clock.

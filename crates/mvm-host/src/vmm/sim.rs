@@ -122,6 +122,14 @@ impl SimWorld {
         self.state().waiting.iter().cloned().collect()
     }
 
+    /// How many microVMs were ended by force, with all that their guests had not written out.
+    pub fn power_cuts(&self) -> u32 {
+        let mut state = self.state();
+        state.bury();
+        let is_cut = |exit: &&VmExit| matches!(exit.process, ProcessEnd::Signaled { signal: 9 });
+        u32::try_from(state.exits.values().filter(is_cut).count()).unwrap_or(u32::MAX)
+    }
+
     /// How many restores found a process that waited.
     pub fn taken(&self) -> u32 {
         self.state().taken

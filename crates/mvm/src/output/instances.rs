@@ -256,7 +256,11 @@ mod tests {
     fn failing() -> InstanceView {
         InstanceView {
             state: State::Failed,
-            waiting: Some(Waiting::Backoff { failures: 2, until_unix_ms: NOW + 2_000 }),
+            waiting: Some(Waiting::Backoff {
+                failures: 2,
+                short_runs: 0,
+                until_unix_ms: NOW + 2_000,
+            }),
             last_death: Some(Death {
                 cause: Cause::GuestPanic,
                 at_unix_ms: NOW - 61_000,
@@ -353,7 +357,7 @@ The last lines of its console:
             let exit_code = Some(3);
             super::state(&InstanceView { state, waiting, activity, exit_code, ..failing() }, NOW)
         };
-        let backoff = Waiting::Backoff { failures: 1, until_unix_ms: NOW + 2_000 };
+        let backoff = Waiting::Backoff { failures: 1, short_runs: 0, until_unix_ms: NOW + 2_000 };
         assert_eq!(with(State::Failed, Some(backoff), None), "failed (exit 3, retry in 2s)");
         assert_eq!(with(State::Stopped, None, None), "stopped (exit 3)");
         // It still ends; the code is not that of what runs.

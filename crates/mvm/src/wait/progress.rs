@@ -443,14 +443,16 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
             Some(format!("it could not be {step} ({error}), tried again in {left}"))
         }
-        Waiting::Backoff { failures, until_unix_ms } => {
+        Waiting::Backoff { failures, short_runs, until_unix_ms } => {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));
-            let times = if *failures == 1 { "once" } else { "times in a row" };
-            if *failures == 0 {
-                return Some(format!("it ended, and is started again in {left}"));
-            }
-            let count = if *failures == 1 { String::new() } else { format!("{failures} ") };
-            Some(format!("failed {count}{times}, tried again in {left}"))
+            Some(match (*failures, *short_runs) {
+                (0, 0 | 1) => format!("it ended, and is started again in {left}"),
+                (0, ends) => {
+                    format!("it ended {ends} times in a row, and is started again in {left}")
+                }
+                (1, _) => format!("failed once, tried again in {left}"),
+                (failures, _) => format!("failed {failures} times in a row, tried again in {left}"),
+            })
         }
         Waiting::RestartPolicy { policy } => {
             Some(format!("left so by its restart policy `{policy}`"))

@@ -131,3 +131,44 @@ fn an_update_builds_and_a_rollback_goes_back_one_revision_at_a_time() {
     let pool = &node.desired.pools[&path];
     assert_eq!((pool.rolled_back_to.as_ref(), pool.build_generation), (None, 3));
 }
+
+#[test]
+fn a_document_without_an_image_leaves_a_pool_its_own() {
+    let mut node = Node::new();
+    let with = |pool: serde_json::Value| {
+        document(serde_json::json!({ "tenant": "demo", "pools": { "web": pool } }))
+    };
+    let path: PoolPath = "demo/web".parse().unwrap();
+    node.accept(Request::Apply { document: with(json!({ "image": "nginx:1.27" })) });
+    let before = node.desired.pools[&path].clone();
+    let silent = with(json!({ "mem_mib": 512 }));
+    let again: Document = serde_json::from_value(serde_json::to_value(&silent).unwrap()).unwrap();
+    assert_eq!(again, silent, "a command sends it as it was written");
+    node.accept(Request::Apply { document: silent });
+    let pool = &node.desired.pools[&path];
+    assert_eq!((&pool.spec.image, pool.spec.mem_mib), (&before.spec.image, 512));
+    assert_eq!(pool.build_generation, before.build_generation);
+    node.accept(Request::Apply { document: with(json!({ "image": "builtin" })) });
+    assert_eq!(node.desired.pools[&path].spec.image, crate::image::ImageSpec::Builtin);
+}
+
+#[test]
+fn a_document_that_changes_how_many_run_says_so() {
+    let mut node = Node::new();
+    node.accept(Request::Apply { document: two_pools() });
+    node.accept(scale("demo/web", 4));
+    let notes = node.accept(Request::Apply { document: two_pools() }).notes;
+    assert_eq!(notes, ["pool demo/web: 2 of it run, as the document says, and no longer 4"]);
+    assert_eq!(node.accept(Request::Apply { document: two_pools() }).notes, [""; 0]);
+}
+
+#[test]
+fn a_document_says_what_keeps_instances_from_standing_by() {
+    let mut node = Node::new();
+    let ready = document(json!({"tenant": "demo", "pools": {"web": {"ready": 2}}}));
+    for _ in 0..2 {
+        let notes = node.accept(Request::Apply { document: ready.clone() }).notes;
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].contains("`mvm pool warm-up demo/web`"), "{notes:?}");
+    }
+}

@@ -60,7 +60,7 @@ fn any_document() -> impl Strategy<Value = Document> {
                 .into_iter()
                 .map(|(name, running)| {
                     let spec = spec_of(&name);
-                    (name, DocumentPool { running, spec })
+                    (name, DocumentPool { running, names_image: true, spec })
                 })
                 .collect(),
         }

@@ -94,7 +94,8 @@ fn the_exit_code_of_an_earlier_run_does_not_count_for_the_next() {
 #[test]
 fn a_main_process_that_ends_after_the_operator_gave_it_time_is_left_that_time_by_a_new_agent() {
     let (status, effects) = run(with("running", [main_exited(7), Event::FoundAlive]));
-    assert!(matches!(effects.as_slice(), [Effect::Watch, Effect::Shutdown { .. }]), "{status:?}");
+    let expected = [Effect::Watch, Effect::Resume, Effect::Shutdown { grace_ms: LAST_GRACE_MS }];
+    assert_eq!(effects, expected, "{status:?}");
 }
 
 #[test]
@@ -135,7 +136,10 @@ fn a_start_that_failed_keeps_its_error() {
 #[test]
 fn a_guest_that_ended_by_itself_explains_why_it_did_not_answer() {
     assert_eq!(cause(with("stopping to fail", [panics()])), Cause::GuestPanic);
-    assert_eq!(cause(with("stopping to fail", [exited(powered_off())])), Cause::GuestShutdown);
+    let by_itself = [Event::ShutdownFailed, exited(powered_off())];
+    assert_eq!(cause(with("stopping to fail", by_itself)), Cause::GuestShutdown);
+    let asked = cause(with("stopping to fail", [exited(powered_off())]));
+    assert_eq!(asked, Cause::StartFailed { error: "no tap".to_owned() }, "it was asked to");
     let timed_out = step(&at("launched"), Event::Tick, NOW + BOOT_TIMEOUT_MS).0;
     let death = step(&timed_out, panics(), NOW + BOOT_TIMEOUT_MS).0.last_death.unwrap();
     assert_eq!(death.cause, Cause::GuestPanic);
@@ -177,4 +181,34 @@ fn a_wanted_end_ends_a_series_of_failures() {
         let status = events.fold(failed.clone(), |status, event| step(&status, event, NOW).0);
         assert_eq!((status.failures, &status.phase), (0, &Phase::Stopped));
     }
+}
+
+#[test]
+fn runs_that_soon_end_with_success_are_counted_until_one_is_stable_or_asked_for() {
+    let run_for = |status: &InstanceStatus, ms: u64, generation: u64, end: Event| {
+        let released = Event::Released { everything: false };
+        let events = [
+            (NOW, start(generation)),
+            (NOW, Event::Launched(handle(1))),
+            (NOW, Event::Ready),
+            (NOW + ms, end),
+            (NOW + ms, exited(powered_off())),
+            (NOW + ms, released),
+        ];
+        events.into_iter().fold(status.clone(), |status, (at, event)| step(&status, event, at).0)
+    };
+    let mut status = InstanceStatus::default();
+    for short_runs in 1..=3 {
+        status = run_for(&status, 100, 1, main_exited(0));
+        assert_eq!((status.short_runs, status.failures), (short_runs, 0));
+        assert_eq!(status.phase, Phase::Stopped);
+    }
+    let mixed = run_for(&status, 100, 1, main_exited(1));
+    assert_eq!((mixed.short_runs, mixed.failures), (3, 1), "a failure in between ends nothing");
+    let powered_off = run_for(&status, 100, 1, exited(powered_off()));
+    assert_eq!(powered_off.short_runs, 4);
+    assert_eq!(run_for(&status, STABLE_MS, 1, main_exited(0)).short_runs, 1);
+    assert_eq!(run_for(&status, 100, 2, main_exited(0)).short_runs, 1, "somebody asked");
+    let json = serde_json::to_string(&status).unwrap();
+    assert_eq!(serde_json::from_str::<InstanceStatus>(&json).unwrap(), status);
 }

@@ -98,6 +98,17 @@ proptest! {
     }
 
     #[test]
+    fn a_guest_that_can_be_reached_never_loses_its_power_unasked(
+        bytes in prop::collection::vec(any::<u8>(), 0..240),
+    ) {
+        // The world looks at every kill.
+        let mut world = World::default();
+        let by_force = Event::Stop { grace_ms: 0, generation: 2 };
+        let wishes = [stop(2), start(2), stop(2), destroy(), by_force];
+        suffer(&mut world, &mut Choices::new(bytes), &wishes);
+    }
+
+    #[test]
     fn a_destroy_always_ends_in_nothing(
         bytes in prop::collection::vec(any::<u8>(), 0..240),
     ) {

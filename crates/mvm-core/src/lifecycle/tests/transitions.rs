@@ -8,7 +8,11 @@ fn then(name: &str, event: Event) -> (InstanceStatus, Vec<Effect>) {
 }
 
 fn stopping(kill_in_ms: u64, outcome: Outcome) -> Phase {
-    Phase::Stopping { kill_unix_ms: NOW + 100 + kill_in_ms, outcome }
+    Phase::Stopping { kill_unix_ms: NOW + 100 + kill_in_ms, outcome, is_forced: false }
+}
+
+fn killing(outcome: Outcome) -> Phase {
+    Phase::Stopping { kill_unix_ms: NOW + 100 + KILL_RETRY_MS, outcome, is_forced: true }
 }
 
 fn releasing(outcome: Outcome) -> Phase {
@@ -49,33 +53,60 @@ fn a_start_that_fails_is_cleared_away() {
     assert_eq!((status.phase, effects), (releasing(Outcome::Failed), vec![Effect::Release]));
 
     let (status, effects) = then("launched", boot_failed());
-    let killing = stopping(KILL_RETRY_MS, Outcome::Failed);
-    assert_eq!((status.phase, effects), (killing, vec![Effect::Kill]));
+    let asked = Effect::Shutdown { grace_ms: LAST_GRACE_MS };
+    let asking = stopping(LAST_GRACE_MS, Outcome::Failed);
+    assert_eq!((status.phase, effects), (asking, vec![asked]), "its guest may be up");
 }
 
 #[test]
-fn a_boot_timeout_kills_the_vm_or_waits_for_the_launch_to_report() {
+fn a_boot_timeout_ends_the_vm_or_waits_for_the_launch_to_report() {
     let late = NOW + BOOT_TIMEOUT_MS;
-    for (name, expected) in [("launched", vec![Effect::Kill]), ("starting", vec![])] {
+    let asked = Effect::Shutdown { grace_ms: LAST_GRACE_MS };
+    for (name, expected) in [("launched", vec![asked]), ("starting", vec![])] {
         let (status, effects) = step(&at(name), Event::Tick, late);
-        let kill_unix_ms = late + KILL_RETRY_MS;
-        assert_eq!(status.phase, Phase::Stopping { kill_unix_ms, outcome: Outcome::Failed });
+        let kill_unix_ms = late + LAST_GRACE_MS;
+        let (outcome, is_forced) = (Outcome::Failed, false);
+        assert_eq!(status.phase, Phase::Stopping { kill_unix_ms, outcome, is_forced });
         assert_eq!(effects, expected, "{name}");
+        assert_eq!(step(&status, Event::ShutdownFailed, late).1.is_empty(), name == "starting");
     }
 }
 
 #[test]
-fn a_stop_asks_the_guest_first_and_only_one_that_is_up() {
+fn a_stop_asks_the_guest_first_however_far_its_start_is() {
     let (status, effects) = then("running", stop(9));
     assert_eq!((status.phase, status.generation), (stopping(GRACE_MS, Outcome::Stopped), 9));
     assert_eq!(effects, [Effect::Shutdown { grace_ms: GRACE_MS }]);
 
     let at_once = Event::Stop { grace_ms: 0, generation: 9 };
     assert_eq!(then("running", at_once).1, [Effect::Kill]);
-    assert_eq!(then("launched", stop(9)).1, [Effect::Kill]);
     assert_eq!(then("starting", stop(9)).1, []);
     assert_eq!(then("starting", destroy()).1, []);
-    assert_eq!(then("launched", destroy()).1, [Effect::Kill]);
+    let asked = [Effect::Shutdown { grace_ms: GRACE_MS }];
+    for name in ["launched", "woken"] {
+        assert_eq!(then(name, stop(9)).1, asked, "{name}");
+        assert_eq!(then(name, destroy()).1, asked, "{name}");
+    }
+    let resumes = [path_to("warm"), vec![start(1)]].concat();
+    let (status, effects) = run([resumes, vec![stop(9)]].concat());
+    assert_eq!(effects, asked, "{status:?}");
+}
+
+#[test]
+fn a_stop_of_what_falls_asleep_gives_the_sleep_up_and_asks_the_guest() {
+    let asked = [Effect::Resume, Effect::Shutdown { grace_ms: GRACE_MS }];
+    let (status, effects) = then("suspending", stop(9));
+    assert_eq!(
+        (status.phase.clone(), status.generation),
+        (stopping(GRACE_MS, Outcome::Stopped), 9)
+    );
+    assert_eq!(effects, asked);
+    assert_eq!(then("suspending", destroy()).1, asked);
+    let at_once = Event::Stop { grace_ms: 0, generation: 9 };
+    assert_eq!(then("suspending", at_once).1, [Effect::Kill]);
+    for late in [saved(1), sleep_failed(1)] {
+        assert_eq!(step(&status, late, NOW + 200), (status.clone(), vec![]), "nobody wants it");
+    }
 }
 
 #[test]
@@ -99,7 +130,7 @@ fn a_guest_that_does_not_shut_down_is_killed_until_it_is_gone() {
     assert_eq!(step(&status, Event::Tick, kill + KILL_RETRY_MS).1, [Effect::Kill]);
 
     let (status, effects) = then("stopping", Event::ShutdownFailed);
-    assert_eq!(status.phase, stopping(KILL_RETRY_MS, Outcome::Stopped));
+    assert_eq!(status.phase, killing(Outcome::Stopped));
     assert_eq!(effects, [Effect::Kill]);
 }
 
@@ -116,7 +147,7 @@ fn a_second_wish_brings_the_end_forward_and_never_back() {
     assert_eq!((shorter.deadline_unix_ms(), effects), (Some(NOW + 2_100), vec![]));
 
     let (now, effects) = then("stopping", with(0));
-    assert_eq!(now.phase, stopping(KILL_RETRY_MS, Outcome::Stopped));
+    assert_eq!(now.phase, killing(Outcome::Stopped));
     assert_eq!(effects, [Effect::Kill]);
     let (again, effects) = step(&now, with(0), NOW + 101);
     assert_eq!((again, effects), (now, vec![]), "one kill at a time");
@@ -185,17 +216,26 @@ fn an_agent_that_restarts_takes_up_a_living_vm() {
     for (name, expected) in [
         ("launched", vec![Effect::Watch, Effect::Greet]),
         ("running", vec![Effect::Watch, Effect::Rejoin]),
-        ("stopping to fail", vec![Effect::Watch, Effect::Kill]),
     ] {
         assert_eq!(then(name, Event::FoundAlive).1, expected, "{name}");
     }
-    let left = at("stopping").deadline_unix_ms().unwrap() - (NOW + 100);
-    let (status, effects) = then("stopping", Event::FoundAlive);
-    assert_eq!(effects, [Effect::Watch, Effect::Shutdown { grace_ms: left }]);
-    assert_eq!(status, at("stopping"), "the guest keeps the rest of its time");
-
     let late = NOW + 10 * GRACE_MS;
-    assert_eq!(step(&at("stopping"), Event::FoundAlive, late).1, [Effect::Watch, Effect::Kill]);
+    for name in ["stopping", "stopping to fail", "stopping to go"] {
+        let (status, effects) = step(&at(name), Event::FoundAlive, late);
+        let asked = Effect::Shutdown { grace_ms: LAST_GRACE_MS };
+        assert_eq!(effects, [Effect::Watch, Effect::Resume, asked], "{name}");
+        assert_eq!(status.deadline_unix_ms(), Some(late + LAST_GRACE_MS), "{name}");
+    }
+    let patient = Event::Stop { grace_ms: 90_000, generation: 2 };
+    let asked = run([path_to("running"), vec![patient]].concat()).0;
+    let left = asked.deadline_unix_ms().unwrap() - (NOW + 20_000);
+    let (status, effects) = step(&asked, Event::FoundAlive, NOW + 20_000);
+    let shutdown = Effect::Shutdown { grace_ms: left };
+    assert_eq!(effects, [Effect::Watch, Effect::Resume, shutdown]);
+    assert_eq!(status, asked, "the guest keeps the rest of its time");
+
+    let killed = then("stopping", Event::ShutdownFailed).0;
+    assert_eq!(step(&killed, Event::FoundAlive, late).1, [Effect::Watch, Effect::Kill]);
 }
 
 #[test]

@@ -30,6 +30,33 @@ struct Process {
     is_paused: bool,
     /// The snapshot that it was restored from, until its vCPUs run.
     restored: Option<u64>,
+    /// Whether its guest has said hello.
+    is_up: bool,
+    /// Whether the agent that lives has started its kernel.
+    is_fresh: bool,
+    /// Whether its vCPUs did not go on when they were to.
+    is_stuck: bool,
+    /// Whether its guest refused to shut down.
+    has_refused: bool,
+    /// Whether somebody asked for its end by force.
+    is_unwanted: bool,
+    /// Until when its guest has time to shut down.
+    due: Option<u64>,
+}
+
+impl Process {
+    /// Whether its guest would hear that it is to shut down, and has something to lose.
+    fn is_reachable(&self) -> bool {
+        self.answers && self.is_up && !self.is_stuck && self.restored.is_none()
+    }
+
+    /// Whether its power may be cut now.
+    fn may_be_killed(&self, now: u64) -> bool {
+        !self.is_reachable()
+            || self.is_unwanted
+            || self.has_refused
+            || self.due.is_some_and(|due| now >= due)
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -53,6 +80,10 @@ pub(crate) struct World {
 impl World {
     /// Lets the state machine take a step and begins its effects.
     pub(crate) fn feed(&mut self, event: Event, now: u64) {
+        if let Some(process) = &mut self.process {
+            process.is_unwanted |=
+                matches!(event, Event::Stop { grace_ms: 0, .. } | Event::Destroy { grace_ms: 0 });
+        }
         let (next, effects) = step(&self.status, event, now);
         let vm_ended = self.status.vm.is_some() && next.vm.is_none();
         self.status = next;
@@ -60,6 +91,16 @@ impl World {
             self.tasks.retain(|task| matches!(task, Task::Release { .. }));
         }
         for effect in effects {
+            if let Some(process) = &mut self.process {
+                match effect {
+                    Effect::Shutdown { grace_ms } => process.due = Some(now + grace_ms),
+                    Effect::Kill => assert!(
+                        self.status.snapshot.is_some() || process.may_be_killed(now),
+                        "its guest was not asked: {self:?} at {now}"
+                    ),
+                    _ => {}
+                }
+            }
             self.begin(&effect);
         }
         self.check();
@@ -127,6 +168,10 @@ impl World {
             Task::Greet => {
                 self.process.as_ref().is_none_or(|process| process.answers && !process.is_paused)
             }
+            // So is one that is to shut down, if it was not this agent that has just started it.
+            Task::Shutdown => self.process.as_ref().is_none_or(|process| {
+                !process.is_paused && (process.answers || process.is_fresh && !process.is_up)
+            }),
             _ => true,
         };
         // What concerns the vCPUs is done in the order in which it was asked for.
@@ -149,6 +194,9 @@ impl World {
         match task {
             Task::Boot | Task::Restore => self.launch(task == Task::Restore, now, choices),
             Task::Pause | Task::Resume if self.process.is_none() || choices.one_in(6) => {
+                if let Some(process) = &mut self.process {
+                    process.is_stuck |= task == Task::Resume;
+                }
                 let error = "no answer".to_owned();
                 self.feed(
                     match task {
@@ -176,17 +224,31 @@ impl World {
                 let exit = self.end.expect("a watched process has ended");
                 self.feed(exited(exit), now);
             }
-            Task::Greet if self.process.is_none() || choices.one_in(6) => {
-                self.feed(boot_failed(), now);
+            Task::Greet => {
+                let is_met = match &mut self.process {
+                    Some(process) => {
+                        process.is_up = true;
+                        !choices.one_in(6)
+                    }
+                    None => false,
+                };
+                self.feed(if is_met { Event::Ready } else { boot_failed() }, now);
             }
-            Task::Greet => self.feed(Event::Ready, now),
             Task::Rejoin => {}
-            Task::Shutdown if self.process.is_none() || choices.one_in(4) => {
-                self.feed(Event::ShutdownFailed, now);
-            }
             Task::Shutdown => {
-                if self.process.as_ref().is_some_and(|process| process.obeys && !process.is_paused)
-                {
+                let Some(process) = &mut self.process else {
+                    return self.feed(Event::ShutdownFailed, now);
+                };
+                let boots = process.is_fresh && !process.is_up;
+                if boots && (!process.answers || choices.one_in(2)) {
+                    return self.feed(Event::ShutdownFailed, now);
+                }
+                process.is_up = true;
+                if choices.one_in(4) {
+                    process.has_refused = true;
+                    return self.feed(Event::ShutdownFailed, now);
+                }
+                if process.obeys {
                     self.end_process(powered_off());
                 }
             }
@@ -212,7 +274,19 @@ impl World {
         let restored = self.status.snapshot.as_ref().map(|snapshot| snapshot.number);
         assert_eq!(restored.is_some(), restores, "{self:?}");
         let is_paused = true;
-        self.process = Some(Process { pid: self.pids, answers, obeys, is_paused, restored });
+        self.process = Some(Process {
+            pid: self.pids,
+            answers,
+            obeys,
+            is_paused,
+            restored,
+            is_up: restores,
+            is_fresh: !restores,
+            is_stuck: false,
+            has_refused: false,
+            is_unwanted: false,
+            due: None,
+        });
         if !restores {
             self.run_vcpus();
         }
@@ -267,6 +341,9 @@ impl World {
         self.tasks.clear();
         if host_rebooted {
             self.process = None;
+        }
+        if let Some(process) = &mut self.process {
+            (process.is_fresh, process.is_stuck) = (false, false);
         }
         let lives = match (&self.status.vm, &self.process) {
             (Some(vm), Some(process)) => vm.pid == process.pid,

@@ -73,9 +73,36 @@ fn a_failed_instance_waits_out_its_backoff() {
     let wanted = || record(1, DesiredState::Running);
     let plan = plan_one(wanted(), failed(), until_unix_ms - 1);
     assert_eq!(plan.actions, []);
-    assert_eq!(plan.waiting[&path(1)], Waiting::Backoff { failures: 3, until_unix_ms });
+    let waiting = Waiting::Backoff { failures: 3, short_runs: 0, until_unix_ms };
+    assert_eq!(plan.waiting[&path(1)], waiting);
     assert_eq!(plan.next_unix_ms, Some(until_unix_ms));
     assert_eq!(plan_one(wanted(), failed(), until_unix_ms).actions, [start_action()]);
+}
+
+#[test]
+fn what_ends_with_success_again_and_again_waits_as_long_as_what_fails() {
+    for in_a_row in 1..12 {
+        let failed = ended(Phase::Failed, in_a_row);
+        let succeeded = InstanceStatus { short_runs: in_a_row, ..ended(Phase::Stopped, 0) };
+        let mut wanted = record(1, DesiredState::Running);
+        wanted.spec.restart = RestartPolicy::Always;
+        let due = |status| plan_one(wanted.clone(), status, NOW).next_unix_ms.unwrap();
+        assert_eq!(due(failed), due(succeeded), "{in_a_row}");
+    }
+}
+
+#[test]
+fn a_restart_of_what_falls_asleep_stops_it_in_order() {
+    let mut wanted = record(1, DesiredState::Running);
+    wanted.generation = 2;
+    let falling = InstanceStatus {
+        generation: 1,
+        phase: Phase::Suspending { since_unix_ms: NOW },
+        ..InstanceStatus::default()
+    };
+    let (instance, grace_ms) = (path(1), wanted.grace_ms);
+    let stop = Action::Stop { instance, grace_ms, generation: 1 };
+    assert_eq!(plan_one(wanted, falling, NOW).actions, [stop]);
 }
 
 #[test]
@@ -109,7 +136,7 @@ fn the_restart_policy_decides_over_what_ended_by_itself() {
 }
 
 #[test]
-fn a_pool_that_goes_with_its_instance_goes_when_that_has_ended_for_good() {
+fn what_goes_at_its_end_goes_when_it_has_ended_for_good() {
     let much_later = NOW + BACKOFF_MAX_MS;
     let with = |desired, restart| {
         let mut record = record(1, desired);
@@ -118,7 +145,7 @@ fn a_pool_that_goes_with_its_instance_goes_when_that_has_ended_for_good() {
         record
     };
     let (run, rest) = (DesiredState::Running, DesiredState::Stopped);
-    let gone = vec![Action::DestroyPool(pool())];
+    let gone = vec![Action::RemoveEnded(path(1))];
     for (record, status, actions) in [
         (with(run, RestartPolicy::Never), ended(Phase::Failed, 1), &gone),
         (with(run, RestartPolicy::Never), ended(Phase::Stopped, 0), &gone),

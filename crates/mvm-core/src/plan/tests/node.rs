@@ -98,7 +98,7 @@ impl Node {
                 let world = self.worlds.entry(instance).or_default();
                 world.feed(Event::Destroy { grace_ms }, now);
             }
-            Action::DestroyPool(pool) => panic!("nobody asked for the end of {pool}"),
+            Action::RemoveEnded(path) => panic!("nobody asked for the end of {path}"),
             Action::MakeDisk(disk) => {
                 let size_mib = Some(self.desired.disks[&disk].size_mib);
                 self.disks.insert(disk, DiskStatus { size_mib, failure: None });

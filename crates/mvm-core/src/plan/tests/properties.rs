@@ -103,9 +103,8 @@ pub(super) fn object(action: &Action) -> String {
         | Action::Pause { instance }
         | Action::Sleep { instance, .. }
         | Action::Destroy { instance, .. } => instance.to_string(),
-        Action::Build { pool, .. } | Action::DestroyPool(pool) | Action::RemovePool(pool) => {
-            pool.to_string()
-        }
+        Action::Build { pool, .. } | Action::RemovePool(pool) => pool.to_string(),
+        Action::RemoveEnded(instance) => format!("the rest of {instance}"),
         Action::RemoveTenant(tenant) => tenant.to_string(),
         Action::MakeDisk(disk) | Action::RemoveDisk(disk) => format!("disk {disk}"),
     }
@@ -178,7 +177,7 @@ proptest! {
                 Action::Destroy { instance, .. } => {
                     prop_assert_eq!(desired.instances[instance].desired, DesiredState::Destroyed);
                 }
-                Action::DestroyPool(_) => prop_assert!(false, "no pool goes by itself"),
+                Action::RemoveEnded(_) => prop_assert!(false, "no instance goes by itself"),
                 Action::MakeDisk(_) | Action::RemoveDisk(_) => {
                     prop_assert!(false, "there is no disk");
                 }

@@ -62,6 +62,11 @@ pub(super) fn find(request: &ExecRequest, guest: &SimGuest) -> Result<Program, G
             guest.state().clock.is_disciplined = true;
             print(String::new())
         }
+        ("prepare", [seconds]) => {
+            let time = seconds.parse().map(Duration::from_secs);
+            guest.state().load.hooks = time.unwrap_or_default();
+            print(String::new())
+        }
         ("silence", []) => {
             guest.state().load.is_silent = true;
             print(String::new())

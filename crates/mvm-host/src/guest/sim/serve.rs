@@ -68,8 +68,14 @@ pub async fn serve<S: AsyncRead + AsyncWrite>(stream: S, guest: SimGuest) -> io:
 #[derive(Debug)]
 enum Stream {
     Exec(Exec),
-    Log { offset: usize, follow: bool, window: SendWindow },
+    Log {
+        offset: usize,
+        follow: bool,
+        window: SendWindow,
+    },
     Main(MainStream),
+    /// Preparations for a sleep, until they are done.
+    Hooks(Instant),
 }
 
 #[derive(Debug)]
@@ -255,9 +261,9 @@ impl Server {
                 self.guest.state().clock.ahead_ns += by_ns;
                 self.send(id, &GuestMessage::Done);
             }
-            // It has no hooks.
             HostMessage::PrepareSleep(_) => {
-                self.send(id, &GuestMessage::Hooks(HookReport::default()));
+                let done = Instant::now() + self.guest.state().load.hooks;
+                self.streams.insert(id, Stream::Hooks(done));
             }
             HostMessage::Woken(request) => {
                 self.guest.state().wakes.push(request.reason);
@@ -291,6 +297,7 @@ impl Server {
                         Stream::Main(_) => {
                             [self.guest.with_main(|main| main.alarm()).flatten(), None]
                         }
+                        Stream::Hooks(done) => [Some(*done), None],
                         Stream::Log { .. } => [None, None],
                     };
                     alarm = due.into_iter().chain([alarm]).flatten().min();
@@ -334,6 +341,9 @@ impl Server {
                     return Some(GuestMessage::Done);
                 }
                 Some(GuestMessage::Exit(status))
+            }
+            Stream::Hooks(done) => {
+                (*done <= now).then(|| GuestMessage::Hooks(HookReport::default()))
             }
             Stream::Main(main) => loop {
                 let longest = if self.out.len() < LIMIT { MAX_BODY as usize } else { 0 };

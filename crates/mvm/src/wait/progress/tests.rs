@@ -193,15 +193,19 @@ fn many_targets_are_counted_and_a_few_are_named() {
 fn reasons_are_told_in_words() {
     for (waiting, expected) in [
         (
-            Waiting::Backoff { failures: 1, until_unix_ms: NOW + 4_000 },
+            Waiting::Backoff { failures: 1, short_runs: 0, until_unix_ms: NOW + 4_000 },
             "failed once, tried again in 4s",
         ),
         (
-            Waiting::Backoff { failures: 3, until_unix_ms: NOW + 100 },
+            Waiting::Backoff { failures: 0, short_runs: 3, until_unix_ms: NOW + 4_000 },
+            "it ended 3 times in a row, and is started again in 4s",
+        ),
+        (
+            Waiting::Backoff { failures: 3, short_runs: 0, until_unix_ms: NOW + 100 },
             "failed 3 times in a row, tried again in 1s",
         ),
         (
-            Waiting::Backoff { failures: 0, until_unix_ms: NOW + 900 },
+            Waiting::Backoff { failures: 0, short_runs: 1, until_unix_ms: NOW + 900 },
             "it ended, and is started again in 1s",
         ),
         (
