@@ -96,7 +96,8 @@ fn the_exit_code_decides_whether_it_is_started_again() {
     let Some(node) = Node::new() else { return };
     let script = "test -e /seen && exit 0; touch /seen; exit 3";
     let args = run(&["--restart", "on-failure"], &["sh", "-c", script]);
-    node.mvm(&args).fails_with(3);
+    // It stays until nothing is started again.
+    node.mvm(&args).ok().says(&["exited with code 3; its restart policy `on-failure`"]);
     let path = only_path(&node);
     let view = until("it has succeeded", LIMIT, || {
         Some(node.instance(&path))
@@ -128,6 +129,33 @@ fn a_killed_agent_loses_neither_output_nor_exit_code() {
     assert_eq!(view["last_death"]["cause"], "exited");
     let expected: String = (0..400).map(|i| format!("line {i}\n")).collect();
     assert_eq!(node.ok(&["logs", &path]), expected);
+}
+
+#[test]
+fn an_attached_run_outlives_its_agent_and_a_stop_right_after_the_next_ones_start_is_in_order() {
+    let Some(node) = Node::new() else { return };
+    let script = "trap 'sleep 1; echo bye; exit 4' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut attached = node.spawn(&run(&["--rm", "--name", "y"], &["sh", "-c", script]));
+    until("it runs", LIMIT, || attached.stdout_so_far().contains("ready").then_some(()));
+    let mut follower = node.spawn(&["logs", "-f", "default/y"]);
+    until("it is followed", LIMIT, || follower.stdout_so_far().contains("ready").then_some(()));
+    let mut program = node.spawn(&["exec", "default/y", "--", "sh", "-c", "echo on; sleep 9999"]);
+    until("it runs, too", LIMIT, || program.stdout_so_far().contains("on").then_some(()));
+    let vmm = node.vmm_pids();
+
+    node.ok(&["agent", "stop"]);
+    until("the program is lost", LIMIT, || program.has_ended().then_some(()));
+    program.wait(LIMIT).fails_with(7).says(&["the agent ended", "which ends too"]);
+    assert!(!attached.has_ended() && !follower.has_ended());
+    assert_eq!(node.vmm_pids(), vmm, "the microVM goes on");
+
+    // This starts an agent.
+    node.ok(&["stop", "default/y"]);
+    let output = attached.wait(LIMIT).fails_with(4);
+    assert_eq!(output.stdout, "ready\nbye\n", "{output}");
+    assert!(follower.wait(LIMIT).stdout.ends_with("bye\n"));
+    assert!(node.instances().is_empty());
+    assert_eq!(node.json(&["pool", "list"]).as_array().unwrap().len(), 0);
 }
 
 #[test]

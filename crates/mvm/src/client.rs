@@ -26,6 +26,9 @@ use crate::output::Ui;
 /// How long an agent has to answer a question; calls whose answers are streams have no limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often it is looked for an agent that comes back.
+const AGENT_POLL: Duration = Duration::from_millis(50);
+
 /// The VMM and accelerator that were asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -168,6 +171,26 @@ impl Client {
         let mut connection = self.open(WhenAbsent::Start).await?;
         connection.write.message(call).await?;
         Ok(connection)
+    }
+
+    /// Sends a call again whose agent went away in the middle. One that was ended on purpose is left
+    /// so: the next one is waited for. One that died is replaced, as by any command.
+    pub(crate) async fn start_again(&self, call: &Call) -> Result<Connection> {
+        loop {
+            if let Some(mut connection) = self.try_connect().await? {
+                match connection.write.message(call).await {
+                    Ok(()) => return Ok(connection),
+                    Err(error) if is_unread(&error) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            } else if self.socket().exists() {
+                // An agent that ends in order takes its socket away.
+                return self.start(call).await;
+            } else if !self.state_dir.exists() {
+                return Err(Error::NoAgent { state_dir: self.state_dir.clone() });
+            }
+            tokio::time::sleep(AGENT_POLL).await;
+        }
     }
 
     /// The running instance that a selector means; one that starts is waited for.

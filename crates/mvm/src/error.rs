@@ -63,6 +63,9 @@ pub(crate) enum Error {
     /// The connection broke.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
+    /// The agent went away under a program that it ran for this command.
+    #[error("the agent ended, and with it the connection to the program, which ends too")]
+    ProgramLost(#[source] ConnectionError),
     /// No agent runs, and the command does not start one.
     #[error("no agent runs for {}", .state_dir.display())]
     NoAgent {
@@ -262,9 +265,10 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Api(error) => api_exit_code(error.code),
-            Self::Connection(_) | Self::NoAgent { .. } | Self::Unreachable { .. } => {
-                exit::UNREACHABLE
-            }
+            Self::Connection(_)
+            | Self::ProgramLost(_)
+            | Self::NoAgent { .. }
+            | Self::Unreachable { .. } => exit::UNREACHABLE,
             Self::AgentStart { .. } | Self::AgentDied { .. } | Self::NoAnswer { .. } => {
                 exit::UNREACHABLE
             }
@@ -331,6 +335,7 @@ impl Error {
             Self::Connection(ConnectionError::Frame(_) | ConnectionError::Message(_)) => {
                 "the agent may be of another version: stop it with `mvm agent stop`, the next command starts a new one".to_owned()
             }
+            Self::ProgramLost(_) => "the instance itself runs on: run the program again, or with -d, which leaves it running without a connection".to_owned(),
             Self::Connection(_) => "see `mvm agent status`, and `agent.log` in the state directory".to_owned(),
             Self::NoAgent { .. } => "the next command that needs an agent starts one, such as `mvm ps`; or run `mvm agent serve`".to_owned(),
             Self::Unreachable { source, .. } => {

@@ -45,13 +45,38 @@ pub(crate) struct Streams<O, E> {
     pub(crate) detach: Option<DetachFilter>,
     /// Signals to forward, and sizes.
     pub(crate) events: mpsc::Receiver<Event>,
-    /// Whether the program has a terminal, which turns keys into signals: those that the command
-    /// itself gets are for the command.
-    pub(crate) has_terminal: bool,
+    /// Which signals are for the program.
+    pub(crate) signals: Signals,
+    /// Whether the program is known to run.
+    pub(crate) has_started: AtomicBool,
+    /// The signal at which the person hung up, if one did that.
+    pub(crate) hung_up_by: Option<i32>,
     /// Takes the program's standard output.
     pub(crate) stdout: O,
     /// Takes the program's standard error.
     pub(crate) stderr: E,
+}
+
+/// Which of the signals that the command gets are for the program, once that runs; any other ends
+/// the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signals {
+    /// All: it is the command's own program, and ends with it.
+    All,
+    /// What the keys of a terminal send: the program goes on without the command.
+    Keys,
+    /// None: it has a terminal, which turns keys into signals.
+    None,
+}
+
+impl Signals {
+    fn are_for_program(self, signal: i32) -> bool {
+        match self {
+            Self::All => true,
+            Self::Keys => matches!(signal, SIGINT | SIGQUIT),
+            Self::None => false,
+        }
+    }
 }
 
 /// How attaching ended.
@@ -63,32 +88,41 @@ pub(crate) enum Outcome {
     Detached,
 }
 
-/// Attaches to the program that the connection's call runs, until it ends or is left alone.
+/// Attaches to the program that the connection's call runs, until it ends or is left alone. The
+/// streams may be used with another connection afterwards.
 ///
 /// # Errors
 /// The program could not be run, the agent went away, the output cannot be written, or the person
 /// hung up.
-pub(crate) async fn attach<O, E>(connection: Connection, streams: Streams<O, E>) -> Result<Outcome>
+pub(crate) async fn attach<O, E>(
+    connection: Connection,
+    streams: &mut Streams<O, E>,
+) -> Result<Outcome>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
 {
     let Connection { read, write } = connection;
-    let Streams { stdin, detach, events, has_terminal, stdout, stderr } = streams;
+    let Streams { stdin, detach, events, signals, has_started, hung_up_by, stdout, stderr } =
+        streams;
     let (forward, forwarded) = mpsc::channel(8);
-    let has_started = AtomicBool::new(false);
-    let may_forward = || !has_terminal && has_started.load(Ordering::Relaxed);
+    let has_started = &*has_started;
+    let may_forward =
+        |signal| has_started.load(Ordering::Relaxed) && signals.are_for_program(signal);
     tokio::select! {
-        outcome = receive(read, stdout, stderr, &has_started) => outcome,
+        outcome = receive(read, stdout, stderr, has_started) => outcome,
         () = send(write, stdin, detach, forwarded) => Err(ConnectionError::HungUp.into()),
-        () = hang_up(events, forward, may_forward) => Err(Error::HungUp),
+        signal = hang_up(events, forward, may_forward) => {
+            *hung_up_by = Some(signal);
+            Err(Error::HungUp)
+        }
     }
 }
 
 async fn receive<O, E>(
     mut read: ReadHalf,
-    mut stdout: O,
-    mut stderr: E,
+    stdout: &mut O,
+    stderr: &mut E,
     has_started: &AtomicBool,
 ) -> Result<Outcome>
 where
@@ -98,10 +132,10 @@ where
     loop {
         match read.next().await?.ok_or(ConnectionError::HungUp)? {
             Item::Data { kind: KIND_STDOUT, bytes } => {
-                put(&mut stdout, &bytes).await.map_err(Error::output)?;
+                put(stdout, &bytes).await.map_err(Error::output)?;
             }
             // A program whose complaints nobody reads goes on.
-            Item::Data { kind: KIND_STDERR, bytes } => drop(put(&mut stderr, &bytes).await),
+            Item::Data { kind: KIND_STDERR, bytes } => drop(put(stderr, &bytes).await),
             Item::Data { .. } => {}
             message @ Item::Message(_) => match message.parse()? {
                 Reply::ExecStarted { .. } => has_started.store(true, Ordering::Relaxed),
@@ -123,13 +157,13 @@ async fn put(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Resul
 /// the program's end.
 async fn send(
     mut write: WriteHalf,
-    mut stdin: Option<mpsc::Receiver<Vec<u8>>>,
-    mut detach: Option<DetachFilter>,
+    stdin: &mut Option<mpsc::Receiver<Vec<u8>>>,
+    detach: &mut Option<DetachFilter>,
     mut events: mpsc::Receiver<Event>,
 ) {
     loop {
         let sent = tokio::select! {
-            piece = next_piece(&mut stdin) => match (piece, &mut detach) {
+            piece = next_piece(stdin) => match (piece, detach.as_mut()) {
                 (Some(piece), Some(filter)) => {
                     let typed = filter.take(&piece);
                     let sent = match typed.bytes.is_empty() {
@@ -137,7 +171,7 @@ async fn send(
                         false => write.data(KIND_STDIN, &typed.bytes).await,
                     };
                     if typed.is_detached {
-                        stdin = None;
+                        *stdin = None;
                         write.message(&Call::Detach).await
                     } else {
                         sent
@@ -145,7 +179,7 @@ async fn send(
                 }
                 (Some(piece), None) => write.data(KIND_STDIN, &piece).await,
                 (None, _) => {
-                    stdin = None;
+                    *stdin = None;
                     // An empty piece is the end.
                     write.data(KIND_STDIN, &[]).await
                 }
@@ -169,21 +203,21 @@ async fn next_piece(stdin: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u
 }
 
 /// Forwards signals and sizes, and ends when the person has had enough: at the second Ctrl-C, or at
-/// once as long as there is no program that a signal could reach.
+/// once at a signal that is not for the program, or as long as there is none that it could reach.
 async fn hang_up(
-    mut events: mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<Event>,
     forward: mpsc::Sender<Event>,
-    may_forward: impl Fn() -> bool,
-) {
+    may_forward: impl Fn(i32) -> bool,
+) -> i32 {
     let mut interrupted: Option<Instant> = None;
     while let Some(event) = events.recv().await {
         if let Event::Signal(signal) = event {
-            if !may_forward() {
-                return;
+            if !may_forward(signal) {
+                return signal;
             }
             if signal == SIGINT {
                 if interrupted.is_some_and(|at| at.elapsed() < HANG_UP_WITHIN) {
-                    return;
+                    return signal;
                 }
                 interrupted = Some(Instant::now());
             }

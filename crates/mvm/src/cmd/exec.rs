@@ -1,6 +1,8 @@
 //! `mvm exec`, `mvm instance exec`.
 
 use std::io::{self, Read};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use mvm_core::guest::{ExecRequest, ExitStatus};
@@ -14,7 +16,7 @@ use super::process_args::variable;
 use crate::cli::Context;
 use crate::detach_keys::{DetachFilter, DetachKeys};
 use crate::error::{Error, Result, exit};
-use crate::exec::{Event, Outcome, SIGHUP, SIGINT, SIGQUIT, SIGTERM, Streams, attach};
+use crate::exec::{Event, Outcome, SIGHUP, SIGINT, SIGQUIT, SIGTERM, Signals, Streams, attach};
 use crate::output::raw;
 use crate::terminal::{self, RawTerminal};
 use crate::units::Seconds;
@@ -122,12 +124,17 @@ pub(crate) async fn run(
 ) -> Result<u8> {
     let (has_stdin, has_terminal) = (request.stdin, request.terminal.is_some());
     let connection = context.client.start(&Call::Exec { selector, request }).await?;
-    match carry(connection, has_stdin, has_terminal, detach_keys).await? {
-        Outcome::Exited(status) => Ok(exit_code(status)),
-        Outcome::Detached => {
+    let signals = if has_terminal { Signals::None } else { Signals::All };
+    let mut attached = Attached::new(has_stdin, has_terminal, detach_keys, signals)?;
+    match attached.carry(connection).await {
+        Ok(Outcome::Exited(status)) => Ok(exit_code(status)),
+        Ok(Outcome::Detached) => {
+            drop(attached);
             context.ui.remark("detached: the program runs on");
             Ok(exit::OK)
         }
+        Err(Error::Connection(source)) => Err(Error::ProgramLost(source)),
+        Err(error) => Err(error),
     }
 }
 
@@ -136,41 +143,106 @@ pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(status.shell_code() & 0xff).unwrap_or(u8::MAX)
 }
 
-/// Carries a program's streams, signals and sizes between this command's own and a connection.
-///
-/// # Errors
-/// The program could not be run, the connection to it was lost, or the person hung up.
-pub(crate) async fn carry(
-    connection: Connection,
-    has_stdin: bool,
-    has_terminal: bool,
-    detach_keys: Option<DetachKeys>,
-) -> Result<Outcome> {
-    let signals_failed = |source| Error::Read { what: "signals".to_owned(), source };
-    let terminal = match has_terminal && has_stdin {
-        true => RawTerminal::enter()
-            .map_err(|source| Error::Read { what: "the terminal".to_owned(), source })?,
-        false => None,
-    };
-    let (sender, events) = mpsc::channel(8);
-    forward_signals(sender.clone()).map_err(signals_failed)?;
-    if has_terminal {
-        // Room for one is there.
-        let _ = sender.try_send(Event::Resize(terminal::size()));
+/// This command's own streams, signals and terminal, for a program in a guest; over one connection
+/// after another, if need be.
+pub(crate) struct Attached {
+    streams: Streams<tokio::io::Stdout, tokio::io::Stderr>,
+    /// It does not end; the terminal is given back when it is dropped.
+    follow: Pin<Box<dyn Future<Output = ()>>>,
+    sizes: Option<mpsc::Sender<Event>>,
+}
+
+impl Attached {
+    /// Takes them: the terminal is raw from now on if the program has it and its input.
+    ///
+    /// # Errors
+    /// The terminal or the signals cannot be had.
+    pub(crate) fn new(
+        has_stdin: bool,
+        has_terminal: bool,
+        detach_keys: Option<DetachKeys>,
+        signals: Signals,
+    ) -> Result<Self> {
+        let signals_failed = |source| Error::Read { what: "signals".to_owned(), source };
+        let terminal = match has_terminal && has_stdin {
+            true => RawTerminal::enter()
+                .map_err(|source| Error::Read { what: "the terminal".to_owned(), source })?,
+            false => None,
+        };
+        let (sender, events) = mpsc::channel(8);
+        forward_signals(sender.clone()).map_err(signals_failed)?;
+        let sizes = has_terminal.then(|| sender.clone());
+        let follow = follow_terminal(terminal, has_terminal, sender).map_err(signals_failed)?;
+        let streams = Streams {
+            stdin: has_stdin.then(standard_input),
+            detach: detach_keys.map(DetachFilter::new),
+            events,
+            signals,
+            has_started: AtomicBool::new(false),
+            hung_up_by: None,
+            stdout: raw::async_stdout(),
+            stderr: raw::async_stderr(),
+        };
+        Ok(Self { streams, follow: Box::pin(follow), sizes })
     }
-    let follow = follow_terminal(terminal, has_terminal, sender).map_err(signals_failed)?;
-    let streams = Streams {
-        stdin: has_stdin.then(standard_input),
-        detach: detach_keys.map(DetachFilter::new),
-        events,
-        has_terminal,
-        stdout: raw::async_stdout(),
-        stderr: raw::async_stderr(),
-    };
-    // The terminal is given back before anything else is printed on it.
-    tokio::select! {
-        outcome = attach(connection, streams) => outcome,
-        () = follow => Err(Error::HungUp),
+
+    /// Whether the program is known to run, or to have run.
+    pub(crate) fn has_started(&self) -> bool {
+        self.streams.has_started.load(Ordering::Relaxed)
+    }
+
+    /// The signal at which the person hung up, if one did that.
+    pub(crate) fn hung_up_by(&self) -> Option<i32> {
+        self.streams.hung_up_by
+    }
+
+    /// Says something between what the program writes.
+    pub(crate) fn remark(&self, context: &Context, line: &str) {
+        // In a raw terminal the next line would begin below this one's end.
+        let end = if self.sizes.is_some() { "\r" } else { "" };
+        context.ui.remark(&format!("{line}{end}"));
+    }
+
+    /// Carries streams, signals and sizes over a connection, until that or the program ends.
+    ///
+    /// # Errors
+    /// The program could not be run, the connection to it was lost, or the person hung up.
+    pub(crate) async fn carry(&mut self, connection: Connection) -> Result<Outcome> {
+        if let Some(sizes) = &self.sizes {
+            // A full queue has a newer one.
+            let _ = sizes.try_send(Event::Resize(terminal::size()));
+        }
+        tokio::select! {
+            outcome = attach(connection, &mut self.streams) => outcome,
+            () = &mut self.follow => Err(Error::HungUp),
+        }
+    }
+
+    /// Waits for something while there is no connection, unless a signal ends that.
+    ///
+    /// # Errors
+    /// It failed, or the person hung up.
+    pub(crate) async fn meanwhile<T>(
+        &mut self,
+        wait: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let events = &mut self.streams.events;
+        let interrupted = async {
+            while let Some(event) = events.recv().await {
+                if let Event::Signal(signal) = event {
+                    return signal;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            waited = wait => waited,
+            signal = interrupted => {
+                self.streams.hung_up_by = Some(signal);
+                Err(Error::HungUp)
+            }
+            () = &mut self.follow => Err(Error::HungUp),
+        }
     }
 }
 

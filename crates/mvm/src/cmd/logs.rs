@@ -5,13 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, ValueEnum};
 use mvm_core::frame::{KIND_STDERR, KIND_STDOUT};
 use mvm_core::name::Selector;
-use mvm_wire::{Call, ConnectionError, Item, LogKind, Reply};
+use mvm_wire::{Call, Connection, ConnectionError, Item, LogKind, Reply};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::cli::Context;
 use crate::client::unexpected;
 use crate::error::{Error, Result};
 use crate::output::{TerminalFilter, raw};
+use crate::wait::now_unix_ms;
 
 /// Which log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,23 +83,67 @@ impl Logs {
             let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         });
-        let call = Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps };
+        let mut call = Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps };
         let mut connection = context.client.start(&call).await?;
-        let mut stdout = Sink::new(raw::async_stdout(), raw::is_stdout_terminal());
-        let mut stderr = Sink::new(raw::async_stderr(), raw::is_stderr_terminal());
+        let mut shown = Shown {
+            stdout: Sink::new(raw::async_stdout(), raw::is_stdout_terminal()),
+            stderr: Sink::new(raw::async_stderr(), raw::is_stderr_terminal()),
+            last_unix_ms: None,
+        };
+        loop {
+            match shown.show(&mut connection).await {
+                Err(Error::Connection(ConnectionError::HungUp | ConnectionError::Io(_)))
+                    if follow =>
+                {
+                    context.ui.remark("the agent went away: this goes on once an agent runs again");
+                    go_on_from(&mut call, shown.last_unix_ms);
+                    connection = context.client.start_again(&call).await?;
+                }
+                ended => return ended,
+            }
+        }
+    }
+}
+
+/// Makes of a call for a log one for what has come since that moment.
+fn go_on_from(call: &mut Call, last_unix_ms: Option<u64>) {
+    if let Call::Logs { kind, tail, since_unix_ms, .. } = call
+        && last_unix_ms.is_some()
+    {
+        match kind {
+            // They have no times.
+            LogKind::Console | LogKind::Kernel | LogKind::Vmm => *tail = Some(0),
+            _ => (*tail, *since_unix_ms) = (None, last_unix_ms),
+        }
+    }
+}
+
+/// What was shown of a log so far.
+struct Shown {
+    stdout: Sink<tokio::io::Stdout>,
+    stderr: Sink<tokio::io::Stderr>,
+    /// When the last of it came.
+    last_unix_ms: Option<u64>,
+}
+
+impl Shown {
+    /// Shows what comes over a connection.
+    async fn show(&mut self, connection: &mut Connection) -> Result<()> {
         loop {
             match connection.read.next().await?.ok_or(ConnectionError::HungUp)? {
                 Item::Data { kind: KIND_STDOUT, bytes } => {
-                    stdout.write(&bytes).await?;
+                    self.last_unix_ms = Some(now_unix_ms());
+                    self.stdout.write(&bytes).await?;
                 }
                 Item::Data { kind: KIND_STDERR, bytes } => {
-                    stderr.write(&bytes).await?;
+                    self.last_unix_ms = Some(now_unix_ms());
+                    self.stderr.write(&bytes).await?;
                 }
                 Item::Data { .. } => {}
                 message @ Item::Message(_) => match message.parse()? {
                     Reply::Done => {
-                        stdout.end().await?;
-                        return stderr.end().await;
+                        self.stdout.end().await?;
+                        return self.stderr.end().await;
                     }
                     Reply::Error(error) => return Err(error.into()),
                     other => return Err(unexpected(&other)),
@@ -149,6 +194,28 @@ fn since(text: &str) -> std::result::Result<SystemTime, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_followed_goes_on_where_it_was() {
+        let call = |kind| Call::Logs {
+            selector: "demo/hello".parse().unwrap(),
+            kind,
+            follow: true,
+            tail: Some(20),
+            since_unix_ms: None,
+            timestamps: false,
+        };
+        for (kind, last, expected) in [
+            (LogKind::All, Some(7), (None, Some(7))),
+            (LogKind::All, None, (Some(20), None)),
+            (LogKind::Console, Some(7), (Some(0), None)),
+        ] {
+            let mut again = call(kind);
+            go_on_from(&mut again, last);
+            let Call::Logs { tail, since_unix_ms, .. } = again else { panic!("{again:?}") };
+            assert_eq!((tail, since_unix_ms), expected);
+        }
+    }
 
     #[test]
     fn a_time_is_a_moment_or_a_while_ago() {

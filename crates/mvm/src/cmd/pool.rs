@@ -187,7 +187,8 @@ struct WarmUp {
     /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
     #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
-    /// How many new instances stand by from now on; as many as before if absent.
+    /// How many new instances stand by from now on; as many as before if absent. A base that still
+    /// fits is kept then, and 0 needs none.
     #[arg(long, value_name = "COUNT")]
     ready: Option<u32>,
 }
@@ -257,8 +258,18 @@ impl Pool {
             }
             Verb::WarmUp(WarmUp { path, ready }) => {
                 if let Some(ready) = ready {
-                    let path = path.clone();
-                    context.client.submit(Request::PoolReady { path, ready }).await?;
+                    let request = Request::PoolReady { path: path.clone(), ready };
+                    context.client.submit(request).await?;
+                    let view = only(context.client.pools(None, Some(path.clone())).await?)?;
+                    let has_base = view.base.as_ref().is_some_and(|base| base.in_use);
+                    if has_base || ready == 0 {
+                        if has_base {
+                            context.ui.remark(&format!(
+                                "its base still fits and is kept: `mvm pool warm-up {path}` makes another"
+                            ));
+                        }
+                        return context.ui.data(&view, || view.path.to_string());
+                    }
                 }
                 context
                     .ui

@@ -1,5 +1,7 @@
 //! `mvm run`.
 
+use std::time::Duration;
+
 use clap::Args;
 use mvm_core::admit::Request;
 use mvm_core::image::ImageSpec;
@@ -7,27 +9,34 @@ use mvm_core::name::{DEFAULT_TENANT, InstancePath, PoolName, PoolPath, Selector,
 use mvm_core::spec::{PoolSpec, Quota, RestartPolicy};
 use mvm_wire::ErrorCode;
 
-use super::attach::Ways;
+use super::attach::{Followed, Ways};
 use super::process_args::ProcessArgs;
 use super::resource_args::ResourceArgs;
 use super::{attach, bootstrap, exec, spec_check, up};
 use crate::cli::Context;
 use crate::detach_keys::DetachKeys;
 use crate::error::{Error, Result, exit};
-use crate::exec::Outcome;
+use crate::exec::{Outcome, SIGINT};
 use crate::image_source;
 use crate::request::{self, WaitArgs, carry_out};
 use crate::wait::{self, Goal};
+use tokio::time::Instant;
 
+/// What an attached run of the builtin image, which names no program, runs.
+const SHELL: &str = "sh";
+/// How often it is looked whether an instance is gone.
+const LOOK: Duration = Duration::from_millis(50);
 /// Attempts at a name that nobody has.
 const NAME_ATTEMPTS: u32 = 8;
 
 /// Run one microVM with one main process.
 ///
 /// It makes a pool with one instance, shows what the main process writes, and ends with its exit
-/// code. The command replaces the image's own; without any, the image's is run. Ctrl-C goes to the
-/// process; a second one within two seconds leaves it running in the background, as the end of this
-/// command does in any other way. `mvm attach` comes back to it.
+/// code. The command replaces the image's own; without any, the image's is run, or a shell of the
+/// builtin image. Ctrl-C goes to the process; a second one within two seconds leaves it running in the
+/// background, as any other end of this command does. `mvm attach` comes back to it. Ctrl-C before
+/// the process runs ends it all. With a restart policy this command stays over restarts. An agent that
+/// ends in the meantime changes nothing: this command goes on with the next one.
 #[derive(Debug, Args)]
 #[command(override_usage = "mvm run [OPTIONS] <IMAGE> [--] [COMMAND]...")]
 #[command(after_help = "\
@@ -86,8 +95,8 @@ impl Run {
         if !up::is_simulated(context).await? {
             bootstrap::ensure_ready(context, self.yes, [&self.image]).await?;
         }
-        let Self { rm, detach, name, tenant, .. } = &self;
-        let (rm, is_detached) = (*rm, *detach);
+        let Self { rm, detach, name, tenant, restart, .. } = &self;
+        let (rm, is_detached, restart) = (*rm, *detach, *restart);
         let ways = Ways {
             has_stdin: self.interactive,
             has_terminal: self.tty,
@@ -100,7 +109,10 @@ impl Run {
         let spec = self.into_spec(context).await?;
         ensure_tenant(context, &tenant).await?;
         let pool = create_pool(context, tenant, name, spec).await?;
-        let started = start(context, &pool, is_detached).await;
+        let started = tokio::select! {
+            started = start(context, &pool, is_detached) => started,
+            Ok(()) = tokio::signal::ctrl_c() => Err(Error::GivenUp),
+        };
         let (connection, path) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -114,24 +126,38 @@ impl Run {
             return Ok(exit::OK);
         };
         let flags = ways.flags();
-        let outcome = attach::follow(connection, ways).await;
+        let Followed { outcome, has_started, hung_up_by } =
+            attach::follow(context, connection, &path, ways, restart).await;
         match &outcome {
+            Err(Error::HungUp) if !has_started && hung_up_by == Some(SIGINT) => {
+                destroy(context, &pool).await?;
+                return Err(Error::GivenUp);
+            }
+            // There is nothing to run: it was never of use to anybody.
+            Err(Error::Api(error)) if !has_started && error.code == ErrorCode::Invalid => {
+                destroy(context, &pool).await?;
+            }
+            Ok(Outcome::Exited(_)) | Err(Error::Api(_)) if rm => {
+                removed(context, &path).await?;
+                return outcome.map(attach::exit_code).map_err(Error::after_removal);
+            }
+            Ok(Outcome::Exited(_)) | Err(Error::Api(_)) => {}
             // The person left; the microVM goes on, and is removed at its end if that was asked.
-            Err(Error::HungUp) | Ok(Outcome::Detached) => {
+            Ok(Outcome::Detached) | Err(_) => {
                 let again = format!("mvm attach {flags}{}", path.id);
                 context.ui.remark(&format!("detached: {path} goes on; come back with `{again}`"));
             }
-            _ if rm => {
-                destroy(context, &pool).await?;
-                return outcome.map(attach::exit_code).map_err(Error::after_removal);
-            }
-            _ => {}
         }
         outcome.map(attach::exit_code)
     }
 
     async fn into_spec(self, context: &Context) -> Result<PoolSpec> {
-        let mut process = self.process.into_spec(self.command);
+        let has_default = self.image == ImageSpec::Builtin && !self.detach;
+        let command = match self.command {
+            command if command.is_empty() && has_default => vec![SHELL.to_owned()],
+            command => command,
+        };
+        let mut process = self.process.into_spec(command);
         process.stdin = self.interactive;
         process.tty = self.tty;
         if let Some(term) = std::env::var("TERM").ok().filter(|_| self.tty) {
@@ -274,6 +300,25 @@ async fn destroy(context: &Context, pool: &PoolPath) -> Result<()> {
     let interrupt = async { drop(tokio::signal::ctrl_c().await) };
     // Nobody waits for words about it.
     wait::wait(&context.client, &request, request::DEFAULT_TIMEOUT, interrupt, |_| {}).await?;
+    Ok(())
+}
+
+/// Waits until an instance that goes at its end is gone, and its pool with it unless others, such as
+/// its forks, are left in it.
+async fn removed(context: &Context, path: &InstancePath) -> Result<()> {
+    let deadline = Instant::now() + request::DEFAULT_TIMEOUT.as_duration();
+    while Instant::now() < deadline {
+        match context.client.instances(Selector::Pool(path.pool.clone())).await {
+            Ok(left) if left.iter().any(|view| view.path == *path) || left.is_empty() => {}
+            Ok(_) => return Ok(()),
+            Err(Error::Api(error)) if error.code == ErrorCode::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            Ok(()) = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use crate::wait::Goal;
 /// Stop instances.
 ///
 /// The guest is asked to shut down and ended by force after a while. Its disk and its address are
-/// kept: `mvm start` boots it again.
+/// kept: `mvm start` boots it again. One that sleeps gives its memory up; one that falls asleep is shut
+/// down instead.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

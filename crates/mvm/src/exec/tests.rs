@@ -13,26 +13,27 @@ struct Bench {
 
 /// A command attached to an agent that the test plays.
 fn bench() -> Bench {
-    bench_with(None)
+    bench_with(None, Signals::All)
 }
 
 /// The same with a terminal in which these keys detach, if there are any.
-fn bench_with(detach_keys: Option<DetachKeys>) -> Bench {
-    let has_terminal = detach_keys.is_some();
+fn bench_with(detach_keys: Option<DetachKeys>, signals: Signals) -> Bench {
     let (ours, theirs) = duplex(1024);
     let (stdin, stdin_receiver) = mpsc::channel(1);
     let (events, events_receiver) = mpsc::channel(4);
     let command = tokio::spawn(async move {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let streams = Streams {
+        let mut streams = Streams {
             stdin: Some(stdin_receiver),
             detach: detach_keys.map(DetachFilter::new),
             events: events_receiver,
-            has_terminal,
+            signals,
+            has_started: AtomicBool::new(false),
+            hung_up_by: None,
             stdout: &mut out,
             stderr: &mut err,
         };
-        let status = attach(Connection::new(ours), streams).await;
+        let status = attach(Connection::new(ours), &mut streams).await;
         (status, out, err)
     });
     Bench { agent: Connection::new(theirs), stdin: Some(stdin), events, command }
@@ -101,6 +102,50 @@ async fn signals_are_forwarded_and_a_second_interrupt_hangs_up() {
 }
 
 #[tokio::test]
+async fn a_program_that_goes_on_gets_what_keys_send_and_any_other_signal_ends_the_command() {
+    for signal in [SIGTERM, SIGHUP] {
+        let mut bench = bench_with(None, Signals::Keys);
+        started(&mut bench).await;
+        bench.events.send(Event::Signal(SIGINT)).await.unwrap();
+        let call: Call = bench.agent.read.message().await.unwrap();
+        assert_eq!(call, Call::Signal { signal: SIGINT });
+        bench.events.send(Event::Signal(signal)).await.unwrap();
+        assert_eq!(bench.command.await.unwrap().0.unwrap_err().exit_code(), 130);
+        assert_eq!(bench.agent.read.next().await.unwrap(), None, "{signal} is not for it");
+    }
+}
+
+#[tokio::test]
+async fn the_streams_go_on_with_another_connection() {
+    let (stdin, stdin_receiver) = mpsc::channel(1);
+    let (_events, events) = mpsc::channel(4);
+    let mut streams = Streams {
+        stdin: Some(stdin_receiver),
+        detach: None,
+        events,
+        signals: Signals::Keys,
+        has_started: AtomicBool::new(false),
+        hung_up_by: None,
+        stdout: Vec::new(),
+        stderr: Vec::new(),
+    };
+    for text in ["before ", "after"] {
+        let (ours, theirs) = duplex(1024);
+        let mut agent = Connection::new(theirs);
+        let agent = async {
+            agent.write.data(KIND_STDOUT, text.as_bytes()).await.unwrap();
+            stdin.send(text.as_bytes().to_vec()).await.unwrap();
+            let expected = Item::Data { kind: KIND_STDIN, bytes: text.as_bytes().to_vec() };
+            assert_eq!(agent.read.next().await.unwrap(), Some(expected));
+            drop(agent);
+        };
+        let (ended, ()) = tokio::join!(attach(Connection::new(ours), &mut streams), agent);
+        assert!(matches!(ended, Err(Error::Connection(_))), "{ended:?}");
+    }
+    assert_eq!(streams.stdout, b"before after");
+}
+
+#[tokio::test]
 async fn an_interrupt_before_the_program_runs_hangs_up_at_once() {
     let mut bench = bench();
     bench.events.send(Event::Signal(SIGINT)).await.unwrap();
@@ -155,14 +200,22 @@ async fn output_that_nobody_reads_ends_the_command_silently() {
     agent.write.data(KIND_STDERR, b"unheard").await.unwrap();
     agent.write.data(KIND_STDOUT, b"unread").await.unwrap();
     let (_keep, events) = mpsc::channel(1);
-    let (stdin, detach, has_terminal) = (None, None, false);
-    let streams = Streams { stdin, detach, events, has_terminal, stdout: Closed, stderr: Closed };
-    assert!(attach(Connection::new(ours), streams).await.unwrap_err().is_silent());
+    let mut streams = Streams {
+        stdin: None,
+        detach: None,
+        events,
+        signals: Signals::All,
+        has_started: AtomicBool::new(false),
+        hung_up_by: None,
+        stdout: Closed,
+        stderr: Closed,
+    };
+    assert!(attach(Connection::new(ours), &mut streams).await.unwrap_err().is_silent());
 }
 
 #[tokio::test]
 async fn sizes_and_keys_reach_a_terminal_and_signals_hang_up() {
-    let mut bench = bench_with(Some(DetachKeys::default()));
+    let mut bench = bench_with(Some(DetachKeys::default()), Signals::None);
     started(&mut bench).await;
     let size = TerminalSize { rows: 40, columns: 132 };
     bench.events.send(Event::Resize(size)).await.unwrap();
@@ -176,7 +229,7 @@ async fn sizes_and_keys_reach_a_terminal_and_signals_hang_up() {
 
 #[tokio::test]
 async fn the_keys_detach_behind_what_was_typed_before_them() {
-    let mut bench = bench_with(Some(DetachKeys::default()));
+    let mut bench = bench_with(Some(DetachKeys::default()), Signals::None);
     started(&mut bench).await;
     bench.stdin.as_ref().unwrap().send(b"last\x10\x11".to_vec()).await.unwrap();
     let typed = Item::Data { kind: KIND_STDIN, bytes: b"last".to_vec() };
