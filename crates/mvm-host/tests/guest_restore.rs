@@ -113,7 +113,7 @@ fn only_output(report: &HookReport) -> &str {
 /// What a guest says of what is to be its own.
 async fn secrets(session: &Session) -> (String, String, String) {
     let machine_id = shell(session, "cat /etc/machine-id").await;
-    let keys = "cd /etc/ssh; ls; ls /run/mvm/ssh";
+    let keys = "cd /etc/ssh; ls; cat *; ls /run/mvm/ssh";
     (machine_id, shell(session, keys).await, shell(session, "cat /run/mvm/wakes").await)
 }
 
@@ -148,9 +148,14 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
     session.configure(origin.configuration(None), PATIENCE).await.unwrap();
     shell(&session, "/bin/busybox --install -s /bin").await;
     origin.check(&session).await;
-    let keys = "mkdir -p /etc/ssh /run/mvm/ssh; cd /etc/ssh; touch /run/mvm/ssh/authorized_keys \
-                ssh_host_ed25519_key ssh_host_rsa_key; echo a b root@x > ssh_host_rsa_key.pub; \
-                echo a b mvm > ssh_host_ed25519_key.pub";
+    // What stands for ssh-keygen is told the key's file last.
+    let keys = "mkdir -p /etc/ssh /run/mvm/ssh /usr/bin; touch /run/mvm/ssh/authorized_keys; \
+                cd /etc/ssh; for kind in ed25519 rsa; do \
+                    echo old > ssh_host_${kind}_key; echo a b root@x > ssh_host_${kind}_key.pub; \
+                done; \
+                printf '#!/bin/busybox sh\nfor file; do :; done\necho new | tee $file > $file.pub\n' \
+                    > /usr/bin/ssh-keygen; \
+                chmod 755 /usr/bin/ssh-keygen";
     shell(&session, keys).await;
     let before = secrets(&session).await;
     assert_eq!(before.2, "0\n");
@@ -186,7 +191,8 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
         assert!(woken.starts_with(begins) && woken.ends_with(&format!("{reason}\n")), "{woken}");
         let after = secrets(&session).await;
         if reason == WakeReason::Forked {
-            assert_eq!(after.1, "ssh_host_rsa_key\nssh_host_rsa_key.pub\n");
+            // The quick kind of the two is made anew.
+            assert_eq!(after.1, "ssh_host_ed25519_key\nssh_host_ed25519_key.pub\nnew\nnew\n");
             machine_ids.push(after.0.clone());
         } else {
             assert_eq!((&after.0, &after.1), (&before.0, &before.1));
