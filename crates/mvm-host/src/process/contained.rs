@@ -104,25 +104,39 @@ fn become_keeper(lifeline: RawFd) -> io::Result<()> {
         for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);
         }
+        let mut gate = [-1; 2];
+        check(libc::pipe2(gate.as_mut_ptr(), libc::O_CLOEXEC))?;
+        let [closed, open] = gate;
         match libc::fork() {
             -1 => Err(io::Error::last_os_error()),
-            0 => check(libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut())),
-            tool => keep(tool, lifeline, ends),
+            0 => {
+                check(libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()))?;
+                // Who starts a process counts on it that nothing else has copies of its files afterwards.
+                check(libc::close(open))?;
+                let mut nothing = 0_u8;
+                libc::read(closed, (&raw mut nothing).cast(), 1);
+                Ok(())
+            }
+            tool => keep(tool, lifeline, ends, open),
         }
     }
 }
 
-/// Waits for the tool's end or the agent's, and ends: with it all that is left.
+/// Closes everything of the agent's, and `gate` at last, which lets the tool begin. Waits for the tool's
+/// end or the agent's, and ends: with it all that is left.
 ///
 /// # Safety
 /// For a process that was just forked, and has no other thread.
-unsafe fn keep(tool: libc::pid_t, lifeline: RawFd, ends: RawFd) -> ! {
+unsafe fn keep(tool: libc::pid_t, lifeline: RawFd, ends: RawFd, gate: RawFd) -> ! {
     // SAFETY: system calls on numbers and on structures that live on; no descriptor is used by others.
     unsafe {
-        libc::dup2(lifeline, 0);
-        libc::dup2(ends, 1);
+        // The standard streams are there, so these are all above them.
+        for (fd, to) in [(lifeline, 0), (ends, 1), (gate, 2)] {
+            libc::dup2(fd, to);
+        }
         // Above all the pipe that tells that the tool runs, and the agent's locks.
-        libc::close_range(2, libc::c_uint::MAX, 0);
+        libc::close_range(3, libc::c_uint::MAX, 0);
+        libc::close(2);
         libc::prctl(libc::PR_SET_NAME, c"mvm-keeper".as_ptr());
         let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         loop {

@@ -13,6 +13,10 @@ use super::{contained, find};
 /// Lines of a failed tool's output that its error keeps.
 const KEPT_LINES: usize = 8;
 
+/// How often, and how far apart, a program is started that somebody seems to be writing.
+const BUSY_ATTEMPTS: u32 = 200;
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a tool did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
@@ -138,6 +142,24 @@ impl Tool {
         Ok(stdout.lines().next().unwrap_or_default().trim().to_owned())
     }
 
+    /// Starts it. A program that was just written may still be open in a process that another thread is
+    /// starting: until that one is its own program, it has copies of all that was open.
+    async fn start(&mut self) -> std::io::Result<tokio::process::Child> {
+        let mut attempts = 1;
+        loop {
+            match starting(|| self.command.spawn()) {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                        && attempts < BUSY_ATTEMPTS =>
+                {
+                    attempts += 1;
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                started => return started,
+            }
+        }
+    }
+
     async fn finish(
         mut self,
         on_line: impl FnMut(&str),
@@ -153,7 +175,7 @@ impl Tool {
                 keeper = Some(it);
                 child
             }),
-            false => starting(|| self.command.spawn()),
+            false => self.start().await,
         };
         child = started.map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => ToolError::Missing { program: program.clone() },
@@ -224,6 +246,18 @@ mod tests {
         let tool = Tool::new("sleep").arg("600").within(Duration::from_millis(50));
         let error = tool.run().await.unwrap_err();
         assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_somebody_still_has_open_is_started_once_it_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        std::fs::copy("/bin/true", &program).unwrap();
+        let writer = std::fs::File::options().write(true).open(&program).unwrap();
+        let run = Tool::new(&program).run();
+        // It has failed to start by the time that the other half is looked at.
+        let (ended, ()) = tokio::join!(biased; run, async { drop(writer) });
+        ended.unwrap();
     }
 
     /// What a contained tool leaves behind, looked for from outside.
