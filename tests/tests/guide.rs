@@ -133,7 +133,8 @@ impl Walk {
         let command = self.filled(&step.command);
         let shell = self.shell(&command);
         if step.remark.ends_with("until Ctrl-C") {
-            let mut running = Running::start(shell, None);
+            // Ctrl-C is for the command, not for the shell around it.
+            let mut running = Running::start(self.shell(&format!("exec {command}")), None);
             until("it says what it does", COMMAND_LIMIT, || {
                 let said = running.stdout_so_far() + &running.stderr_so_far();
                 (!said.is_empty()).then_some(())
@@ -160,13 +161,15 @@ impl Walk {
 fn make_images(dir: &Path, registry: &Registry) {
     let context = dir.join("context");
     fs::copy("/bin/busybox", context.join("busybox")).unwrap();
-    let containerfile = "FROM scratch\nCOPY busybox /bin/busybox\n\
-                         CMD [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"443\"]\n";
-    buildah::context(&context, containerfile, &[]);
     let layout = format!("oci:{}:v1", dir.join("build/layout").display());
-    buildah::build(&context, &layout);
-    for tag in ["1.27", "1.28"] {
-        let to = format!("docker://{}/library/nginx:{tag}", registry.host());
+    for version in ["1.27", "1.28"] {
+        let containerfile = format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\nENV VERSION={version}\n\
+             CMD [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"443\"]\n"
+        );
+        buildah::context(&context, &containerfile, &[]);
+        buildah::build(&context, &layout);
+        let to = format!("docker://{}/library/nginx:{version}", registry.host());
         tool("skopeo", &["copy", "-q", "--dest-tls-verify=false", &layout, &to]).ok();
     }
     let archive = format!("docker-archive:{}:app:latest", dir.join("app.tar").display());
