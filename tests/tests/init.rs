@@ -4,51 +4,19 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use mvm_tests::Node;
-use mvm_tests::archive::docker_archive;
+use mvm_tests::archive::{archive_of_root, busybox_root};
+use serde_json::json;
 
 const INITTAB: &str = "\
 ::sysinit:/bin/busybox sh -c 'hostname > /run/name; echo init-was-here > /dev/console'
 ::shutdown:/bin/busybox sh -c 'echo init-says-bye > /dev/console'
 ";
 
-/// Runs a tool that every Debian has and returns what it prints.
-fn tool(name: &str, args: &[&str]) -> String {
-    let output = Command::new(name).args(args).output().unwrap();
-    assert!(output.status.success(), "{name} {args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// What `docker save` would write of this tree, whose command is `/sbin/init`.
-fn archive(dir: &Path, root: &Path) -> PathBuf {
-    let parts = dir.join("parts");
-    fs::create_dir(&parts).unwrap();
-    let layer = parts.join("layer.tar");
-    let [root, layer] = [root, &layer].map(|path| path.to_str().unwrap());
-    tool("tar", &["-C", root, "--owner=0", "--group=0", "-cf", layer, "."]);
-    docker_archive(&parts, "layer.tar", &["/sbin/init"])
-}
-
 /// A root with busybox and, if there is to be one, its init.
 fn root(node: &Node, dir: &Path, has_init: bool) -> PathBuf {
-    let root = dir.join("root");
-    for name in ["bin", "sbin", "etc", "dev", "proc", "sys", "run", "tmp"] {
-        fs::create_dir_all(root.join(name)).unwrap();
-    }
-    let packages = fs::read_dir(node.dir().join("cache/packages")).unwrap();
-    let package = packages
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("busybox-static"))
-        .unwrap();
-    let unpacked = dir.join("busybox");
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
-    tool("dpkg-deb", &["-x", &text(&package), &text(&unpacked)]);
-    fs::copy(unpacked.join("bin/busybox"), root.join("bin/busybox")).unwrap();
-    for name in ["sh", "cat", "hostname", "poweroff", "tr"] {
-        symlink("busybox", root.join("bin").join(name)).unwrap();
-    }
+    let root = busybox_root(node, dir, &["sh", "cat", "hostname", "poweroff", "tr"]);
     if has_init {
         symlink("/bin/busybox", root.join("sbin/init")).unwrap();
     }
@@ -58,7 +26,11 @@ fn root(node: &Node, dir: &Path, has_init: bool) -> PathBuf {
 
 fn pool(node: &Node, name: &str, has_init: bool) {
     let dir = tempfile::tempdir().unwrap();
-    let archive = archive(dir.path(), &root(node, dir.path(), has_init));
+    let archive = archive_of_root(
+        dir.path(),
+        &root(node, dir.path(), has_init),
+        &json!({ "Cmd": ["/sbin/init"] }),
+    );
     let image = format!("docker-archive:{}", archive.display());
     node.small_pool(name, &["--image", &image, "--restart", "never"]);
     node.ok(&["pool", "build", name]);

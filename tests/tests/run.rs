@@ -40,11 +40,11 @@ fn a_run_passes_output_input_and_exit_code_on_and_leaves_nothing_behind() {
 fn what_cannot_be_started_is_said_and_not_tried_in_silence() {
     let Some(node) = Node::new() else { return };
     node.mvm(&run(&["--rm"], &["/app", "-x"]))
-        .fails_with(1)
+        .fails_with(127)
         .says(&["start failed: `/app` does not exist"]);
     until("it is removed", LIMIT, || node.instances().is_empty().then_some(()));
     node.mvm(&run(&["-u", "ghost"], &["true"]))
-        .fails_with(1)
+        .fails_with(127)
         .says(&["start failed: user `ghost` is not in /etc/passwd", "mvm why"]);
     let path = only_path(&node);
     let view = node.until_state(&path, "failed");
@@ -52,6 +52,8 @@ fn what_cannot_be_started_is_said_and_not_tried_in_silence() {
     let why = node.ok(&["why", &path]);
     assert!(why.contains("user `ghost` is not in /etc/passwd"), "{why}");
     node.mvm(&["attach", &path]).fails_with(5).says(&["failed, not running"]);
+    let denied = node.mvm(&run(&["-d"], &["/etc/passwd"])).fails_with(126);
+    denied.says(&["`/etc/passwd` cannot be executed"]);
     node.mvm(&["run", "No Image"]).fails_with(2).says(&["No Image"]);
 }
 

@@ -210,7 +210,7 @@ impl Actor {
         if next.last_death != self.status.last_death
             && let Some(death) = &next.last_death
         {
-            self.main.end(death.cause.to_string(), self.node.clock.now_ms());
+            self.main.end(death.cause.clone(), self.node.clock.now_ms());
         }
         if next != self.status {
             let (from, to) = (self.status.state(), next.state());

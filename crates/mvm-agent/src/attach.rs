@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mvm_core::death::{Cause, ProgramFault};
 use mvm_core::frame;
 use mvm_core::guest::TerminalSize;
 use mvm_core::lifecycle::State;
@@ -155,7 +156,16 @@ async fn carry_out(
             Some(News::Stderr(bytes)) => write.data(frame::KIND_STDERR, &bytes).await?,
             Some(News::Exited(status)) => return write.message(&Reply::ExecExit(status)).await,
             Some(News::Ended(cause)) => {
-                let error = ApiError::new(ErrorCode::Guest, format!("{path}: {cause}"))
+                let code = match &cause {
+                    Cause::StartFailed { program: Some(ProgramFault::NotFound), .. } => {
+                        ErrorCode::GuestNotFound
+                    }
+                    Cause::StartFailed { program: Some(ProgramFault::Denied), .. } => {
+                        ErrorCode::GuestDenied
+                    }
+                    _ => ErrorCode::Guest,
+                };
+                let error = ApiError::new(code, format!("{path}: {cause}"))
                     .hint(format!("see `mvm why {}` and `mvm logs {}`", path.id, path.id));
                 return finish(write, Err(error)).await;
             }

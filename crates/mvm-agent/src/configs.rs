@@ -41,10 +41,13 @@ async fn config(node: &Node, revision: Option<&RevisionId>) -> Arc<ImageConfig> 
     }
 }
 
-/// Adds their images' ports to pools.
-pub(crate) async fn add_ports_to_pools(node: &Node, views: &mut [PoolView]) {
+/// Adds what their images say to pools.
+pub(crate) async fn add_to_pools(node: &Node, views: &mut [PoolView]) {
     for view in views {
-        view.exposed_ports = ports(node, view.revision.as_ref()).await;
+        let config = config(node, view.revision.as_ref()).await;
+        view.exposed_ports.clone_from(&config.exposed_ports);
+        view.volumes.clone_from(&config.volumes);
+        view.has_healthcheck = config.has_healthcheck;
     }
 }
 
@@ -59,10 +62,23 @@ async fn ports(node: &Node, revision: Option<&RevisionId>) -> BTreeSet<String> {
     config(node, revision).await.exposed_ports.clone()
 }
 
-/// The variables that programs in an instance have: its image's, and its pool's on top.
-pub(crate) async fn environment(node: &Node, path: &InstancePath) -> Vec<(String, String)> {
+/// What programs in an instance find as its main process does.
+#[derive(Default)]
+pub(crate) struct Surroundings {
+    /// The variables: the image's, and the pool's on top.
+    pub(crate) env: Vec<(String, String)>,
+    /// The directory that the pool, or else the image, names.
+    pub(crate) cwd: Option<String>,
+}
+
+/// What programs in an instance find.
+pub(crate) async fn surroundings(node: &Node, path: &InstancePath) -> Surroundings {
     let mirror = node.state.now();
-    let Some(record) = mirror.desired.instances.get(path) else { return Vec::new() };
+    let Some(record) = mirror.desired.instances.get(path) else { return Surroundings::default() };
     let config = config(node, mirror.status(path).revision.as_ref()).await;
-    main_process::environment(&config, &record.spec.process)
+    let process = &record.spec.process;
+    Surroundings {
+        env: main_process::environment(&config, process),
+        cwd: main_process::named_directory(&config, process),
+    }
 }

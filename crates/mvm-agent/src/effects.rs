@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
 use mvm_core::guest::{
-    Configuration, ExecRequest, HookReport, MODULES_ARGUMENT, NetworkConfiguration, WakeReason,
+    Configuration, ExecRequest, Feature, HookReport, MODULES_ARGUMENT, NetworkConfiguration,
+    WakeReason,
 };
 use mvm_core::lifecycle::{Event, InstanceStatus, Outcome, Phase};
 use mvm_core::main_process::{MainProcess, resolve};
@@ -83,6 +84,15 @@ pub(crate) enum EffectError {
     Ending,
 }
 
+/// The start of an instance has failed for this reason.
+pub(crate) fn boot_failed(error: &EffectError) -> Event {
+    let program = match error {
+        EffectError::Main(MainError::Refused { fault, .. }) => *fault,
+        _ => None,
+    };
+    Event::BootFailed { error: chain(error), program }
+}
+
 pub(crate) fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
     node.state.now().desired.instances.get(path).cloned().ok_or(EffectError::NoRecord)
 }
@@ -109,7 +119,9 @@ pub(crate) async fn spec(
         match resolve(&files.config, &record.spec.process).map_err(MainError::from)? {
             // The console is a log: a login prompt there has nobody to ask, and systemd would wait a
             // minute and a half for the device in an image without udev.
-            MainProcess::Init { path } => format!("mvm.init={path} systemd.getty_auto=0"),
+            MainProcess::Init(program) => {
+                format!("mvm.init={} systemd.getty_auto=0", program.argv[0])
+            }
             MainProcess::Nothing | MainProcess::Program(_) => String::new(),
         };
     // A function of the revision and the instance, as a snapshot counts on the same devices.
@@ -148,7 +160,7 @@ pub(crate) async fn boot(node: &Node, path: &InstancePath, status: &InstanceStat
         Ok(vm) => Message::Launched(vm),
         Err(error) => {
             tracing::warn!(instance = %path, error = chain(&error), "boot failed");
-            Message::Event(Event::BootFailed { error: chain(&error) })
+            Message::Event(boot_failed(&error))
         }
     }
 }
@@ -250,7 +262,7 @@ pub(crate) async fn greet(
     };
     match greeted.await {
         Ok((session, main)) => Message::Session(session, main.map(Box::new)),
-        Err(error) => Message::Event(Event::BootFailed { error: chain(&error) }),
+        Err(error) => Message::Event(boot_failed(&error)),
     }
 }
 
@@ -267,7 +279,7 @@ pub(crate) async fn greet_again(
     };
     Message::Event(match set_right.await {
         Ok(()) => Event::Ready,
-        Err(error) => Event::BootFailed { error: chain(&error) },
+        Err(error) => boot_failed(&error),
     })
 }
 
@@ -386,7 +398,11 @@ async fn configure_over(
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
         disks: disks::for_guest(&record),
+        settings: record.spec.settings.clone(),
     };
+    if !configuration.settings.is_default() {
+        session.need(Feature::Settings)?;
+    }
     let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
     session.configure(configuration, limit).await?;
     Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mvm_core::frame;
 use mvm_core::guest::ExecRequest;
+use mvm_core::main_process::check_size;
 use mvm_core::name::{InstancePath, Selector};
 use mvm_host::guest::{ExecEvent, ExecInput, SessionError};
 use mvm_host::unix_socket::HangUp;
@@ -12,7 +13,7 @@ use mvm_wire::{
     ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
 };
 
-use crate::configs;
+use crate::configs::{self, Surroundings};
 use crate::node::Node;
 use crate::server::finish;
 use crate::streams::{guest_error, session, session_over};
@@ -46,7 +47,11 @@ pub(crate) async fn exec(
         () = hung_up(&mut read, &mut early) => return Ok(()),
         () = hang_up.wait() => return Ok(()),
     };
-    let request = with_environment(node, &instance, request).await;
+    let request = as_beside_main(node, &instance, request).await;
+    if let Err(error) = check_size(&request.argv, &request.env) {
+        let error = ApiError::new(ErrorCode::Invalid, format!("{instance}: {error}"));
+        return finish(&mut write, Err(error)).await;
+    }
     let is_shell = request.argv.first().is_some_and(|program| is_shell(program));
     let exec = match session.exec(request, START_TIMEOUT).await {
         Ok(exec) => exec,
@@ -92,19 +97,17 @@ pub(crate) async fn exec(
     }
 }
 
-/// The request with the variables of the instance's main process, under its own.
-async fn with_environment(
-    node: &Node,
-    instance: &InstancePath,
-    request: ExecRequest,
-) -> ExecRequest {
+/// The request with the variables of the instance's main process, under its own, and in the
+/// directory of the main process unless it names another.
+async fn as_beside_main(node: &Node, instance: &InstancePath, request: ExecRequest) -> ExecRequest {
     if request.builtin {
         return request;
     }
-    let mut env = configs::environment(node, instance).await;
+    let Surroundings { mut env, cwd } = configs::surroundings(node, instance).await;
     env.retain(|(name, _)| !request.env.iter().any(|(own, _)| own == name));
     env.extend(request.env);
-    ExecRequest { env, ..request }
+    let is_cwd_default = request.cwd.is_none() && cwd.is_some();
+    ExecRequest { env, cwd: request.cwd.or(cwd), is_cwd_default, ..request }
 }
 
 fn is_shell(program: &str) -> bool {

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mvm_core::guest::{ExitStatus, MainRequest, TerminalSize};
+use mvm_core::death::{Cause, ProgramFault};
+use mvm_core::guest::{ErrorKind, ExitStatus, GuestError, MainRequest, TerminalSize};
 use mvm_core::image::ImageConfig;
 use mvm_core::main_process::{MainProcess, ProcessError, ProcessSpec, resolve};
 use mvm_core::name::InstancePath;
@@ -34,8 +35,13 @@ pub(crate) enum MainError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The guest refused: its words are what people need.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{message}")]
+    Refused {
+        /// What it says.
+        message: String,
+        /// What is wrong with the program, if it is that.
+        fault: Option<ProgramFault>,
+    },
     /// The session failed.
     #[error(transparent)]
     Session(SessionError),
@@ -63,7 +69,7 @@ pub(crate) enum News {
     /// There is none to run.
     Nothing,
     /// The run of the instance ended, for this reason.
-    Ended(String),
+    Ended(Cause),
 }
 
 type Log = Option<LogWriter>;
@@ -137,7 +143,7 @@ impl MainHub {
 
     /// Notes that a run of the instance has ended, behind all that its process had to say, and
     /// lets the listeners go.
-    pub(crate) fn end(&self, cause: String, now_unix_ms: u64) {
+    pub(crate) fn end(&self, cause: Cause, now_unix_ms: u64) {
         let listeners = std::mem::take(&mut *self.listeners());
         let (log, dir) = (self.log.clone(), self.dir.clone());
         tokio::spawn(async move {
@@ -180,12 +186,16 @@ pub(crate) async fn attach(
             program.terminal = program.terminal.map(|_| hub.size());
             MainRequest { program: Some(*program), ..MainRequest::default() }
         }
-        MainProcess::Init { path } => {
-            let request = MainRequest { init: Some(path), ..MainRequest::default() };
+        MainProcess::Init(program) => {
+            let request = MainRequest {
+                init: program.argv.first().cloned(),
+                init_program: Some(*program),
+                ..MainRequest::default()
+            };
             // It has the console for what it writes, and ends with the machine.
             return match session.main_process(request, START_TIMEOUT).await {
                 Ok(_) => Ok(None),
-                Err(SessionError::Guest { error, .. }) => Err(MainError::Refused(error.message)),
+                Err(SessionError::Guest { error, .. }) => Err(refused(error)),
                 Err(error) => Err(MainError::Session(error)),
             };
         }
@@ -207,7 +217,7 @@ pub(crate) async fn attach(
         Ok(answer) => answer,
         Err(SessionError::Guest { error, .. }) => {
             note(format!("{words}: {}", error.message))?;
-            return Err(MainError::Refused(error.message));
+            return Err(refused(error));
         }
         Err(error) => return Err(MainError::Session(error)),
     };
@@ -222,6 +232,15 @@ pub(crate) async fn attach(
         writer.skip_to([state.stdout, state.stderr], now).map_err(failed)?;
     }
     Ok(Some(Attached { pid: state.pid, events, input, log }))
+}
+
+fn refused(error: GuestError) -> MainError {
+    let fault = match error.kind {
+        ErrorKind::NotFound => Some(ProgramFault::NotFound),
+        ErrorKind::Denied => Some(ProgramFault::Denied),
+        _ => None,
+    };
+    MainError::Refused { message: error.message, fault }
 }
 
 fn command_line(request: &MainRequest) -> String {
@@ -275,7 +294,7 @@ pub(crate) async fn pump(
                 hub.tell(News::Stderr(bytes.into()), session).await;
             }
             Some(Ok(MainEvent::Exit(status))) => {
-                let cause = mvm_core::death::Cause::from(status);
+                let cause = Cause::from(status);
                 write(LogSource::Agent, format!("mvm: process {pid} {cause}\n").as_bytes());
                 hub.tell(News::Exited(status), session).await;
                 break Some(status);

@@ -160,7 +160,7 @@ async fn unary(node: &Arc<Node>, call: Call) -> Result<Reply, ApiError> {
                 tenant.as_ref().is_none_or(|tenant| pool.tenant == *tenant)
                     && path.as_ref().is_none_or(|path| pool == path)
             });
-            configs::add_ports_to_pools(node, &mut pools).await;
+            configs::add_to_pools(node, &mut pools).await;
             match path {
                 Some(path) if pools.is_empty() => {
                     Err(missing(&mirror, Kind::Pool, &path.to_string()))

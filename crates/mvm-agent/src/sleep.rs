@@ -343,7 +343,7 @@ pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceS
         Ok(vm) => Message::Launched(vm),
         Err(error) if error.is_passing() => {
             tracing::warn!(instance = %path, error = chain(&error), "cannot be woken now");
-            Message::Event(Event::BootFailed { error: chain(&error) })
+            Message::Event(Event::BootFailed { error: chain(&error), program: None })
         }
         Err(refused) => {
             let error = chain(&refused);

@@ -50,7 +50,7 @@ pub(crate) async fn watch(
             views::instances(node, &mirror, |path| watched.instances.contains(path));
         let mut pools = views::pools(node, &mirror, |path| watched.pools.contains(path));
         configs::add_ports_to_instances(node, &mut instances).await;
-        configs::add_ports_to_pools(node, &mut pools).await;
+        configs::add_to_pools(node, &mut pools).await;
         let snapshot = Reply::Snapshot {
             instances,
             pools,

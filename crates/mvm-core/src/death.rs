@@ -30,6 +30,9 @@ pub enum Cause {
     Signaled {
         /// The Linux signal number.
         signal: i32,
+        /// Whether the guest's kernel sent it because memory ran out.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        out_of_memory: bool,
     },
     /// The guest powered itself off.
     GuestShutdown,
@@ -45,6 +48,9 @@ pub enum Cause {
     StartFailed {
         /// Why, with sources.
         error: String,
+        /// What is wrong with the main program, if it is that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<ProgramFault>,
     },
     /// The VMM ended on a fault of its own.
     VmmCrash,
@@ -59,18 +65,34 @@ pub enum Cause {
     Unobserved,
 }
 
+/// Why a program cannot be started, as far as shells tell it by exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgramFault {
+    /// It, its directory or its user does not exist: 127.
+    NotFound,
+    /// It may not be run: 126.
+    Denied,
+    /// A fault of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operator => write!(f, "stopped by an operator"),
             Self::Exited { code } => write!(f, "exited with code {code}"),
-            Self::Signaled { signal } => write!(f, "ended by signal {signal}"),
+            Self::Signaled { signal, out_of_memory: true } => {
+                write!(f, "ended by signal {signal}: the guest ran out of memory")
+            }
+            Self::Signaled { signal, .. } => write!(f, "ended by signal {signal}"),
             Self::GuestShutdown => write!(f, "the guest powered off"),
             Self::GuestReboot => write!(f, "the guest rebooted"),
             Self::GuestPanic => write!(f, "guest kernel panic"),
             Self::GuestOom => write!(f, "guest out of memory"),
             Self::BootTimeout => write!(f, "the guest agent did not answer in time"),
-            Self::StartFailed { error } => write!(f, "start failed: {error}"),
+            Self::StartFailed { error, .. } => write!(f, "start failed: {error}"),
             Self::VmmCrash => write!(f, "VMM crash"),
             Self::KilledFromOutside { signal } => {
                 write!(f, "VMM killed from outside by signal {signal}")
@@ -86,7 +108,9 @@ impl From<ExitStatus> for Cause {
     fn from(status: ExitStatus) -> Self {
         match status {
             ExitStatus::Exited { code } => Self::Exited { code },
-            ExitStatus::Signaled { signal } => Self::Signaled { signal },
+            ExitStatus::Signaled { signal, out_of_memory } => {
+                Self::Signaled { signal, out_of_memory }
+            }
             // A main process has no time limit; a shell would say 124.
             ExitStatus::TimedOut => Self::Exited { code: status.shell_code() },
         }

@@ -27,6 +27,10 @@ pub const KIND_STDIN: u8 = 1;
 pub const KIND_STDOUT: u8 = 2;
 /// The body is raw bytes of standard error.
 pub const KIND_STDERR: u8 = 3;
+/// The body is a part of a JSON message that is longer than a frame, and more of it follows.
+pub const KIND_PART: u8 = 4;
+/// The body is the last part of such a message.
+pub const KIND_LAST_PART: u8 = 5;
 
 /// One frame, without its session tag.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -25,6 +25,9 @@
 //! [`INITIAL_CREDIT`] bytes per stream and kind that the receiver has not returned by
 //! [`HostMessage::Credit`] / [`GuestMessage::Credit`].
 //!
+//! A message of the host that is longer than [`MAX_BODY`] comes in several frames of its stream
+//! ([`crate::frame::KIND_PART`]), whose bodies [`Parts`] joins.
+//!
 //! The protocol is additive. Messages are JSON objects tagged by `type`; unknown fields are
 //! ignored, missing ones have defaults, and an unknown request is answered with
 //! [`ErrorKind::Unsupported`], so that host and guest may be months apart.
@@ -34,13 +37,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::net::MacAddr;
+use crate::settings::Settings;
 
 mod clock;
+mod parts;
 mod preamble;
 mod sleep;
 mod ways;
 
 pub use clock::{ClockCorrection, ClockReading};
+pub use parts::Parts;
 pub use preamble::Preamble;
 pub use sleep::{
     HookReport, HookRun, LONGEST_HOOK_OUTPUT, MOST_HOOKS, SleepRequest, WakeReason, WakeRequest,
@@ -69,6 +75,9 @@ pub const GUEST_MAGIC: [u8; 8] = *b"\x00MVMgh1\n";
 pub const PREAMBLE_LEN: usize = 32;
 /// Largest frame body in either direction, in bytes.
 pub const MAX_BODY: u32 = 64 * 1024;
+/// Longest message of the host in several frames, in bytes: what Linux takes as arguments and
+/// variables of one program, in JSON that escapes all of it. Needs [`Feature::LongMessages`].
+pub const LONGEST_MESSAGE: usize = 40 * 1024 * 1024;
 /// Zero bytes that complete any cut frame.
 pub const FLUSH_LEN: usize = MAX_BODY as usize + 64;
 /// Bytes in flight per stream and kind before the sender must wait for credit.
@@ -257,6 +266,9 @@ pub struct Configuration {
     /// Data disks, in the order in which they are to be mounted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfiguration>,
+    /// What is set in the kernel, and for programs. Needs [`Feature::Settings`] unless empty.
+    #[serde(skip_serializing_if = "Settings::is_default")]
+    pub settings: Settings,
 }
 
 /// A data disk that the guest is to mount.
@@ -300,6 +312,8 @@ pub struct ExecRequest {
     pub env: Vec<(String, String)>,
     /// The working directory; the user's home if absent.
     pub cwd: Option<String>,
+    /// Whether nobody asked for this directory: if it cannot be entered, `/` does.
+    pub is_cwd_default: bool,
     /// `NAME`, `UID` or either with `:GROUP`; root if absent.
     pub user: Option<String>,
     /// Whether data for standard input will come; else it is `/dev/null`.
@@ -326,6 +340,10 @@ pub struct MainRequest {
     /// The image's own init instead, which becomes process 1. The host names it on the kernel's
     /// command line too, as the guest agent must know it before it serves.
     pub init: Option<String>,
+    /// That init with its arguments, variables and directory. An agent older than the field starts
+    /// the init without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_program: Option<MainProgram>,
     /// Bytes of standard output that the host has.
     pub stdout_from: u64,
     /// Bytes of standard error that the host has.
@@ -351,6 +369,9 @@ pub struct MainProgram {
     /// Its terminal, of this size at first; else it has pipes. A terminal's output comes as
     /// standard output.
     pub terminal: Option<TerminalSize>,
+    /// Whether it is process 1 of a process namespace, which execs then join.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_first: bool,
 }
 
 /// Where the main process stands when a host attaches.
@@ -390,6 +411,9 @@ pub enum ExitStatus {
     Signaled {
         /// The Linux signal number.
         signal: i32,
+        /// Whether the guest's kernel sent it because memory ran out.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        out_of_memory: bool,
     },
     /// It ran into its time limit and was killed.
     TimedOut,
@@ -400,7 +424,7 @@ impl ExitStatus {
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Exited { code } => code,
-            Self::Signaled { signal } => 128 + signal,
+            Self::Signaled { signal, .. } => 128 + signal,
             Self::TimedOut => 124,
         }
     }

@@ -240,6 +240,11 @@ pub struct ImageConfig {
     pub stop_signal: Option<String>,
     /// `PORT` or `PORT/tcp|udp` each.
     pub exposed_ports: BTreeSet<String>,
+    /// Directories that are to be kept apart from the rest: made if the image has none, and else
+    /// directories like others.
+    pub volumes: BTreeSet<String>,
+    /// Whether it says how to check a container's health. mvm does not do that.
+    pub has_healthcheck: bool,
     /// The image's own init program (systemd, runit, OpenRC …), which becomes PID 1 instead of a
     /// program of the fields above.
     pub init: Option<String>,

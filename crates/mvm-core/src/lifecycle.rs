@@ -27,7 +27,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::death::Death;
+use crate::death::{Death, ProgramFault};
 use crate::guest::ExitStatus;
 use crate::name::{RevisionId, SnapshotId};
 use crate::snapshot::{ImageRef, OwnSnapshot};
@@ -326,6 +326,8 @@ pub enum Event {
     BootFailed {
         /// Why, with sources.
         error: String,
+        /// What is wrong with the main program, if it is that.
+        program: Option<ProgramFault>,
     },
     /// Its main process ended.
     MainExited(ExitStatus),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::{MainProgram, TerminalSize};
 use crate::image::ImageConfig;
+use crate::init::InitMode;
 
 /// The signal that asks a main process to end, unless its image names another: SIGTERM.
 const DEFAULT_STOP_SIGNAL: i32 = 15;
@@ -17,6 +18,18 @@ const DEFAULT_STOP_SIGNAL: i32 = 15;
 const SIGRTMAX: i32 = 64;
 /// The lowest real-time signal, as the C library counts: the kernel's first two are its own.
 const SIGRTMIN: i32 = 34;
+/// The longest argument, or variable with its name and `=`, in bytes: Linux's `MAX_ARG_STRLEN` less
+/// the zero at the end.
+const LONGEST_TEXT: usize = 128 * 1024 - 1;
+/// The most that all of them together can have, in bytes, however large the stack is: three quarters
+/// of Linux's `_STK_LIM`. With the usual stack of 8 MiB it is 2 MiB, which the guest's kernel tells.
+const MOST_TEXT: usize = 6 * 1024 * 1024;
+/// The most that a pool can say of its main process, in bytes of JSON: it is stored with the pool
+/// and with each instance.
+const LARGEST_SPEC: usize = 768 * 1024;
+/// The variable that says that one is in a container, which a microVM is not. Images of systemd have
+/// it, and a system that believes it leaves out half of its boot.
+const IN_CONTAINER: &str = "container";
 /// The names of the signals from 1 on, without `SIG`.
 const SIGNALS: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -40,6 +53,8 @@ pub struct ProcessSpec {
     pub workdir: Option<String>,
     /// The name or number of the signal that asks the process to end.
     pub stop_signal: Option<String>,
+    /// Whether the program is process 1, and of what; told by its name if absent.
+    pub init: Option<InitMode>,
     /// Whether standard input stays open for those who attach; else it is empty.
     pub stdin: bool,
     /// Whether the process has a terminal.
@@ -53,11 +68,9 @@ pub enum MainProcess {
     Nothing,
     /// One program, whose end is the instance's end.
     Program(Box<MainProgram>),
-    /// The image's own init, which is process 1.
-    Init {
-        /// The program.
-        path: String,
-    },
+    /// A program that is process 1 of the machine, with what it is given. It is root's, and ends
+    /// with the machine.
+    Init(Box<MainProgram>),
 }
 
 /// Why there is no telling what to run.
@@ -82,10 +95,35 @@ pub enum ProcessError {
         name: String,
     },
     /// An init that cannot be named on a kernel's command line.
-    #[error("init `{path}` is not an absolute path without spaces")]
+    #[error("init `{path}` is not a name, or an absolute path, of plain characters")]
     Init {
-        /// What the image says.
+        /// What the image or the pool says.
         path: String,
+    },
+    /// A text that is longer than Linux takes.
+    #[error("{what} has {len} bytes, but Linux takes at most {LONGEST_TEXT}")]
+    TooLong {
+        /// What.
+        what: String,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// More text than Linux takes.
+    #[error(
+        "arguments and variables have {len} bytes together, but Linux takes at most {MOST_TEXT}"
+    )]
+    TooMuch {
+        /// Their length in bytes.
+        len: usize,
+    },
+    /// More text than is stored with a pool.
+    #[error(
+        "the main process's arguments and variables take {len} bytes, but a pool can hold at most \
+         {LARGEST_SPEC}: put them into the image or onto a data disk"
+    )]
+    TooLarge {
+        /// What they take in bytes.
+        len: usize,
     },
     /// A text that no program can be given.
     #[error("{field} contains a NUL character")]
@@ -125,6 +163,10 @@ impl ProcessSpec {
                 return Err(ProcessError::Nul { field });
             }
         }
+        let len = serde_json::to_string(self).map_or(0, |text| text.len());
+        if len > LARGEST_SPEC {
+            return Err(ProcessError::TooLarge { len });
+        }
         if let Some(name) = self.env.keys().find(|name| !is_variable(name)) {
             return Err(ProcessError::Variable { name: name.clone() });
         }
@@ -141,38 +183,97 @@ impl ProcessSpec {
 /// The image or the pool asks for something that makes no sense.
 pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, ProcessError> {
     spec.check()?;
-    if !spec.names_program()
-        && let Some(path) = &image.init
-    {
-        return match path.starts_with('/')
-            && !path.contains(|c: char| c.is_whitespace() || c == '"')
-        {
-            true => Ok(MainProcess::Init { path: path.clone() }),
-            false => Err(ProcessError::Init { path: path.clone() }),
-        };
+    let argv = command(image, spec);
+    let mode = match (spec.init, &image.init) {
+        (Some(mode), _) => mode,
+        (None, Some(_)) if !spec.names_program() => InitMode::System,
+        (None, _) => InitMode::of(&argv),
+    };
+    if argv.is_empty() {
+        return Ok(MainProcess::Nothing);
     }
+    let stop_signal = spec.stop_signal.as_deref().or(image.stop_signal.as_deref());
+    let mut program = MainProgram {
+        argv,
+        env: environment(image, spec),
+        user: spec.user.clone().or_else(|| Some(image.user.clone()).filter(|u| !u.is_empty())),
+        cwd: named_directory(image, spec).unwrap_or_else(|| "/".to_owned()),
+        stop_signal: stop_signal.map_or(Ok(DEFAULT_STOP_SIGNAL), parse_signal)?,
+        stdin: spec.stdin,
+        terminal: spec.tty.then(TerminalSize::default),
+        is_first: mode == InitMode::Program,
+    };
+    if mode == InitMode::System {
+        let path = &program.argv[0];
+        let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\'');
+        if !path.chars().all(is_plain) || (path.contains('/') && !path.starts_with('/')) {
+            return Err(ProcessError::Init { path: path.clone() });
+        }
+        program.env.retain(|(name, _)| name != IN_CONTAINER);
+        (program.user, program.stdin, program.terminal) = (None, false, None);
+        check_size(&program.argv, &program.env)?;
+        return Ok(MainProcess::Init(Box::new(program)));
+    }
+    check_size(&program.argv, &program.env)?;
+    Ok(MainProcess::Program(Box::new(program)))
+}
+
+/// The program and its arguments; empty for none.
+fn command(image: &ImageConfig, spec: &ProcessSpec) -> Vec<String> {
     let (entrypoint, image_cmd) = match &spec.entrypoint {
         Some(entrypoint) => (entrypoint.as_slice(), &[][..]),
         None => (image.entrypoint.as_slice(), image.cmd.as_slice()),
     };
     let command = spec.command.as_deref().unwrap_or(image_cmd);
     let argv: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
-    if argv.is_empty() {
-        return Ok(MainProcess::Nothing);
-    }
-    let stop_signal = spec.stop_signal.as_deref().or(image.stop_signal.as_deref());
-    Ok(MainProcess::Program(Box::new(MainProgram {
-        argv,
-        env: environment(image, spec),
-        user: spec.user.clone().or_else(|| Some(image.user.clone()).filter(|u| !u.is_empty())),
-        cwd: match spec.workdir.as_deref().unwrap_or(&image.working_dir) {
-            absolute if absolute.starts_with('/') => absolute.to_owned(),
-            relative => format!("/{relative}"),
+    match &image.init {
+        // Found in an image that says nothing of a program, or that says something else first.
+        Some(init) if !spec.names_program() && argv.first() != Some(init) => match spec.init {
+            None | Some(InitMode::System) => vec![init.clone()],
+            Some(InitMode::None | InitMode::Program) => argv,
         },
-        stop_signal: stop_signal.map_or(Ok(DEFAULT_STOP_SIGNAL), parse_signal)?,
-        stdin: spec.stdin,
-        terminal: spec.tty.then(TerminalSize::default),
-    })))
+        _ => argv,
+    }
+}
+
+/// The directory that a pool, or else its image, names.
+pub fn named_directory(image: &ImageConfig, spec: &ProcessSpec) -> Option<String> {
+    match spec.workdir.as_deref().unwrap_or(&image.working_dir) {
+        "" => None,
+        absolute if absolute.starts_with('/') => Some(absolute.to_owned()),
+        relative => Some(format!("/{relative}")),
+    }
+}
+
+/// Checks that a program can be given all of this.
+///
+/// # Errors
+/// Names the text that is too long, or how much too much there is.
+pub fn check_size(argv: &[String], env: &[(String, String)]) -> Result<(), ProcessError> {
+    let mut total = 0;
+    let mut add = |len: usize, what: &dyn Fn() -> String| {
+        // Each has a zero at its end and a pointer to it.
+        total += len + 1 + size_of::<u64>();
+        match len > LONGEST_TEXT {
+            true => Err(ProcessError::TooLong { what: what(), len }),
+            false => Ok(()),
+        }
+    };
+    for (number, word) in argv.iter().enumerate() {
+        add(word.len(), &|| format!("argument {number}"))?;
+    }
+    for (name, value) in env {
+        add(name.len() + 1 + value.len(), &|| format!("variable {}", shortened(name)))?;
+    }
+    match total > MOST_TEXT {
+        true => Err(ProcessError::TooMuch { len: total }),
+        false => Ok(()),
+    }
+}
+
+/// The beginning of a name that may itself be what is too long.
+fn shortened(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 /// The variables that an image and a pool give to programs; the pool's replace the image's.
@@ -218,124 +319,4 @@ fn is_variable(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words(text: &str) -> Vec<String> {
-        text.split_whitespace().map(str::to_owned).collect()
-    }
-
-    fn program(image: &ImageConfig, spec: &ProcessSpec) -> MainProgram {
-        match resolve(image, spec).unwrap() {
-            MainProcess::Program(program) => *program,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_command_replaces_cmd_and_an_entrypoint_replaces_both() {
-        for (entrypoint, cmd, new_entrypoint, new_command, argv) in [
-            ("", "sh", None, None, "sh"),
-            ("/entry -x", "run", None, None, "/entry -x run"),
-            ("/entry -x", "run", None, Some("other a"), "/entry -x other a"),
-            ("/entry -x", "run", None, Some(""), "/entry -x"),
-            ("/entry -x", "run", Some("/mine"), None, "/mine"),
-            ("/entry -x", "run", Some("/mine"), Some("a"), "/mine a"),
-            ("/entry -x", "run", Some(""), Some("a b"), "a b"),
-            ("", "", None, Some("a"), "a"),
-        ] {
-            let image = ImageConfig {
-                entrypoint: words(entrypoint),
-                cmd: words(cmd),
-                ..ImageConfig::default()
-            };
-            let spec = ProcessSpec {
-                entrypoint: new_entrypoint.map(words),
-                command: new_command.map(words),
-                ..ProcessSpec::default()
-            };
-            assert_eq!(program(&image, &spec).argv, words(argv), "{entrypoint} {cmd} {spec:?}");
-        }
-    }
-
-    #[test]
-    fn an_image_without_a_program_only_waits() {
-        let spec = ProcessSpec { user: Some("nobody".into()), ..ProcessSpec::default() };
-        assert_eq!(resolve(&ImageConfig::default(), &spec).unwrap(), MainProcess::Nothing);
-    }
-
-    #[test]
-    fn an_init_is_process_1_unless_a_program_is_named() {
-        let image = ImageConfig {
-            init: Some("/sbin/init".into()),
-            cmd: words("ignored"),
-            ..ImageConfig::default()
-        };
-        let init = MainProcess::Init { path: "/sbin/init".into() };
-        assert_eq!(resolve(&image, &ProcessSpec::default()).unwrap(), init);
-        let spec = ProcessSpec { command: Some(words("sh")), ..ProcessSpec::default() };
-        assert_eq!(program(&image, &spec).argv, ["sh"]);
-    }
-
-    #[test]
-    fn the_pools_variables_user_and_directory_go_before_the_images() {
-        let image = ImageConfig {
-            cmd: words("app"),
-            env: ["A=1", "B=x=y", "A=2", "broken", "=no"].map(str::to_owned).to_vec(),
-            user: "app:staff".into(),
-            working_dir: "srv".into(),
-            stop_signal: Some("SIGQUIT".into()),
-            ..ImageConfig::default()
-        };
-        let plain = program(&image, &ProcessSpec::default());
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(plain.env, [pair("A", "2"), pair("B", "x=y")]);
-        assert_eq!((plain.user.as_deref(), plain.cwd.as_str()), (Some("app:staff"), "/srv"));
-        assert_eq!(plain.stop_signal, 3);
-        let spec = ProcessSpec {
-            env: BTreeMap::from([("B".into(), "z".into()), ("C".into(), String::new())]),
-            user: Some("0".into()),
-            workdir: Some("/tmp".into()),
-            stop_signal: Some("int".into()),
-            ..ProcessSpec::default()
-        };
-        let mine = program(&image, &spec);
-        assert_eq!(mine.env, [pair("A", "2"), pair("B", "z"), pair("C", "")]);
-        assert_eq!((mine.user.as_deref(), mine.cwd.as_str()), (Some("0"), "/tmp"));
-        assert_eq!(mine.stop_signal, 2);
-        let bare = ImageConfig { cmd: words("app"), ..ImageConfig::default() };
-        let bare = program(&bare, &ProcessSpec::default());
-        assert_eq!((bare.user, bare.cwd.as_str(), bare.stop_signal), (None, "/", 15));
-    }
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (text, number) in [
-            ("SIGTERM", 15),
-            ("term", 15),
-            ("9", 9),
-            ("SIGSYS", 31),
-            ("SIGRTMIN", 34),
-            ("SIGRTMIN+3", 37),
-            ("RTMAX-1", 63),
-        ] {
-            assert_eq!(parse_signal(text), Ok(number), "{text}");
-        }
-        for text in ["", "0", "65", "-1", "+9", "SIGFOO", "RTMIN+99", "RTMAX-40", "RTMIN3", "SIG"] {
-            assert!(parse_signal(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_named() {
-        let refusal = |spec: ProcessSpec| spec.check().unwrap_err().to_string();
-        let spec = ProcessSpec::default();
-        let workdir = refusal(ProcessSpec { workdir: Some("srv".into()), ..spec.clone() });
-        assert_eq!(workdir, "working directory `srv` is not absolute");
-        let env = BTreeMap::from([("A=B".to_owned(), String::new())]);
-        let variable = refusal(ProcessSpec { env, ..spec.clone() });
-        assert_eq!(variable, "`A=B` cannot name an environment variable");
-        let command = Some(vec!["a\0b".to_owned()]);
-        assert_eq!(refusal(ProcessSpec { command, ..spec }), "command contains a NUL character");
-    }
-}
+mod tests;

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
+use crate::init::InitMode;
 use crate::main_process::{ProcessError, ProcessSpec};
 use crate::name::{DiskName, PoolName, TenantName};
 use crate::publish::{Publish, PublishError, check_published};
 use crate::rates::{RateError, Rates};
+use crate::settings::{Settings, SettingsError, Ulimit, sysctls};
 use crate::sleep_policy::{PolicyError, SleepPolicy};
 use crate::vmm::VmmKind;
 
@@ -171,6 +173,8 @@ pub struct PoolSpec {
     pub disks: Vec<DiskMount>,
     /// What the main process is, as far as the image does not say it.
     pub process: ProcessSpec,
+    /// What is set in the guest's kernel before any program runs.
+    pub settings: Settings,
     /// Ports that the node listens on for the pool.
     pub publish: Vec<Publish>,
     /// When instances that nobody uses are put to rest.
@@ -198,6 +202,7 @@ impl Default for PoolSpec {
             rates: Rates::default(),
             disks: Vec::new(),
             process: ProcessSpec::default(),
+            settings: Settings::default(),
             publish: Vec::new(),
             sleep_policy: SleepPolicy::default(),
             ready: 0,
@@ -233,6 +238,9 @@ pub enum SpecError {
     /// A rate makes no sense.
     #[error("rates: {0}")]
     Rates(#[from] RateError),
+    /// What is set in the guest's kernel makes no sense.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// A pool cannot have this VMM.
     #[error("vmm is {vmm}, but must be firecracker or qemu: a node is simulated as a whole")]
     Vmm {
@@ -254,8 +262,8 @@ impl PoolSpec {
         Self { sleep_policy, ephemeral: other.ephemeral, ..outside } == *other
     }
 
-    /// Checks the ranges of the numbers, the VMM, the main process, the published ports, the sleep
-    /// policy, and that the image can be found from everywhere.
+    /// Checks the ranges of the numbers, the VMM, the main process, the settings, the published ports,
+    /// the sleep policy, and that the image can be found from everywhere.
     ///
     /// # Errors
     /// Names the first field that is out of range or makes no sense.
@@ -295,6 +303,7 @@ impl PoolSpec {
         self.rates.check()?;
         check_published(&self.publish)?;
         self.sleep_policy.check()?;
+        self.settings.check()?;
         Ok(self.process.check()?)
     }
 }
@@ -373,8 +382,17 @@ struct DocumentPoolFields {
     workdir: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_signal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init: Option<InitMode>,
     stdin: bool,
     tty: bool,
+    #[serde(alias = "sysctls", deserialize_with = "sysctls")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    sysctl: BTreeMap<String, String>,
+    #[serde(alias = "ulimits", skip_serializing_if = "BTreeMap::is_empty")]
+    ulimit: BTreeMap<String, Ulimit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shm_mib: Option<u32>,
 }
 
 impl Default for DocumentPoolFields {
@@ -386,8 +404,9 @@ impl Default for DocumentPoolFields {
 impl From<DocumentPool> for DocumentPoolFields {
     fn from(pool: DocumentPool) -> Self {
         let DocumentPool { running, names_image, spec } = pool;
-        let ProcessSpec { entrypoint, command, env, user, workdir, stop_signal, stdin, tty } =
+        let ProcessSpec { entrypoint, command, env, user, workdir, stop_signal, init, stdin, tty } =
             spec.process;
+        let Settings { sysctl, ulimit, shm_mib } = spec.settings;
         Self {
             running,
             image: names_image.then_some(spec.image),
@@ -409,8 +428,12 @@ impl From<DocumentPool> for DocumentPoolFields {
             user,
             workdir,
             stop_signal,
+            init,
             stdin,
             tty,
+            sysctl,
+            ulimit,
+            shm_mib,
         }
     }
 }
@@ -424,10 +447,13 @@ impl From<DocumentPoolFields> for DocumentPool {
             user: fields.user,
             workdir: fields.workdir,
             stop_signal: fields.stop_signal,
+            init: fields.init,
             stdin: fields.stdin,
             tty: fields.tty,
         };
         let names_image = fields.image.is_some();
+        let settings =
+            Settings { sysctl: fields.sysctl, ulimit: fields.ulimit, shm_mib: fields.shm_mib };
         let spec = PoolSpec {
             image: fields.image.unwrap_or_default(),
             vcpus: fields.vcpus,
@@ -440,6 +466,7 @@ impl From<DocumentPoolFields> for DocumentPool {
             rates: fields.rates,
             disks: fields.disks,
             process,
+            settings,
             publish: fields.publish,
             sleep_policy: fields.sleep_policy,
             ready: fields.ready,
@@ -479,11 +506,14 @@ mod tests {
     fn a_document_round_trips() {
         let text = r#"{"tenant":"demo","pools":{"hello":{"running":2,"net":"none",
             "command":["httpd","-f"],"env":{"A":"b"},"user":"www","workdir":"/srv",
-            "vmm":"qemu","rates":{"net_mbit_s":100}}}}"#;
+            "vmm":"qemu","rates":{"net_mbit_s":100},"init":"program","shm_mib":64,
+            "sysctl":{"net.core.somaxconn":"1024"},"ulimit":{"nofile":"1024:2048","nproc":9}}}}"#;
         let document: Document = serde_json::from_str(text).unwrap();
         let spec = &document.pools[&"hello".parse().unwrap()].spec;
         assert_eq!(spec.process.command.as_ref().unwrap(), &["httpd", "-f"]);
         assert_eq!((spec.vmm, spec.rates.net_mbit_s), (Some(VmmKind::Qemu), Some(100)));
+        assert_eq!((spec.process.init, spec.settings.shm_mib), (Some(InitMode::Program), Some(64)));
+        assert_eq!(spec.settings.ulimit["nofile"], "1024:2048".parse().unwrap());
         let again = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&again).unwrap(), document);
     }

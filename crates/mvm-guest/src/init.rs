@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  process 1 ── fork ──┬─> waits for the word ── execve ──> the image's init
-//!                      └─> the agent: serves, configures the guest, then gives the word
+//!                      └─> the agent: serves, configures the guest, then gives the word:
+//!                          the init's arguments, variables and limits
 //! ```
 //!
 //! So the init finds a guest that has its name, its network and its data disks. The agent stays a
@@ -10,7 +11,8 @@
 //! what is left, and it does not mind the signals by which others do that.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_char};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -19,11 +21,14 @@ use std::ptr;
 use std::thread;
 use std::time::Duration;
 
-use mvm_core::guest::{ErrorKind, GuestError};
+use mvm_core::guest::{ErrorKind, ExecRequest, GuestError, MainProgram};
+use mvm_core::settings::Ulimit;
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Serialize};
 
 use crate::console::{complain, note};
-use crate::failure::failure;
+use crate::exec::{Identity, Program, Surroundings};
+use crate::failure::{failure, refused};
 use crate::process;
 
 /// systemd's word for an orderly power-off: `SIGRTMIN+4` as systemd counts, from 34.
@@ -32,12 +37,17 @@ const SYSTEMD_POWEROFF: i32 = 38;
 const POWEROFF: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff"];
 /// Where SysV's scripts look for processes that they are to leave alone, in a file each.
 const OMITTED: &str = "/run/sendsigs.omit.d";
-/// The limit of open files that an init starts with, as the kernel sets it.
-const NOFILE: libc::rlimit = libc::rlimit { rlim_cur: 1024, rlim_max: 524_288 };
 
 unsafe extern "C" {
     /// The C library's pointer to the process's own first argument.
     static program_invocation_name: *mut c_char;
+}
+
+/// What the agent tells the process that becomes the init.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Word {
+    program: MainProgram,
+    ulimit: BTreeMap<String, Ulimit>,
 }
 
 /// The init that waits for the agent's word, or runs.
@@ -53,7 +63,6 @@ impl Init {
     /// Leaves process 1 to the init: returns in a child, which is the agent from now on. Nothing
     /// may run in other threads yet.
     pub(crate) fn make_room(path: &str) -> io::Result<Self> {
-        let program = CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
         let (wait, go) = pipe_with(PipeFlags::CLOEXEC)?;
         let (report, tell) = pipe_with(PipeFlags::CLOEXEC)?;
         // SAFETY: the process has one thread, so that the child may go on with all of it.
@@ -67,31 +76,55 @@ impl Init {
             }
             _ => {
                 drop((go, report));
-                become_init(&program, wait.into(), tell.into())
+                become_init(path, wait.into(), tell.into())
             }
         }
     }
 
-    /// Gives the word, once, and tells whether the init runs.
-    pub(crate) fn start(&mut self) -> Result<(), GuestError> {
-        if let Some(mut go) = self.go.take() {
-            let mut errno = [0; 4];
-            let told = go.write_all(b"!").and_then(|()| self.report.read_exact(&mut errno));
-            // The report ends without a word when the program runs.
-            if told.is_ok() {
-                let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
-                let kind = match error.kind() {
-                    io::ErrorKind::NotFound => ErrorKind::NotFound,
-                    io::ErrorKind::PermissionDenied => ErrorKind::Denied,
-                    _ => ErrorKind::System,
-                };
-                self.failure = Some(failure(kind, format!("init `{}`: {error}", self.path)));
-            } else {
-                note(&format!("{} is process 1", self.path));
-                spare_the_agent();
+    /// Gives the word, once, and tells whether the init runs. A host that is older than arguments of
+    /// an init names no program.
+    pub(crate) fn start(
+        &mut self,
+        program: Option<&MainProgram>,
+        ulimit: &BTreeMap<String, Ulimit>,
+    ) -> Result<(), GuestError> {
+        if let Some(go) = self.go.take() {
+            let named = || MainProgram { argv: vec![self.path.clone()], ..MainProgram::default() };
+            let program = program.cloned().unwrap_or_else(named);
+            let word = Word { program, ulimit: ulimit.clone() };
+            match self.give(&word, go) {
+                Ok(()) => {
+                    note(&format!("{} is process 1", self.path));
+                    spare_the_agent();
+                }
+                Err(error) => self.failure = Some(error),
             }
         }
         self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    fn give(&mut self, word: &Word, mut go: File) -> Result<(), GuestError> {
+        // What cannot be said to a kernel is told in the words of any other program's.
+        prepared(&word.program)?;
+        Surroundings::of_init(&word.ulimit)?;
+        // One that cannot be made is left out, as one that is missing.
+        let _ = fs::create_dir_all(&word.program.cwd);
+        let text = serde_json::to_vec(word)
+            .map_err(|error| refused("cannot tell the init its arguments", error))?;
+        let told = go.write_all(&text);
+        drop(go);
+        let mut errno = [0; 4];
+        // The report ends without a word when the program runs.
+        if told.and_then(|()| self.report.read_exact(&mut errno)).is_err() {
+            return Ok(());
+        }
+        let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            _ => ErrorKind::System,
+        };
+        Err(failure(kind, format!("init `{}`: {error}", self.path)))
     }
 
     /// Asks the init to power the machine off, in the way that it understands. It takes the agent
@@ -151,25 +184,25 @@ fn step_aside() {
     }
 }
 
-/// What is left of the first process: waits for the word, and becomes the init.
-fn become_init(program: &CString, mut wait: File, mut tell: File) -> ! {
+/// The init as the kernel takes it: root's, whatever else the request says.
+fn prepared(program: &MainProgram) -> Result<Program, GuestError> {
+    let MainProgram { argv, env, cwd, .. } = program.clone();
+    let cwd = Some(cwd).filter(|cwd| !cwd.is_empty()).or_else(|| Some("/".to_owned()));
+    let request = ExecRequest { argv, env, cwd, is_cwd_default: true, ..ExecRequest::default() };
+    Program::new(&request, Identity::resolve(None, 0)?)
+}
+
+/// What is left of the first process: waits for the word, and becomes the init. It has one thread,
+/// so that it may allocate.
+fn become_init(path: &str, mut wait: File, mut tell: File) -> ! {
+    let mut text = Vec::new();
     // Without an agent there is nobody to give the word: better an init than nothing.
-    let _ = wait.read(&mut [0]);
-    let argv = [program.as_ptr(), ptr::null()];
-    let env = [
-        c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(),
-        c"HOME=/".as_ptr(),
-        c"TERM=linux".as_ptr(),
-        ptr::null(),
-    ];
-    // SAFETY: the arrays end with a null pointer, the strings with a zero.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        libc::setrlimit(libc::RLIMIT_NOFILE, &NOFILE);
-        libc::umask(0o022);
-        libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr());
-    }
-    let errno = io::Error::last_os_error().raw_os_error().unwrap_or_default();
+    let _ = wait.read_to_end(&mut text);
+    let word = serde_json::from_slice(&text).unwrap_or_else(|_| {
+        let argv = vec![path.to_owned()];
+        Word { program: MainProgram { argv, ..MainProgram::default() }, ..Word::default() }
+    });
+    let errno = execute(&word);
     // The agent tells it to the host, which ends the machine.
     let _ = tell.write_all(&errno.to_ne_bytes());
     drop(tell);
@@ -177,4 +210,40 @@ fn become_init(program: &CString, mut wait: File, mut tell: File) -> ! {
         while process::reap().is_some() {}
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// Becomes the init; returns why it cannot.
+fn execute(word: &Word) -> i32 {
+    let (Ok(program), Ok(surroundings)) =
+        (prepared(&word.program), Surroundings::of_init(&word.ulimit))
+    else {
+        return libc::EINVAL;
+    };
+    if let Err(error) = surroundings.set_limits() {
+        return error.raw_os_error().unwrap_or(libc::EPERM);
+    }
+    let pointers = |words: &[std::ffi::CString]| -> Vec<*const c_char> {
+        words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(&program.argv), pointers(&program.env));
+    let execve = |file: &CStr| {
+        // SAFETY: the arrays end with a null pointer, the strings with a zero, and all live on.
+        unsafe { libc::execve(file.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+        io::Error::last_os_error().raw_os_error().unwrap_or_default()
+    };
+    // SAFETY: plain system calls on a string that ends with a zero.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // A directory that is not there is no reason to have no init.
+        libc::chdir(program.cwd.as_ptr());
+    }
+    let mut result = libc::ENOENT;
+    for candidate in &program.candidates {
+        match execve(candidate) {
+            libc::ENOENT | libc::ENOTDIR => {}
+            libc::EACCES => result = libc::EACCES,
+            other => return other,
+        }
+    }
+    result
 }

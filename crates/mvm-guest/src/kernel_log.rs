@@ -89,6 +89,36 @@ impl KernelLog {
     }
 }
 
+/// Whether the kernel's log says that it killed this process because memory ran out.
+pub(crate) fn died_of_memory(pid: i32) -> bool {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+    let Ok(mut file) = opened else { return false };
+    let mut record = [0; RECORD];
+    loop {
+        match file.read(&mut record) {
+            Ok(0) => return false,
+            Ok(len) if tells_of_kill(&record[..len], pid) => return true,
+            Ok(_) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::BrokenPipe) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Whether a record is the kernel's own word that it killed a process for its memory. What programs
+/// write to the log has another facility than the kernel's 0.
+fn tells_of_kill(record: &[u8], pid: i32) -> bool {
+    let record = String::from_utf8_lossy(record);
+    let Some((header, text)) = record.split_once(';') else { return false };
+    let priority = header.split(',').next().and_then(|field| field.parse::<u32>().ok());
+    let is_kernels = priority.is_some_and(|priority| priority >> 3 == 0);
+    let text = text.lines().next().unwrap_or_default();
+    is_kernels
+        && (text.to_lowercase().contains(&format!("out of memory: killed process {pid} ("))
+            || (text.starts_with("oom-kill:") && text.contains(&format!(",pid={pid},"))))
+}
+
 /// Turns `PRIORITY,SEQUENCE,MICROSECONDS,FLAGS…;TEXT\n KEY=VALUE…` into `[SECONDS] TEXT\n`.
 fn append_line(record: &[u8], text: &mut Vec<u8>) {
     let Some(semicolon) = record.iter().position(|&byte| byte == b';') else { return };
@@ -115,6 +145,22 @@ mod tests {
     fn a_record_becomes_a_line_without_its_dictionary() {
         let record = b"6,339,5140900,-,caller=T1;NET: Registered; all\n SUBSYSTEM=net\n";
         assert_eq!(line(record), "[    5.140900] NET: Registered; all\n");
+    }
+
+    #[test]
+    fn only_the_kernels_own_word_of_this_process_counts() {
+        let killed = "Out of memory: Killed process 71 (hog) total-vm:9kB\n SUBSYSTEM=x\n";
+        for (record, pid, is_told) in [
+            (format!("3,9,100,-;{killed}"), 71, true),
+            (format!("3,9,100,-;Memory cgroup {}", killed.to_lowercase()), 71, true),
+            ("6,8,99,-;oom-kill:constraint=NONE,task=hog,pid=71,uid=0\n".to_owned(), 71, true),
+            (format!("3,9,100,-;{killed}"), 7, false),
+            (format!("12,9,100,-;{killed}"), 71, false),
+            ("3,9,100,-;x\n out of memory: killed process 71 (\n".to_owned(), 71, false),
+            (killed.to_owned(), 71, false),
+        ] {
+            assert_eq!(tells_of_kill(record.as_bytes(), pid), is_told, "{record} {pid}");
+        }
     }
 
     #[test]

@@ -53,7 +53,10 @@ pub(crate) fn reap() -> Option<(i32, ExitStatus)> {
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             -1 | 0 => return None,
             pid if libc::WIFSIGNALED(status) => {
-                return Some((pid, ExitStatus::Signaled { signal: libc::WTERMSIG(status) }));
+                return Some((
+                    pid,
+                    ExitStatus::Signaled { signal: libc::WTERMSIG(status), out_of_memory: false },
+                ));
             }
             pid => return Some((pid, ExitStatus::Exited { code: libc::WEXITSTATUS(status) })),
         }

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mvm_core::accept::{self, Accepted};
-use mvm_core::guest::{Feature, GuestError, GuestMessage, Hello, Preamble};
+use mvm_core::guest::{ExitStatus, Feature, GuestError, GuestMessage, Hello, Parts, Preamble};
+use mvm_core::settings::Ulimit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::note;
-use crate::exec::{Exec, Hooks, MainProcess, Pipe};
+use crate::exec::{Exec, Hooks, MainProcess, Pipe, Surroundings};
 use crate::failure::invalid;
 use crate::forward::{End, Forward};
-use crate::kernel_log::KernelLog;
+use crate::kernel_log::{self, KernelLog};
 use crate::machine::{Machine, Wakes};
 use crate::process::{self, ChildEnds};
 use crate::session::{Event, Inbox, Link, Outbox, Port, Waker};
@@ -74,6 +75,12 @@ pub(crate) struct Server<'a> {
     waker: Arc<Waker>,
     children: ChildEnds,
     streams: BTreeMap<u32, Stream>,
+    /// Of messages that are longer than a frame.
+    parts: Parts,
+    /// What programs start with.
+    surroundings: Surroundings,
+    /// Limits that the host asks for.
+    ulimit: BTreeMap<String, Ulimit>,
     /// The main process, or why there is none although the host asked for one.
     main: Option<Result<MainProcess, GuestError>>,
     /// Until when the main process has time to end, once a shutdown was asked for.
@@ -97,6 +104,7 @@ impl<'a> Server<'a> {
     pub(crate) fn new(machine: &'a mut Machine) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let surroundings = Surroundings::of(machine.is_own());
         let wakes = machine.root().map(|root| Wakes::begin(&root.join("run/mvm")));
         Ok(Self {
             machine,
@@ -105,6 +113,9 @@ impl<'a> Server<'a> {
             waker,
             children: ChildEnds::watch()?,
             streams: BTreeMap::new(),
+            parts: Parts::default(),
+            surroundings,
+            ulimit: BTreeMap::new(),
             main: None,
             stop_by: None,
             detached: BTreeMap::new(),
@@ -263,10 +274,13 @@ impl<'a> Server<'a> {
     fn reap(&mut self, now: Instant) {
         self.children.clear();
         while let Some((pid, status)) = process::reap() {
+            let status = self.with_reason(pid, status);
             if let Some(Ok(main)) = self.main.as_mut()
                 && main.runs_as(pid)
             {
                 main.ended(status, now);
+                // With it ended whatever it was the first process of.
+                self.surroundings.leave_namespace();
                 continue;
             }
             if let Some(exec) = self.detached.get_mut(&pid) {
@@ -282,8 +296,21 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// The end of a process of the host's, with whether it died of the guest's memory.
+    fn with_reason(&self, pid: i32, status: ExitStatus) -> ExitStatus {
+        const KILLED: i32 = 9;
+        let ExitStatus::Signaled { signal: signal @ KILLED, .. } = status else { return status };
+        let is_main = matches!(&self.main, Some(Ok(main)) if main.runs_as(pid));
+        let is_exec = self
+            .streams
+            .values()
+            .any(|stream| matches!(stream, Stream::Exec(exec) if exec.runs_as(pid)));
+        let out_of_memory = (is_main || is_exec) && kernel_log::died_of_memory(pid);
+        ExitStatus::Signaled { signal, out_of_memory }
+    }
+
     fn settle(&mut self, now: Instant) {
-        let outbox = &self.outbox;
+        let (outbox, surroundings) = (&self.outbox, &self.surroundings);
         let mut detaching = Vec::new();
         self.streams.retain(|&stream, state| {
             let last = match state {
@@ -294,7 +321,7 @@ impl<'a> Server<'a> {
                 Stream::Exec(exec) => exec.settle(now),
                 Stream::Forward(forward) => forward.settle(now),
                 Stream::KernelLog(_) => None,
-                Stream::Hooks(hooks) => hooks.settle(now),
+                Stream::Hooks(hooks) => hooks.settle(surroundings, now),
             };
             let Some(last) = last else { return true };
             Link { outbox, stream }.message(&last);
@@ -371,6 +398,7 @@ impl<'a> Server<'a> {
 
     /// Ends whatever runs for any stream, without a word: the host that asked is gone, or told.
     fn end_streams(&mut self) {
+        self.parts.clear();
         for stream in std::mem::take(&mut self.streams).into_values() {
             stop(stream);
         }

@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use guest_support::{Guest, LIMIT, command, eventually, runs, script};
-use mvm_core::guest::{ErrorKind, ExecRequest, ExitStatus, GuestError, HostMessage};
+use mvm_core::guest::{Configuration, ErrorKind, ExecRequest, ExitStatus, GuestError, HostMessage};
+use mvm_core::settings::Settings;
 use mvm_host::guest::{AGENT_BINARY, ExecEvent, ExecOutput, Session, SessionError, SessionMode};
 
 const EXITED: ExitStatus = ExitStatus::Exited { code: 0 };
@@ -125,6 +126,34 @@ async fn a_program_runs_as_the_user_and_group_it_is_asked_for() {
     let cwd = Some(secret.path().to_str().unwrap().to_owned());
     let barred = ExecRequest { user: Some("12345".into()), cwd, ..command(&["true"]) };
     assert_eq!(refusal(&session, barred).await.kind, ErrorKind::Denied);
+}
+
+#[tokio::test]
+async fn programs_have_the_limits_that_the_host_configured_last() {
+    let guest = Guest::real();
+    let session = guest.session(SessionMode::Fresh).await;
+    let configure = async |name: &str, value: &str| {
+        let ulimit = [(name.to_owned(), value.parse().unwrap())].into();
+        let settings = Settings { ulimit, ..Settings::default() };
+        let configuration = Configuration { settings, ..Configuration::default() };
+        session.configure(configuration, LIMIT).await
+    };
+    configure("nofile", "100:200").await.unwrap();
+    let limits = script("ulimit -Sn; ulimit -Hn; ulimit -Sc");
+    assert!(stdout(&session, limits.clone()).await.starts_with("100\n200\n"));
+    configure("core", "0").await.unwrap();
+    let shown = stdout(&session, limits).await;
+    assert!(shown.ends_with("\n0\n") && !shown.starts_with("100\n"), "{shown}");
+    assert!(configure("files", "1").await.is_err());
+}
+
+#[tokio::test]
+async fn a_directory_that_nobody_asked_for_may_be_gone() {
+    let guest = Guest::real();
+    let session = guest.session(SessionMode::Fresh).await;
+    let gone = ExecRequest { cwd: Some("/no/such/dir".into()), ..command(&["pwd"]) };
+    let request = ExecRequest { is_cwd_default: true, ..gone };
+    assert_eq!(stdout(&session, request).await, "/\n");
 }
 
 /// Starts a script that prints the process id of a child, and waits for it.

@@ -18,6 +18,7 @@ on_every_guest! {
     programs_write_and_exit
     a_missing_program_is_named
     a_megabytes_large_round_trip_is_binary_clean
+    a_request_longer_than_a_frame_arrives_whole
     a_time_limit_and_a_signal_end_a_program
     a_dropped_exec_is_cancelled
     a_new_session_ends_the_programs_of_the_old_one
@@ -40,6 +41,20 @@ async fn run(session: &Session, request: ExecRequest) -> (String, ExitStatus) {
     let exec = session.exec(request, LIMIT).await.unwrap();
     let output = exec.output(1 << 20).await.unwrap();
     (String::from_utf8(output.stdout).unwrap(), output.status)
+}
+
+async fn a_request_longer_than_a_frame_arrives_whole(guest: Guest) {
+    let session = guest.session(SessionMode::Fresh).await;
+    let words = ["a", "b", "c"].map(|word| word.repeat(100_000));
+    let argv = [&["echo"], &words.each_ref().map(String::as_str)[..]].concat();
+    let done = ExitStatus::Exited { code: 0 };
+    let (shown, status) = run(&session, command(&argv)).await;
+    assert!(shown == format!("{}\n", words.join(" ")) && status == done, "{}", shown.len());
+    // One that is given up on the way leaves nothing for the next.
+    let exec = session.exec(command(&argv), LIMIT).await.unwrap();
+    drop(exec);
+    until_idle(&session).await;
+    assert_eq!(run(&session, command(&["echo", "short"])).await.0, "short\n");
 }
 
 async fn until_idle(session: &Session) {
@@ -126,7 +141,7 @@ async fn a_time_limit_and_a_signal_end_a_program(guest: Guest) {
     exec.input().signal(0).await.unwrap();
     exec.input().signal(15).await.unwrap();
     let status = exec.output(0).await.unwrap().status;
-    assert_eq!(status, ExitStatus::Signaled { signal: 15 });
+    assert_eq!(status, ExitStatus::Signaled { signal: 15, out_of_memory: false });
 }
 
 async fn a_dropped_exec_is_cancelled(guest: Guest) {

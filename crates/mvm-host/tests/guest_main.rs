@@ -1,6 +1,7 @@
 //! A guest's main process: one suite on the simulated guest and the real agent, and what only the
 //! real agent does.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod guest_support;
 
@@ -104,7 +105,7 @@ async fn a_signal_ends_the_main_process(guest: Guest) {
     let session = guest.session(SessionMode::Fresh).await;
     let (_, events, input) = attach(&session, request(program(&["sleep", "4003"]))).await;
     input.signal(9).await.unwrap();
-    assert_eq!(finish(events).await.2, ExitStatus::Signaled { signal: 9 });
+    assert_eq!(finish(events).await.2, ExitStatus::Signaled { signal: 9, out_of_memory: false });
 }
 
 async fn a_main_process_that_cannot_start_is_refused_in_every_session(guest: Guest) {
@@ -132,6 +133,38 @@ async fn what_the_main_process_is_given_is_what_was_asked_for() {
     let (stdout, stderr, status) = finish(events).await;
     assert_eq!(String::from_utf8(stdout).unwrap(), format!("{cwd}\nb c\nno input\n"));
     assert_eq!((stderr.as_slice(), status), (&b"err\n"[..], ExitStatus::Exited { code: 7 }));
+}
+
+#[tokio::test]
+async fn a_first_process_is_process_1_for_itself_and_for_those_who_join_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a namespace");
+        return;
+    }
+    let guest = Guest::real();
+    let session = guest.session(SessionMode::Fresh).await;
+    let script = "[ $$ = 1 ] || exit 100; echo first; read line; exit 5";
+    let program = MainProgram { stdin: true, is_first: true, ..program(&["sh", "-c", script]) };
+    let (state, mut events, input) = attach(&session, request(program)).await;
+    assert_eq!(state.pid, 1);
+    assert_eq!(events.next().await.unwrap().unwrap(), MainEvent::Stdout(b"first\n".to_vec()));
+    let run = async |text: &str| {
+        let request = command(&["sh", "-c", text]);
+        let output = session.exec(request, LIMIT).await.unwrap().output(1 << 16).await.unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status)
+    };
+    let (words, status) = run("tr '\\0' ' ' </proc/1/cmdline; ls -d /proc/[0-9]* | wc -l").await;
+    assert!(words.starts_with("sh -c [ $$ = 1 ]") && status == EXITED, "{words}");
+    let count: usize = words.rsplit(' ').next().unwrap().trim().parse().unwrap();
+    assert!(count < 10, "{count} processes are seen");
+    // One that ends is reaped, whoever is its parent there.
+    assert_eq!(run("exit 3").await.1, ExitStatus::Exited { code: 3 });
+    assert_eq!(run("kill -9 $$").await.1, ExitStatus::Signaled { signal: 9, out_of_memory: false });
+    // Its own default is to mind no signal; the machine's end is another matter.
+    input.signal(15).await.unwrap();
+    input.write_stdin(b"go\n").await.unwrap();
+    assert_eq!(finish(events).await.2, ExitStatus::Exited { code: 5 });
+    assert!(!run("cat /proc/1/cmdline").await.0.contains("= 1 ]"), "the namespace is over");
 }
 
 #[tokio::test]

@@ -108,7 +108,7 @@ async fn hooks_run_one_after_the_other_and_a_failure_stops_nothing() {
         [
             ("10-first", EXITED),
             ("20-fails", code(3)),
-            ("30-killed", ExitStatus::Signaled { signal: 15 }),
+            ("30-killed", ExitStatus::Signaled { signal: 15, out_of_memory: false }),
             ("40-orphan", code(127)),
             ("50-noformat", code(126)),
             ("60-last", EXITED),

@@ -63,7 +63,7 @@ async fn keys_reach_a_terminal_as_signals_and_as_an_end() {
     pid_of(&mut exec).await;
     exec.input().write_stdin(b"\x03").await.unwrap();
     let status = exec.output(1 << 16).await.unwrap().status;
-    assert_eq!(status, ExitStatus::Signaled { signal: 2 });
+    assert_eq!(status, ExitStatus::Signaled { signal: 2, out_of_memory: false });
     // The end of the input is what Ctrl-D is.
     let mut exec = session.exec(in_terminal(command(&["cat"])), LIMIT).await.unwrap();
     exec.input().write_stdin(b"line\n").await.unwrap();

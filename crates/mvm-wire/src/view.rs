@@ -14,7 +14,7 @@ use mvm_core::net::{MacAddr, Traffic};
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision, Purpose};
 use mvm_core::sleep_policy::{Activity, Rested};
-use mvm_core::spec::{PoolSpec, Quota};
+use mvm_core::spec::{PoolSpec, Quota, RestartPolicy};
 use mvm_core::vmm::{Accel, DiskIo, VmmKind};
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +132,13 @@ pub struct PoolView {
     /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,
+    /// Directories that its image wants to keep apart from the rest. They are part of each
+    /// instance's own layer, unless a data disk is mounted there.
+    #[serde(default)]
+    pub volumes: BTreeSet<String>,
+    /// Whether its image has a health check, which mvm does not run.
+    #[serde(default)]
+    pub has_healthcheck: bool,
     /// Connections to its published ports that are open, or wait for an instance.
     #[serde(default)]
     pub connections: u64,
@@ -272,6 +279,9 @@ pub struct InstanceView {
     /// Why its last start was a boot although there was a snapshot.
     #[serde(default)]
     pub cold_boot: Option<ColdBoot>,
+    /// What happens when it ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// Failures in a row.
     pub failures: u32,
     /// How its last run ended.

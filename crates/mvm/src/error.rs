@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mvm_agent::LockError;
-use mvm_core::death::last_words;
+use mvm_core::death::{ProgramFault, last_words};
 use mvm_core::image::ImageSpec;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
@@ -275,6 +275,12 @@ impl Error {
             Self::SomeRefused { code, .. } => *code,
             Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
+            Self::Failed(Failure { program: Some(ProgramFault::NotFound), .. }) => {
+                exit::PROGRAM_NOT_FOUND
+            }
+            Self::Failed(Failure { program: Some(ProgramFault::Denied), .. }) => {
+                exit::PROGRAM_DENIED
+            }
             Self::WaitTimeout { .. } => exit::WAIT_TIMEOUT,
             Self::StoppedWaiting | Self::GivenUp | Self::HungUp => exit::INTERRUPTED,
             Self::Document(_) | Self::Usage { .. } => exit::USAGE,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mvm_core::lifecycle::State;
 use mvm_core::record::{BuildState, DesiredState, Purpose};
-use mvm_core::spec::PoolSpec;
+use mvm_core::spec::{PoolSpec, RestartPolicy};
 use mvm_wire::view::{InstanceView, PoolView};
 
 /// A running instance.
@@ -38,6 +38,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         rested: None,
         pinned: false,
         cold_boot: None,
+        restart: RestartPolicy::OnFailure,
         failures: 0,
         last_death: None,
         exit_code: None,
@@ -60,6 +61,8 @@ pub(crate) fn pool(path: &str) -> PoolView {
         build_generation: 0,
         base: None,
         exposed_ports: BTreeSet::new(),
+        volumes: BTreeSet::new(),
+        has_healthcheck: false,
         connections: 0,
         refused_connections: 0,
         publish_problems: Vec::new(),

@@ -10,6 +10,7 @@ use mvm_core::image::ImageSpec;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::BuildState;
+use mvm_core::settings::Settings;
 use mvm_host::unix_socket;
 use mvm_wire::view::{InstanceView, TenantView};
 use mvm_wire::{Accepted, Call, Connection, Item, Reply};
@@ -89,7 +90,11 @@ impl Client {
 
     /// Gives a pool another image, and waits for the build.
     pub(super) async fn update(&self, path: &PoolPath, image: ImageSpec) -> anyhow::Result<()> {
-        let request = Request::PoolUpdate { path: path.clone(), image: Some(image) };
+        let request = Request::PoolUpdate {
+            path: path.clone(),
+            image: Some(image),
+            settings: Settings::default(),
+        };
         let accepted = self.submit(request).await?;
         self.built(path, accepted).await
     }

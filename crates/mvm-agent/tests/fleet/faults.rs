@@ -56,7 +56,10 @@ async fn an_instance_that_cannot_start_is_retried_and_never_replaced() {
     let failed = agent.until("two failures", |all| all[0].failures >= 2).await;
     assert_eq!(failed.len(), 1, "replaced");
     let cause = &failed[0].last_death.as_ref().unwrap().cause;
-    assert!(matches!(cause, Cause::StartFailed { error } if error.contains("no luck")), "{cause}");
+    assert!(
+        matches!(cause, Cause::StartFailed { error, .. } if error.contains("no luck")),
+        "{cause}"
+    );
     let running = agent.until_running(1).await;
     assert_eq!(running[0].path.id, id);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::death::Cause;
+use mvm_core::death::{Cause, ProgramFault};
 use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
 use mvm_core::plan::{Waiting, backoff_ms};
@@ -171,6 +171,13 @@ async fn programs_have_the_main_processs_variables_under_their_own() {
     let own = vec![("B".to_owned(), "own".to_owned())];
     let request = ExecRequest { argv: vec!["env".to_owned()], env: own, ..ExecRequest::default() };
     assert_eq!(agent.run("demo/app", request).await.unwrap().0, "A=pool\nB=own\n");
+    let long = vec!["echo".to_owned(), "x".repeat(100_000)];
+    let request = ExecRequest { argv: long, ..ExecRequest::default() };
+    assert_eq!(agent.run("demo/app", request).await.unwrap().0.len(), 100_001);
+    let long = vec![("A".to_owned(), "x".repeat(200_000))];
+    let request = ExecRequest { argv: vec!["env".to_owned()], env: long, ..ExecRequest::default() };
+    let error = agent.run("demo/app", request).await.unwrap_err();
+    assert!(error.to_string().contains("variable A has 200002 bytes"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,6 +187,7 @@ async fn a_program_that_is_not_there_is_a_failed_start() {
     run(&agent, &["no-such"], json!({ "restart": "never" })).await;
     let view = until_ended(&agent).await;
     assert_eq!((view.state, view.exit_code), (State::Failed, None));
-    let Cause::StartFailed { error } = cause(&view) else { panic!("{view:#?}") };
+    let Cause::StartFailed { error, program } = cause(&view) else { panic!("{view:#?}") };
+    assert_eq!(program, Some(ProgramFault::NotFound));
     assert!(error.contains("`no-such` was not found"), "{error}");
 }

@@ -32,6 +32,7 @@ use crate::name::{
 };
 use crate::net::NetId;
 use crate::record::{Desired, Existence, PoolStatus};
+use crate::settings::Settings;
 use crate::sleep_policy::{RestAction, SleepPolicy};
 use crate::spec::{Document, PoolSpec, Quota};
 
@@ -82,12 +83,16 @@ pub enum Request {
         /// Its path.
         path: PoolPath,
     },
-    /// Builds what a pool's image is now, or another image, for new instances.
+    /// Builds what a pool's image is now, or another image, for new instances, and gives them more
+    /// settings.
     PoolUpdate {
         /// Its path.
         path: PoolPath,
         /// The image; the same as before if absent.
         image: Option<ImageSpec>,
+        /// Settings that are added to, or replace, those that it has.
+        #[serde(default, skip_serializing_if = "Settings::is_default")]
+        settings: Settings,
     },
     /// Gives new instances of a pool the revision before the present one.
     PoolRollback {
@@ -371,8 +376,10 @@ pub fn admit(
         Request::TenantUpdate { name, quota, lift } => draft.tenant_update(name, quota, lift)?,
         Request::TenantDestroy { name, force } => draft.tenant_destroy(name, *force)?,
         Request::PoolCreate { path, spec } => draft.pool_create(path, spec)?,
-        Request::PoolBuild { path } => draft.pool_update(path, None)?,
-        Request::PoolUpdate { path, image } => draft.pool_update(path, image.as_ref())?,
+        Request::PoolBuild { path } => draft.pool_update(path, None, &Settings::default())?,
+        Request::PoolUpdate { path, image, settings } => {
+            draft.pool_update(path, image.as_ref(), settings)?;
+        }
         Request::PoolRollback { path } => draft.pool_rollback(path)?,
         Request::PoolScale { path, running, warm, sleeping } => {
             draft.pool_scale(path, *running, *warm, *sleeping)?;

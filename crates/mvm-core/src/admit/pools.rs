@@ -7,6 +7,7 @@ use crate::name::{InstancePath, PoolPath};
 use crate::record::{
     BuildState, DEFAULT_HOOKS_MS, DesiredState, Existence, InstanceRecord, PoolRecord, Purpose,
 };
+use crate::settings::Settings;
 use crate::spec::PoolSpec;
 
 /// Raises the generation that the builder is to report, and gives up going back.
@@ -64,19 +65,21 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Asks for a build of what the image is now, or of another image.
+    /// Asks for a build of what the image is now, or of another image, and adds settings.
     pub(super) fn pool_update(
         &mut self,
         path: &PoolPath,
         image: Option<&ImageSpec>,
+        settings: &Settings,
     ) -> Result<(), Denial> {
         self.require_pool(path)?;
         if let Some(pool) = self.edit.desired.pools.get_mut(path) {
             if let Some(image) = image {
                 pool.spec.image = image.clone();
-                let error = |error| Denial::Spec { pool: path.clone(), error };
-                pool.spec.check().map_err(error)?;
             }
+            pool.spec.settings.merge(settings);
+            let error = |error| Denial::Spec { pool: path.clone(), error };
+            pool.spec.check().map_err(error)?;
             ask_for_build(pool);
         }
         self.edit.pools.push(path.clone());

@@ -30,11 +30,15 @@ pub enum Feature {
     Clock,
     /// Connections to published ports, which do not come from the guest's loopback.
     Published,
+    /// Messages in several frames.
+    LongMessages,
+    /// Sysctls, limits and the size of `/dev/shm`.
+    Settings,
 }
 
 impl Feature {
     /// All that this build has.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Terminal,
         Self::Detach,
         Self::Builtins,
@@ -44,6 +48,8 @@ impl Feature {
         Self::Sleep,
         Self::Clock,
         Self::Published,
+        Self::LongMessages,
+        Self::Settings,
     ];
 
     /// The name in a hello.
@@ -58,6 +64,8 @@ impl Feature {
             Self::Sleep => "sleep",
             Self::Clock => "clock",
             Self::Published => "published",
+            Self::LongMessages => "long-messages",
+            Self::Settings => "settings",
         }
     }
 }

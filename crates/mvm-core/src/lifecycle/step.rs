@@ -63,7 +63,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         }
         (
             Phase::Starting { begin: StartFrom::Own, deadline_unix_ms },
-            Event::BootFailed { error },
+            Event::BootFailed { error, .. },
         ) if status.vm.is_none() => {
             // The snapshot is as good as it was.
             let failures = next.set_back(RestStep::Wake, error.clone(), now);
@@ -72,8 +72,8 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
                 _ => next.release(Outcome::Asleep),
             }
         }
-        (Phase::Starting { .. }, Event::BootFailed { error }) => {
-            next.died(Cause::StartFailed { error }, now, None, Vec::new());
+        (Phase::Starting { .. }, Event::BootFailed { error, program }) => {
+            next.died(Cause::StartFailed { error, program }, now, None, Vec::new());
             if next.vm.is_some() {
                 next.stop(now, LAST_GRACE_MS, Outcome::Failed)
             } else {
@@ -193,7 +193,7 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
         (Phase::Running { .. } | Phase::Starting { .. }, Event::ResumeFailed { error })
             if status.vm.is_some() =>
         {
-            next.died(Cause::StartFailed { error }, now, None, Vec::new());
+            next.died(Cause::StartFailed { error, program: None }, now, None, Vec::new());
             next.stop(now, 0, Outcome::Failed)
         }
 

@@ -62,7 +62,7 @@ pub(super) fn destroy() -> Event {
 }
 
 pub(super) fn boot_failed() -> Event {
-    Event::BootFailed { error: "no tap".to_owned() }
+    Event::BootFailed { error: "no tap".to_owned(), program: None }
 }
 
 pub(super) fn powered_off() -> VmExit {

@@ -23,7 +23,7 @@ use mvm_core::guest::MODULES_ARGUMENT;
 
 use crate::console::{self, complain, note};
 use crate::init::Init;
-use crate::machine::{Machine, bring_up_loopback};
+use crate::machine::{Applied, Machine, bring_up_loopback, set_defaults};
 use crate::server::{Ending, Server};
 
 /// On the kernel's command line: stay in the initial RAM filesystem.
@@ -64,6 +64,7 @@ pub(crate) fn run() -> ! {
     if let Some(device) = value(MODULES_ARGUMENT).filter(|_| root_failure.is_none()) {
         kernel_modules::bring_in(device);
     }
+    set_defaults();
     let init = match path.map(Init::make_room).transpose() {
         Ok(init) => init,
         Err(error) => {
@@ -72,7 +73,8 @@ pub(crate) fn run() -> ! {
         }
     };
     let (identity, clock) = (Box::default(), Box::default());
-    let mut machine = Machine::Own { root_failure, init, identity, clock };
+    let settings = Applied::default();
+    let mut machine = Machine::Own { root_failure, init, identity, clock, settings };
     let grace = serve(&mut machine).unwrap_or_else(|reason| {
         complain(&reason);
         Duration::ZERO

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use super::run_dir;
 use crate::console::complain;
@@ -77,6 +77,11 @@ pub(super) fn mount_runtime_filesystems(has_init: bool) {
     let images_own = File::open(RUN);
     for entry in &RUNTIME {
         entry.ensure();
+    }
+    // What containers and their tools expect of a machine: what is mounted shows everywhere.
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    if let Err(error) = mount_change("/", shared) {
+        complain(&format!("cannot share what is mounted: {error}"));
     }
     if !has_init && let Ok(images_own) = images_own {
         let covered = format!("/proc/self/fd/{}", images_own.as_raw_fd());

@@ -16,6 +16,7 @@ mod main_process;
 mod program;
 mod spawn;
 pub(crate) mod stdio;
+mod surroundings;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -30,10 +31,12 @@ use crate::failure::{failure, invalid};
 use crate::process;
 use crate::session::Link;
 pub(crate) use hooks::{Hooks, Last};
-use identity::Identity;
+pub(crate) use identity::Identity;
 pub(crate) use main_process::MainProcess;
-use program::{ChildStep, Program};
+use program::ChildStep;
+pub(crate) use program::Program;
 use stdio::{Input, InputEnd, Output, QUIET};
+pub(crate) use surroundings::Surroundings;
 
 /// Which of an exec's descriptors is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +74,15 @@ pub(crate) struct Exec {
 
 impl Exec {
     /// Forks a child for the program; whether it can run is known later.
-    pub(crate) fn start(request: &ExecRequest, now: Instant) -> Result<Self, GuestError> {
+    pub(crate) fn start(
+        request: &ExecRequest,
+        surroundings: &Surroundings,
+        now: Instant,
+    ) -> Result<Self, GuestError> {
         let own_uid = rustix::process::geteuid().as_raw();
         let identity = Identity::resolve(request.user.as_deref(), own_uid)?;
         let program = Program::new(request, identity)?;
-        let child = spawn::spawn(&program, request)
+        let child = spawn::spawn(&program, request, &surroundings.entry(false))
             .map_err(|error| spawn_failure(&program.name, &error))?;
         let input_end = match request.terminal {
             Some(_) => InputEnd::Character,

@@ -23,10 +23,10 @@ pub(crate) struct Program {
     /// The `PATH` that it is looked up in, if it is.
     path: Option<String>,
     /// The files to try in order.
-    pub(super) candidates: Vec<CString>,
-    pub(super) argv: Vec<CString>,
-    pub(super) env: Vec<CString>,
-    pub(super) cwd: CString,
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) cwd: CString,
     /// Whether the request named the directory; a missing home is replaced by `/`.
     pub(super) is_cwd_required: bool,
     pub(super) identity: Identity,
@@ -67,7 +67,7 @@ impl Program {
                 .map(|(key, value)| c_string(format!("{key}={value}")))
                 .collect::<Result<_, _>>()?,
             cwd: c_string(request.cwd.clone().unwrap_or_else(|| identity.home.clone()))?,
-            is_cwd_required: request.cwd.is_some(),
+            is_cwd_required: request.cwd.is_some() && !request.is_cwd_default,
             name,
             identity,
         })
@@ -77,13 +77,23 @@ impl Program {
     pub(super) fn explain(&self, step: ChildStep, errno: i32) -> GuestError {
         let kind = match errno {
             libc::ENOENT | libc::ENOTDIR => ErrorKind::NotFound,
-            libc::EACCES | libc::EPERM | libc::ENOEXEC | libc::EISDIR => ErrorKind::Denied,
+            libc::EACCES | libc::EPERM | libc::ENOEXEC | libc::EISDIR | libc::E2BIG => {
+                ErrorKind::Denied
+            }
             _ => ErrorKind::System,
         };
         let error = std::io::Error::from_raw_os_error(errno);
         let name = &self.name;
         let message = match (step, kind) {
             (ChildStep::Execute, ErrorKind::NotFound) => self.absent(),
+            (ChildStep::Execute, _) if errno == libc::E2BIG => {
+                let words = self.argv.iter().chain(&self.env);
+                let len: usize = words.map(|word| word.as_bytes_with_nul().len()).sum();
+                format!(
+                    "the arguments and variables of `{name}` have {len} bytes: the guest's kernel \
+                     takes 128 KiB each, and in all a quarter of the stack's limit (2 MiB)"
+                )
+            }
             (ChildStep::Execute, ErrorKind::Denied) => {
                 format!("`{name}` cannot be executed: {error}")
             }
@@ -91,6 +101,10 @@ impl Program {
             (ChildStep::EnterDirectory, _) => {
                 format!("working directory `{}`: {error}", self.cwd.to_string_lossy())
             }
+            (ChildStep::EnterNamespace, _) => {
+                format!("cannot make `{name}` a process of its own namespace: {error}")
+            }
+            (ChildStep::SetLimits, _) => format!("cannot set the ulimits of `{name}`: {error}"),
             (ChildStep::BecomeUser, _) => {
                 format!("cannot become user `{}`: {error}", self.identity.name)
             }
@@ -119,10 +133,12 @@ impl Program {
 /// What a child was doing when it failed before the program ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum ChildStep {
+pub(crate) enum ChildStep {
     BecomeUser = 1,
     EnterDirectory = 2,
     Execute = 3,
+    EnterNamespace = 4,
+    SetLimits = 5,
 }
 
 impl ChildStep {
@@ -130,6 +146,8 @@ impl ChildStep {
         match byte {
             1 => Self::BecomeUser,
             2 => Self::EnterDirectory,
+            4 => Self::EnterNamespace,
+            5 => Self::SetLimits,
             _ => Self::Execute,
         }
     }
@@ -194,6 +212,28 @@ mod tests {
         assert_eq!(program.cwd, c"/home/u".to_owned());
         let error = program.explain(ChildStep::Execute, libc::ENOENT);
         assert_eq!(error.message, "`tool` was not found in PATH (/a::/b)");
+    }
+
+    #[test]
+    fn a_directory_that_nobody_asked_for_may_be_missing() {
+        for (cwd, is_cwd_default, is_required) in
+            [(None, false, false), (Some("/srv"), true, false), (Some("/srv"), false, true)]
+        {
+            let cwd = cwd.map(str::to_owned);
+            let wanted = ExecRequest { cwd, is_cwd_default, ..request(&["pwd"]) };
+            assert_eq!(program(&wanted).unwrap().is_cwd_required, is_required, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn too_much_for_the_kernel_is_said_with_its_size() {
+        let error = program(&request(&["a", &"x".repeat(200_000)])).unwrap();
+        let error = error.explain(ChildStep::Execute, libc::E2BIG);
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(
+            error.message.starts_with("the arguments and variables of `a` have 200"),
+            "{error}"
+        );
     }
 
     #[test]

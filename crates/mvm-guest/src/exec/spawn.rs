@@ -16,9 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
 
 use super::program::{ChildStep, Program};
-
-/// The open-files limits that programs start with, whatever the agent raised its own to.
-const NOFILE: libc::rlimit = libc::rlimit { rlim_cur: 1024, rlim_max: 524_288 };
+use super::surroundings::Entry;
 
 /// Bytes that a pipe to or from a program holds: four times what the kernel gives, because each time
 /// that one is full or empty costs a change of processes.
@@ -109,7 +107,11 @@ pub(super) fn set_size(terminal: &OwnedFd, size: TerminalSize) -> io::Result<()>
 }
 
 /// Starts a process in a session and process group of its own, with its id.
-pub(super) fn spawn(program: &Program, request: &ExecRequest) -> io::Result<Child> {
+pub(super) fn spawn(
+    program: &Program,
+    request: &ExecRequest,
+    entry: &Entry<'_>,
+) -> io::Result<Child> {
     let (stdio, ends) = Stdio::open(request, program.identity.uid)?;
     let (report, report_write) = pipe_with(PipeFlags::CLOEXEC)?;
     let report = unblocked(report)?;
@@ -125,11 +127,10 @@ pub(super) fn spawn(program: &Program, request: &ExecRequest) -> io::Result<Chil
         is_terminal: stdio.is_terminal,
         report: report_write.as_raw_fd(),
         must_change_user: euid == 0 || euid != program.identity.uid,
-        is_init: std::process::id() == 1,
+        entry,
     };
     // SAFETY: the child only makes system calls on memory prepared above, and never returns.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
+    match unsafe { entry.fork() }? {
         0 => start.run(),
         pid => Ok(Child { pid, report, ends }),
     }
@@ -161,7 +162,7 @@ struct Start<'a> {
     is_terminal: bool,
     report: RawFd,
     must_change_user: bool,
-    is_init: bool,
+    entry: &'a Entry<'a>,
 }
 
 impl Start<'_> {
@@ -198,9 +199,11 @@ impl Start<'_> {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-            if self.is_init {
-                libc::setrlimit(libc::RLIMIT_NOFILE, &NOFILE);
-                libc::umask(0o022);
+            if let Err(errno) = self.entry.enter() {
+                return (ChildStep::EnterNamespace, errno);
+            }
+            if self.entry.set_limits().is_err() {
+                return (ChildStep::SetLimits, errno());
             }
             if self.must_change_user {
                 let identity = &self.program.identity;

@@ -12,13 +12,16 @@ mod identity;
 pub(crate) mod keys;
 mod names;
 mod network;
+mod settings;
 mod wakes;
 
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mvm_core::guest::{ClockReading, Configuration, ErrorKind, GuestError};
+use mvm_core::guest::{ClockReading, Configuration, ErrorKind, GuestError, MainProgram};
+use mvm_core::settings::Ulimit;
 
 use crate::console::complain;
 use crate::failure::{failure, invalid};
@@ -28,6 +31,7 @@ use identity::Identity;
 
 pub(crate) use disks::unmount_all as unmount_disks;
 pub(crate) use network::{bring_up_loopback, outside_address};
+pub(crate) use settings::{Applied, set_defaults};
 pub(crate) use wakes::Wakes;
 
 /// The machine that the agent runs on.
@@ -43,6 +47,8 @@ pub(crate) enum Machine {
         identity: Box<Identity>,
         /// The wall clock.
         clock: Box<WallClock>,
+        /// What was set in its kernel.
+        settings: Applied,
     },
     /// The agent is a process like any other.
     Borrowed {
@@ -52,6 +58,11 @@ pub(crate) enum Machine {
 }
 
 impl Machine {
+    /// Whether the agent may change it.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self, Self::Own { .. })
+    }
+
     /// Why there is no root filesystem to run programs in.
     pub(crate) fn root_failure(&self) -> Option<&str> {
         match self {
@@ -69,9 +80,13 @@ impl Machine {
     }
 
     /// Lets the image's own init begin, unless it has.
-    pub(crate) fn start_init(&mut self) -> Result<(), GuestError> {
+    pub(crate) fn start_init(
+        &mut self,
+        program: Option<&MainProgram>,
+        ulimit: &BTreeMap<String, Ulimit>,
+    ) -> Result<(), GuestError> {
         match self {
-            Self::Own { init: Some(init), .. } => init.start(),
+            Self::Own { init: Some(init), .. } => init.start(program, ulimit),
             _ => Err(invalid("this boot was not told of an init")),
         }
     }
@@ -79,7 +94,9 @@ impl Machine {
     /// Takes on an identity. Doing it again, with the same or another one, is fine.
     pub(crate) fn configure(&mut self, configuration: &Configuration) -> Result<(), GuestError> {
         check(configuration)?;
-        let Self::Own { root_failure, identity, clock, .. } = self else { return Ok(()) };
+        let Self::Own { root_failure, identity, clock, settings, .. } = self else {
+            return Ok(());
+        };
         if let Some(reason) = root_failure {
             let text = format!("the root is not mounted: {reason}");
             return Err(failure(ErrorKind::System, text));
@@ -88,6 +105,7 @@ impl Machine {
             clock.step_to(unix_ns)?;
         }
         identity.take_on(configuration)?;
+        settings.ensure(&configuration.settings)?;
         disks::ensure_mounted(&configuration.disks)
     }
 

@@ -53,12 +53,15 @@ impl Server<'_> {
             return Err(failure(ErrorKind::System, format!("the root is not mounted: {reason}")));
         }
         let Some(program) = &request.program else {
-            self.machine.start_init()?;
+            self.machine.start_init(request.init_program.as_ref(), &self.ulimit)?;
             let init = MainState { pid: 1, ..MainState::default() };
             self.link(id).message(&GuestMessage::Main(init));
             return Ok(());
         };
-        let main = self.main.get_or_insert_with(|| MainProcess::start(program));
+        if self.main.is_none() {
+            self.main = Some(MainProcess::start(program, &mut self.surroundings));
+        }
+        let Some(main) = &mut self.main else { return Ok(()) };
         match main {
             Ok(main) => main.attach(id, [request.stdout_from, request.stderr_from]),
             Err(error) => return Err(error.clone()),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mvm_core::frame::{Frame, KIND_MESSAGE, KIND_STDIN};
+use mvm_core::frame::{Frame, KIND_LAST_PART, KIND_MESSAGE, KIND_PART, KIND_STDIN};
 use mvm_core::guest::{
     ErrorKind, ExecRequest, ForwardTarget, GuestError, GuestMessage, HostMessage, LogSource,
     MAX_PUBLISHED, MAX_STREAMS,
@@ -21,15 +21,24 @@ impl Server<'_> {
     pub(super) fn take_frame(&mut self, frame: Frame, now: Instant) {
         let stream = frame.stream;
         let result = match frame.kind {
-            KIND_MESSAGE => match serde_json::from_slice(&frame.body) {
-                Ok(message) => self.take_message(stream, message, now),
-                Err(error) => Err(invalid(format!("malformed message: {error}"))),
+            KIND_MESSAGE => self.take_body(stream, &frame.body, now),
+            KIND_PART => self.parts.push(stream, &frame.body),
+            KIND_LAST_PART => match self.parts.complete(stream, &frame.body) {
+                Ok(whole) => self.take_body(stream, &whole, now),
+                Err(error) => Err(error),
             },
             KIND_STDIN => self.take_input(stream, frame.body),
             _ => Ok(()),
         };
         if let Err(error) = result {
             self.fail(stream, error);
+        }
+    }
+
+    fn take_body(&mut self, id: u32, body: &[u8], now: Instant) -> Result<(), GuestError> {
+        match serde_json::from_slice(body) {
+            Ok(message) => self.take_message(id, message, now),
+            Err(error) => Err(invalid(format!("malformed message: {error}"))),
         }
     }
 
@@ -52,6 +61,7 @@ impl Server<'_> {
                 Err(failure(ErrorKind::Unsupported, text))
             }
             (HostMessage::Cancel, _) => {
+                self.parts.forget(id);
                 if let Some(stream) = self.streams.remove(&id) {
                     stop(stream);
                 }
@@ -112,6 +122,8 @@ impl Server<'_> {
         match request {
             HostMessage::Configure(configuration) => {
                 self.machine.configure(&configuration)?;
+                self.surroundings.limit(&configuration.settings.ulimit)?;
+                self.ulimit = configuration.settings.ulimit;
                 self.is_configured = true;
                 self.link(id).message(&GuestMessage::Done);
             }
@@ -186,7 +198,8 @@ impl Server<'_> {
         if let Some(reason) = self.machine.root_failure() {
             return Err(failure(ErrorKind::System, format!("the root is not mounted: {reason}")));
         }
-        self.streams.insert(id, Stream::Exec(Box::new(Exec::start(request, now)?)));
+        self.streams
+            .insert(id, Stream::Exec(Box::new(Exec::start(request, &self.surroundings, now)?)));
         Ok(())
     }
 

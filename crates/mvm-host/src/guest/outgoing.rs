@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mvm_core::frame::{self, KIND_MESSAGE};
-use mvm_core::guest::{HostMessage, MAX_BODY};
+use mvm_core::frame::{self, KIND_LAST_PART, KIND_MESSAGE, KIND_PART};
+use mvm_core::guest::{HostMessage, LONGEST_MESSAGE, MAX_BODY};
 use tokio::sync::{Notify, Semaphore};
 
 use super::error::SessionError;
@@ -57,20 +57,33 @@ impl Outgoing {
         Self { tag, state: Mutex::default(), work: Notify::new(), room: Semaphore::new(ROOM) }
     }
 
-    /// Queues a message; waits for room.
+    /// Queues a message; waits for room. One that is longer than a frame goes in parts, if the guest
+    /// puts them together.
     pub(super) async fn message(
         &self,
         stream: u32,
         step: Step,
         request: &'static str,
         message: &HostMessage,
+        takes_parts: bool,
     ) -> Result<(), SessionError> {
         let body = encode(message)?;
-        if body.len() > MAX_BODY as usize {
-            let max = MAX_BODY as usize;
-            return Err(SessionError::TooLarge { request, len: body.len(), max });
+        let (len, frame) = (body.len(), MAX_BODY as usize);
+        if len <= frame {
+            return self.frame(stream, step, KIND_MESSAGE, &body).await;
         }
-        self.frame(stream, step, KIND_MESSAGE, &body).await
+        let max = if takes_parts { LONGEST_MESSAGE } else { frame };
+        if len > max {
+            return Err(SessionError::TooLarge { request, len, max });
+        }
+        let mut step = step;
+        let mut parts = body.chunks(frame).peekable();
+        while let Some(part) = parts.next() {
+            let kind = if parts.peek().is_some() { KIND_PART } else { KIND_LAST_PART };
+            self.frame(stream, step, kind, part).await?;
+            step = Step::Continue;
+        }
+        Ok(())
     }
 
     /// Queues a frame; waits for room. The body is at most [`MAX_BODY`] bytes.
@@ -189,6 +202,7 @@ fn encode(message: &HostMessage) -> Result<Vec<u8>, SessionError> {
 mod tests {
     use super::*;
     use mvm_core::frame::{Decoder, Frame};
+    use mvm_core::guest::{ExecRequest, Parts};
 
     fn sent(outgoing: &Outgoing) -> Vec<Frame> {
         let mut decoder = Decoder::new(7, MAX_BODY);
@@ -199,7 +213,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_was_not_sent_is_taken_back_without_a_word() {
         let outgoing = Outgoing::new(7);
-        outgoing.message(1, Step::Open, "health", &HostMessage::Health).await.unwrap();
+        let health = HostMessage::Health;
+        outgoing.message(1, Step::Open, "health", &health, true).await.unwrap();
         outgoing.cancel(1);
         assert_eq!(sent(&outgoing), []);
         assert_eq!(outgoing.room.available_permits(), ROOM);
@@ -208,7 +223,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_was_sent_is_cancelled_and_its_data_dropped() {
         let outgoing = Outgoing::new(7);
-        outgoing.message(1, Step::Open, "health", &HostMessage::Health).await.unwrap();
+        let health = HostMessage::Health;
+        outgoing.message(1, Step::Open, "health", &health, true).await.unwrap();
         assert_eq!(sent(&outgoing).len(), 1);
         outgoing.frame(1, Step::Continue, 1, b"data").await.unwrap();
         outgoing.credit(1, 2, 10);
@@ -216,6 +232,26 @@ mod tests {
         let frames = sent(&outgoing);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].body, br#"{"type":"cancel"}"#);
+    }
+
+    #[tokio::test]
+    async fn a_long_message_goes_in_parts_only_to_a_guest_that_joins_them() {
+        let outgoing = Outgoing::new(7);
+        let argv = vec!["x".repeat(100_000), "y".repeat(70_000)];
+        let exec = HostMessage::Exec(ExecRequest { argv, ..ExecRequest::default() });
+        let refused = outgoing.message(1, Step::Open, "exec", &exec, false).await;
+        assert!(matches!(refused, Err(SessionError::TooLarge { .. })), "{refused:?}");
+        outgoing.message(1, Step::Open, "exec", &exec, true).await.unwrap();
+        let mut frames = sent(&outgoing);
+        frames.extend(sent(&outgoing));
+        frames.extend(sent(&outgoing));
+        let kinds: Vec<u8> = frames.iter().map(|frame| frame.kind).collect();
+        assert_eq!(kinds, [KIND_PART, KIND_PART, KIND_LAST_PART]);
+        let mut parts = Parts::default();
+        parts.push(1, &frames[0].body).unwrap();
+        parts.push(1, &frames[1].body).unwrap();
+        let whole = parts.complete(1, &frames[2].body).unwrap();
+        assert_eq!(serde_json::from_slice::<HostMessage>(&whole).unwrap(), exec);
     }
 
     #[tokio::test]

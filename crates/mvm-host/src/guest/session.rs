@@ -301,7 +301,8 @@ impl Session {
         };
         let (id, stream) = shared.streams.open(share, credit, &shared.outgoing)?;
         let channel = Channel { session: self.clone(), id, stream };
-        let sent = shared.outgoing.message(id, Step::Open, name, request);
+        let takes_parts = self.need(Feature::LongMessages).is_ok();
+        let sent = shared.outgoing.message(id, Step::Open, name, request, takes_parts);
         let elapsed = |_| SessionError::Timeout { request: name, limit };
         timeout(limit, sent).await.map_err(elapsed)??;
         Ok(channel)
@@ -339,7 +340,8 @@ impl Channel {
         name: &'static str,
         message: &HostMessage,
     ) -> Result<(), SessionError> {
-        self.outgoing().message(self.id, Step::Continue, name, message).await
+        // What follows a request is small.
+        self.outgoing().message(self.id, Step::Continue, name, message, false).await
     }
 
     /// Queues a message behind all data, without waiting; at most once per stream.

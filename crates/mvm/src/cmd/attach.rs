@@ -64,6 +64,7 @@ impl Attach {
         if matches!(outcome, Err(Error::HungUp) | Ok(Outcome::Detached)) {
             context.ui.remark(&format!("detached: {path} goes on"));
         }
+        exec::tell_memory(context, &outcome);
         outcome.map(exit_code)
     }
 }

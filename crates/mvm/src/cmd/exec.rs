@@ -46,7 +46,7 @@ pub(crate) struct Exec {
     /// Set a variable in the program's environment; may be repeated.
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
-    /// The directory to run in; the user's home if absent.
+    /// The directory to run in; if absent that of the image or the pool, or else the user's home.
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
     /// The user to run as: NAME, UID or either with :GROUP; root if absent. A UID that the image
@@ -88,6 +88,7 @@ impl Exec {
             argv: self.command,
             env,
             cwd: self.workdir,
+            is_cwd_default: false,
             user: self.user,
             stdin: self.interactive,
             timeout_ms: self.timeout.map(Seconds::as_millis),
@@ -126,7 +127,9 @@ pub(crate) async fn run(
     let connection = context.client.start(&Call::Exec { selector, request }).await?;
     let signals = if has_terminal { Signals::None } else { Signals::All };
     let mut attached = Attached::new(has_stdin, has_terminal, detach_keys, signals)?;
-    match attached.carry(connection).await {
+    let outcome = attached.carry(connection).await;
+    tell_memory(context, &outcome);
+    match outcome {
         Ok(Outcome::Exited(status)) => Ok(exit_code(status)),
         Ok(Outcome::Detached) => {
             drop(attached);
@@ -135,6 +138,13 @@ pub(crate) async fn run(
         }
         Err(Error::Connection(source)) => Err(Error::ProgramLost(source)),
         Err(error) => Err(error),
+    }
+}
+
+/// Says that a program died of the guest's memory, which its exit code does not tell.
+pub(crate) fn tell_memory(context: &Context, outcome: &Result<Outcome>) {
+    if let Ok(Outcome::Exited(ExitStatus::Signaled { out_of_memory: true, .. })) = outcome {
+        context.ui.remark("the guest ran out of memory, and its kernel killed the program");
     }
 }
 

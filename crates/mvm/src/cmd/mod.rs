@@ -30,6 +30,7 @@ pub(crate) mod resource_args;
 pub(crate) mod rest;
 pub(crate) mod restart;
 pub(crate) mod run;
+mod settings_args;
 pub(crate) mod spec_check;
 pub(crate) mod ssh;
 pub(crate) mod ssh_config;

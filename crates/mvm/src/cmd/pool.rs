@@ -9,6 +9,7 @@ use mvm_core::spec::{PoolSpec, RestartPolicy};
 use super::policy::{Policy, PolicyArgs};
 use super::process_args::ProcessArgs;
 use super::resource_args::ResourceArgs;
+use super::settings_args::SettingsArgs;
 use super::spec_check;
 use crate::cli::Context;
 use crate::client::only;
@@ -133,19 +134,23 @@ struct Build {
 
 /// Give new instances of a pool what its image is now, or another image.
 ///
-/// A tag of a registry is looked up again. Instances that exist keep the image that they were first
-/// started with. `mvm pool rollback` goes back.
+/// A tag of a registry is looked up again. Settings of the guest's kernel are added to those that the
+/// pool has. Instances that exist keep the image that they were first started with, and their
+/// settings. `mvm pool rollback` goes back to an earlier image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mvm pool update demo/web
-  mvm pool update demo/web --image nginx:1.28")]
+  mvm pool update demo/web --image nginx:1.28
+  mvm pool update demo/web --sysctl net.core.somaxconn=4096")]
 struct Update {
     /// The pool, as TENANT/POOL, or POOL of the tenant `default`.
     #[arg(value_parser = PoolPath::typed)]
     path: PoolPath,
     #[command(flatten)]
     image: ImageArgs,
+    #[command(flatten)]
+    settings: SettingsArgs,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -295,9 +300,11 @@ impl Pool {
             Verb::Build(Build { path, wait }) => {
                 (Request::PoolBuild { path: path.clone() }, Goal::Built, path, wait)
             }
-            Verb::Update(Update { path, image, wait }) => {
+            Verb::Update(Update { path, image, settings, wait }) => {
                 let image = image.into_image(context).await?;
-                (Request::PoolUpdate { path: path.clone(), image }, Goal::Built, path, wait)
+                let settings = settings.into_settings();
+                let request = Request::PoolUpdate { path: path.clone(), image, settings };
+                (request, Goal::Built, path, wait)
             }
             Verb::Rollback(Rollback { path, wait }) => {
                 (Request::PoolRollback { path: path.clone() }, Goal::Built, path, wait)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use mvm_core::init::InitMode;
 use mvm_core::main_process::ProcessSpec;
 
 /// What the main process is, as far as it is not the image's own.
@@ -25,6 +26,11 @@ pub(crate) struct ProcessArgs {
     /// The signal that asks the process to end, such as SIGINT; the image's if absent.
     #[arg(long, value_name = "SIGNAL", help_heading = "Main process")]
     stop_signal: Option<String>,
+    /// Whether the program is process 1: `program` in a process namespace of its own, as containers'
+    /// supervisors insist on, `system` of the whole machine, as systemd does, or `none`; told by
+    /// its name if absent. The guest agent reaps orphans and forwards signals in any case.
+    #[arg(long, value_name = "KIND", help_heading = "Main process")]
+    init: Option<InitMode>,
 }
 
 impl ProcessArgs {
@@ -41,6 +47,7 @@ impl ProcessArgs {
             user: self.user,
             workdir: self.workdir,
             stop_signal: self.stop_signal,
+            init: self.init,
             ..ProcessSpec::default()
         }
     }

@@ -7,6 +7,7 @@ use mvm_core::rates::Rates;
 use mvm_core::spec::{NetMode, PoolSpec};
 use mvm_core::vmm::VmmKind;
 
+use super::settings_args::SettingsArgs;
 use crate::units::{Mbits, Mib, Seconds};
 
 /// What each instance of a pool is given of the machine.
@@ -50,6 +51,8 @@ pub(crate) struct ResourceArgs {
     /// The VMM that instances run on, firecracker or qemu, whatever the node's is.
     #[arg(long, value_name = "VMM")]
     on: Option<VmmKind>,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 impl ResourceArgs {
@@ -71,6 +74,7 @@ impl ResourceArgs {
             rates,
             disks: disk_attach,
             publish,
+            settings: self.settings.into_settings(),
             ..PoolSpec::default()
         }
     }

@@ -48,7 +48,8 @@ Examples:
   mvm run --rm -v data:/data alpine:3.20 -- ls /data
   mvm run --rm -e NAME=value -u nobody -w /tmp builtin -- env
 
-The exit code is the process's own, or 128 + the signal that ended it.")]
+The exit code is the process's own, or 128 + the signal that ended it, 127 if the program does not
+exist and 126 if it may not be run.")]
 pub(crate) struct Run {
     /// Where the root filesystem comes from: builtin, an image of a registry such as nginx:1.27,
     /// or any other that `mvm pool create --image` takes.
@@ -128,6 +129,7 @@ impl Run {
         let flags = ways.flags();
         let Followed { outcome, has_started, hung_up_by } =
             attach::follow(context, connection, &path, ways, restart).await;
+        exec::tell_memory(context, &outcome);
         match &outcome {
             Err(Error::HungUp) if !has_started && hung_up_by == Some(SIGINT) => {
                 destroy(context, &pool).await?;

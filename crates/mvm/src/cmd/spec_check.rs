@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::units::Mib;
 
 /// The fields of a document, and the options that set them.
-const OPTIONS: [(&str, &str); 11] = [
+const OPTIONS: [(&str, &str); 12] = [
     ("vcpus", "--vcpus"),
     ("mem_mib", "--mem"),
     ("disk_mib", "--disk"),
@@ -18,6 +18,7 @@ const OPTIONS: [(&str, &str); 11] = [
     ("warm_after_s", "--warm-after"),
     ("sleep_after_s", "--sleep-after"),
     ("min_running_s", "--min-running"),
+    ("shm_mib", "--shm-size"),
 ];
 
 /// Refuses a spec that makes no sense before anything is asked of an agent.

@@ -100,6 +100,7 @@ fn no_hint_is_at_what_is_gone() {
             hint: hint.to_owned(),
             superseded: false,
             others: 0,
+            program: None,
         })
     };
     let pool: PoolPath = "default/web-1".parse().unwrap();
@@ -131,5 +132,25 @@ fn an_image_that_cannot_be_had_is_looked_for_where_it_comes_from() {
         assert!(hint.contains(part), "{hint}");
         assert!(hint.ends_with("; then try again with `mvm pool build demo/x`"), "{hint}");
         assert_eq!(hint.contains("doctor"), image == "builtin", "{hint}");
+    }
+}
+
+#[test]
+fn a_main_program_that_cannot_be_run_ends_with_a_shells_codes() {
+    for (program, code) in [
+        (Some(ProgramFault::NotFound), 127),
+        (Some(ProgramFault::Denied), 126),
+        (Some(ProgramFault::Unknown), 1),
+        (None, 1),
+    ] {
+        let error = Error::Failed(Failure {
+            message: "it failed".to_owned(),
+            console: Vec::new(),
+            hint: String::new(),
+            superseded: false,
+            others: 0,
+            program,
+        });
+        assert_eq!(error.exit_code(), code, "{program:?}");
     }
 }

@@ -1,7 +1,10 @@
 //! Built images for people.
 
+use std::collections::BTreeSet;
+
 use mvm_wire::view::{CollectedView, ImageView};
 
+use super::printable;
 use super::table::{fields, or_dash, table};
 use super::tenants::ports;
 use crate::units::{kib_text, utc_text};
@@ -22,6 +25,16 @@ pub(crate) fn list(views: &[ImageView]) -> String {
         ]
     };
     table(["REVISION", "SIZE", "BUILT", "USERS", "SOURCE"], views.iter().map(row))
+}
+
+/// Says that mvm does not do what an image wishes.
+pub(crate) const NO_HEALTHCHECK: &str = "the image's is not run: watch it from outside";
+
+/// The directories that an image wants kept apart, and what becomes of them.
+pub(crate) fn volumes(paths: &BTreeSet<String>) -> Option<String> {
+    let paths: Vec<String> = paths.iter().map(|path| printable(path)).collect();
+    let ends = "directories of each instance's own disk, unless a data disk is attached there";
+    (!paths.is_empty()).then(|| format!("{} ({ends})", paths.join(", ")))
 }
 
 fn size(bytes: u64) -> String {
@@ -47,6 +60,8 @@ pub(crate) fn info(view: &ImageView) -> String {
         ("stop signal", or_dash(config.stop_signal.as_ref())),
         ("init", or_dash(config.init.as_ref())),
         ("exposed ports", ports(&config.exposed_ports)),
+        ("volumes", or_dash(volumes(&config.volumes))),
+        ("health check", or_dash(config.has_healthcheck.then_some(NO_HEALTHCHECK))),
     ];
     rows.push(("used by", or_dash((!view.used_by.is_empty()).then(|| view.used_by.join(", ")))));
     rows.extend(view.damage.clone().map(|damage| ("damage", damage)));

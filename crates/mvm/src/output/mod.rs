@@ -267,6 +267,7 @@ mod tests {
             hint: HOSTILE.to_owned(),
             superseded: false,
             others: 0,
+            program: None,
         };
         let source = io::Error::other(HOSTILE);
         for error in [

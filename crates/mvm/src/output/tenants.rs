@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use mvm_core::admit::Usage;
 use mvm_core::rates::Rates;
 use mvm_core::record::BuildState;
+use mvm_core::settings::Settings;
 use mvm_core::spec::Quota;
 use mvm_wire::view::{BaseView, PoolView, TenantView};
 
+use super::images::{NO_HEALTHCHECK, volumes};
 use super::table::{fields, or_dash, table};
 use super::{node, policy};
 use crate::units::{mib_text, utc_text};
@@ -154,6 +156,13 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
             rows.push(("refused", node::refused(view.refused_connections)));
         }
     }
+    rows.extend(spec.process.init.map(|mode| ("init", mode.to_string())));
+    let Settings { sysctl, ulimit, shm_mib } = &spec.settings;
+    rows.extend(sysctl.iter().map(|(name, value)| ("sysctl", format!("{name}={value}"))));
+    rows.extend(ulimit.iter().map(|(name, value)| ("ulimit", format!("{name}={value}"))));
+    rows.extend(shm_mib.map(|mib| ("/dev/shm", mib_text(mib.into()))));
+    rows.extend(volumes(&view.volumes).map(|volumes| ("volumes", volumes)));
+    rows.extend(view.has_healthcheck.then(|| ("health check", NO_HEALTHCHECK.to_owned())));
     rows.extend(view.publish_problems.iter().map(|problem| ("problem", problem.clone())));
     fields(rows)
 }

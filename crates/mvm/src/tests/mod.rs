@@ -285,7 +285,7 @@ fn exec_passes_on_the_programs_exit_code() {
     use mvm_core::guest::ExitStatus;
     for (status, expected) in [
         (ExitStatus::Exited { code: 42 }, 42),
-        (ExitStatus::Signaled { signal: 9 }, 137),
+        (ExitStatus::Signaled { signal: 9, out_of_memory: false }, 137),
         (ExitStatus::TimedOut, 124),
     ] {
         let agent = FakeAgent::new(move |_| {

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mvm_core::death::Cause;
+use mvm_core::death::{Cause, ProgramFault};
 use mvm_core::image::ImageSpec;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState};
+use mvm_core::spec::RestartPolicy;
 use mvm_wire::view::{DiskView, InstanceView, PoolView};
 use mvm_wire::{Accepted, DiskTarget, InstanceTarget, PoolTarget};
 
@@ -133,6 +134,8 @@ pub(crate) struct Failure {
     pub(crate) superseded: bool,
     /// How many more failed.
     pub(crate) others: usize,
+    /// What is wrong with the main program, if it is that.
+    pub(crate) program: Option<ProgramFault>,
 }
 
 impl fmt::Display for Failure {
@@ -227,6 +230,7 @@ fn disk_level(target: &DiskTarget, snapshot: &Snapshot) -> Level {
             hint: format!("it is tried again in the background; see `mvm disk info {path}`"),
             superseded: false,
             others: 0,
+            program: None,
         }),
         Some(_) => Level::NotYet(format!("disk {path}: being made")),
     }
@@ -316,6 +320,7 @@ fn resting(
         hint: format!("it runs on, and mvm tries again; `mvm wake {}` gives that up", path.id),
         superseded: false,
         others: 0,
+        program: None,
     })
 }
 
@@ -383,21 +388,37 @@ fn build_failure(path: &PoolPath, image: &ImageSpec, error: &str) -> Failure {
         hint: build_hint(path, image),
         superseded: false,
         others: 0,
+        program: None,
     }
 }
 
 fn instance_failure(view: &InstanceView) -> Failure {
     let path = &view.path;
-    let (cause, console) = match &view.last_death {
-        Some(death) => (format!(": {}", death.cause), death.console_tail.clone()),
-        None => (String::new(), Vec::new()),
+    let (cause, console, program) = match &view.last_death {
+        Some(death) => {
+            let program = match &death.cause {
+                Cause::StartFailed { program, .. } => *program,
+                _ => None,
+            };
+            // The console knows nothing of a program that could not be started.
+            let console = match program {
+                Some(_) => Vec::new(),
+                None => death.console_tail.clone(),
+            };
+            (format!(": {}", death.cause), console, program)
+        }
+        None => (String::new(), Vec::new(), None),
     };
     let state = view.state;
-    let hint = match view.waiting {
-        Some(Waiting::RestartPolicy { .. }) => {
-            format!("see `mvm why {path}` and `mvm logs {path}`")
-        }
-        _ => format!(
+    // What the loop will do next may not be in the view yet.
+    let is_tried_again = match view.restart {
+        RestartPolicy::Always => true,
+        RestartPolicy::OnFailure => state == State::Failed || has_rebooted(view),
+        RestartPolicy::Never => false,
+    };
+    let hint = match is_tried_again {
+        false => format!("see `mvm why {path}` and `mvm logs {path}`"),
+        true => format!(
             "it is tried again in the background; see `mvm why {path}` and `mvm logs {path}`"
         ),
     };
@@ -407,12 +428,24 @@ fn instance_failure(view: &InstanceView) -> Failure {
         hint,
         superseded: false,
         others: 0,
+        program,
     }
+}
+
+fn has_rebooted(view: &InstanceView) -> bool {
+    view.last_death.as_ref().is_some_and(|death| death.cause == Cause::GuestReboot)
 }
 
 fn superseded(message: String) -> Level {
     let hint = "see `mvm ps -a`".to_owned();
-    Level::Failed(Failure { message, console: Vec::new(), hint, superseded: true, others: 0 })
+    Level::Failed(Failure {
+        message,
+        console: Vec::new(),
+        hint,
+        superseded: true,
+        others: 0,
+        program: None,
+    })
 }
 
 /// An instance that is not there yet, and why.

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::record::{BuildState, PoolStatus};
+use crate::settings::Settings;
 
 fn two_pools() -> Document {
     document(json!({
@@ -115,7 +116,8 @@ fn an_update_builds_and_a_rollback_goes_back_one_revision_at_a_time() {
     let image = |text: &str| Some(text.parse().unwrap());
     let denial = node.deny(Request::PoolRollback { path: path.clone() });
     assert!(denial.hint().unwrap().contains("mvm pool update demo/web"), "{denial}");
-    let update = |image| Request::PoolUpdate { path: path.clone(), image };
+    let update =
+        |image| Request::PoolUpdate { path: path.clone(), image, settings: Settings::default() };
     assert!(matches!(node.deny(update(image("oci:relative"))), Denial::Spec { .. }));
     let [one, two] = [1, 2].map(|number| crate::name::RevisionId::from_digest([number; 8]));
     let status = PoolStatus::default()
@@ -130,6 +132,15 @@ fn an_update_builds_and_a_rollback_goes_back_one_revision_at_a_time() {
     node.accept(update(None));
     let pool = &node.desired.pools[&path];
     assert_eq!((pool.rolled_back_to.as_ref(), pool.build_generation), (None, 3));
+    let set = |name: &str, value: &str| {
+        let sysctl = [(name.to_owned(), value.to_owned())].into();
+        let settings = Settings { sysctl, ..Settings::default() };
+        Request::PoolUpdate { path: path.clone(), image: None, settings }
+    };
+    node.accept(set("vm.a", "1"));
+    node.accept(set("vm.b", "2"));
+    assert!(matches!(node.deny(set("../vm", "2")), Denial::Spec { .. }));
+    assert_eq!(node.desired.pools[&path].spec.settings.sysctl.len(), 2);
 }
 
 #[test]

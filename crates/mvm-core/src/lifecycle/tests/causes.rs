@@ -55,11 +55,15 @@ fn main_exited(code: i32) -> Event {
 
 #[test]
 fn the_end_of_the_main_process_is_the_cause_however_the_vm_ends() {
-    let killed = ExitStatus::Signaled { signal: 9 };
+    let killed = ExitStatus::Signaled { signal: 9, out_of_memory: false };
     for (main, expected, outcome) in [
         (main_exited(0), Cause::Exited { code: 0 }, Outcome::Stopped),
         (main_exited(7), Cause::Exited { code: 7 }, Outcome::Failed),
-        (Event::MainExited(killed), Cause::Signaled { signal: 9 }, Outcome::Failed),
+        (
+            Event::MainExited(killed),
+            Cause::Signaled { signal: 9, out_of_memory: false },
+            Outcome::Failed,
+        ),
     ] {
         for end in [exited(powered_off()), exited(signalled(9)), panics(), found_gone()] {
             let (status, effects) = run(with("running", [main.clone()]));
@@ -128,7 +132,7 @@ fn a_boot_timeout_keeps_its_cause_after_the_kill() {
 #[test]
 fn a_start_that_failed_keeps_its_error() {
     let error = "no tap".to_owned();
-    let failed = Cause::StartFailed { error };
+    let failed = Cause::StartFailed { error, program: None };
     assert_eq!(cause(path_to("failed")), failed);
     assert_eq!(cause(with("stopping to fail", [exited(signalled(9))])), failed);
 }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::super::identity::Identity;
 use super::super::program::{ChildStep, Program};
+use super::super::surroundings::Surroundings;
 use super::super::{Pipe, spawn, spawn_failure};
 use crate::process;
 
@@ -39,11 +40,12 @@ impl Hook {
     pub(super) fn start(
         name: &str,
         request: &ExecRequest,
+        surroundings: &Surroundings,
         now: Instant,
     ) -> Result<Self, GuestError> {
         let own_uid = rustix::process::geteuid().as_raw();
         let program = Program::new(request, Identity::resolve(None, own_uid)?)?;
-        let child = spawn::spawn(&program, request)
+        let child = spawn::spawn(&program, request, &surroundings.entry(false))
             .map_err(|error| spawn_failure(&program.name, &error))?;
         Ok(Self {
             name: name.to_owned(),

@@ -24,7 +24,7 @@ use mvm_core::guest::{
     ExecRequest, ExitStatus, GuestError, GuestMessage, HookReport, HookRun, MOST_HOOKS,
 };
 
-use super::Pipe;
+use super::{Pipe, Surroundings};
 use crate::console::complain;
 use crate::failure::refused;
 use hook::Hook;
@@ -136,7 +136,11 @@ impl Hooks {
     }
 
     /// Goes on as far as it goes without waiting, and tells the last message when all is over.
-    pub(crate) fn settle(&mut self, now: Instant) -> Option<GuestMessage> {
+    pub(crate) fn settle(
+        &mut self,
+        surroundings: &Surroundings,
+        now: Instant,
+    ) -> Option<GuestMessage> {
         loop {
             match std::mem::replace(&mut self.current, Current::Nothing) {
                 Current::Hook(mut hook) => {
@@ -161,7 +165,7 @@ impl Hooks {
                     }
                 }
                 Current::Nothing => {
-                    if !self.start_next(now) {
+                    if !self.start_next(surroundings, now) {
                         return Some(self.last_message());
                     }
                 }
@@ -170,7 +174,7 @@ impl Hooks {
     }
 
     /// Starts what comes next; tells whether there is something.
-    fn start_next(&mut self, now: Instant) -> bool {
+    fn start_next(&mut self, surroundings: &Surroundings, now: Instant) -> bool {
         if self.deadline <= now {
             let names = self.waiting.drain(..).map(|(name, _)| name);
             self.report.skipped.extend(names);
@@ -182,7 +186,7 @@ impl Hooks {
                 cwd: Some("/".to_owned()),
                 ..ExecRequest::default()
             };
-            match Hook::start(&name, &request, now) {
+            match Hook::start(&name, &request, surroundings, now) {
                 Ok(hook) => self.current = Current::Hook(hook),
                 Err(error) => self.report.runs.push(HookRun {
                     name,
@@ -199,7 +203,7 @@ impl Hooks {
                 let argv = vec!["sync".to_owned()];
                 let cwd = Some("/".to_owned());
                 let request = ExecRequest { argv, cwd, builtin: true, ..ExecRequest::default() };
-                match Hook::start("sync", &request, now) {
+                match Hook::start("sync", &request, surroundings, now) {
                     Ok(hook) => self.current = Current::Sync(hook),
                     Err(error) => self.failure = Some(error),
                 }
@@ -321,7 +325,9 @@ mod tests {
         dir.file(OsStr::new("a"), 0o755);
         let now = Instant::now();
         let mut hooks = Hooks::new(Some(&dir.0), Vec::new(), Last::Nothing, Duration::ZERO, now);
-        let Some(GuestMessage::Hooks(report)) = hooks.settle(now) else { panic!() };
+        let Some(GuestMessage::Hooks(report)) = hooks.settle(&Surroundings::default(), now) else {
+            panic!()
+        };
         assert_eq!((report.runs, report.skipped), (vec![], vec!["a".to_owned()]));
     }
 }

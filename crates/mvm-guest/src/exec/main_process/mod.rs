@@ -29,7 +29,8 @@ use rustix::io::Errno;
 use super::identity::Identity;
 use super::program::{ChildStep, Program};
 use super::stdio::{Input, InputEnd, QUIET};
-use super::{Pipe, spawn, spawn_failure, violation};
+use super::{Pipe, Surroundings, spawn, spawn_failure, violation};
+use crate::console::complain;
 use crate::failure::{failure, invalid};
 use crate::process;
 use crate::session::{Link, Outbox};
@@ -71,6 +72,8 @@ struct End {
 #[derive(Debug)]
 pub(crate) struct MainProcess {
     pid: i32,
+    /// Whether it is process 1 for itself and those who join it.
+    is_first: bool,
     start: Start,
     end: Option<End>,
     stop_signal: i32,
@@ -84,7 +87,10 @@ pub(crate) struct MainProcess {
 
 impl MainProcess {
     /// Forks a child for the program; whether it can run is known later.
-    pub(crate) fn start(program: &MainProgram) -> Result<Self, GuestError> {
+    pub(crate) fn start(
+        program: &MainProgram,
+        surroundings: &mut Surroundings,
+    ) -> Result<Self, GuestError> {
         let request = ExecRequest {
             argv: program.argv.clone(),
             env: program.env.clone(),
@@ -99,16 +105,21 @@ impl MainProcess {
         if let Some(cwd) = &request.cwd {
             ensure_directory(Path::new(cwd))?;
         }
-        let stop_signal = program.stop_signal;
+        let MainProgram { stop_signal, is_first, .. } = *program;
         let program = Program::new(&request, identity)?;
-        let child = spawn::spawn(&program, &request)
+        let child = spawn::spawn(&program, &request, &surroundings.entry(is_first))
             .map_err(|error| spawn_failure(&program.name, &error))?;
+        // One that has failed already has no namespace any more, and tells why by its report.
+        if is_first && let Err(error) = surroundings.join(child.pid) {
+            complain(&format!("no program can join process {}: {error}", child.pid));
+        }
         let input_end = match request.terminal {
             Some(_) => InputEnd::Character,
             None => InputEnd::Close,
         };
         Ok(Self {
             pid: child.pid,
+            is_first,
             start: Start::Pending { report: child.report, program: Box::new(program) },
             end: None,
             stop_signal,
@@ -314,7 +325,7 @@ impl MainProcess {
         }
         if !std::mem::replace(&mut host.is_answered, true) {
             let [stdout, stderr] = self.backlog.attach(host.from);
-            let pid = self.pid.unsigned_abs();
+            let pid = if self.is_first { 1 } else { self.pid.unsigned_abs() };
             link.message(&GuestMessage::Main(MainState { pid, stdout, stderr }));
         }
         while outbox.has_room() {

@@ -89,7 +89,7 @@ impl SimMain {
 
     /// Ends by a signal, unless it has ended.
     pub(super) fn signal(&mut self, signal: i32) {
-        self.status.get_or_insert(ExitStatus::Signaled { signal });
+        self.status.get_or_insert(ExitStatus::Signaled { signal, out_of_memory: false });
     }
 
     /// Sends it its stop signal, unless it has ended.

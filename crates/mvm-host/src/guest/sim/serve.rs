@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use mvm_core::accept::{self, Accepted, Acceptor};
 use mvm_core::credit::{CreditError, ReceiveWindow, SendWindow};
-use mvm_core::frame::{self, Frame, KIND_MESSAGE, KIND_STDIN, KIND_STDOUT};
+use mvm_core::frame::{
+    self, Frame, KIND_LAST_PART, KIND_MESSAGE, KIND_PART, KIND_STDIN, KIND_STDOUT,
+};
 use mvm_core::guest::{
     ErrorKind, ExitStatus, GuestError, GuestMessage, HookReport, HostMessage, LogSource, MAX_BODY,
-    MAX_STREAMS, Preamble,
+    MAX_STREAMS, Parts, Preamble,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::time::{Instant, sleep_until};
@@ -34,6 +36,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite>(stream: S, guest: SimGuest) -> io:
         session: None,
         out: VecDeque::new(),
         streams: BTreeMap::new(),
+        parts: Parts::default(),
         stop_by: None,
         is_shut_down: false,
         guest,
@@ -102,6 +105,8 @@ struct Server {
     session: Option<u32>,
     out: VecDeque<u8>,
     streams: BTreeMap<u32, Stream>,
+    /// Of messages that are longer than a frame.
+    parts: Parts,
     /// When a shutdown that was asked for is carried out, whatever the main process does.
     stop_by: Option<Instant>,
     is_shut_down: bool,
@@ -130,6 +135,7 @@ impl Server {
 
     fn open(&mut self, host: &Preamble) {
         self.streams.clear();
+        self.parts.clear();
         self.out.clear();
         let answer = accept::answer(host);
         self.out.extend(answer.encode());
@@ -144,6 +150,12 @@ impl Server {
         match (frame.kind, self.streams.get_mut(&frame.stream)) {
             (KIND_MESSAGE, _) => {
                 let message = serde_json::from_slice(&frame.body).map_err(invalid)?;
+                self.take_message(frame.stream, message)
+            }
+            (KIND_PART, _) => self.parts.push(frame.stream, &frame.body),
+            (KIND_LAST_PART, _) => {
+                let whole = self.parts.complete(frame.stream, &frame.body)?;
+                let message = serde_json::from_slice(&whole).map_err(invalid)?;
                 self.take_message(frame.stream, message)
             }
             (KIND_STDIN, Some(Stream::Exec(exec))) => {
@@ -175,6 +187,7 @@ impl Server {
                 return Err(GuestError { kind: ErrorKind::Unsupported, message });
             }
             (HostMessage::Cancel, _) => {
+                self.parts.forget(id);
                 self.streams.remove(&id);
             }
             (HostMessage::Credit { kind, bytes }, Some(stream)) => {
@@ -183,7 +196,7 @@ impl Server {
             (HostMessage::Signal { signal }, Some(Stream::Exec(exec)))
                 if exec.status.is_none() && signal > 0 =>
             {
-                exec.status = Some(ExitStatus::Signaled { signal });
+                exec.status = Some(ExitStatus::Signaled { signal, out_of_memory: false });
             }
             (HostMessage::Signal { signal }, Some(Stream::Main(_))) => {
                 self.guest.with_main(|main| main.signal(signal));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mvm_core::image::ImageConfig;
+use mvm_core::init::InitMode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -25,20 +26,6 @@ const LAYERS: [&str; 6] = [
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
-/// The program of an image that becomes PID 1 instead of being started by the guest agent: it
-/// boots a whole system. `/init` of s6-overlay is not among them, as it starts one service as any
-/// entrypoint does, with the arguments and the environment that the image gives it.
-const INITS: [&str; 9] = [
-    "/sbin/init",
-    "/usr/sbin/init",
-    "/lib/systemd/systemd",
-    "/usr/lib/systemd/systemd",
-    "/bin/systemd",
-    "/sbin/openrc-init",
-    "/usr/sbin/openrc-init",
-    "/sbin/runit-init",
-    "/usr/sbin/runit-init",
 ];
 
 /// What a blob is.
@@ -170,6 +157,22 @@ struct RunConfig {
     working_dir: Option<String>,
     stop_signal: Option<String>,
     exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    healthcheck: Option<Healthcheck>,
+}
+
+/// How a container's health is checked.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Healthcheck {
+    test: Option<Vec<String>>,
+}
+
+impl Healthcheck {
+    /// Whether it is a check, not the wish for none or for that of the image below.
+    fn is_check(&self) -> bool {
+        self.test.as_ref().and_then(|test| test.first()).is_some_and(|word| word != "NONE")
+    }
 }
 
 /// Names the image that a problem is about.
@@ -327,8 +330,11 @@ impl Config {
         let config = self.config.unwrap_or_default();
         let entrypoint = config.entrypoint.unwrap_or_default();
         let cmd = config.cmd.unwrap_or_default();
-        let program = entrypoint.first().or(cmd.first());
-        let init = program.filter(|program| INITS.contains(&program.as_str())).cloned();
+        let command: Vec<&String> = entrypoint.iter().chain(&cmd).collect();
+        let init = match InitMode::of(&command) {
+            InitMode::System => command.first().map(|program| (*program).clone()),
+            InitMode::None | InitMode::Program => None,
+        };
         ImageConfig {
             entrypoint,
             cmd,
@@ -337,6 +343,8 @@ impl Config {
             working_dir: config.working_dir.unwrap_or_default(),
             stop_signal: config.stop_signal.filter(|signal| !signal.is_empty()),
             exposed_ports: config.exposed_ports.unwrap_or_default().into_keys().collect(),
+            volumes: config.volumes.unwrap_or_default().into_keys().collect(),
+            has_healthcheck: config.healthcheck.is_some_and(|check| check.is_check()),
             init,
         }
     }

@@ -25,6 +25,7 @@ mod registry;
 mod tar;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -281,8 +282,9 @@ impl ImageSource for OciSource {
         self.ensure_layers(&stop, progress).await?;
         let (cache, layers) = (self.cache.clone(), self.layers());
         let (image, dest_owned) = (self.image.description.clone(), dest.to_owned());
+        let volumes = self.image.config.volumes.clone();
         step(progress, format!("merging {} layers", layers.len()), async {
-            let work = move || merge(&image, &cache, &layers, &dest_owned, &stop);
+            let work = move || merge(&image, &cache, &layers, &volumes, &dest_owned, &stop);
             let merged = tokio::task::spawn_blocking(work).await;
             merged.map_err(io::Error::other).named("write", dest)?
         })
@@ -312,12 +314,17 @@ fn merge(
     image: &str,
     cache: &LayerCache,
     diff_ids: &[Digest],
+    volumes: &BTreeSet<String>,
     dest: &Path,
     stop: &AtomicBool,
 ) -> Result<(), ImageError> {
     let (mut tree, layers) = merged(image, cache, diff_ids)?;
     for (name, mode) in MOUNT_POINTS {
         tree.ensure_mount_point(name, mode);
+    }
+    for volume in volumes {
+        // One that cannot be is as missing in the guest as it is in a container.
+        let _ = tree.ensure_named_dir(volume);
     }
     Ok(materialise::materialise(&tree, &layers, dest, stop)?)
 }

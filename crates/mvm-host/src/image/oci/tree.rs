@@ -266,6 +266,17 @@ impl Tree {
         matches!(self.resolve(&names, &Bytes(path.into())), Err(MergeError::BelowFile { .. }))
     }
 
+    /// Makes a directory that the image's configuration names, unless it is there. It is made where
+    /// links on the way lead to.
+    pub(crate) fn ensure_named_dir(&mut self, path: &str) -> Result<(), MergeError> {
+        let path = Bytes(path.as_bytes().to_vec());
+        if path.0.len() > MAX_PATH {
+            return Err(MergeError::TooLong(path));
+        }
+        let resolved = self.resolve(&components(&path)?, &path)?;
+        self.ensure_dir(&resolved, self.layers, &path).map(drop)
+    }
+
     /// Makes a directory of the root, unless something of its name is there.
     pub(crate) fn ensure_mount_point(&mut self, name: &str, mode: u32) {
         let layer = self.layers;

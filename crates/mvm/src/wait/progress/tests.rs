@@ -96,6 +96,23 @@ fn a_guest_that_powers_itself_off_at_once_is_a_failure_to_run() {
 }
 
 #[test]
+fn a_failed_start_is_said_to_be_tried_again_only_if_it_is() {
+    // The view may be older than the loop's word that the restart policy leaves it so.
+    for (restart, is_tried) in [
+        (RestartPolicy::Never, false),
+        (RestartPolicy::OnFailure, true),
+        (RestartPolicy::Always, true),
+    ] {
+        let program = Some(ProgramFault::NotFound);
+        let cause = Cause::StartFailed { error: "no app".into(), program };
+        let view = InstanceView { restart, ..died(instance(State::Failed, 2), cause) };
+        let failure = failure(judge(&Goal::Settled, vec![view], vec![]));
+        assert_eq!(failure.hint.contains("tried again"), is_tried, "{restart}");
+        assert_eq!(failure.program, program);
+    }
+}
+
+#[test]
 fn an_image_that_fails_ends_the_wait_unless_it_failed_before_the_request() {
     let waiting = Some(Waiting::Image { error: Some("no network".into()) });
     let view = InstanceView { waiting, ..instance(State::Created, 0) };

@@ -128,7 +128,7 @@ fn what_an_image_says_about_running_it_is_kept() {
         "config": {
             "Entrypoint": ["/entry", "-v"], "Cmd": null, "Env": ["A=b"], "User": "www:www",
             "WorkingDir": "/srv", "StopSignal": "SIGQUIT", "ExposedPorts": { "80/tcp": {} },
-            "Healthcheck": { "Test": ["NONE"] },
+            "Healthcheck": { "Test": ["NONE"] }, "Volumes": { "/data": {} },
         },
     }));
     assert_eq!(found.diff_ids("x", 1).unwrap().len(), 1);
@@ -140,11 +140,19 @@ fn what_an_image_says_about_running_it_is_kept() {
         working_dir: "/srv".to_owned(),
         stop_signal: Some("SIGQUIT".to_owned()),
         exposed_ports: ["80/tcp".to_owned()].into(),
+        volumes: ["/data".to_owned()].into(),
         ..ImageConfig::default()
     };
     assert_eq!(found.into_image_config(), expected);
     let empty = config(json!({ "config": null, "rootfs": {} })).into_image_config();
     assert_eq!(empty, ImageConfig::default());
+    let has_check = |check: Value| {
+        let config = config(json!({ "config": { "Healthcheck": check }, "rootfs": {} }));
+        config.into_image_config().has_healthcheck
+    };
+    assert!(has_check(json!({ "Test": ["CMD-SHELL", "true"] })));
+    assert!(!has_check(json!({ "Test": ["NONE"] })) && !has_check(json!({ "Test": [] })));
+    assert!(!has_check(json!(null)));
 }
 
 #[test]

@@ -276,3 +276,19 @@ fn a_mount_point_is_made_only_where_there_is_nothing() {
     let Item::Dir(tmp) = &tree.root.children[&b"tmp"[..]].item else { panic!("a directory") };
     assert_eq!(tmp.meta.mode, 0o755, "the image's own stays as it is");
 }
+
+#[test]
+fn a_volume_is_made_where_its_name_leads_and_nothing_is_replaced() {
+    let base = vec![symlink("run", "var/run"), dir("var"), dir("data"), file("f", 0)];
+    let mut tree = merged(vec![base]).unwrap();
+    for path in ["/data", "/run/db", "srv/deep/store", "/"] {
+        tree.ensure_named_dir(path).unwrap();
+    }
+    for path in ["/../etc", "/f/x", "/f"] {
+        assert!(tree.ensure_named_dir(path).is_err(), "{path}");
+    }
+    let found: Vec<String> = flat(&tree).into_keys().collect();
+    let expected =
+        ["data", "f", "run", "srv", "srv/deep", "srv/deep/store", "var", "var/run", "var/run/db"];
+    assert_eq!(found, expected);
+}
