@@ -4,12 +4,15 @@
 #![allow(clippy::print_stdout, reason = "a skipped test says why")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mvm_tests::node::kill;
 use mvm_tests::run::tool;
 use mvm_tests::{LIMIT, Node, Running, binary, host, until};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -80,25 +83,46 @@ fn the_state_directorys_path_may_be_longer_than_a_socket_address() {
 }
 
 /// A small filesystem of its own, unmounted in the end.
-struct SmallFilesystem(tempfile::TempDir);
+struct SmallFilesystem {
+    at: PathBuf,
+    _dir: tempfile::TempDir,
+}
 
 impl SmallFilesystem {
     fn mount(size: &str) -> Self {
         let dir = temporary();
         let path = dir.path().to_str().unwrap();
         tool("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "mvm-e2e", path]).ok();
-        Self(dir)
+        Self { at: dir.path().to_owned(), _dir: dir }
+    }
+
+    /// A filesystem with a journal, and nothing set aside for root.
+    fn ext4(size: &str) -> Self {
+        let dir = temporary();
+        let (file, path) = (dir.path().join("ext4"), dir.path().join("mount"));
+        fs::create_dir(&path).unwrap();
+        let [file, path] = [file, path].map(|path| path.to_str().unwrap().to_owned());
+        tool("mke2fs", &["-q", "-F", "-t", "ext4", "-m", "0", &file, size]).ok();
+        tool("mount", &["-o", "loop", &file, &path]).ok();
+        Self { at: PathBuf::from(path), _dir: dir }
+    }
+
+    /// Takes what is left, to the last block.
+    fn fill_up(&self) {
+        let mut file = fs::File::create(self.at.join("last")).unwrap();
+        while file.write_all(&[1; 4096]).and_then(|()| file.sync_data()).is_ok() {}
     }
 
     /// Takes all space but this many KiB.
     fn fill(&self, leave_kib: u64) -> PathBuf {
-        let filler = self.0.path().join("filler");
-        let stat = rustix::fs::statvfs(self.0.path()).unwrap();
+        let filler = self.at.join("filler");
+        let stat = rustix::fs::statvfs(&self.at).unwrap();
         let length = stat.f_bavail * stat.f_frsize - leave_kib * 1024;
-        match fs::write(&filler, vec![1; length as usize]) {
+        let file = fs::File::create(&filler).unwrap();
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length) {
             // Somebody else took the rest.
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {}
-            written => written.unwrap(),
+            Err(Errno::NOSPC) => {}
+            taken => taken.unwrap(),
         }
         filler
     }
@@ -106,7 +130,7 @@ impl SmallFilesystem {
 
 impl Drop for SmallFilesystem {
     fn drop(&mut self) {
-        let path = self.0.path().to_string_lossy().into_owned();
+        let path = self.at.to_string_lossy().into_owned();
         let _ = Command::new("umount").args(["-l", &path]).status();
     }
 }
@@ -119,7 +143,7 @@ fn a_full_disk_is_named_and_leaves_nothing_half_made() {
         return;
     }
     let disk = SmallFilesystem::mount("160M");
-    let Some(node) = Node::at(&disk.0.path().join("state")) else { return };
+    let Some(node) = Node::at(&disk.at.join("state")) else { return };
     fs::remove_dir_all(node.dir().join("images")).unwrap();
     node.small_pool("acme/web", &["--disk", "64M", "--restart", "never"]);
 
@@ -161,7 +185,7 @@ fn a_sleep_that_finds_no_space_leaves_the_guest_as_it_was() {
         return;
     }
     let disk = SmallFilesystem::mount("600M");
-    let Some(node) = Node::at(&disk.0.path().join("state")) else { return };
+    let Some(node) = Node::at(&disk.at.join("state")) else { return };
     node.small_pool("acme/web", &["--disk", "64M"]);
     let path = node.boot("acme/web");
     node.guest(&path, "(while true; do sleep 1; done) >/dev/null 2>&1 & echo $! > /run/pid");
@@ -187,6 +211,71 @@ fn a_sleep_that_finds_no_space_leaves_the_guest_as_it_was() {
     node.ok(&["sleep", &path]);
     assert_eq!(node.guest(&path, lives), "lives");
     assert_eq!(node.instance(&path)["boots"], 1);
+    node.ok(&["tenant", "destroy", "acme", "--force"]);
+    assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
+fn guests_stand_still_while_the_host_s_filesystem_is_full_and_lose_nothing() {
+    // Mounting needs root, too.
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: microVMs and their networks need root");
+        return;
+    }
+    let disk = SmallFilesystem::ext4("700M");
+    let Some(node) = Node::at(&disk.at.join("state")) else { return };
+    node.ok(&["tenant", "create", "acme", "--disk", "10G"]);
+    node.ok(&["disk", "create", "acme/data", "--size", "256M"]);
+    node.small_pool("acme/web", &["--disk", "256M", "--disk-attach", "data:/srv/data"]);
+    let path = node.boot("acme/web");
+    let filler = disk.fill(20 * 1024);
+    node.guest(
+        &path,
+        "(for f in /root/a /srv/data/b; do
+            head -c 20000000 /dev/urandom | tee $f | md5sum | cut -c-32 >> /tmp/sums
+          done; sync; echo done > /tmp/done) >/dev/null 2>&1 &",
+    );
+    let stands_still = || {
+        until("it stands still", LIMIT, || {
+            Some(node.instance(&path)).filter(|view| view["lacks_space"] == true)
+        })
+    };
+    stands_still();
+    for is_agent_new in [false, true] {
+        if is_agent_new {
+            node.kill_agent();
+            stands_still();
+        }
+        assert!(node.ok(&["ps"]).contains("host disk full"));
+        assert!(node.ok(&["why", &path]).contains("it stands still"));
+        until("the node tells", LIMIT, || {
+            let told = node.json(&["node", "info"])["problems"].to_string();
+            (told.contains(&path) && told.contains("free space")).then_some(())
+        });
+        node.mvm(&["exec", &path, "--", "true"]).fails_with(5).says(&["finds no space"]);
+        node.mvm(&["sleep", &path]).fails_with(1).says(&["finds no space"]);
+        node.ok(&["start", &path]);
+    }
+    fs::remove_file(&filler).unwrap();
+    until("it goes on", LIMIT, || (node.instance(&path)["lacks_space"] == false).then_some(()));
+    let sums = "while [ ! -e /tmp/done ]; do sleep 0.1; done; cat /tmp/sums
+                echo 3 > /proc/sys/vm/drop_caches; md5sum /root/a /srv/data/b | cut -c-32";
+    let sums = node.guest(&path, sums);
+    let [a, b, on_layer, on_disk] = sums.lines().collect::<Vec<_>>()[..] else { panic!("{sums}") };
+    assert_eq!((a, b), (on_layer, on_disk));
+    assert_eq!(node.instance(&path)["boots"], 1);
+
+    let reserve = node.dir().join("reserve");
+    until("space is set aside again", LIMIT, || reserve.exists().then_some(()));
+
+    // The one that fills the filesystem can be stopped and removed, by an agent that starts on it too.
+    disk.fill(8 * 1024);
+    node.guest(&path, "(head -c 20000000 /dev/urandom > /root/c; sync) >/dev/null 2>&1 &");
+    stands_still();
+    disk.fill_up();
+    node.ok(&["agent", "stop"]);
+    node.ok(&["stop", &path, "--grace", "2"]);
+    node.ok(&["instance", "destroy", &path]);
     node.ok(&["tenant", "destroy", "acme", "--force"]);
     assert_eq!(node.leftovers(), [""; 0]);
 }

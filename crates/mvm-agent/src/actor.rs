@@ -198,6 +198,12 @@ impl Actor {
         if matches!(event, Event::BootFailed { .. }) {
             self.contact.end();
         }
+        let event = match (event, &self.status.phase) {
+            (Event::Tick, Phase::Starting { .. }) if self.node.lacks_space(&self.path) => {
+                Event::LacksSpace
+            }
+            (event, _) => event,
+        };
         let (next, effects) = step(&self.status, event, self.node.clock.now_ms());
         if self.status.vm.is_some() && next.vm.is_none() {
             self.vm.send_replace(None);

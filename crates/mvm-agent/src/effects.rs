@@ -28,6 +28,7 @@ use crate::disks;
 use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain, ms_since};
 use crate::sleep;
+use crate::space;
 
 /// File in an instance's directory that is its writable layer.
 pub(crate) const LAYER: &str = "layer.ext4";
@@ -80,6 +81,8 @@ pub(crate) enum EffectError {
     Silent,
     #[error("it is to end")]
     Abandoned,
+    #[error("{0}")]
+    LacksSpace(String),
     #[error("the agent is ending")]
     Ending,
 }
@@ -245,25 +248,39 @@ pub(crate) async fn greet(
     guest: &Guest,
     woken: Option<WakeReason>,
 ) -> Message {
-    let began = Instant::now();
-    let greeted = async {
-        let opening = open_session(node, path, guest, HELLO_TIMEOUT);
-        let ((session, main), ()) = tokio::try_join!(opening, connect(node, path, &*guest.vm))?;
-        let channel_ms = ms_since(began);
-        if let Some(reason) = woken {
-            tell_woken(path, &session, reason).await?;
+    let mut guest = guest.clone();
+    loop {
+        match try_greet(node, path, &guest, woken).await {
+            Ok((session, main)) => return Message::Session(session, main.map(Box::new)),
+            // It had no time to answer in.
+            Err(_) if guest.vm.lacks_space().await.unwrap_or(false) => {
+                space::wait_while_lacking(path, &*guest.vm).await;
+                guest.mode = SessionMode::Existing;
+            }
+            Err(error) => return Message::Event(boot_failed(&error)),
         }
-        if !record(node, path)?.purpose.is_use() {
-            rehearse(path, &session).await;
-        }
-        let fixes_ms = ms_since(began) - channel_ms;
-        tracing::debug!(instance = %path, channel_ms, fixes_ms, "greeted");
-        Ok::<_, EffectError>((session, main))
-    };
-    match greeted.await {
-        Ok((session, main)) => Message::Session(session, main.map(Box::new)),
-        Err(error) => Message::Event(boot_failed(&error)),
     }
+}
+
+async fn try_greet(
+    node: &Node,
+    path: &InstancePath,
+    guest: &Guest,
+    woken: Option<WakeReason>,
+) -> Result<(Session, Option<Attached>), EffectError> {
+    let began = Instant::now();
+    let opening = open_session(node, path, guest, HELLO_TIMEOUT);
+    let ((session, main), ()) = tokio::try_join!(opening, connect(node, path, &*guest.vm))?;
+    let channel_ms = ms_since(began);
+    if let Some(reason) = woken {
+        tell_woken(path, &session, reason).await?;
+    }
+    if !record(node, path)?.purpose.is_use() {
+        rehearse(path, &session).await;
+    }
+    let fixes_ms = ms_since(began) - channel_ms;
+    tracing::debug!(instance = %path, channel_ms, fixes_ms, "greeted");
+    Ok((session, main))
 }
 
 /// Sets a guest right whose session outlived its standing still.
@@ -418,6 +435,8 @@ pub(crate) async fn shutdown(
 ) -> Message {
     let deadline = Instant::now() + Duration::from_millis(grace_ms);
     loop {
+        // Until there is space it can do nothing.
+        space::wait_while_lacking(path, vm).await;
         match ask_to_shut_down(vm, contact, deadline).await {
             Ok(()) => return Message::Event(Event::Tick),
             Err(EffectError::Guest(error @ SessionError::Guest { .. })) => {

@@ -38,6 +38,7 @@ mod shared;
 mod signals;
 mod sleep;
 mod sleep_policy;
+mod space;
 mod spares;
 mod ssh;
 mod state;
@@ -48,9 +49,10 @@ mod vcpus;
 mod views;
 mod warm_up;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mvm_host::space::Reserve;
 use mvm_host::unix_socket::HangUp;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store};
 use mvm_wire::Connection;
@@ -111,7 +113,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     let signals = Signals::watch();
     let (config, host) = setup::set_up(&options).await?;
     let dir = config.state_dir.clone();
-    let store = SqliteStore::open(dir.join(DATABASE)).await?;
+    let store = open_store(&dir).await?;
     let node = RunningNode::start(config, host, Arc::new(store)).await?;
     let socket = dir.join(SOCKET);
     let listener = mvm_host::unix_socket::bind(&socket)
@@ -127,6 +129,19 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     node.end().await;
     tracing::info!("ended; microVMs keep running");
     Ok(())
+}
+
+/// Opens the state; on a full filesystem with the space that was set aside for that.
+async fn open_store(dir: &Path) -> Result<SqliteStore, OpenError> {
+    let database = dir.join(DATABASE);
+    let reserve = Reserve::of(dir);
+    match SqliteStore::open(&database).await {
+        Err(OpenError::Store(_)) if reserve.is_needed() && reserve.give_up() => {
+            tracing::warn!("the filesystem is full: the reserve of space is given up");
+            SqliteStore::open(&database).await
+        }
+        opened => opened,
+    }
 }
 
 /// A node that serves callers in the same process: the agent itself, the simulated fleet of tests.
@@ -145,7 +160,7 @@ impl RunningNode {
         host: Host,
         store: Arc<dyn Store>,
     ) -> Result<Self, CommitError> {
-        let state = State::load(store).await?;
+        let state = State::load(store, Reserve::of(&config.state_dir)).await?;
         let node = Arc::new(Node::new(config, host, state));
         // Before anybody asks for a base, which would be taken for a leftover.
         warm_up::end_leftovers(&node).await;

@@ -62,9 +62,11 @@ pub(crate) fn acquire(dir: &Path) -> Result<Lock, LockError> {
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
     let write = |file: &mut File| {
-        file.set_len(0)?;
+        // Over what was there, which finds room on a full filesystem too.
         file.rewind()?;
-        writeln!(file, "{}", std::process::id())
+        writeln!(file, "{}", std::process::id())?;
+        let length = file.stream_position()?;
+        file.set_len(length)
     };
     write(&mut file).map_err(failed)?;
     Ok(Lock(file))

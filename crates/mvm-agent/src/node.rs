@@ -1,6 +1,6 @@
 //! One node: its state, its host seams, and the actors of its instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +24,7 @@ use crate::main_process::MainHub;
 use crate::publish::Published;
 use crate::shared::SharedSnapshots;
 use crate::sleep_policy::Activities;
+use crate::space;
 use crate::state::State;
 
 /// The seams to the machine that instances run on.
@@ -83,6 +84,8 @@ pub(crate) struct Node {
     instances: Mutex<BTreeMap<InstancePath, InstanceHandle>>,
     waiting: watch::Sender<BTreeMap<InstancePath, Waiting>>,
     problems: Mutex<BTreeMap<String, String>>,
+    /// Instances that stand still because the host's filesystem is full.
+    lacking_space: Mutex<BTreeSet<InstancePath>>,
     poke: Notify,
     /// Connections to published ports.
     pub(crate) published: Published,
@@ -114,6 +117,7 @@ impl Node {
             instances: Mutex::default(),
             waiting: watch::Sender::new(BTreeMap::new()),
             problems: Mutex::default(),
+            lacking_space: Mutex::default(),
             poke: Notify::new(),
             published,
             activities: Activities::default(),
@@ -171,6 +175,30 @@ impl Node {
             *before = waiting;
             changed
         });
+    }
+
+    /// Records that an instance stands still because the host's filesystem is full, or does no longer.
+    pub(crate) fn set_lacks_space(&self, path: &InstancePath, lacks_space: bool) {
+        let has_changed = {
+            let mut lacking = self.lock_lacking();
+            match lacks_space {
+                true => lacking.insert(path.clone()),
+                false => lacking.remove(path),
+            }
+        };
+        if has_changed {
+            let problem = lacks_space.then(|| space::words(self));
+            self.set_problem(&format!("instance {path}"), problem);
+        }
+    }
+
+    /// Whether an instance stands still because the host's filesystem is full.
+    pub(crate) fn lacks_space(&self, path: &InstancePath) -> bool {
+        self.lock_lacking().contains(path)
+    }
+
+    fn lock_lacking(&self) -> std::sync::MutexGuard<'_, BTreeSet<InstancePath>> {
+        self.lacking_space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records that something of the node itself fails, or works again.

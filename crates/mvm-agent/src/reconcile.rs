@@ -26,6 +26,7 @@ use crate::disks;
 use crate::images;
 use crate::node::{Node, chain};
 use crate::publish::Listeners;
+use crate::space;
 use crate::ssh;
 use crate::state::Mirror;
 use crate::submit;
@@ -46,6 +47,7 @@ pub(crate) async fn run(node: Arc<Node>, listeners: Listeners) {
         listeners,
     };
     let mut tick = Instant::now() + TICK;
+    rounds.look_after_space();
     loop {
         let next_unix_ms = rounds.round().await;
         if Instant::now() >= tick {
@@ -263,9 +265,17 @@ impl Reconciler {
     /// What nobody pokes for.
     async fn look_after(&self) {
         self.bound_own_log();
+        self.look_after_space();
         self.bound_logs().await;
         self.tidy_snapshots();
         self.mend_firewall().await;
+    }
+
+    fn look_after_space(&self) {
+        let reserved = self.node.state.ensure_reserve();
+        let problem = reserved.err().map(|error| error.to_string());
+        self.node.set_problem("setting space aside", problem);
+        space::note_free_space(&self.node);
     }
 
     async fn mend_firewall(&self) {

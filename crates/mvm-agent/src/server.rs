@@ -350,7 +350,7 @@ async fn why(node: &Node, mirror: &Mirror, selector: &Selector) -> Result<Reply,
     let Some(instance) = views.into_iter().next() else {
         return Err(missing(mirror, Kind::Instance, &path.to_string()));
     };
-    let summary = views::summary(&instance);
+    let summary = views::summary(node, &instance);
     let activity = node.activities.of(&path);
     let dir = node.instance_dir(&path.id);
     let file = dir.join(CONSOLE_LOG);

@@ -56,6 +56,7 @@ pub(crate) async fn suspend(
 ) -> Result<OwnSnapshot, EffectError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
+    refuse_without_space(node, vm).await?;
     let began = Instant::now();
     let prepared = match hooks_ms {
         0 => None,
@@ -83,6 +84,14 @@ pub(crate) async fn suspend(
 
 async fn pause_and_save(
     node: &Node,
+/// A guest that stands still in the middle of a write cannot be saved.
+async fn refuse_without_space(node: &Node, vm: &dyn Vm) -> Result<(), EffectError> {
+    match vm.lacks_space().await? {
+        true => Err(EffectError::LacksSpace(space::words(node))),
+        false => Ok(()),
+    }
+}
+
     record: &InstanceRecord,
     spec: &VmSpec,
     status: &InstanceStatus,
@@ -131,6 +140,7 @@ pub(crate) async fn capture(
 ) -> Result<(), EffectError> {
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
+    refuse_without_space(node, vm).await?;
     if let Some(image) = &status.memory {
         // The copy gets a digest of its own, which must not vouch for a damaged image: nothing is
         // trusted. A sleep that failed has left nothing to compare the image with.

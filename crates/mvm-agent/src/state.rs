@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mvm_core::lifecycle::InstanceStatus;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_core::record::{self, BuildState, Desired, Observed, PoolStatus};
+use mvm_host::space::Reserve;
 use mvm_store::{CommitError, Op, Revision, Store, StoreError, Transaction, encode};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, watch};
@@ -125,6 +126,16 @@ pub(crate) struct State {
     store: Arc<dyn Store>,
     mirror: watch::Sender<Arc<Mirror>>,
     writing: Mutex<()>,
+    reserve: Reserve,
+}
+
+/// What a change may use of a filesystem that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Nothing.
+    Ordinary,
+    /// The space that was set aside for it: it says what is, or frees something.
+    Reserved,
 }
 
 /// Why a change was not made.
@@ -143,8 +154,14 @@ pub(crate) type Infallible = std::convert::Infallible;
 
 impl State {
     /// Reads everything. A build that an earlier agent was in the middle of is nobody's any more.
-    pub(crate) async fn load(store: Arc<dyn Store>) -> Result<Self, CommitError> {
-        store.compact(HISTORY).await?;
+    pub(crate) async fn load(store: Arc<dyn Store>, reserve: Reserve) -> Result<Self, CommitError> {
+        match store.compact(HISTORY).await {
+            // The history may be long for a while.
+            Err(StoreError::DiskFull { .. }) => {}
+            compacted => {
+                compacted?;
+            }
+        }
         let listing = store.list("").await?;
         let mut mirror = Mirror { revision: listing.revision, ..Mirror::default() };
         for entry in &listing.entries {
@@ -158,7 +175,7 @@ impl State {
             }
         }
         let mirror = watch::Sender::new(Arc::new(mirror));
-        let state = Self { store, mirror, writing: Mutex::new(()) };
+        let state = Self { store, mirror, writing: Mutex::new(()), reserve };
         state.write(abandoned).await?;
         Ok(state)
     }
@@ -182,6 +199,18 @@ impl State {
     where
         F: Future<Output = Result<(Vec<Op>, T), E>>,
     {
+        self.change_with(Room::Ordinary, change).await
+    }
+
+    /// The same on a filesystem that may be full.
+    pub(crate) async fn change_with<T, E, F>(
+        &self,
+        room: Room,
+        change: impl FnOnce(Arc<Mirror>) -> F,
+    ) -> Result<(Revision, T), ChangeError<E>>
+    where
+        F: Future<Output = Result<(Vec<Op>, T), E>>,
+    {
         let _writing = self.writing.lock().await;
         let (ops, answer) = change(self.now()).await.map_err(ChangeError::Refused)?;
         let revision = self.now().revision;
@@ -192,7 +221,15 @@ impl State {
         for op in &ops {
             transaction = transaction.with(op.clone());
         }
-        let committed = self.store.commit(transaction).await?;
+        let committed = match self.store.commit(transaction.clone()).await {
+            Err(CommitError::Store(StoreError::DiskFull { .. }))
+                if room == Room::Reserved && self.reserve.give_up() =>
+            {
+                tracing::warn!("the filesystem is full: the reserve of space is given up");
+                self.store.commit(transaction).await?
+            }
+            committed => committed?,
+        };
         self.mirror.send_modify(|mirror| {
             // In place unless a reader holds the earlier state.
             let mirror = Arc::make_mut(mirror);
@@ -205,7 +242,12 @@ impl State {
             }
         });
         if committed.revision.get() % HISTORY == 0 {
-            self.store.compact(HISTORY).await.map_err(CommitError::from)?;
+            match self.store.compact(HISTORY).await {
+                Err(StoreError::DiskFull { .. }) => {}
+                compacted => {
+                    compacted.map_err(CommitError::from)?;
+                }
+            }
         }
         Ok((committed.revision, answer))
     }
@@ -221,11 +263,17 @@ impl State {
 
     /// Writes records whatever the present state is.
     pub(crate) async fn write(&self, ops: Vec<Op>) -> Result<(), CommitError> {
-        match self.change(async |_| Ok::<_, Infallible>((ops, ()))).await {
+        let change = async |_| Ok::<_, Infallible>((ops, ()));
+        match self.change_with(Room::Reserved, change).await {
             Ok(_) => Ok(()),
             Err(ChangeError::Store(error)) => Err(error),
             Err(ChangeError::Refused(never)) => match never {},
         }
+    }
+
+    /// Sets space aside for changes on a full filesystem, unless it is.
+    pub(crate) fn ensure_reserve(&self) -> std::io::Result<()> {
+        self.reserve.ensure()
     }
 
     /// The records under a prefix, as stored.
@@ -239,7 +287,52 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mvm_store::MemoryStore;
+    use async_trait::async_trait;
+    use mvm_store::{Committed, Entry, Listing, MemoryStore, Watch};
+    use std::path::PathBuf;
+
+    /// A store on a filesystem that is full as long as a file is there.
+    struct FullStore(MemoryStore, PathBuf);
+
+    #[async_trait]
+    impl Store for FullStore {
+        async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+            self.0.get(key).await
+        }
+        async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+            self.0.list(prefix).await
+        }
+        async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
+            if self.1.exists() {
+                return Err(StoreError::DiskFull { path: self.1.clone() }.into());
+            }
+            self.0.commit(transaction).await
+        }
+        async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+            self.0.watch(prefix, after).await
+        }
+        async fn revision(&self) -> Result<Revision, StoreError> {
+            self.0.revision().await
+        }
+        async fn compact(&self, _keep: u64) -> Result<Revision, StoreError> {
+            Err(StoreError::DiskFull { path: self.1.clone() })
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_full_filesystem_what_is_and_what_frees_space_is_still_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(dir.path());
+        reserve.ensure().unwrap();
+        let store = FullStore(MemoryStore::new(), dir.path().join("reserve"));
+        let state = State::load(Arc::new(store), reserve).await.unwrap();
+        let put = || vec![Op::Put { key: "stray".to_owned(), value: "x".into() }];
+        let refused = state.change(async |_| Ok::<_, Infallible>((put(), ()))).await;
+        assert!(matches!(refused, Err(ChangeError::Store(_))));
+        assert_eq!(state.now().bad.len(), 0);
+        state.write(put()).await.unwrap();
+        assert_eq!(state.now().bad.len(), 1);
+    }
 
     #[tokio::test]
     async fn a_record_that_does_not_parse_is_kept_aside_until_it_is_mended() {
@@ -247,7 +340,8 @@ mod tests {
         let key = "desired/tenant/demo";
         let write = Transaction::new().put(key, "{\"name\": 3").put("stray", "x");
         store.commit(write).await.unwrap();
-        let state = State::load(store).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::load(store, Reserve::of(dir.path())).await.unwrap();
         let demo: TenantName = "demo".parse().unwrap();
         assert_eq!(state.now().bad.len(), 2);
         assert!(state.now().bad_record_of(&demo).is_some());

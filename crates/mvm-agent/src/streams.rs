@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::node::{Node, chain};
 use crate::server::one;
 use crate::state::Mirror;
-use crate::{configs, submit, views};
+use crate::{configs, space, submit, views};
 
 /// How long a guest has to answer a question.
 pub(crate) const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,10 +91,15 @@ pub(crate) async fn session(
             .filter(|record| is_meant(selector, record))
             .map(|record| &record.path)
             .collect();
-        if let Some(path) = candidates.iter().find(|path| is_ready(node, &mirror, path))
+        let can_answer =
+            |path: &InstancePath| is_ready(node, &mirror, path) && !node.lacks_space(path);
+        if let Some(path) = candidates.iter().find(|path| can_answer(path))
             && let Some(session) = session_of(node, path)
         {
             return Ok(((*path).clone(), session));
+        }
+        if let Some(path) = candidates.iter().find(|path| node.lacks_space(path)) {
+            return Err(space::refusal(node, path));
         }
         let is_near = |path: &&InstancePath| {
             let wanted = mirror.desired.instances.get(*path);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::node::{Node, chain};
 use crate::publish::{self, Reservation, Unavailable};
 use crate::spares;
-use crate::state::{ChangeError, Mirror};
+use crate::state::{ChangeError, Mirror, Room};
 use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
 
 /// Attempts at a net id, in case another agent of this machine takes the same at the same moment.
@@ -35,7 +35,8 @@ pub(crate) async fn submit(node: &Arc<Node>, request: Request) -> Result<Accepte
     loop {
         attempts += 1;
         let occupied = node.host.network.occupied().await.map_err(|error| internal(&error))?;
-        let result = node.state.change(|mirror| admit(node, mirror, &request, occupied)).await;
+        let change = |mirror| admit(node, mirror, &request, occupied);
+        let result = node.state.change_with(room_of(&request), change).await;
         match result {
             Ok((revision, (edit, ports))) => {
                 ports.keep();
@@ -65,6 +66,20 @@ fn too_much(what: &str) -> ApiError {
     let message = format!("the request changes {what} at once, which is too much for one request");
     ApiError::new(ErrorCode::OverLimit, message)
         .hint("ask for it in parts: fewer instances at a time, or several documents")
+}
+
+/// What a request may use of a filesystem that is full: what ends something frees space, or keeps
+/// others from it.
+fn room_of(request: &Request) -> Room {
+    match request {
+        Request::InstanceStop { .. }
+        | Request::InstanceDestroy { .. }
+        | Request::PoolDestroy { .. }
+        | Request::TenantDestroy { .. }
+        | Request::DiskRemove { .. }
+        | Request::Remove { .. } => Room::Reserved,
+        _ => Room::Ordinary,
+    }
 }
 
 async fn admit(

@@ -1,5 +1,8 @@
 //! What is done to the vCPUs of one VM, in the order in which it was asked for: a resume that came
 //! late would let a guest go on after it was saved.
+//!
+//! In between it is looked whether they stand still because the host's filesystem is full: then they
+//! go on once there is space.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::actor::Message;
 use crate::node::{Node, chain};
 use crate::sleep;
+use crate::space::Space;
 
 /// One thing to do.
 pub(crate) enum VcpuOrder {
@@ -51,7 +55,19 @@ pub(crate) async fn work(
     mailbox: mpsc::Sender<Message>,
 ) {
     let mut is_paused = false;
-    while let Some(order) = orders.recv().await {
+    let mut space = Space::of(&node, &path);
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => match order {
+                Some(order) => order,
+                None => return,
+            },
+            // A guest that was stopped goes on when that is asked for.
+            () = space.due(), if !is_paused => {
+                space.look(&*vm).await;
+                continue;
+            }
+        };
         let event = match order {
             VcpuOrder::Pause => {
                 let paused = vm.pause().await;

@@ -14,6 +14,7 @@ use mvm_wire::view::{
 };
 
 use crate::node::Node;
+use crate::space;
 use crate::state::Mirror;
 
 pub(crate) fn node(node: &Node) -> NodeView {
@@ -149,7 +150,8 @@ pub(crate) fn disks(
     disks.map(|record| disk(node, mirror, record)).collect()
 }
 
-pub(crate) fn instance(
+fn instance(
+    node: &Node,
     mirror: &Mirror,
     record: &InstanceRecord,
     waiting: Option<&Waiting>,
@@ -180,6 +182,7 @@ pub(crate) fn instance(
         state,
         activity,
         purpose: record.purpose,
+        lacks_space: node.lacks_space(&record.path),
         desired: record.desired,
         generation,
         waiting: waiting.cloned(),
@@ -235,14 +238,15 @@ pub(crate) fn instances_of<'a>(
 ) -> Vec<InstanceView> {
     let waiting = node.waiting();
     let waiting = waiting.borrow();
-    records.map(|record| instance(mirror, record, waiting.get(&record.path))).collect()
+    records.map(|record| instance(node, mirror, record, waiting.get(&record.path))).collect()
 }
 
 /// One sentence on why an instance is in its state.
-pub(crate) fn summary(view: &InstanceView) -> String {
+pub(crate) fn summary(node: &Node, view: &InstanceView) -> String {
     let death = view.last_death.as_ref().map(|death| death.cause.to_string());
     match (&view.activity, view.state, view.desired) {
         (Some(_), State::Running, DesiredState::Running) if view.exit_code.is_some() => {
+        _ if view.lacks_space => space::words(node),
             let code = view.exit_code.unwrap_or_default();
             format!("its main process ended with {code}, and so it is stopping")
         }

@@ -382,6 +382,9 @@ pub enum Event {
         /// Why, with sources.
         error: String,
     },
+    /// Time has passed, and its VM stands still until the host has space for what it writes: that time
+    /// is not its own.
+    LacksSpace,
     /// Time has passed.
     Tick,
 }

@@ -160,7 +160,8 @@ pub struct PoolView {
 pub struct BaseView {
     /// The snapshot.
     pub id: SnapshotId,
-    /// Whether new instances begin with it; they boot if the image or the spec has changed since.
+    /// Whether new instances begin with it; they boot if the image or the spec has changed since, or it
+    /// was given up.
     pub in_use: bool,
     /// When it was made, in milliseconds since the Unix epoch.
     pub made_unix_ms: u64,
@@ -223,6 +224,9 @@ pub struct InstanceView {
     /// What it is there for.
     #[serde(default)]
     pub purpose: Purpose,
+    /// Whether it stands still because what it writes finds no space on the host's filesystem.
+    #[serde(default)]
+    pub lacks_space: bool,
     /// What it is to do.
     pub desired: DesiredState,
     /// The generation of the wish that the state answers.

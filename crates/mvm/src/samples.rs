@@ -13,6 +13,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         path: path.parse().unwrap(),
         state: State::Running,
         activity: None,
+        lacks_space: false,
         purpose: Purpose::Use,
         desired: DesiredState::Running,
         generation: 1,

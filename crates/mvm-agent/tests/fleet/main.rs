@@ -16,5 +16,6 @@ mod node;
 mod publish;
 mod sleep;
 mod sleep_policy;
+mod space;
 mod spares;
 mod stop;

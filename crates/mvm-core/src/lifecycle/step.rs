@@ -84,6 +84,11 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             next.died(Cause::BootTimeout, now, None, Vec::new());
             next.stop(now, LAST_GRACE_MS, Outcome::Failed)
         }
+        (Phase::Starting { deadline_unix_ms, begin }, Event::LacksSpace) => {
+            let deadline_unix_ms = with_more_time(*deadline_unix_ms, now);
+            next.phase = Phase::Starting { deadline_unix_ms, begin: begin.clone() };
+            vec![]
+        }
         // It was never launched, or launched and not recorded.
         (Phase::Starting { deadline_unix_ms, begin }, Event::FoundGone { .. })
             if status.vm.is_none() =>

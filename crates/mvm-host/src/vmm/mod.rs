@@ -492,6 +492,16 @@ pub trait Vm: Send + Sync {
     /// The microVM is gone or does not answer.
     async fn resume(&self) -> Result<(), VmmError>;
 
+    /// Whether it stands still because the host had no space for what its guest wrote to a disk.
+    /// [`Vm::resume`] has the write tried again. A VMM that cannot stand still for that, and tells
+    /// its guest of an error instead, never says so.
+    ///
+    /// # Errors
+    /// The microVM is gone or does not answer.
+    async fn lacks_space(&self) -> Result<bool, VmmError> {
+        Ok(false)
+    }
+
     /// Writes a paused microVM's devices and memory into an empty directory, durably. It stays
     /// paused, and can be resumed or ended. Its disks are for the caller to keep.
     ///

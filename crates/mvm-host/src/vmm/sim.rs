@@ -71,6 +71,8 @@ struct WorldState {
     faults: BTreeMap<InstanceId, Vec<SimFault>>,
     /// Instances that a process waits for.
     waiting: BTreeSet<InstanceId>,
+    /// Instances whose next microVM finds no space.
+    full: BTreeSet<InstanceId>,
     /// How many of them were taken by a restore.
     taken: u32,
 }
@@ -85,6 +87,7 @@ impl SimWorld {
             exits: BTreeMap::new(),
             faults: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            full: BTreeSet::new(),
             taken: 0,
         };
         let state = Arc::new(Mutex::new(state));
@@ -133,6 +136,19 @@ impl SimWorld {
     /// How many restores found a process that waited.
     pub fn taken(&self) -> u32 {
         self.state().taken
+    }
+
+    /// What this instance's next microVM writes finds no space on the host, from its first moment on.
+    pub fn fill_next(&self, id: &InstanceId) {
+        self.state().full.insert(id.clone());
+    }
+
+    /// From now on what this instance's guest writes finds no space on the host, or does again.
+    pub fn set_full(&self, id: &InstanceId, is_full: bool) {
+        let state = self.state();
+        for machine in state.machines.values().filter(|machine| machine.id() == id) {
+            machine.set_full(is_full);
+        }
     }
 
     /// Ends everything at once, as a power cut does, and boots the host anew.
@@ -230,6 +246,9 @@ impl SimVmm {
         };
         let service = self.world.service.clone();
         let machine = Machine::start(handle, spec, begin, console, fault, service);
+        if state.full.remove(&spec.id) {
+            machine.set_full(true);
+        }
         state.machines.insert(machine.handle().pid, Arc::clone(&machine));
         Ok(Arc::new(SimVm::new(machine)))
     }

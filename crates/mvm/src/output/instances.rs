@@ -42,6 +42,8 @@ fn state(view: &InstanceView, now: u64) -> String {
     let state = view.state;
     let exit = view.exit_code.filter(|_| matches!(state, State::Stopped | State::Failed));
     let more = match (&view.activity, &view.waiting) {
+        (Some(activity), _) if view.lacks_space => format!("{activity}, host disk full"),
+        (None, _) if view.lacks_space => "host disk full".to_owned(),
         (Some(activity), _) => activity.clone(),
         (None, Some(Waiting::Image { error: None })) => "waiting for image".to_owned(),
         (None, Some(Waiting::Image { error: Some(_) })) => "image failed".to_owned(),
@@ -283,6 +285,9 @@ mod tests {
             activity: Some("stopping".into()),
             ..samples::instance("a/b/i-00000003")
         };
+        let full = |view: InstanceView| InstanceView { lacks_space: true, ..view };
+        assert_eq!(state(&full(running.clone()), NOW), "running (host disk full)");
+        assert_eq!(state(&full(stopping.clone()), NOW), "running (stopping, host disk full)");
         let text = list(&[running, failing(), stopping], NOW);
         let expected = "\
 INSTANCE                STATE                  ADDRESS      VCPUS   MEM       UPTIME   RESTARTS

@@ -44,6 +44,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             console_tail: vec![],
         }),
         3 => Just(Event::Tick),
+        1 => Just(Event::LacksSpace),
     ]
 }
 

@@ -132,8 +132,9 @@ pub(super) fn arguments(
                 "-device",
                 &json!({
                     "driver": "virtio-blk-device", "drive": disk_name(index),
-                    // A full host disk is an error in the guest, not a guest that stands still.
-                    "werror": "report", "rerror": "report",
+                    // While the host's disk is full, the guest stands still: told of an error, it
+                    // would lose what it writes. The write is tried again as it goes on.
+                    "werror": "enospc", "rerror": "report",
                 }),
             );
     }
@@ -306,6 +307,17 @@ mod tests {
         assert_eq!(devices[1]["file"]["discard"], "unmap");
         assert_eq!(devices[1]["cache"]["no-flush"], false);
         assert_eq!(devices[1]["file"]["locking"], "on");
+    }
+
+    #[test]
+    fn a_guest_stands_still_while_the_host_s_disk_is_full() {
+        let args = arguments(&VmSpec::example(), Accel::Tcg, None, &fds());
+        let devices = values(&args, "-device").into_iter();
+        let devices = devices.filter_map(|text| serde_json::from_str::<Value>(&text).ok());
+        let disks: Vec<Value> =
+            devices.filter(|device| device["driver"] == "virtio-blk-device").collect();
+        assert_eq!(disks.len(), 2);
+        assert!(disks.iter().all(|disk| disk["werror"] == "enospc"), "{disks:?}");
     }
 
     #[test]

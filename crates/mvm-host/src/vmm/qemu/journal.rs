@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use mvm_core::vmm::ShutdownReason;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
 
 use super::super::qmp::QmpEvent;
 use crate::console;
@@ -27,6 +27,8 @@ const OUTPUT: &str = "qmp.out";
 const OPENING: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
 /// How much of the journal's end is read, in bytes: the last events are a few hundred.
 const TAIL: u64 = 64 * 1024;
+/// Space that the journal has whatever else fills the filesystem, in bytes.
+const SET_ASIDE: u64 = 16 * 1024;
 
 /// A fresh journal, open for QEMU to take over.
 #[derive(Debug)]
@@ -46,7 +48,13 @@ pub(super) fn create(instance_dir: &Path, uid: u32) -> io::Result<Journal> {
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
     let (input, output) = (dir.join(INPUT), dir.join(OUTPUT));
     rustix::fs::mkfifoat(rustix::fs::CWD, &input, Mode::from_raw_mode(0o600))?;
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&output)?;
+    let events = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&output)?;
+    // What QEMU has to say of a full filesystem finds room there. Where space cannot be set aside, or
+    // there is none, QEMU itself is asked.
+    let set_aside = fallocate(&events, FallocateFlags::KEEP_SIZE, 0, SET_ASIDE);
+    if let Err(error) = set_aside {
+        tracing::debug!(path = %output.display(), %error, "no space is set aside for events");
+    }
     for path in [&input, &output] {
         std::os::unix::fs::chown(path, Some(uid), Some(uid))?;
     }
@@ -65,6 +73,18 @@ pub(super) fn remove(instance_dir: &Path) -> io::Result<()> {
 /// Keeps the journal small: a guest can bring about as many events as it likes.
 pub(super) fn bound(instance_dir: &Path) -> io::Result<()> {
     console::bound(&instance_dir.join(DIR).join(OUTPUT))
+}
+
+/// Whether the journal's last word on the vCPUs is that they stopped.
+pub(super) fn has_stopped(instance_dir: &Path) -> bool {
+    let path = instance_dir.join(DIR).join(OUTPUT);
+    read_tail(&path).is_ok_and(|text| parse_has_stopped(&text))
+}
+
+fn parse_has_stopped(text: &str) -> bool {
+    let events = text.lines().rev().filter_map(|line| serde_json::from_str::<QmpEvent>(line).ok());
+    let mut of_vcpus = events.filter(|event| matches!(event.name.as_str(), "STOP" | "RESUME"));
+    of_vcpus.next().is_some_and(|event| event.name == "STOP")
 }
 
 /// What the journal says about why the microVM stopped.
@@ -150,6 +170,15 @@ mod tests {
         let panic = "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"poweroff\"}}\r\n";
         let text = format!("{START}{panic}{}", shutdown("guest-reset"));
         assert_eq!(parse_reason(&text), Some(ShutdownReason::GuestPanic));
+    }
+
+    #[test]
+    fn the_last_word_on_the_vcpus_counts() {
+        let event = |name: &str| format!("{{\"event\": \"{name}\", \"data\": {{}}}}\r\n");
+        let (stop, resume) = (event("STOP"), event("RESUME"));
+        assert!(!parse_has_stopped(START));
+        assert!(parse_has_stopped(&format!("{START}{stop}{}", event("BLOCK_IO_ERROR"))));
+        assert!(!parse_has_stopped(&format!("{stop}{resume}{}", event("VSERPORT_CHANGE"))));
     }
 
     #[test]

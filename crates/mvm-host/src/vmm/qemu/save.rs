@@ -25,6 +25,8 @@ use crate::unix_socket;
 
 /// How long QEMU has for one command: writing out what its guest has in flight can take a while.
 pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// What QEMU says it is when a write found no space on the host: other errors go to the guest.
+const OUT_OF_SPACE: &str = "io-error";
 /// How often a QEMU that loads devices is asked whether it is done.
 const LOAD_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -38,6 +40,12 @@ pub(super) async fn pause(dir: &Path) -> Result<(), VmmError> {
 pub(super) async fn resume(dir: &Path) -> Result<(), VmmError> {
     let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
     execute(&qmp, "cont", json!({})).await
+}
+
+/// Whether the vCPUs are stopped because a disk's file could not be written for lack of space.
+pub(super) async fn lacks_space(dir: &Path) -> Result<bool, VmmError> {
+    let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
+    Ok(status(&qmp).await? == OUT_OF_SPACE)
 }
 
 /// Writes the files of a paused microVM, durably, into `dest`.

@@ -12,7 +12,12 @@ use super::super::{
 };
 use super::{AGENT_SOCKET, blocks, build_of, connect_qmp, journal, save, with_source};
 use crate::process::Process;
+use crate::space::free_bytes;
 use crate::unix_socket;
+
+/// Free space below which QEMU is asked whether its guest stands still: its journal may have had none
+/// to say so.
+const SHORT: u64 = 64 << 20;
 
 /// A microVM in a QEMU process, launched or adopted.
 #[derive(Debug)]
@@ -60,6 +65,14 @@ impl Vm for QemuVm {
 
     async fn resume(&self) -> Result<(), VmmError> {
         save::resume(&self.dir).await
+    }
+
+    async fn lacks_space(&self) -> Result<bool, VmmError> {
+        let is_short = free_bytes(&self.dir).map_err(file_error(&self.dir))? < SHORT;
+        match is_short || journal::has_stopped(&self.dir) {
+            true => save::lacks_space(&self.dir).await,
+            false => Ok(false),
+        }
     }
 
     async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {

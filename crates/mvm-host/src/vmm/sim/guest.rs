@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ struct Shared {
     memory: Mutex<BTreeMap<String, String>>,
     disk_io: Mutex<DiskIo>,
     is_paused: watch::Sender<bool>,
+    /// Whether the host's disk is full for it.
+    finds_no_space: AtomicBool,
+    /// Whether it stands still because of that.
+    lacks_space: AtomicBool,
     exit: watch::Sender<Option<VmExit>>,
 }
 
@@ -49,6 +54,8 @@ impl SimGuestControl {
             memory: Mutex::new(memory),
             disk_io: Mutex::default(),
             is_paused: watch::Sender::new(false),
+            finds_no_space: AtomicBool::new(false),
+            lacks_space: AtomicBool::new(false),
             exit: watch::Sender::new(None),
         };
         Self { shared: Arc::new(shared) }
@@ -90,8 +97,23 @@ impl SimGuestControl {
         *self.shared.is_paused.borrow()
     }
 
+    /// Stops the vCPUs, or lets them run: up to the next write, if that finds no space.
     pub(super) fn set_paused(&self, paused: bool) {
-        self.shared.is_paused.send_replace(paused);
+        let lacks_space = !paused && self.shared.finds_no_space.load(Ordering::SeqCst);
+        self.shared.lacks_space.store(lacks_space, Ordering::SeqCst);
+        self.shared.is_paused.send_replace(paused || lacks_space);
+    }
+
+    /// From now on what the guest writes finds no space on the host, or does again.
+    pub(super) fn set_full(&self, is_full: bool) {
+        self.shared.finds_no_space.store(is_full, Ordering::SeqCst);
+        if is_full && !self.is_paused() {
+            self.set_paused(false);
+        }
+    }
+
+    pub(super) fn lacks_space(&self) -> bool {
+        self.shared.lacks_space.load(Ordering::SeqCst)
     }
 
     /// Waits while the vCPUs are paused.

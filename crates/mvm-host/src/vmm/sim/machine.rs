@@ -129,6 +129,11 @@ impl Machine {
         self.control.exit()
     }
 
+    /// From now on what its guest writes finds no space, or does again.
+    pub(super) fn set_full(&self, is_full: bool) {
+        self.control.set_full(is_full);
+    }
+
     /// Ends the machine as a power cut of its host does.
     pub(super) fn vanish(&self) {
         self.control.end(VmExit { process: ProcessEnd::Unobserved, reason: None });
@@ -339,9 +344,13 @@ impl Vm for SimVm {
         Ok(())
     }
 
+    async fn lacks_space(&self) -> Result<bool, VmmError> {
+        Ok(self.alive("ask")?.lacks_space())
+    }
+
     async fn save(&self, dest: &Path, _changes: SaveChanges) -> Result<Saved, VmmError> {
         let control = self.alive("save")?;
-        if !control.is_paused() {
+        if !control.is_paused() || control.lacks_space() {
             return Err(VmmError::Control {
                 operation: "save the microVM".into(),
                 message: "it is `running`, and only a paused one can be saved".into(),
