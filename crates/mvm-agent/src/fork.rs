@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::admit::Request;
+use mvm_core::admit::{self, Request};
 use mvm_core::lifecycle::{Outcome, Phase};
 use mvm_core::name::{InstancePath, Selector, SnapshotId};
 use mvm_core::record::DesiredState;
@@ -74,6 +74,11 @@ async fn fork_from(
     count: u32,
 ) -> Result<Accepted, ApiError> {
     let gone = || ApiError::new(ErrorCode::Conflict, format!("{source} is being destroyed"));
+    let mirror = node.state.now();
+    if let Some(record) = mirror.desired.instances.get(source) {
+        // Before it is saved for nothing.
+        admit::check_forkable(record).map_err(|denial| submit::denied(&mirror, &denial))?;
+    }
     let revision = node.state.now().status(source).revision;
     let captured = capture(node, source, snapshot).await.ok_or_else(gone)?;
     captured.map_err(|error| {

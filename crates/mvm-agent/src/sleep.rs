@@ -35,6 +35,8 @@ use tokio::time::{Instant, timeout};
 use crate::actor::Message;
 use crate::effects::{self, EffectError, LAYER};
 use crate::node::{Node, chain, ms_since};
+use crate::space;
+use crate::warm_up;
 
 /// What the guest may take beyond the time of its hooks: writing out what it has in memory.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
@@ -54,9 +56,9 @@ pub(crate) async fn suspend(
     status: &InstanceStatus,
     hooks_ms: u64,
 ) -> Result<OwnSnapshot, EffectError> {
+    refuse_without_space(node, vm).await?;
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
-    refuse_without_space(node, vm).await?;
     let began = Instant::now();
     let prepared = match hooks_ms {
         0 => None,
@@ -82,8 +84,6 @@ pub(crate) async fn suspend(
     suspended
 }
 
-async fn pause_and_save(
-    node: &Node,
 /// A guest that stands still in the middle of a write cannot be saved.
 async fn refuse_without_space(node: &Node, vm: &dyn Vm) -> Result<(), EffectError> {
     match vm.lacks_space().await? {
@@ -92,6 +92,8 @@ async fn refuse_without_space(node: &Node, vm: &dyn Vm) -> Result<(), EffectErro
     }
 }
 
+async fn pause_and_save(
+    node: &Node,
     record: &InstanceRecord,
     spec: &VmSpec,
     status: &InstanceStatus,
@@ -138,9 +140,9 @@ pub(crate) async fn capture(
     status: &InstanceStatus,
     dest: &Path,
 ) -> Result<(), EffectError> {
+    refuse_without_space(node, vm).await?;
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
-    refuse_without_space(node, vm).await?;
     if let Some(image) = &status.memory {
         // The copy gets a digest of its own, which must not vouch for a damaged image: nothing is
         // trusted. A sleep that failed has left nothing to compare the image with.
@@ -218,6 +220,7 @@ fn manifest_of(node: &Node, path: &InstancePath, here: Here, base: Option<ImageR
         base,
         files: Vec::new(),
         disks: here.disks,
+        read_disks: Some(here.read_disks),
     }
 }
 
@@ -298,6 +301,14 @@ fn here(spec: &VmSpec, status: &InstanceStatus, build: VmmBuild) -> Result<Here,
             _ => snapshots::stamp(&format!("data disk {}", number - 1), &disk.path),
         })
         .collect();
+    // The root's image never changes.
+    let read = spec.disks.iter().skip(1).filter(|disk| disk.access == DiskAccess::ReadOnly);
+    let read_disks: Result<Vec<DiskStamp>, SnapshotError> = read
+        .map(|disk| {
+            let name = disk.path.file_stem().unwrap_or_default().to_string_lossy();
+            snapshots::stamp(&format!("disk {name}"), &disk.path)
+        })
+        .collect();
     Ok(Here {
         build,
         revision: status.revision.clone().ok_or(EffectError::NoRevision)?,
@@ -308,6 +319,7 @@ fn here(spec: &VmSpec, status: &InstanceStatus, build: VmmBuild) -> Result<Here,
             kernel_args: spec.kernel_args.clone(),
         },
         disks: disks?,
+        read_disks: read_disks?,
     })
 }
 
@@ -358,6 +370,9 @@ pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceS
         Err(refused) => {
             let error = chain(&refused);
             tracing::warn!(instance = %path, error, "its snapshot cannot be restored");
+            if let Phase::Starting { begin: StartFrom::Shared { id }, .. } = &status.phase {
+                warm_up::give_up(node, &path.pool, id, &error).await;
+            }
             Message::Event(Event::RestoreRefused { error })
         }
     }
@@ -415,7 +430,13 @@ async fn try_restore(
     };
     let manifest = snapshots::read(&dir)?;
     let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
-    verdict(&manifest, path, &here(&spec, status, build.clone())?)?;
+    if let Err(refusal) = verdict(&manifest, path, &here(&spec, status, build.clone())?) {
+        if let ImageRef::Shared { .. } = image {
+            // It boots from a layer of its own instead.
+            drop(std::fs::remove_file(spec.dir.join(LAYER)));
+        }
+        return Err(refusal.into());
+    }
     let (memory, image_dir) = match &image {
         ImageRef::Own { number } => {
             let image_dir = own_dir(&spec.dir, *number);

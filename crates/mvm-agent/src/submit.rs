@@ -314,6 +314,7 @@ pub(crate) fn denied(mirror: &Mirror, denial: &Denial) -> ApiError {
         | Denial::DiskAttached { .. }
         | Denial::DiskHeld { .. }
         | Denial::DiskConflict(_)
+        | Denial::ForkWrites { .. }
         | Denial::SubnetOverlaps { .. }
         | Denial::NoEarlierRevision { .. }
         | Denial::NoBase { .. }

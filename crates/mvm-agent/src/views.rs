@@ -76,6 +76,7 @@ fn pool(node: &Node, mirror: &Mirror, record: &PoolRecord) -> PoolView {
         id: base.id.clone(),
         in_use: status.base_for(&record.spec).is_some(),
         made_unix_ms: base.made_unix_ms,
+        given_up: base.given_up.clone(),
     });
     PoolView {
         path: record.path.clone(),
@@ -181,8 +182,8 @@ fn instance(
         path: record.path.clone(),
         state,
         activity,
-        purpose: record.purpose,
         lacks_space: node.lacks_space(&record.path),
+        purpose: record.purpose,
         desired: record.desired,
         generation,
         waiting: waiting.cloned(),
@@ -245,8 +246,8 @@ pub(crate) fn instances_of<'a>(
 pub(crate) fn summary(node: &Node, view: &InstanceView) -> String {
     let death = view.last_death.as_ref().map(|death| death.cause.to_string());
     match (&view.activity, view.state, view.desired) {
-        (Some(_), State::Running, DesiredState::Running) if view.exit_code.is_some() => {
         _ if view.lacks_space => space::words(node),
+        (Some(_), State::Running, DesiredState::Running) if view.exit_code.is_some() => {
             let code = view.exit_code.unwrap_or_default();
             format!("its main process ended with {code}, and so it is stopping")
         }

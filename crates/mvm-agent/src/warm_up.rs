@@ -17,7 +17,7 @@ use mvm_wire::{ApiError, ErrorCode};
 use tokio::time::timeout;
 
 use crate::fork;
-use crate::node::Node;
+use crate::node::{Node, chain};
 use crate::state::Mirror;
 use crate::submit::{self, internal};
 
@@ -79,7 +79,7 @@ async fn make(
     let captured = fork::capture(node, template, snapshot).await.ok_or_else(|| gone(pool))?;
     captured.map_err(|error| failed(pool, &error))?;
     let made_unix_ms = node.clock.now_ms();
-    let base = Base { id: snapshot.clone(), revision, spec, made_unix_ms };
+    let base = Base { id: snapshot.clone(), revision, spec, made_unix_ms, given_up: None };
     tracing::info!(%pool, base = %base.id, "its base is made");
     name_it(node, pool, base).await
 }
@@ -134,6 +134,19 @@ async fn name_it(node: &Arc<Node>, pool: &PoolPath, base: Base) -> Result<(), Ap
         Ok((_, false)) => Err(gone(pool)),
         Err(error) => Err(internal(&error)),
     }
+}
+
+/// Has no more instances begin with a base that one could not begin with.
+pub(crate) async fn give_up(node: &Node, pool: &PoolPath, id: &SnapshotId, reason: &str) {
+    let given_up = node.state.change(async |mirror| {
+        let Some(status) = mirror.observed.pools.get(pool) else { return Ok((vec![], ())) };
+        let without = status.clone().without_base(id, reason);
+        let is_new = without != *status && mirror.desired.pools.contains_key(pool);
+        let op = encode(record::pool_status_key(pool), &without)?;
+        Ok::<_, StoreError>((if is_new { vec![op] } else { vec![] }, ()))
+    });
+    let given_up = given_up.await.map_err(|error| chain(&error));
+    node.set_problem(&format!("giving up the base of pool {pool}"), given_up.err());
 }
 
 fn gone(pool: &PoolPath) -> ApiError {

@@ -244,6 +244,9 @@ pub struct Base {
     pub spec: PoolSpec,
     /// When it was saved, in milliseconds since the Unix epoch.
     pub made_unix_ms: u64,
+    /// Why an instance could not begin with it, and so no other is to try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<String>,
 }
 
 impl PoolStatus {
@@ -251,8 +254,17 @@ impl PoolStatus {
     /// boot would make now.
     pub fn base_for(&self, spec: &PoolSpec) -> Option<&Base> {
         let base = self.base.as_ref()?;
-        let is_present = self.revision.as_ref() == Some(&base.revision);
+        let is_present = self.revision.as_ref() == Some(&base.revision) && base.given_up.is_none();
         (is_present && base.spec.makes_same_guest(spec)).then_some(base)
+    }
+
+    /// After an instance could not begin with this base, whatever became of the pool's since.
+    #[must_use]
+    pub fn without_base(mut self, id: &SnapshotId, reason: &str) -> Self {
+        if let Some(base) = self.base.as_mut().filter(|base| base.id == *id) {
+            base.given_up = Some(reason.to_owned());
+        }
+        self
     }
 
     /// After a build that made or found a revision of `image`.

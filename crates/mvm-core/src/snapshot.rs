@@ -128,6 +128,10 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// The disks that it may write.
     pub disks: Vec<DiskStamp>,
+    /// The data disks that it may only read, whose content its memory knows; absent in a manifest of
+    /// an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_disks: Option<Vec<DiskStamp>>,
 }
 
 /// What is here, to be compared with a manifest.
@@ -141,6 +145,8 @@ pub struct Here {
     pub shape: Shape,
     /// The disks that it may write, as they are now.
     pub disks: Vec<DiskStamp>,
+    /// The data disks that it may only read, as they are now.
+    pub read_disks: Vec<DiskStamp>,
 }
 
 /// Why a snapshot cannot be restored.
@@ -152,6 +158,13 @@ pub enum Refusal {
     /// It is of another tenant.
     #[error("it belongs to {0}, which is another tenant's")]
     Tenant(InstancePath),
+    /// Somebody has written to a data disk that it only reads: what it remembers of the disk is not so
+    /// any more.
+    #[error("{name}, which it only reads, was written to or grown since")]
+    DiskWritten {
+        /// The disk, in words.
+        name: String,
+    },
     /// Something is not as it was.
     #[error("its {what} was {was}, and is {is} now")]
     Changed {
@@ -197,6 +210,14 @@ pub fn verdict(manifest: &Manifest, instance: &InstancePath, here: &Here) -> Res
             same(&was.name, time(was), time(is))?;
         }
     }
+    // An earlier version did not look.
+    let Some(read_disks) = &manifest.read_disks else { return Ok(()) };
+    same("number of disks that are read", read_disks.len(), here.read_disks.len())?;
+    for (was, is) in read_disks.iter().zip(&here.read_disks) {
+        if was != is {
+            return Err(Refusal::DiskWritten { name: was.name.clone() });
+        }
+    }
     Ok(())
 }
 
@@ -231,6 +252,12 @@ mod tests {
                 inode: 7,
                 modified_unix_ns: 9,
             }],
+            read_disks: vec![DiskStamp {
+                name: "disk data".into(),
+                bytes: 1 << 20,
+                inode: 8,
+                modified_unix_ns: 10,
+            }],
         }
     }
 
@@ -239,7 +266,7 @@ mod tests {
     }
 
     fn manifest() -> Manifest {
-        let Here { build, revision, shape, disks } = here();
+        let Here { build, revision, shape, disks, read_disks } = here();
         Manifest {
             format: FORMAT,
             instance: path("acme/web/i-00000001"),
@@ -250,6 +277,7 @@ mod tests {
             base: Some(ImageRef::Own { number: 1 }),
             files: vec![],
             disks,
+            read_disks: Some(read_disks),
         }
     }
 
@@ -285,6 +313,21 @@ mod tests {
                 Err(Refusal::Changed { what, .. }) => assert_eq!(what, expected),
                 other => panic!("{expected}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_only_read_must_not_have_been_written_since() {
+        let changes: [fn(&mut DiskStamp); 3] =
+            [|disk| disk.modified_unix_ns += 1, |disk| disk.bytes += 1, |disk| disk.inode += 1];
+        for change in changes {
+            let mut here = here();
+            change(&mut here.read_disks[0]);
+            let refused = verdict(&manifest(), &manifest().instance, &here).unwrap_err();
+            assert_eq!(refused, Refusal::DiskWritten { name: "disk data".into() });
+            // Of a manifest of before nothing is known.
+            let earlier = Manifest { read_disks: None, ..manifest() };
+            assert_eq!(verdict(&earlier, &earlier.instance, &here), Ok(()));
         }
     }
 

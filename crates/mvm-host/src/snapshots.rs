@@ -276,6 +276,7 @@ mod tests {
             base: None,
             files: vec![],
             disks: vec![],
+            read_disks: None,
         }
     }
 

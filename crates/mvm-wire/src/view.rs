@@ -165,6 +165,9 @@ pub struct BaseView {
     pub in_use: bool,
     /// When it was made, in milliseconds since the Unix epoch.
     pub made_unix_ms: u64,
+    /// Why it was given up.
+    #[serde(default)]
+    pub given_up: Option<String>,
 }
 
 /// A built image.
@@ -221,12 +224,12 @@ pub struct InstanceView {
     pub state: State,
     /// What it is in the middle of.
     pub activity: Option<String>,
-    /// What it is there for.
-    #[serde(default)]
-    pub purpose: Purpose,
     /// Whether it stands still because what it writes finds no space on the host's filesystem.
     #[serde(default)]
     pub lacks_space: bool,
+    /// What it is there for.
+    #[serde(default)]
+    pub purpose: Purpose,
     /// What it is to do.
     pub desired: DesiredState,
     /// The generation of the wish that the state answers.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use mvm_core::admit::Request;
+use mvm_core::lifecycle::State;
 use mvm_core::name::PoolPath;
-use mvm_wire::view::PoolView;
+use mvm_wire::view::{BaseView, InstanceView, PoolView};
 use mvm_wire::{ApiError, Call, ErrorCode, Reply};
 
 use crate::node::{Agent, Machine};
@@ -124,4 +125,68 @@ async fn an_image_that_cannot_be_built_makes_no_base_and_is_built_when_asked_aga
     assert!(error.message.contains("no space"), "{error:?}");
     machine.images.fail_builds(None);
     assert!(warm_up(&agent).await.unwrap().base.is_some());
+}
+
+/// Writes to a disk's file as a writer's microVM does, at a time that differs.
+fn write_to_disk(machine: &Machine, at_s: u64) {
+    let file = machine.dir.path().join("disks/demo/data.ext4");
+    let file = std::fs::File::options().write(true).open(file).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(at_s)).unwrap();
+}
+
+async fn base(agent: &Agent) -> BaseView {
+    match agent.call(Call::Pools { tenant: None, path: Some(hello()) }).await.unwrap() {
+        Reply::Pools(mut pools) => pools.remove(0).base.unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_base_is_given_up_once_a_disk_that_it_reads_was_written_to() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let apply = async |running: u32| {
+        let document = serde_json::json!({
+            "tenant": "demo",
+            "disks": { "data": { "size_mib": 64 } },
+            "pools": { "hello": {
+                "running": running,
+                "disks": [{ "name": "data", "path": "/data", "read_only": true }],
+            } },
+        });
+        let document = serde_json::from_value(document).unwrap();
+        agent.submit(Request::Apply { document }).await.unwrap();
+        agent.until_running(running as usize).await
+    };
+    apply(1).await;
+    write_to_disk(&machine, 1_000);
+    warm_up(&agent).await.unwrap();
+    let all = apply(2).await;
+    assert_eq!(all.iter().filter(|view| view.boots == 0).count(), 1, "one begins with the base");
+
+    write_to_disk(&machine, 2_000);
+    let all = apply(3).await;
+    let cold: Vec<_> = all.iter().filter_map(|view| view.cold_boot.as_ref()).collect();
+    let reason = "disk data, which it only reads, was written to or grown since";
+    assert_eq!(cold.iter().map(|cold| cold.reason.as_str()).collect::<Vec<_>>(), [reason]);
+    let given_up = base(&agent).await;
+    assert_eq!((given_up.in_use, given_up.given_up.as_deref()), (false, Some(reason)));
+    let all = apply(4).await;
+    assert_eq!(all.iter().filter(|view| view.cold_boot.is_some()).count(), 1, "none tries again");
+
+    // A sleeper remembers the disk, too.
+    let sleeper = all[0].path.clone();
+    let selector = mvm_core::name::Selector::from(&sleeper);
+    let sleep = Request::InstanceSleep { selector, all: false, hooks_ms: 1_000 };
+    agent.submit(sleep).await.unwrap();
+    let is_asleep = |view: &InstanceView| view.path == sleeper && view.state == State::Sleeping;
+    agent.until("one sleeps", |all| all.iter().any(is_asleep)).await;
+    write_to_disk(&machine, 3_000);
+    let selector = mvm_core::name::Selector::from(&sleeper);
+    agent.submit(Request::InstanceStart { selector, all: false }).await.unwrap();
+    let all = agent.until_running(4).await;
+    let woken = all.iter().find(|view| view.path == sleeper).unwrap();
+    assert_eq!(woken.cold_boot.as_ref().unwrap().reason, reason);
+
+    assert!(warm_up(&agent).await.unwrap().base.unwrap().in_use, "a new one is as good as any");
 }

@@ -129,6 +129,14 @@ pub enum Denial {
     /// Two instances cannot have the disk at once.
     #[error("{0}")]
     DiskConflict(Box<DiskConflict>),
+    /// A fork would write a disk that its source writes.
+    #[error("{source_path} cannot be forked: it writes disk {disk}, which only one may do")]
+    ForkWrites {
+        /// The instance that was to be forked.
+        source_path: InstancePath,
+        /// The disk.
+        disk: DiskPath,
+    },
     /// The tenant still has data disks.
     #[error("tenant {name} still has data disks: {}", list(disks))]
     StillHasDisks {
@@ -305,6 +313,10 @@ impl Denial {
                 let attach = "attach the disk read-only to all (--disk-attach NAME:/PATH:ro)";
                 Some(format!("{first}, or {attach}"))
             }
+            Self::ForkWrites { .. } => Some(
+                "fork one that only reads its disks (--disk-attach NAME:/PATH:ro), or has none"
+                    .to_owned(),
+            ),
             Self::StillHasDisks { name, disks } => Some(format!(
                 "remove them first (`mvm disk rm {}`), or everything with `mvm tenant destroy {name} --force`",
                 disks.first().map(ToString::to_string).unwrap_or_default()

@@ -34,6 +34,20 @@ impl Begin {
 /// The generation of something that was never asked for.
 pub(super) const NEVER_GENERATION: u64 = 0;
 
+/// Whether an instance may be forked, as far as its record tells.
+///
+/// # Errors
+/// It writes a disk, which its fork would too.
+pub fn check_forkable(source: &InstanceRecord) -> Result<(), Denial> {
+    let tenant = &source.path.pool.tenant;
+    match source.spec.disks.iter().find(|mount| !mount.read_only) {
+        None => Ok(()),
+        Some(mount) => {
+            Err(Denial::ForkWrites { source_path: source.path.clone(), disk: mount.disk(tenant) })
+        }
+    }
+}
+
 impl Draft<'_> {
     pub(super) fn instance_create(
         &mut self,
@@ -64,6 +78,7 @@ impl Draft<'_> {
         let Some(record) = self.edit.desired.instances.get(source).cloned() else {
             return Err(Denial::NoSuchInstance { selector: source.to_string() });
         };
+        check_forkable(&record)?;
         for slot in self.free_slots(&source.pool, count as usize)? {
             let path = source.pool.instance(self.fresh_id());
             let fork = InstanceRecord {

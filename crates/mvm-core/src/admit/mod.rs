@@ -22,6 +22,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use denial::{Denial, DiskConflict, Limit};
+pub use instances::check_forkable;
 pub use limits::{Usage, node_usage, tenant_usage};
 pub use spares::{spare_fits, spares_of};
 

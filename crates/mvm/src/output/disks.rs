@@ -10,9 +10,8 @@ use crate::units::{kib_text, mib_text, utc_text};
 pub(crate) fn list(views: &[DiskView]) -> String {
     let header = ["DISK", "SIZE", "ON HOST", "STATE", "WRITER", "READERS"];
     let row = |view: &DiskView| {
-        let running = |user: &&DiskUserView| user.state == State::Running;
-        let running = view.instances.iter().filter(running);
-        let (readers, writers): (Vec<_>, Vec<_>) = running.partition(|user| user.read_only);
+        let holding = view.instances.iter().filter(|user| holds(user));
+        let (readers, writers): (Vec<_>, Vec<_>) = holding.partition(|user| user.read_only);
         [
             view.path.to_string(),
             mib_text(view.size_mib),
@@ -23,6 +22,11 @@ pub(crate) fn list(views: &[DiskView]) -> String {
         ]
     };
     table(header, views.iter().map(row))
+}
+
+/// Whether an instance keeps others from a disk: one that sleeps has not written everything to it.
+fn holds(user: &DiskUserView) -> bool {
+    matches!(user.state, State::Running | State::Warm | State::Sleeping)
 }
 
 fn state(view: &DiskView) -> &'static str {
@@ -75,7 +79,7 @@ mod tests {
             host_kib: 4400,
             file: "/state/disks/demo/data.ext4".into(),
             instances: vec![
-                user("i-00000001", false, State::Running),
+                user("i-00000001", false, State::Sleeping),
                 user("i-00000002", true, State::Stopped),
             ],
             pools: vec!["demo/web".parse().unwrap()],

@@ -101,9 +101,12 @@ fn build(state: &BuildState) -> &'static str {
 
 fn base(base: &BaseView) -> String {
     let made = utc_text(base.made_unix_ms);
-    let unused =
-        " (not in use: the image or the spec has changed since; `mvm pool warm-up` makes it anew)";
-    format!("{}, made at {made}{}", base.id, if base.in_use { "" } else { unused })
+    let unused = match (base.in_use, &base.given_up) {
+        (true, _) => return format!("{}, made at {made}", base.id),
+        (false, Some(reason)) => reason,
+        (false, None) => "the image or the spec has changed since",
+    };
+    format!("{}, made at {made} (not in use: {unused}; `mvm pool warm-up` makes it anew)", base.id)
 }
 
 /// Ports in one line.

@@ -13,8 +13,13 @@ pub(super) fn with_base() -> Node {
     let mut node = Node::with_pool();
     let revision = RevisionId::from_digest([1; 8]);
     let spec = node.desired.pools[&web()].spec.clone();
-    let base =
-        Base { id: SnapshotId::from_bits(7), revision: revision.clone(), spec, made_unix_ms: 1 };
+    let base = Base {
+        id: SnapshotId::from_bits(7),
+        revision: revision.clone(),
+        spec,
+        made_unix_ms: 1,
+        given_up: None,
+    };
     let status = PoolStatus { revision: Some(revision), base: Some(base), ..PoolStatus::default() };
     node.facts.images.insert(web(), status);
     node

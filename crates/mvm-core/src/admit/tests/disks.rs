@@ -81,6 +81,30 @@ fn many_read_and_a_writer_waits_for_all_of_them() {
 }
 
 #[test]
+fn a_fork_of_a_writer_is_refused_by_the_names_of_its_source_and_disk() {
+    let mut node = node_with_disk();
+    node.accept(pool_with("demo/web", &["data:/data"]));
+    node.accept(scale("demo/web", 1));
+    let source = node.instances("demo/web")[0].path.clone();
+    let fork = |source: &InstancePath| Request::InstanceFork {
+        source: source.clone(),
+        snapshot: crate::name::SnapshotId::from_bits(1),
+        revision: RevisionId::from_digest([1; 8]),
+        count: 1,
+    };
+    let text = said(&node.deny(fork(&source)));
+    assert!(
+        text.starts_with(&format!("{source} cannot be forked: it writes disk demo/data")),
+        "{text}"
+    );
+    node.accept(scale("demo/web", 0));
+    node.accept(pool_with("demo/read", &["data:/data:ro"]));
+    node.accept(scale("demo/read", 1));
+    let source = node.instances("demo/read")[0].path.clone();
+    node.accept(fork(&source));
+}
+
+#[test]
 fn an_instance_may_bring_a_disk_of_its_own() {
     let mut node = node_with_disk();
     node.accept(pool("demo/web"));
