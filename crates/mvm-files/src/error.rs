@@ -17,6 +17,14 @@ pub enum FilesError {
         #[source]
         source: io::Error,
     },
+    /// A file is not what it says that it is, or did not stay so while it was read.
+    #[error("cannot copy {}: {problem}", .path.display())]
+    Unsteady {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        problem: &'static str,
+    },
     /// The stream ended or broke.
     #[error("the copy was cut short")]
     Stream(#[source] io::Error),

@@ -8,6 +8,7 @@
 mod error;
 mod pack;
 mod place;
+mod times;
 mod unpack;
 mod writer;
 

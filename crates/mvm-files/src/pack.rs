@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -11,14 +11,21 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header, HeaderMode};
 
+use crate::times::{MTIME, Time};
 use crate::{FilesError, Summary};
 
 /// Bytes in a block, of which a file's use of the disk is counted and an archive is made.
 const BLOCK: u64 = 512;
 /// Bytes of a file that are read at once: small reads are what costs in an emulated guest.
 const BUFFER: usize = 64 * 1024;
+/// Bytes that are read of a small file.
+const PAGE: usize = 4096;
 /// Bytes of a file that a pipe is offered at once: more than it holds.
 const OFFER: u64 = 1024 * 1024;
+/// The longest file, in bytes, that is copied although it says that it is shorter: it is kept in memory.
+const LONGEST_UNTOLD: usize = 64 << 20;
+/// What is wrong with a file of which less could be read than was announced.
+const SHORTER: &str = "it became shorter while it was read";
 
 /// The name under which a source is packed: its last part, or `.` if it has none or means what it
 /// holds (`dir/.`).
@@ -28,6 +35,42 @@ pub fn source_name(path: &Path) -> OsString {
         Some(name) if !path.as_os_str().as_bytes().ends_with(b"/.") => name.to_owned(),
         _ => ".".into(),
     }
+}
+
+/// Whether a file of this kind is not copied.
+fn is_left_out(kind: FileType) -> bool {
+    kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device()
+}
+
+/// Reads on until there are so many bytes, or the file ends; at first about as many as are expected.
+fn read_on(file: &mut File, content: &mut Vec<u8>, expected: u64, limit: usize) -> io::Result<()> {
+    let mut step = usize::try_from(expected.saturating_add(1)).unwrap_or(BUFFER);
+    while content.len() < limit {
+        let at = content.len();
+        content.resize(limit.min(at + step.next_multiple_of(PAGE).min(BUFFER)), 0);
+        step = BUFFER;
+        let read = file.read(&mut content[at..]);
+        content.truncate(at + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is worth being sent as what it holds between holes. Its blocks alone do not say: the
+/// kernel's own files have none, and hold something.
+fn has_holes(file: &File, metadata: &Metadata) -> bool {
+    if metadata.blocks() > 0 {
+        return metadata.blocks() * BLOCK < metadata.len();
+    }
+    rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) == Err(Errno::NXIO)
+}
+
+fn unsteady(path: &Path, problem: &'static str) -> FilesError {
+    FilesError::Unsteady { path: path.to_owned(), problem }
 }
 
 /// Writes what a path holds, under the name [`source_name`]: a file, a link, or a tree. A link is
@@ -100,6 +143,11 @@ impl<W: Write> Packer<W> {
         let kind = metadata.file_type();
         let mut header = Header::new_gnu();
         header.set_metadata(metadata);
+        header.set_mtime(Time::of(metadata).in_header());
+        if let Some(time) = Time::of(metadata).extension().filter(|_| !is_left_out(kind)) {
+            let extension = [(MTIME, time.as_bytes())];
+            self.builder.append_pax_extensions(extension).map_err(FilesError::Stream)?;
+        }
         if kind.is_dir() {
             header.set_size(0);
             self.append(&mut header, name, io::empty())?;
@@ -109,7 +157,7 @@ impl<W: Write> Packer<W> {
             let target = fs::read_link(path).map_err(FilesError::at("read", path))?;
             return self.append_link(&mut header, name, &target);
         }
-        if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
+        if is_left_out(kind) {
             self.summary.skip(path.display().to_string());
             return Ok(());
         }
@@ -124,6 +172,8 @@ impl<W: Write> Packer<W> {
         self.add_file(path, name, header, metadata)
     }
 
+    /// Adds what reading a file gives: the length and the blocks that a file tells of are not
+    /// believed where they can be looked at, as files of the kernel's tell what they like.
     fn add_file(
         &mut self,
         path: &Path,
@@ -132,45 +182,75 @@ impl<W: Write> Packer<W> {
         metadata: &Metadata,
     ) -> Result<(), FilesError> {
         let mut file = File::open(path).map_err(FilesError::at("open", path))?;
-        self.summary.bytes += metadata.len();
-        if metadata.blocks() * BLOCK < metadata.len() {
-            // Only what the file holds is sent.
+        let told = metadata.len();
+        let mut content = std::mem::take(&mut self.buffer);
+        content.clear();
+        let read = |file: &mut File, content: &mut Vec<u8>, limit| {
+            read_on(file, content, told, limit).map_err(FilesError::at("read", path))
+        };
+        read(&mut file, &mut content, BUFFER)?;
+        let added = if content.len() < BUFFER {
+            self.add_whole(&content, name, &mut header)
+        } else if told <= content.len() as u64 {
+            read(&mut file, &mut content, LONGEST_UNTOLD)?;
+            match content.len() < LONGEST_UNTOLD {
+                true => self.add_whole(&content, name, &mut header),
+                false => Err(unsteady(path, "it is much longer than it says")),
+            }
+        } else if has_holes(&file, metadata) {
             self.summary.entries += 1;
-            return self.builder.append_file(name, &mut file).map_err(FilesError::Stream);
-        }
-        let size = metadata.len();
-        header.set_size(size);
-        // The header alone: what follows it goes through a buffer of our own, which is larger than
-        // the archive's.
-        self.append(&mut header, name, io::empty())?;
-        self.add_content(&mut file, path, size)
+            self.summary.bytes += told;
+            let added = self.builder.append_file(name, &mut file).map_err(FilesError::Stream);
+            added.and_then(|()| match file.metadata() {
+                Ok(now) if now.len() >= told => Ok(()),
+                _ => Err(unsteady(path, SHORTER)),
+            })
+        } else {
+            header.set_size(told);
+            self.summary.bytes += told;
+            // The header alone: what follows it goes past the archive's own buffer.
+            let begun = self.append(&mut header, name, io::empty());
+            begun.and_then(|()| self.add_content(&mut file, &mut content, path, told))
+        };
+        content.truncate(BUFFER);
+        self.buffer = content;
+        added
     }
 
-    /// Writes a file's first bytes, as many as were announced, up to the end of a block. One that
-    /// grows or shrinks meanwhile must not shift what follows it: zeros stand for what is not there
-    /// any more.
-    fn add_content(&mut self, file: &mut File, path: &Path, size: u64) -> Result<(), FilesError> {
-        let mut left = size;
-        // What is small goes with its header.
-        if size >= BUFFER as u64 {
-            let sent = (self.shortcut)(self.builder.get_mut(), file, size);
-            left -= sent.map_err(FilesError::Stream)?;
-        }
-        self.buffer.resize(BUFFER, 0);
+    /// Adds a file of which all is in memory.
+    fn add_whole(
+        &mut self,
+        content: &[u8],
+        name: &Path,
+        header: &mut Header,
+    ) -> Result<(), FilesError> {
+        header.set_size(content.len() as u64);
+        self.summary.bytes += content.len() as u64;
+        self.append(header, name, content)
+    }
+
+    /// Writes a file's first bytes, as many as were announced, up to the end of a block: what has
+    /// been read of them, and then the rest. What comes on top of them came later.
+    fn add_content(
+        &mut self,
+        file: &mut File,
+        piece: &mut Vec<u8>,
+        path: &Path,
+        size: u64,
+    ) -> Result<(), FilesError> {
+        self.builder.get_mut().write_all(piece).map_err(FilesError::Stream)?;
+        let mut left = size - piece.len() as u64;
+        let sent = (self.shortcut)(self.builder.get_mut(), file, left);
+        left -= sent.map_err(FilesError::Stream)?;
         while left > 0 {
-            let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let piece = &mut self.buffer[..wanted];
-            let len = match file.read(piece) {
-                Ok(0) => {
-                    piece.fill(0);
-                    wanted
-                }
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(FilesError::at("read", path)(error)),
-            };
-            self.builder.get_mut().write_all(&piece[..len]).map_err(FilesError::Stream)?;
-            left -= len as u64;
+            piece.clear();
+            let wanted = BUFFER.min(usize::try_from(left).unwrap_or(BUFFER));
+            read_on(file, piece, left, wanted).map_err(FilesError::at("read", path))?;
+            if piece.is_empty() {
+                return Err(unsteady(path, SHORTER));
+            }
+            self.builder.get_mut().write_all(piece).map_err(FilesError::Stream)?;
+            left -= piece.len() as u64;
         }
         let blank = [0; BLOCK as usize];
         let padding = (size.next_multiple_of(BLOCK) - size) as usize;

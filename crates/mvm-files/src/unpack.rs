@@ -7,17 +7,19 @@
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid, openat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+    openat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
 use crate::place::{Place, Root};
+use crate::times::{MTIME, Time};
 use crate::writer::{Broken, fill};
 use crate::{FilesError, Summary, Target};
 
@@ -96,7 +98,7 @@ fn broken(error: io::Error) -> FilesError {
 #[derive(Debug, Clone, Copy)]
 struct Meta {
     mode: Mode,
-    mtime: u64,
+    mtime: Time,
     owner: Option<(Uid, Gid)>,
 }
 
@@ -207,7 +209,8 @@ impl Unpacker {
         Ok(parts)
     }
 
-    fn meta(&self, entry: &Entry<'_, impl Read>) -> Result<Meta, FilesError> {
+    fn meta(&self, entry: &mut Entry<'_, impl Read>) -> Result<Meta, FilesError> {
+        let mtime = mtime(entry)?;
         let header = entry.header();
         let bad = |error: io::Error| FilesError::Archive { problem: error.to_string() };
         let is_kept = self.options.owners == Owners::Kept;
@@ -220,7 +223,7 @@ impl Unpacker {
             true => Some((Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?))),
             false => None,
         };
-        Ok(Meta { mode: Mode::from_raw_mode(rights), mtime: header.mtime().map_err(bad)?, owner })
+        Ok(Meta { mode: Mode::from_raw_mode(rights), mtime, owner })
     }
 
     /// Goes to a directory below the target, leaving others and making what is missing.
@@ -276,10 +279,14 @@ impl Unpacker {
         meta: Meta,
     ) -> Result<(), FilesError> {
         let temporary = self.temporary();
+        let through = self.through_link(name)?;
+        let (here, own) = match &through {
+            Some((dir, own)) => (dir.as_fd(), own),
+            None => (self.here(), name),
+        };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let private = Mode::from_raw_mode(0o600);
-        let file =
-            openat(self.here(), &temporary, flags, private).map_err(self.failed("make", name))?;
+        let file = openat(here, &temporary, flags, private).map_err(self.failed("make", name))?;
         let mut file = File::from(file);
         let mut buffer = std::mem::take(&mut self.buffer);
         let filled = fill(&mut file, entry, &mut buffer);
@@ -295,7 +302,34 @@ impl Unpacker {
             Err(Broken::Source(error)) => Err(FilesError::Stream(error)),
             Err(Broken::File(error)) => Err(self.failed::<io::Error>("write", name)(error)),
         };
-        self.settle(&temporary, name, made)
+        let here = through.as_ref().map_or(self.here(), |(dir, _)| dir.as_fd());
+        self.settle(here, &temporary, own, made)
+    }
+
+    /// Where a file goes whose name is a link's: what the link leads to is written, as `cp` does.
+    /// Only a link is followed that whoever copies has named, or in a target that is trusted.
+    fn through_link(&self, name: &CString) -> Result<Option<(OwnedFd, CString)>, FilesError> {
+        let is_named = self.levels.is_empty() && matches!(self.names, Root::Named(_));
+        let here = self.here();
+        let found = rustix::fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW);
+        let is_link = found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_symlink());
+        if !is_link || (self.options.links == Links::Refuse && !is_named) {
+            return Ok(None);
+        }
+        let action = "write through the link";
+        // The kernel follows it, by its own rules, and says where to.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = openat(here, name, flags, Mode::empty()).map_err(self.failed(action, name))?;
+        let shown = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = std::fs::read_link(shown).map_err(self.failed(action, name))?;
+        let (Some(dir), Some(own)) = (path.parent(), path.file_name()) else {
+            return Err(self.failed(action, name)(Errno::ISDIR));
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(CWD, dir, flags, Mode::empty()).map_err(self.failed(action, name))?;
+        let own = CString::new(own.as_bytes());
+        let own = own.map_err(|_| self.failed(action, name)(Errno::INVAL))?;
+        Ok(Some((dir, own)))
     }
 
     fn add_symlink(
@@ -323,7 +357,7 @@ impl Unpacker {
                 rustix::fs::utimensat(here, &temporary, &times(meta.mtime), flags)
             })
             .map_err(self.failed("make the link", name));
-        self.settle(&temporary, name, made)
+        self.settle(self.here(), &temporary, name, made)
     }
 
     /// A second name of a file that came before.
@@ -344,17 +378,17 @@ impl Unpacker {
         let temporary = self.temporary();
         let made = rustix::fs::linkat(&from, &first, self.here(), &temporary, AtFlags::empty())
             .map_err(self.failed("make the link", name));
-        self.settle(&temporary, name, made)
+        self.settle(self.here(), &temporary, name, made)
     }
 
     /// Gives what was made its name, or removes it.
     fn settle(
         &self,
+        here: BorrowedFd<'_>,
         temporary: &CString,
         name: &CString,
         made: Result<(), FilesError>,
     ) -> Result<(), FilesError> {
-        let here = self.here();
         let settled = made.and_then(|()| {
             rustix::fs::renameat_with(here, temporary, here, name, RenameFlags::empty())
                 .map_err(self.failed("replace", name))
@@ -409,11 +443,24 @@ impl Meta {
     }
 }
 
-fn times(mtime: u64) -> Timestamps {
-    let seconds = i64::try_from(mtime).unwrap_or(i64::MAX);
+/// When what an entry is of was changed.
+fn mtime(entry: &mut Entry<'_, impl Read>) -> Result<Time, FilesError> {
+    let bad = |error: io::Error| FilesError::Archive { problem: error.to_string() };
+    let mut told = Time::from_header(entry.header().mtime().map_err(bad)?);
+    for extension in entry.pax_extensions().map_err(bad)?.into_iter().flatten().flatten() {
+        if extension.key() == Ok(MTIME)
+            && let Some(time) = extension.value().ok().and_then(Time::from_extension)
+        {
+            told = time;
+        }
+    }
+    Ok(told)
+}
+
+fn times(mtime: Time) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds },
     }
 }
 
