@@ -12,6 +12,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::machine;
 use mvm_files::{FilesError, Links, Options, Owners, Summary, Target};
 
 /// Runs the program that these arguments name.
@@ -24,8 +25,9 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
             unpack(&Target::As { path: PathBuf::from(path), name: OsString::from(name) }, owners)
         }
         ["ssh-prepare", key] => sshd::prepare(key),
-        ["sync"] => {
+        ["prepare-sleep"] => {
             rustix::fs::sync();
+            machine::freeze_disks();
             Ok(())
         }
         ["sshd"] => Err(sshd::serve()),

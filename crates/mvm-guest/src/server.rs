@@ -85,6 +85,8 @@ pub(crate) struct Server<'a> {
     main: Option<Result<MainProcess, GuestError>>,
     /// Until when the main process has time to end, once a shutdown was asked for.
     stop_by: Option<Instant>,
+    /// When disks that were frozen for a sleep are thawed, if it does not come.
+    thaw_by: Option<Instant>,
     /// Programs that run without the host, by process id.
     detached: BTreeMap<i32, Box<Exec>>,
     /// The kernel's boot id: what stands in its place in a fork is the fork's.
@@ -118,6 +120,7 @@ impl<'a> Server<'a> {
             ulimit: BTreeMap::new(),
             main: None,
             stop_by: None,
+            thaw_by: None,
             detached: BTreeMap::new(),
             boot_id: boot_id.unwrap_or_default().trim().into(),
             sessions: 0,
@@ -139,6 +142,9 @@ impl<'a> Server<'a> {
                 self.handle(source, now);
             }
             self.settle(now);
+            if self.thaw_by.is_some_and(|at| at <= now) {
+                self.thaw();
+            }
             if self.outbox.has_room() {
                 self.take_events(now);
             }
@@ -168,7 +174,7 @@ impl<'a> Server<'a> {
             sources.push(Source::Clock);
             fds.push(PollFd::from_borrowed_fd(clock, PollFlags::IN));
         }
-        let mut alarm = [self.stop_by, look_at].into_iter().flatten().min();
+        let mut alarm = [self.stop_by, self.thaw_by, look_at].into_iter().flatten().min();
         if let Some(Ok(main)) = &self.main {
             main.wants(|pipe, fd, flags| {
                 sources.push(Source::Main(pipe));
@@ -384,6 +390,8 @@ impl<'a> Server<'a> {
         }
         self.sessions += 1;
         self.machine.stir_entropy(&host.nonce);
+        // Whoever had disks frozen is not there any more.
+        self.thaw();
         let uname = rustix::system::uname();
         self.link(0).message(&GuestMessage::Hello(Hello {
             agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -394,6 +402,12 @@ impl<'a> Server<'a> {
             features: Feature::ALL.map(|feature| feature.name().into()).into(),
         }));
         note(&format!("session {} with the host", self.sessions));
+    }
+
+    /// Lets data disks be written again that were frozen for a sleep.
+    fn thaw(&mut self) {
+        self.thaw_by = None;
+        self.machine.thaw();
     }
 
     /// Ends whatever runs for any stream, without a word: the host that asked is gone, or told.

@@ -16,6 +16,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{chdir, chroot};
 
+use crate::machine::takes_discards;
+
 const IMAGE: &str = "/dev/vda";
 const LAYER: &str = "/dev/vdb";
 const LOWER: &str = "/mnt/lower";
@@ -35,7 +37,9 @@ pub(super) fn mount_root() -> Result<OwnedFd, String> {
         at(dir, fs::create_dir_all(dir))?;
     }
     at(IMAGE, mount(IMAGE, LOWER, "erofs", MountFlags::RDONLY, None))?;
-    at(LAYER, mount(LAYER, RW, "ext4", MountFlags::NOATIME, None))?;
+    // What is deleted is given back to the host.
+    let options = takes_discards("vdb").then_some(c"discard");
+    at(LAYER, mount(LAYER, RW, "ext4", MountFlags::NOATIME, options))?;
     for dir in ["/mnt/rw/upper", "/mnt/rw/work"] {
         at(dir, fs::create_dir_all(dir))?;
     }

@@ -29,7 +29,10 @@ use crate::init::Init;
 use clock::WallClock;
 use identity::Identity;
 
-pub(crate) use disks::unmount_all as unmount_disks;
+pub(crate) use disks::{
+    freeze_all as freeze_disks, takes_discards, thaw_all as thaw_disks,
+    unmount_all as unmount_disks,
+};
 pub(crate) use network::{bring_up_loopback, outside_address};
 pub(crate) use settings::{Applied, set_defaults};
 pub(crate) use wakes::Wakes;
@@ -107,6 +110,13 @@ impl Machine {
         identity.take_on(configuration)?;
         settings.ensure(&configuration.settings)?;
         disks::ensure_mounted(&configuration.disks)
+    }
+
+    /// Lets data disks be written again that were frozen for a sleep.
+    pub(crate) fn thaw(&self) {
+        if let Self::Own { .. } = self {
+            thaw_disks();
+        }
     }
 
     /// Steps the wall clock.

@@ -121,6 +121,7 @@ impl Server<'_> {
     ) -> Result<(), GuestError> {
         match request {
             HostMessage::Configure(configuration) => {
+                self.thaw();
                 self.machine.configure(&configuration)?;
                 self.surroundings.limit(&configuration.settings.ulimit)?;
                 self.ulimit = configuration.settings.ulimit;

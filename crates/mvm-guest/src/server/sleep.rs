@@ -11,6 +11,8 @@ use crate::machine::Machine;
 
 /// Where a root has the hooks to run before sleep.
 const PRE_SLEEP: &str = "etc/mvm/hooks/pre-sleep.d";
+/// How long after its hooks a guest may take to be put to sleep, before its disks may be written again.
+const FROZEN_LIMIT: Duration = Duration::from_secs(90);
 /// Where a root has the hooks to run after a wake.
 const POST_WAKE: &str = "etc/mvm/hooks/post-wake.d";
 
@@ -30,6 +32,10 @@ impl Server<'_> {
             Machine::Borrowed { .. } => Last::Nothing,
         };
         self.start_hooks(id, PRE_SLEEP, env, last, request.hooks_ms, now);
+        if last == Last::Sync {
+            let hooks = Duration::from_millis(request.hooks_ms);
+            self.thaw_by = now.checked_add(hooks.saturating_add(FROZEN_LIMIT));
+        }
         Ok(())
     }
 
@@ -41,6 +47,7 @@ impl Server<'_> {
         now: Instant,
     ) -> Result<(), GuestError> {
         self.check_hooks()?;
+        self.thaw();
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let unix_ms = since_epoch.unwrap_or_default().as_millis();
         let wakes = self.wakes.as_mut().map_or(0, |wakes| wakes.raise(request.reason, unix_ms));

@@ -40,7 +40,7 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(crate) enum Last {
     /// Nothing more.
     Nothing,
-    /// All filesystems write what they hold back.
+    /// All filesystems write what they hold back, and data disks are frozen.
     Sync,
 }
 
@@ -200,7 +200,7 @@ impl Hooks {
         match std::mem::replace(&mut self.last, Last::Nothing) {
             Last::Nothing => false,
             Last::Sync => {
-                let argv = vec!["sync".to_owned()];
+                let argv = vec!["prepare-sleep".to_owned()];
                 let cwd = Some("/".to_owned());
                 let request = ExecRequest { argv, cwd, builtin: true, ..ExecRequest::default() };
                 match Hook::start("sync", &request, surroundings, now) {

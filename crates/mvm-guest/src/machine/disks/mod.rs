@@ -4,10 +4,15 @@
 //! A journal is replayed by the kernel as it mounts, except on a disk that may not be written.
 #![allow(unsafe_code)]
 
+mod freeze;
+mod fresh;
+mod mounts;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +22,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::console::complain;
 use crate::failure::{invalid, refused};
+use mounts::MountInfo;
+
+pub(crate) use freeze::{freeze_all, thaw_all};
 
 /// How long a disk may take to appear.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -43,33 +51,81 @@ pub(super) fn check(disks: &[DiskConfiguration]) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// Mounts each disk that is not mounted yet.
+/// Mounts each disk that is not mounted yet, wherever that was done.
 pub(super) fn ensure_mounted(disks: &[DiskConfiguration]) -> Result<(), GuestError> {
+    let failed = |disk: &DiskConfiguration, error: String| {
+        let DiskConfiguration { name, path, .. } = disk;
+        refused(format!("disk {name} cannot be mounted on {path}"), error)
+    };
+    let mut missing: Vec<(PathBuf, &DiskConfiguration)> = Vec::new();
     for disk in disks {
-        let failed = |error: String| {
-            let DiskConfiguration { name, path, .. } = disk;
-            refused(format!("disk {name} cannot be mounted on {path}"), error)
-        };
-        ensure_one(disk).map_err(failed)?;
+        let place = is_mounted(disk).and_then(|is_mounted| match is_mounted {
+            true => Ok(None),
+            false => place_of(Path::new(&disk.path)).map(Some),
+        });
+        let Some(place) = place.map_err(|error| failed(disk, error))? else { continue };
+        if let Some((_, other)) = missing.iter().find(|(there, _)| *there == place) {
+            let error = format!("disk {} is mounted on {} too", other.name, place.display());
+            return Err(failed(disk, error));
+        }
+        missing.push((place, disk));
+    }
+    // Whatever links lead there, a disk whose directory lies in another's comes after it.
+    missing.sort_by(|(one, _), (other, _)| one.cmp(other));
+    for (_, disk) in missing {
+        // What is on the others may lead elsewhere.
+        let mounted = place_of(Path::new(&disk.path)).and_then(|place| mount_on(disk, &place));
+        mounted.map_err(|error| failed(disk, error))?;
     }
     Ok(())
 }
 
-fn ensure_one(disk: &DiskConfiguration) -> Result<(), String> {
+/// Whether a disk is mounted: a path may lead elsewhere than it did, and a device does not.
+fn is_mounted(disk: &DiskConfiguration) -> Result<bool, String> {
     let device = format!("/dev/{}", disk.device);
-    let mounts = fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
-    if mounted(&mounts).any(|(source, target)| source == device && target == disk.path) {
-        return Ok(());
-    }
     wait_for(&device).map_err(|error| format!("{device}: {error}"))?;
-    fs::create_dir_all(&disk.path).map_err(|error| format!("cannot make it: {error}"))?;
-    let (flags, options) = match disk.read_only {
-        true => (MountFlags::RDONLY, None),
-        // What a disk is grown by reads as zeroes, so its inode tables need no zeroing.
-        false => (MountFlags::empty(), Some(c"noinit_itable")),
+    let number = fs::metadata(&device).map_err(|error| format!("{device}: {error}"))?.rdev();
+    let number = (rustix::fs::major(number), rustix::fs::minor(number));
+    let mounts = MountInfo::read().map_err(|error| error.to_string())?;
+    Ok(mounts.iter().any(|mount| mount.device == number && mount.is_whole))
+}
+
+/// Where a path leads from the root: links are followed, and what is missing is added.
+fn place_of(path: &Path) -> Result<PathBuf, String> {
+    let mut place = PathBuf::from("/");
+    for part in path.components().skip(1) {
+        let next = place.join(part);
+        place = match fs::canonicalize(&next) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::read_link(&next) {
+                Ok(target) => {
+                    let (link, target) = (next.display(), target.display());
+                    return Err(format!("{link} is a link to {target}, which leads nowhere"));
+                }
+                Err(_) => next,
+            },
+            Err(error) => return Err(format!("{}: {error}", next.display())),
+        };
+    }
+    match place == Path::new("/") {
+        true => Err("it leads to the root".to_owned()),
+        false => Ok(place),
+    }
+}
+
+fn mount_on(disk: &DiskConfiguration, place: &Path) -> Result<(), String> {
+    let device = format!("/dev/{}", disk.device);
+    fs::create_dir_all(place).map_err(|error| format!("cannot make it: {error}"))?;
+    let covered = File::open(place).map_err(|error| format!("cannot open it: {error}"))?;
+    let (flags, options) = match (disk.read_only, takes_discards(&disk.device)) {
+        (true, _) => (MountFlags::RDONLY, None),
+        // What a disk is grown by reads as zeroes, so its inode tables need no zeroing. What is
+        // deleted is given back to the host.
+        (false, true) => (MountFlags::empty(), Some(c"noinit_itable,discard")),
+        (false, false) => (MountFlags::empty(), Some(c"noinit_itable")),
     };
     let flags = flags | MountFlags::NOATIME | MountFlags::NODEV;
-    match mount(&*device, &*disk.path, "ext4", flags, options) {
+    match mount(&*device, place, "ext4", flags, options) {
         Ok(()) => {}
         Err(Errno::ROFS) if disk.read_only => {
             return Err("it was not unmounted in order and must be mounted for writing once, \
@@ -82,7 +138,14 @@ fn ensure_one(disk: &DiskConfiguration) -> Result<(), String> {
     if disk.read_only {
         return Ok(());
     }
-    grow(&disk.device, Path::new(&disk.path)).map_err(|error| format!("cannot grow it: {error}"))
+    grow(&disk.device, place).map_err(|error| format!("cannot grow it: {error}"))?;
+    fresh::fill(&covered, place).map_err(|error| format!("cannot fill it: {error}"))
+}
+
+/// Whether a block device has what is deleted on it given back to the host.
+pub(crate) fn takes_discards(device: &str) -> bool {
+    let limit = fs::read_to_string(format!("/sys/class/block/{device}/queue/discard_max_bytes"));
+    limit.is_ok_and(|limit| limit.trim() != "0")
 }
 
 /// Grows the mounted file system to its device's size, if it is smaller.
@@ -103,24 +166,20 @@ fn grow(device: &str, path: &Path) -> io::Result<()> {
 
 /// Unmounts every data disk, as nothing runs any more, so that each is found in order.
 pub(crate) fn unmount_all() {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let targets: Vec<&str> = mounted(&mounts).map(|(_, target)| target).collect();
+    freeze::thaw_all();
     // The last one mounted may lie within an earlier one.
-    for target in targets.into_iter().rev() {
-        if let Err(error) = unmount(target, UnmountFlags::empty()) {
-            complain(&format!("cannot unmount {target}: {error}"));
+    for mount in data_disks().iter().rev() {
+        if let Err(error) = unmount(&*mount.place, UnmountFlags::empty()) {
+            complain(&format!("cannot unmount {}: {error}", mount.place.display()));
         }
     }
 }
 
-/// The devices of data disks with where they are mounted.
-fn mounted(mounts: &str) -> impl Iterator<Item = (&str, &str)> {
-    mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let (source, target) = (fields.next()?, fields.next()?);
-        let letter = *source.strip_prefix("/dev/vd")?.as_bytes().first()?;
-        (letter >= FIRST_DEVICE).then_some((source, target))
-    })
+/// Every mount of a data disk.
+fn data_disks() -> Vec<MountInfo> {
+    let mut mounts = MountInfo::read().unwrap_or_default();
+    mounts.retain(MountInfo::is_data_disk);
+    mounts
 }
 
 fn wait_for(device: &str) -> io::Result<()> {
@@ -137,6 +196,7 @@ fn wait_for(device: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     fn disk(device: &str, path: &str) -> DiskConfiguration {
         let (name, device, path) = ("data".into(), device.into(), path.into());
@@ -162,10 +222,21 @@ mod tests {
     }
 
     #[test]
-    fn data_disks_are_told_from_the_roots_own() {
-        let table = "overlay / overlay rw 0 0\n/dev/vda /mnt/lower erofs ro 0 0\n\
-                     /dev/vdc /data ext4 rw 0 0\n/dev/vdd /data/more ext4 ro 0 0\n";
-        let found: Vec<_> = mounted(table).collect();
-        assert_eq!(found, [("/dev/vdc", "/data"), ("/dev/vdd", "/data/more")]);
+    fn a_place_is_where_links_lead_and_one_that_dangles_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("run/lock")).unwrap();
+        fs::create_dir(root.join("var")).unwrap();
+        let link = |target: &str, name: &str| symlink(target, root.join(name)).unwrap();
+        link("../run", "var/run");
+        link("nowhere", "var/lost");
+        link("/", "var/top");
+        let place = |path: &str| place_of(&root.join(path));
+        assert_eq!(place("var/run/db"), Ok(root.join("run/db")));
+        assert_eq!(place("var/run/lock"), Ok(root.join("run/lock")));
+        assert_eq!(place("var/new/deep"), Ok(root.join("var/new/deep")));
+        let lost = place("var/lost/db").unwrap_err();
+        assert!(lost.contains("var/lost is a link to nowhere, which leads nowhere"), "{lost}");
+        assert_eq!(place("var/top"), Err("it leads to the root".to_owned()));
     }
 }
