@@ -371,7 +371,7 @@ impl Actor {
                 if let (Some(session), Some(reason)) = (session, woken) {
                     // It stood still with its session.
                     return self.spawn_for_run(async move |node| {
-                        effects::greet_again(&node, &path, &session, reason).await
+                        effects::greet_again(&node, &path, &*vm, &session, reason).await
                     });
                 }
                 let is_boot = self.session_mode == SessionMode::Fresh;

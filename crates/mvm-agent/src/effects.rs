@@ -287,17 +287,24 @@ async fn try_greet(
 pub(crate) async fn greet_again(
     node: &Node,
     path: &InstancePath,
+    vm: &dyn Vm,
     session: &Session,
     reason: WakeReason,
 ) -> Message {
-    let set_right = async {
-        configure_over(node, path, session).await?;
-        tell_woken(path, session, reason).await
-    };
-    Message::Event(match set_right.await {
-        Ok(()) => Event::Ready,
-        Err(error) => boot_failed(&error),
-    })
+    loop {
+        let set_right = async {
+            configure_over(node, path, session).await?;
+            tell_woken(path, session, reason).await
+        };
+        match set_right.await {
+            Ok(()) => return Message::Event(Event::Ready),
+            // It had no time to answer in.
+            Err(_) if vm.lacks_space().await.unwrap_or(false) => {
+                space::wait_while_lacking(path, vm).await;
+            }
+            Err(error) => return Message::Event(boot_failed(&error)),
+        }
+    }
 }
 
 /// Tells a guest that it goes on, and lets it run its hooks.
