@@ -51,8 +51,8 @@ mod tests {
 
     #[test]
     fn the_last_of_a_name_is_set_and_a_limit_needs_a_value() {
-        let sysctl = [("vm.x", "1"), ("vm.x", "2")].map(|(a, b)| (a.to_owned(), b.to_owned()));
-        let args = SettingsArgs { sysctl: sysctl.to_vec(), ..SettingsArgs::default() };
+        let settings = [("vm.x", "1"), ("vm.x", "2")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let args = SettingsArgs { sysctl: settings.to_vec(), ..SettingsArgs::default() };
         assert_eq!(args.into_settings().sysctl["vm.x"], "2");
         assert_eq!(ulimit("nofile=1:2").unwrap().1, "1:2".parse().unwrap());
         assert!(ulimit("nofile").is_err() && sysctl("vm.x").is_err());

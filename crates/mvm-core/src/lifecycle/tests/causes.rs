@@ -143,7 +143,8 @@ fn a_guest_that_ended_by_itself_explains_why_it_did_not_answer() {
     let by_itself = [Event::ShutdownFailed, exited(powered_off())];
     assert_eq!(cause(with("stopping to fail", by_itself)), Cause::GuestShutdown);
     let asked = cause(with("stopping to fail", [exited(powered_off())]));
-    assert_eq!(asked, Cause::StartFailed { error: "no tap".to_owned() }, "it was asked to");
+    let failed = Cause::StartFailed { error: "no tap".to_owned(), program: None };
+    assert_eq!(asked, failed, "it was asked to");
     let timed_out = step(&at("launched"), Event::Tick, NOW + BOOT_TIMEOUT_MS).0;
     let death = step(&timed_out, panics(), NOW + BOOT_TIMEOUT_MS).0.last_death.unwrap();
     assert_eq!(death.cause, Cause::GuestPanic);
