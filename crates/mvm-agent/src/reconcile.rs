@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::actor::{self, Message};
 use crate::builder;
+use crate::cut_off;
 use crate::disks;
 use crate::images;
 use crate::node::{Node, chain};
@@ -91,6 +92,7 @@ impl Reconciler {
         self.spawn_actors(&mirror);
         let desired = touchable(&mirror);
         self.ensure_tenants(&desired).await;
+        self.serve_names(&desired).await;
         self.listeners.ensure(&self.node, &mirror.desired).await;
         let limits = PlanLimits { starting: self.node.config.max_starting };
         let plan = plan(&desired, &mirror.observed, limits, self.node.clock.now_ms());
@@ -260,12 +262,31 @@ impl Reconciler {
         }
     }
 
+    /// Makes each tenant's gateway answer questions for names.
+    async fn serve_names(&self, desired: &Desired) {
+        let tenants = desired.tenants.values().map(|tenant| tenant.network);
+        let bridged = tenants.filter(|network| self.bridged.contains(&network.net_id)).collect();
+        let served = self.node.host.network.serve_names(&bridged).await;
+        self.node.set_problem("names in guests", served.err().map(|error| chain(&error)));
+    }
+
     /// What nobody pokes for.
     async fn look_after(&self) {
         self.bound_own_log();
         self.bound_logs().await;
         self.tidy_snapshots();
         self.mend_firewall().await;
+        self.mend_links().await;
+    }
+
+    async fn mend_links(&self) {
+        let mended = self.node.host.network.mend_links().await;
+        if let Ok(true) = mended {
+            tracing::warn!("somebody else changed this agent's network links: they are put back");
+        }
+        self.node.set_problem("mending links", mended.err().map(|error| chain(&error)));
+        let looked = cut_off::look(&self.node).await;
+        self.node.set_problem("looking at links", looked.err().map(|error| chain(&error)));
     }
 
     async fn mend_firewall(&self) {

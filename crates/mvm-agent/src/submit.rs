@@ -174,7 +174,7 @@ fn ended(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::Instance
 }
 
 /// The records that differ.
-fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
+pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
     fn puts<K: Ord, V: Serialize + PartialEq>(
         before: &BTreeMap<K, V>,
         after: &BTreeMap<K, V>,

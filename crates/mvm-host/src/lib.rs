@@ -16,6 +16,7 @@ pub mod platform;
 pub mod process;
 pub mod removal;
 pub mod snapshots;
+pub mod state_dir;
 mod tls;
 pub mod unix_socket;
 pub mod vmm;

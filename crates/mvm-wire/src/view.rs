@@ -272,6 +272,9 @@ pub struct InstanceView {
     /// Why its last start was a boot although there was a snapshot.
     #[serde(default)]
     pub cold_boot: Option<ColdBoot>,
+    /// Why it has no network although it runs.
+    #[serde(default)]
+    pub network_problem: Option<String>,
     /// Failures in a row.
     pub failures: u32,
     /// How its last run ended.

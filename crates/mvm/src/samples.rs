@@ -38,6 +38,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         rested: None,
         pinned: false,
         cold_boot: None,
+        network_problem: None,
         failures: 0,
         last_death: None,
         exit_code: None,

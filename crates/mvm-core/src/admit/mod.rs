@@ -6,6 +6,7 @@
 //! once or not at all, and the imperative verbs and the declarative document take the same path.
 
 mod apply;
+mod copies;
 mod denial;
 mod disks;
 mod instances;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub use copies::make_own;
 pub use denial::{Denial, DiskConflict, Limit};
 pub use limits::{Usage, node_usage, tenant_usage};
 pub use spares::{spare_fits, spares_of};

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
 
-use super::{Difference, Network, NetworkError, Occupied};
+use super::{Difference, Network, NetworkError, Occupied, Surroundings};
 
 /// The machine that simulated agents share.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +32,10 @@ struct State {
     firewalls: BTreeMap<PathBuf, NodeNetwork>,
     /// How many of the next changes fail.
     failures: u32,
+    /// Taps that were taken away from microVMs that ran.
+    lost: BTreeSet<String>,
+    /// Whose names are served, by state directory.
+    names: BTreeMap<PathBuf, BTreeSet<TenantNetwork>>,
 }
 
 #[derive(Debug, Clone)]
@@ -80,9 +84,11 @@ impl SimMachine {
         self.lock().subnets.insert(subnet);
     }
 
-    /// Takes a link away behind its agent's back.
+    /// Takes a link away behind its agent's back. A microVM that had a tap has it no longer.
     pub fn remove_link(&self, name: &str) {
-        self.lock().links.remove(name);
+        let mut state = self.lock();
+        state.links.remove(name);
+        state.lost.insert(name.to_owned());
     }
 
     /// Takes a link down behind its agent's back.
@@ -90,6 +96,11 @@ impl SimMachine {
         if let Some(link) = self.lock().links.get_mut(name) {
             link.is_up = false;
         }
+    }
+
+    /// The tenants that have a name server.
+    pub fn served_names(&self) -> BTreeSet<TenantNetwork> {
+        self.lock().names.values().flatten().copied().collect()
     }
 
     /// The names of all links.
@@ -256,7 +267,9 @@ impl Network for SimNetwork {
 
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         self.admit_instance(instance).await?;
-        self.machine.lock().ensure_link(instance.tap(), &self.state_dir)
+        let mut state = self.machine.lock();
+        state.lost.remove(&instance.tap());
+        state.ensure_link(instance.tap(), &self.state_dir)
     }
 
     async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
@@ -274,11 +287,16 @@ impl Network for SimNetwork {
     }
 
     async fn take_tap(&self, instance: InstanceNetwork, _pid: u32) -> Result<(), NetworkError> {
-        self.machine.lock().ensure_link(instance.tap(), &self.state_dir)
+        let mut state = self.machine.lock();
+        state.lost.remove(&instance.tap());
+        state.ensure_link(instance.tap(), &self.state_dir)
     }
 
     async fn remove_tap(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         let mut state = self.machine.lock();
+        if let Some(firewall) = state.firewalls.get_mut(&self.state_dir) {
+            firewall.fall_asleep(&instance);
+        }
         let errors = state.sweep(&self.state_dir, |name| name != instance.tap());
         NetworkError::all(errors)
     }
@@ -316,6 +334,39 @@ impl Network for SimNetwork {
     async fn mend_firewall(&self) -> Result<bool, NetworkError> {
         // Nobody else changes a simulated one.
         Ok(false)
+    }
+
+    async fn mend_links(&self) -> Result<bool, NetworkError> {
+        let mut state = self.machine.lock();
+        let Some(wanted) = state.firewalls.get(&self.state_dir).cloned() else { return Ok(false) };
+        let is_well = |name: &String| state.links.get(name).is_some_and(|link| link.is_up);
+        let broken: Vec<String> = names(&wanted).filter(|name| !is_well(name)).collect();
+        let mut errors = Vec::new();
+        for name in &broken {
+            errors.extend(state.ensure_link(name.clone(), &self.state_dir).err());
+        }
+        NetworkError::all(errors).map(|()| !broken.is_empty())
+    }
+
+    async fn cut_off(
+        &self,
+        running: &[InstanceNetwork],
+    ) -> Result<BTreeSet<InstanceNetwork>, NetworkError> {
+        let state = self.machine.lock();
+        let is_connected = |instance: &&InstanceNetwork| {
+            let tap = instance.tap();
+            state.links.contains_key(&tap) && !state.lost.contains(&tap)
+        };
+        Ok(running.iter().filter(|instance| !is_connected(instance)).copied().collect())
+    }
+
+    async fn serve_names(&self, tenants: &BTreeSet<TenantNetwork>) -> Result<(), NetworkError> {
+        self.machine.lock().names.insert(self.state_dir.clone(), tenants.clone());
+        Ok(())
+    }
+
+    async fn surroundings(&self) -> Result<Surroundings, NetworkError> {
+        Ok(Surroundings::default())
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {
