@@ -112,6 +112,10 @@ fn an_instance_reaches_its_tenant_and_the_world_and_nothing_else() {
     assert!(scene.pings(one_path, address(&two)));
     assert!(scene.pings(two_path, address(&one)));
     assert!(scene.pings(one_path, gateway(node, "red")), "its own gateway");
+    // One that sleeps is woken by its neighbour's packet, and the next one arrives.
+    node.ok(&["sleep", two_path]);
+    until("the sleeper is woken", LIMIT, || scene.pings(one_path, address(&two)).then_some(()));
+    node.until_state(two_path, "running");
     // Another tenant.
     assert!(!scene.pings(one_path, address(&stranger)));
     assert!(!scene.pings(stranger_path, address(&one)));

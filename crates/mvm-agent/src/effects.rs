@@ -395,11 +395,13 @@ async fn network_configuration(
     node: &Node,
     net: InstanceNetwork,
 ) -> Result<NetworkConfiguration, EffectError> {
-    let Surroundings { nameservers, search, resolver_options, mtu } =
+    let Surroundings { nameservers: mut direct, is_gateway_last, search, resolver_options, mtu } =
         node.host.network.surroundings().await?;
     let gateway = net.tenant.gateway();
     // While no agent runs, nobody answers at the gateway, which a guest learns at once.
-    let nameservers = [IpAddr::V4(gateway)].into_iter().chain(nameservers).collect();
+    let at = if is_gateway_last { direct.len() } else { 0 };
+    direct.insert(at, IpAddr::V4(gateway));
+    let nameservers = direct;
     Ok(NetworkConfiguration {
         address: net.address(),
         prefix_len: net.tenant.subnet.prefix_len(),

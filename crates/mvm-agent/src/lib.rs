@@ -30,6 +30,7 @@ mod lists;
 mod lock;
 mod logs;
 mod main_process;
+mod neighbours;
 mod node;
 mod publish;
 mod ready;
@@ -164,6 +165,7 @@ impl RunningNode {
         tasks.spawn(spares::run(node.clone()));
         tasks.spawn(ready::run(node.clone()));
         tasks.spawn(guest_clocks::run(node.clone()));
+        tasks.spawn(neighbours::run(node.clone()));
         Ok(Self { node, tasks })
     }
 

@@ -47,6 +47,9 @@ pub struct SleepPolicy {
     /// Whether a VMM's process waits for each sleeping instance, where the VMM can do that: a wake
     /// takes less time, and the process a few MiB of the machine's memory.
     pub keep_vmm: bool,
+    /// Whether what rests goes on resting when another instance of its tenant sends it a packet.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_neighbours: bool,
 }
 
 impl Default for SleepPolicy {
@@ -58,6 +61,7 @@ impl Default for SleepPolicy {
             critical: false,
             compress: false,
             keep_vmm: false,
+            ignore_neighbours: false,
         }
     }
 }

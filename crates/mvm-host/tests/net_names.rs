@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use mvm_core::net::TenantNetwork;
 use mvm_host::net::{LinuxNetwork, Network, Surroundings};
 use net_support::guest::Station;
-use net_support::{Machine, in_namespace, instance, ip, node, tenant};
+use net_support::{Machine, in_namespace, instance, ip, nft, node, tenant};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// A question's header: number 0x0709, recursion desired, one question. No more is looked at.
@@ -151,11 +151,20 @@ fn a_change_of_the_machines_resolver_is_followed_and_none_is_told() {
             scene.network.surroundings().await.unwrap(),
             Surroundings {
                 nameservers: vec![],
+                is_gateway_last: false,
                 search: vec!["a.example".to_owned()],
                 resolver_options: vec!["ndots:2".to_owned()],
                 mtu: Some(1400),
             }
         );
+        nft(
+            "table inet fw {\n chain in {\n type filter hook input priority 0; policy drop;\n }\n}\n",
+        );
+        scene.network.mend_firewall().await.unwrap();
+        assert!(scene.network.surroundings().await.unwrap().is_gateway_last);
+        nft("delete table inet fw\n");
+        scene.network.mend_firewall().await.unwrap();
+        assert!(!scene.network.surroundings().await.unwrap().is_gateway_last);
         fs::write(&scene.resolv_conf, "nameserver 127.0.0.9\n").unwrap();
         let refused = scene.ask(&QUESTION).await;
         assert_eq!(refused[3] & 0xf, 2, "a server's failure");

@@ -83,3 +83,36 @@ async fn each_tenant_has_a_name_server_as_long_as_it_exists() {
     agent.submit(destroy).await.unwrap();
     agent.until("it is gone", |_| machine.network.served_names() == BTreeSet::new()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_is_moved_to_another_subnet_with_what_sleeps_and_what_is_stopped() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    run_two(&agent).await;
+    let name: mvm_core::name::TenantName = "demo".parse().unwrap();
+    let to = Request::TenantMove { name, subnet: "10.99.0.0/24".parse().unwrap() };
+    assert!(agent.submit(to.clone()).await.is_err(), "instances run");
+    let scale = Request::PoolScale {
+        path: "demo/hello".parse().unwrap(),
+        running: 0,
+        warm: None,
+        sleeping: Some(1),
+    };
+    agent.submit(scale).await.unwrap();
+    let is_down = |all: &[mvm_wire::view::InstanceView]| {
+        all.iter().all(|it| it.activity.is_none() && it.pid.is_none())
+    };
+    agent.until("all is down", is_down).await;
+    agent.submit(to).await.unwrap();
+    let is_moved = |_: &[_]| {
+        let served = machine.network.served_names();
+        served.iter().map(|it| it.subnet.to_string()).eq(["10.99.0.0/24"])
+    };
+    agent.until("it is moved", is_moved).await;
+    assert_eq!(verify(&agent).await.differences, [""; 0]);
+    let start = Request::InstanceStart { selector: "demo".parse().unwrap(), all: true };
+    agent.submit(start).await.unwrap();
+    let running = agent.until_running(2).await;
+    assert!(running.iter().all(|it| it.address.unwrap().octets()[..3] == [10, 99, 0]));
+    assert_eq!(verify(&agent).await.differences, [""; 0]);
+}

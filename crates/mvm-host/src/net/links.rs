@@ -16,6 +16,9 @@ use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
 };
@@ -197,6 +200,39 @@ impl Links {
     pub(super) async fn bring_up(&self, link: &Link) -> Result<(), NetworkError> {
         let message = LinkUnspec::new_with_index(link.index).up().build();
         self.set(message, format!("bring up the link {}", link.name)).await
+    }
+
+    /// Has a bridge take frames for this MAC itself, whatever port they went to before.
+    pub(super) async fn take_from_port(
+        &self,
+        bridge: &Link,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let request = self.handle.neighbours().add_bridge(bridge.index, &mac.0);
+        let request = request.state(NeighbourState::Permanent).flags(NeighbourFlags::Own).replace();
+        let operation = format!("have {} take frames for {mac}", bridge.name);
+        request.execute().await.map_err(failed(operation))
+    }
+
+    /// Has a bridge find out again where frames for this MAC go.
+    pub(super) async fn leave_to_port(
+        &self,
+        bridge: &Link,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = bridge.index;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        match self.handle.neighbours().del(message).execute().await {
+            // There was no such entry, or there is no such bridge any more.
+            Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            result => {
+                result.map_err(failed(format!("have {} give up frames for {mac}", bridge.name)))
+            }
+        }
     }
 
     /// Deletes a link; it may be gone by now.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -16,11 +17,13 @@ use super::claims::Claims;
 use super::links::{Link, LinkKind, Links};
 use super::names::{Names, RESOLV_CONF};
 use super::ownership::Ownership;
+use super::resting::Resting;
 use super::tap::NewTap;
 use super::verify::Machine;
 use super::{
     Difference, Network, NetworkError, Occupied, Owner, Registry, Surroundings, nft, sysctl,
 };
+use crate::platform::firewall::input_drops;
 
 /// Sizes of packets that guests are told, in bytes: what IPv6 needs at least, and what Ethernet, and so a tap,
 /// takes at most.
@@ -35,6 +38,9 @@ pub struct LinuxNetwork {
     registry: Registry,
     links: Links,
     names: Names,
+    /// Whether other software's firewall keeps guests from asking at their gateways.
+    is_input_dropped: AtomicBool,
+    resting: Resting,
     /// Held over each change, so that changes happen one after the other.
     firewall: Mutex<Firewall>,
 }
@@ -64,7 +70,9 @@ impl LinuxNetwork {
         let links = Links::open()?;
         let firewall = Mutex::new(Firewall::Unknown);
         let names = Names::new(RESOLV_CONF.into());
-        Ok(Self { owner, ownership, registry, links, names, firewall })
+        let resting = Resting::new();
+        let is_input_dropped = AtomicBool::new(false);
+        Ok(Self { owner, ownership, registry, links, names, is_input_dropped, resting, firewall })
     }
 
     /// The same with another file in place of the machine's `/etc/resolv.conf`.
@@ -160,6 +168,12 @@ impl LinuxNetwork {
             }
         }
         Ok(errors)
+    }
+
+    /// Looks at what other software's firewall does to guests.
+    async fn look_at_others(&self) {
+        let is_dropped = !input_drops().await.is_empty();
+        self.is_input_dropped.store(is_dropped, Ordering::Relaxed);
     }
 
     async fn machine(&self) -> Result<Machine, NetworkError> {
@@ -289,6 +303,8 @@ impl LinuxNetwork {
         if tap.controller != Some(bridge.index) {
             self.links.attach(&tap, bridge).await?;
         }
+        // Whatever was said while it rested.
+        self.links.leave_to_port(bridge, instance.mac()).await?;
         // Never before it is attached: on its own it would lead into the host.
         if !tap.is_up {
             self.links.bring_up(&tap).await?;
@@ -450,6 +466,7 @@ impl Network for LinuxNetwork {
             let removal = render_full(former, &NodeNetwork::default());
             errors.extend(nft::apply(removal).await.err());
         }
+        self.look_at_others().await;
         if wanted.is_empty() {
             return NetworkError::all(errors);
         }
@@ -562,6 +579,7 @@ impl Network for LinuxNetwork {
             Firewall::Applied(_, left_at) if is_as_left(*left_at).await? => return Ok(false),
             Firewall::Applied(network, _) | Firewall::Broken(network) => network.clone(),
         };
+        self.look_at_others().await;
         self.ensure_firewall(&mut firewall, wanted).await
     }
 
@@ -604,10 +622,19 @@ impl Network for LinuxNetwork {
         let mtu = self.links.uplink_mtu().await?;
         Ok(Surroundings {
             nameservers: conf.direct(&own).collect(),
+            is_gateway_last: self.is_input_dropped.load(Ordering::Relaxed),
             search: conf.search.clone(),
             resolver_options: conf.options.clone(),
             mtu: mtu.map(|mtu| mtu.clamp(MIN_MTU, MAX_MTU) as u16),
         })
+    }
+
+    async fn watch_resting(&self, resting: &BTreeSet<InstanceNetwork>) -> Result<(), NetworkError> {
+        self.resting.ensure(&self.links, resting).await
+    }
+
+    async fn visited(&self) -> InstanceNetwork {
+        self.resting.visited().await
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {

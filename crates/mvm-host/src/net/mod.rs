@@ -23,6 +23,7 @@ mod orphans;
 mod owner;
 mod ownership;
 mod registry;
+mod resting;
 mod ruleset;
 mod sim;
 mod sysctl;
@@ -64,6 +65,8 @@ pub struct Occupied {
 pub struct Surroundings {
     /// The machine's name servers that guests can ask by themselves.
     pub nameservers: Vec<IpAddr>,
+    /// Whether those are better asked first, because other software's firewall keeps questions from the gateway.
+    pub is_gateway_last: bool,
     /// Domains in which the machine looks for short names.
     pub search: Vec<String>,
     /// Options of the machine's resolver.
@@ -191,6 +194,17 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// The machine's state cannot be read.
     async fn surroundings(&self) -> Result<Surroundings, NetworkError>;
+
+    /// Looks out for packets of neighbours to these instances, which rest, and to no others. Questions for
+    /// their addresses are answered in their names. Quick if nothing has changed.
+    ///
+    /// # Errors
+    /// It goes on past errors and reports all of them.
+    async fn watch_resting(&self, resting: &BTreeSet<InstanceNetwork>) -> Result<(), NetworkError>;
+
+    /// The next instance of those that are [watched](Network::watch_resting) to which a neighbour has
+    /// sent a packet, which is lost.
+    async fn visited(&self) -> InstanceNetwork;
 
     /// How the machine differs from `expected`; empty if it does not.
     ///

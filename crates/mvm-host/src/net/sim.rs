@@ -3,7 +3,7 @@
 //! Agents of one [`SimMachine`] share its links and claims, as real ones do. The machine can be
 //! tampered with and told to fail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
+use tokio::sync::Notify;
 
 use super::{Difference, Network, NetworkError, Occupied, Surroundings};
 
@@ -19,6 +20,7 @@ use super::{Difference, Network, NetworkError, Occupied, Surroundings};
 #[derive(Debug, Clone, Default)]
 pub struct SimMachine {
     state: Arc<Mutex<State>>,
+    visits: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +36,8 @@ struct State {
     failures: u32,
     /// Taps that were taken away from microVMs that ran.
     lost: BTreeSet<String>,
+    /// Who is watched, and who was visited, by state directory.
+    resting: BTreeMap<PathBuf, (BTreeSet<InstanceNetwork>, VecDeque<InstanceNetwork>)>,
     /// Whose names are served, by state directory.
     names: BTreeMap<PathBuf, BTreeSet<TenantNetwork>>,
 }
@@ -101,6 +105,16 @@ impl SimMachine {
     /// The tenants that have a name server.
     pub fn served_names(&self) -> BTreeSet<TenantNetwork> {
         self.lock().names.values().flatten().copied().collect()
+    }
+
+    /// Plays a neighbour that sends an instance a packet; tells whether anybody looks out for it.
+    pub fn visit(&self, instance: InstanceNetwork) -> bool {
+        let mut state = self.lock();
+        let mut agents = state.resting.values_mut();
+        let watched = agents.find(|(watched, _)| watched.contains(&instance));
+        let is_seen = watched.map(|(_, visits)| visits.push_back(instance)).is_some();
+        self.visits.notify_waiters();
+        is_seen
     }
 
     /// The names of all links.
@@ -367,6 +381,27 @@ impl Network for SimNetwork {
 
     async fn surroundings(&self) -> Result<Surroundings, NetworkError> {
         Ok(Surroundings::default())
+    }
+
+    async fn watch_resting(&self, resting: &BTreeSet<InstanceNetwork>) -> Result<(), NetworkError> {
+        let mut state = self.machine.lock();
+        state.resting.entry(self.state_dir.clone()).or_default().0 = resting.clone();
+        Ok(())
+    }
+
+    async fn visited(&self) -> InstanceNetwork {
+        loop {
+            let visit = self.machine.visits.notified();
+            let next = {
+                let mut state = self.machine.lock();
+                let agent = state.resting.entry(self.state_dir.clone()).or_default();
+                agent.1.pop_front()
+            };
+            match next {
+                Some(instance) => return instance,
+                None => visit.await,
+            }
+        }
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::firewall::{self, Forwarding};
+use super::firewall::{self, Forwarding, InputDrop};
 use super::kvm::{self, Device, KvmFacts};
 use super::node::meminfo_kib;
 use super::probe_cache;
@@ -148,6 +148,8 @@ pub struct Facts {
     pub ip_forward: IpForward,
     /// Other software's firewall.
     pub forwarding: Forwarding,
+    /// Other software's chains that keep guests from asking for names.
+    pub input_drops: Vec<InputDrop>,
     /// The machine's own resolver.
     pub resolver: ResolvConf,
     /// Tenants' subnets that the machine has come to reach by other links; none where it cannot be told.
@@ -196,6 +198,7 @@ pub async fn gather(state_dir: &Path) -> Facts {
         nf_tables,
         ip_forward: gather_ip_forward(Path::new("/proc/sys/net/ipv4/ip_forward")),
         forwarding,
+        input_drops: firewall::input_drops().await,
         resolver: net::read_resolv_conf(Path::new(net::RESOLV_CONF)).unwrap_or_default(),
         route_conflicts: net::route_conflicts().await.unwrap_or_default(),
         orphans: net::orphans().await.unwrap_or_default(),
@@ -319,6 +322,7 @@ pub(super) mod tests {
             nf_tables: KernelFeature::Present,
             ip_forward: IpForward::On,
             forwarding: Forwarding::Open,
+            input_drops: Vec::new(),
             resolver: ResolvConf {
                 servers: vec!["192.0.2.53:53".parse().unwrap()],
                 ..ResolvConf::default()

@@ -85,14 +85,25 @@ fn firewall(facts: &Facts) -> Check {
 fn names(facts: &Facts) -> Check {
     let servers: Vec<String> =
         facts.resolver.servers.iter().map(|server| server.ip().to_string()).collect();
-    match servers.is_empty() {
-        false => Check::ok("names", format!("guests' names are asked of {}", servers.join(", "))),
-        true => Check::warn(
+    if servers.is_empty() {
+        return Check::warn(
             "names",
             "this machine has no name server, so neither it nor a guest finds names",
             "echo nameserver ADDRESS | sudo tee -a /etc/resolv.conf",
-        ),
+        );
     }
+    if facts.input_drops.is_empty() {
+        return Check::ok("names", format!("guests' names are asked of {}", servers.join(", ")));
+    }
+    let chains = facts.input_drops.iter();
+    let chains: Vec<_> =
+        chains.map(|drop| format!("{} {} {}", drop.family, drop.table, drop.chain)).collect();
+    let fixes: Vec<_> = facts.input_drops.iter().map(|drop| drop.fix()).collect();
+    Check::warn(
+        "names",
+        format!("guests cannot ask their gateway: dropped by the policy of {}", chains.join(", ")),
+        fixes.join(" && "),
+    )
 }
 
 fn subnets(facts: &Facts) -> Check {
@@ -107,7 +118,7 @@ fn subnets(facts: &Facts) -> Check {
         false => Check::warn(
             "subnets",
             format!("tenants' subnets that this machine routes elsewhere: {}", overlaps.join(", ")),
-            "ip route",
+            "mvm tenant update TENANT --subnet CIDR",
         ),
     }
 }
