@@ -48,7 +48,6 @@ pub struct SleepPolicy {
     /// takes less time, and the process a few MiB of the machine's memory.
     pub keep_vmm: bool,
     /// Whether what rests goes on resting when another instance of its tenant sends it a packet.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ignore_neighbours: bool,
 }
 
