@@ -365,7 +365,7 @@ impl Error {
                 "see it with `mvm agent status`, or stop it with `mvm agent stop`".to_owned()
             }
             Self::StateDir(StateDirError::Copy { dir, .. }) => format!(
-                "`mvm --state-dir {} node claim` makes it one of its own, with other networks and nothing that runs; the original stays as it is",
+                "`mvm node claim --state-dir {}` makes it one of its own, with other networks and nothing that runs; the original stays as it is",
                 dir.display()
             ),
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),

@@ -18,7 +18,7 @@ use crate::wait::now_unix_ms;
 Examples:
   mvm node info
   mvm node record show desired/pool/demo/hello
-  mvm --state-dir /srv/copy node claim")]
+  mvm node claim --state-dir /srv/copy")]
 pub(crate) struct Node {
     #[command(subcommand)]
     verb: Verb,
@@ -50,7 +50,7 @@ struct Info {}
 #[command(after_help = "\
 Examples:
   cp -a --sparse=always /srv/mvm /srv/copy
-  mvm --state-dir /srv/copy node claim")]
+  mvm node claim --state-dir /srv/copy")]
 struct Claim {}
 
 /// List what state directories that are gone have left on this machine, or remove it.

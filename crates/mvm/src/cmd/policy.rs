@@ -98,9 +98,9 @@ impl PolicyArgs {
 /// An instance is in use while it computes, talks to others, runs an exec or has a connection open
 /// (also to a published port), or while a program in the guest says so with the file /run/mvm/busy.
 /// What rests goes on as soon as it is needed: `mvm exec`, `ssh`, `cp`, a connection to a published
-/// port, a packet of another instance of its tenant (unless --ignore-neighbours). When the machine runs short of memory, the instance of a pool with a time that was unused
-/// the longest goes to sleep before its time. What is not said stays as it is; without options the
-/// policy is shown. `mvm instance pin` exempts one instance; `mvm stats` and `mvm why` tell what is
+/// port, a packet of another instance of its tenant (unless --ignore-neighbours). When the machine
+/// runs short of memory, the instance of a pool with a time that was unused the longest goes to
+/// sleep before its time. What is not said stays as it is; without options the policy is shown. `mvm instance pin` exempts one instance; `mvm stats` and `mvm why` tell what is
 /// measured and was done.
 #[derive(Debug, Args)]
 #[command(after_help = "\
