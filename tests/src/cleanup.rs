@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mvm_host::net::Owner;
+use mvm_host::net::{CLAIMS_DIR, Owner};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::host;
@@ -48,6 +48,7 @@ pub fn remove_all(dir: &Path, owner: &Owner) {
     for claim in host::claims(dir) {
         let _ = fs::remove_file(claim);
     }
+    let _ = fs::remove_file(Path::new(CLAIMS_DIR).join("owners").join(owner.mark().to_string()));
     for mount in host::mounts(dir) {
         quietly("umount", &["-l", &mount.to_string_lossy()]);
     }

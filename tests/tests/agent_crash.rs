@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use mvm_tests::run::tool;
 use mvm_tests::{LIMIT, Node, host, until};
 use serde_json::Value;
 
@@ -68,9 +69,42 @@ fn microvms_and_their_programs_outlive_the_agent() {
         node.guest(path, &format!("kill -0 {program}"));
         assert_eq!(node.guest(path, "cat /proc/sys/kernel/random/boot_id"), *boot);
     }
+    a_copy_takes_nothing_of_it(&node, &vmms, paths[0]);
     node.kill_agent();
     node.ok(&["down", "examples/hello.toml"]);
     assert_eq!(node.leftovers(), [""; 0]);
+}
+
+/// A copy of a state directory whose microVMs run is refused, and then has microVMs of its own.
+fn a_copy_takes_nothing_of_it(node: &Node, vmms: &[u32], path: &str) {
+    let dir = tempfile::Builder::new().prefix("mvm-copy-").tempdir().unwrap();
+    let copy = Node::at(dir.path()).unwrap();
+    node.kill_agent();
+    for entry in std::fs::read_dir(node.dir()).unwrap() {
+        let from = entry.unwrap().path();
+        // The rest, which is immutable, it has already.
+        if !copy.dir().join(from.file_name().unwrap()).exists() {
+            let [from, to] = [from.as_path(), copy.dir()].map(|path| path.to_str().unwrap());
+            tool("cp", &["-a", "--sparse=always", from, to]).ok();
+        }
+    }
+    for verb in ["stop", "start"] {
+        copy.mvm(&[verb, path]).fails_with(5).says(&["is a copy of", "node claim"]);
+    }
+    copy.ok(&["node", "claim"]);
+    assert_sound(node, 2);
+    let rests = |it: &Value| it["state"] != "running" && it["activity"].is_null();
+    let nothing_runs = || copy.instances().iter().all(rests).then_some(());
+    until("nothing of the copy runs", LIMIT, nothing_runs);
+    copy.ok(&["start", path]);
+    let (ours, theirs) = (copy.instance(path), node.instance(path));
+    assert_ne!(ours["address"], theirs["address"]);
+    assert_eq!(copy.guest(path, "echo up"), "up");
+    copy.ok(&["net", "verify"]);
+    assert_eq!(node.vmm_pids(), vmms);
+    assert_sound(node, 2);
+    copy.ok(&["down", "examples/hello.toml"]);
+    assert_eq!(copy.leftovers(), [""; 0]);
 }
 
 #[test]

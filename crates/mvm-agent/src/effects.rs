@@ -1,6 +1,7 @@
 //! What an instance's actor does to the machine. Each effect runs to its end and reports one
 //! message; none decides what follows, and none retries.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use mvm_core::record::InstanceRecord;
 use mvm_core::vmm::{ProcessEnd, VmExit, VmmKind};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
+use mvm_host::net::Surroundings;
 use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, TapPlace, Vm, VmSpec};
 use tokio::time::{Instant, timeout};
 
@@ -409,13 +411,10 @@ async fn configure_over(
 ) -> Result<(), EffectError> {
     let record = record(node, path)?;
     let has_disks = !record.spec.disks.is_empty();
-    let network = network(node, &record).map(|net| NetworkConfiguration {
-        address: net.address(),
-        prefix_len: net.tenant.subnet.prefix_len(),
-        gateway: net.tenant.gateway(),
-        nameservers: node.config.nameservers.clone(),
-        mac: Some(net.mac()),
-    });
+    let network = match network(node, &record) {
+        Some(net) => Some(network_configuration(node, net).await?),
+        None => None,
+    };
     let configuration = Configuration {
         hostname: format!("{}-{}", path.pool.pool, path.id),
         instance: path.to_string(),
@@ -430,6 +429,29 @@ async fn configure_over(
     let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
     session.configure(configuration, limit).await?;
     Ok(())
+}
+
+async fn network_configuration(
+    node: &Node,
+    net: InstanceNetwork,
+) -> Result<NetworkConfiguration, EffectError> {
+    let Surroundings { nameservers: mut direct, is_gateway_last, search, resolver_options, mtu } =
+        node.host.network.surroundings().await?;
+    let gateway = net.tenant.gateway();
+    // While no agent runs, nobody answers at the gateway, which a guest learns at once.
+    let at = if is_gateway_last { direct.len() } else { 0 };
+    direct.insert(at, IpAddr::V4(gateway));
+    let nameservers = direct;
+    Ok(NetworkConfiguration {
+        address: net.address(),
+        prefix_len: net.tenant.subnet.prefix_len(),
+        gateway,
+        nameservers,
+        search,
+        resolver_options,
+        mtu,
+        mac: Some(net.mac()),
+    })
 }
 
 /// Asks the guest to shut down, as soon as it can be reached; the VM's end comes through the watch.

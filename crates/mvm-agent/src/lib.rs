@@ -14,9 +14,11 @@
 mod actor;
 mod attach;
 mod builder;
+mod claim;
 mod clock;
 mod configs;
 mod contact;
+mod cut_off;
 mod disks;
 mod effects;
 mod exec;
@@ -28,6 +30,7 @@ mod lists;
 mod lock;
 mod logs;
 mod main_process;
+mod neighbours;
 mod node;
 mod publish;
 mod ready;
@@ -58,6 +61,7 @@ use mvm_store::{CommitError, OpenError, SqliteStore, Store};
 use mvm_wire::Connection;
 use tokio::task::JoinSet;
 
+pub use claim::{Claimed, claim};
 pub use lock::{LockError, is_held};
 pub use mvm_host::vmm::firecracker::Isolation;
 pub use node::{Host, NodeConfig};
@@ -84,6 +88,9 @@ pub enum AgentError {
     /// Another agent has the state directory, or it cannot be told.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A copy cannot be made a state directory of its own.
+    #[error("cannot make it a state directory of its own")]
+    Claim(#[from] claim::ClaimError),
     /// The state cannot be opened.
     #[error("cannot open the state")]
     Open(#[from] OpenError),
@@ -173,6 +180,7 @@ impl RunningNode {
         tasks.spawn(spares::run(node.clone()));
         tasks.spawn(ready::run(node.clone()));
         tasks.spawn(guest_clocks::run(node.clone()));
+        tasks.spawn(neighbours::run(node.clone()));
         Ok(Self { node, tasks })
     }
 

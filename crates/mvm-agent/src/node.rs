@@ -14,12 +14,12 @@ use mvm_host::net::Network;
 use mvm_host::platform::MemoryGauge;
 use mvm_host::snapshots::Trust;
 use mvm_host::vmm::{Vm, Vmm};
-use std::net::IpAddr;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::actor::Message;
 use crate::clock::Clock;
 use crate::configs::ImageConfigs;
+use crate::cut_off::CutOff;
 use crate::main_process::MainHub;
 use crate::publish::Published;
 use crate::shared::SharedSnapshots;
@@ -51,8 +51,6 @@ pub struct NodeConfig {
     pub capacity: Capacity,
     /// Instances that may be starting at once.
     pub max_starting: usize,
-    /// Name servers for guests.
-    pub nameservers: Vec<IpAddr>,
     /// Why this VMM and accelerator were chosen, for people.
     pub chosen_because: String,
     /// What executes the instructions of new microVMs.
@@ -87,6 +85,8 @@ pub(crate) struct Node {
     /// Instances that stand still because the host's filesystem is full.
     lacking_space: Mutex<BTreeSet<InstancePath>>,
     poke: Notify,
+    /// Running microVMs that have lost their taps.
+    pub(crate) cut_off: CutOff,
     /// Connections to published ports.
     pub(crate) published: Published,
     /// What instances of pools with a sleep policy do.
@@ -119,6 +119,7 @@ impl Node {
             problems: Mutex::default(),
             lacking_space: Mutex::default(),
             poke: Notify::new(),
+            cut_off: CutOff::default(),
             published,
             activities: Activities::default(),
             shared,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::{Event, Outcome, Phase};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
-use mvm_core::net::{NetId, NetworkConflict, NodeNetwork};
+use mvm_core::net::{NetId, NetworkConflict, NodeNetwork, TenantNetwork};
 use mvm_core::plan::{Action, PlanLimits, plan};
 use mvm_core::record::{self, Desired, Existence, InstanceRecord};
 use mvm_host::console;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::actor::{self, Message};
 use crate::builder;
+use crate::cut_off;
 use crate::disks;
 use crate::images;
 use crate::node::{Node, chain};
@@ -72,7 +73,7 @@ struct Reconciler {
     /// What is being done to disks: one thing at a time to each, and always to its end.
     disk_work: BTreeMap<DiskPath, tokio::task::AbortHandle>,
     network: NetworkState,
-    bridged: BTreeSet<NetId>,
+    bridged: BTreeSet<TenantNetwork>,
     listeners: Listeners,
 }
 
@@ -93,6 +94,7 @@ impl Reconciler {
         self.spawn_actors(&mirror);
         let desired = touchable(&mirror);
         self.ensure_tenants(&desired).await;
+        self.serve_names(&desired).await;
         self.listeners.ensure(&self.node, &mirror.desired).await;
         let limits = PlanLimits { starting: self.node.config.max_starting };
         let plan = plan(&desired, &mirror.observed, limits, self.node.clock.now_ms());
@@ -243,15 +245,15 @@ impl Reconciler {
         if self.network == NetworkState::Unknown {
             return;
         }
-        self.bridged.retain(|net_id| desired.tenants.values().any(|t| t.network.net_id == *net_id));
+        self.remove_former(desired).await;
         for tenant in desired.tenants.values().filter(|t| t.existence == Existence::Kept) {
-            if self.bridged.contains(&tenant.network.net_id) {
+            if self.bridged.contains(&tenant.network) {
                 continue;
             }
             let what = format!("network of tenant {}", tenant.name);
             match self.node.host.network.add_tenant(tenant.network).await {
                 Ok(()) => {
-                    self.bridged.insert(tenant.network.net_id);
+                    self.bridged.insert(tenant.network);
                     self.node.set_problem(&what, None);
                     let what = format!("the SSH key of tenant {}", tenant.name);
                     let made = ssh::ensure_key(&self.node.config.state_dir, &tenant.name);
@@ -262,6 +264,34 @@ impl Reconciler {
         }
     }
 
+    /// Removes the networks of tenants that have others by now, which have nothing running in them.
+    async fn remove_former(&mut self, desired: &Desired) {
+        let present: BTreeSet<_> = desired.tenants.values().map(|tenant| tenant.network).collect();
+        let ids: BTreeSet<NetId> = present.iter().map(|network| network.net_id).collect();
+        for former in self.bridged.clone().into_iter().filter(|it| !present.contains(it)) {
+            self.bridged.remove(&former);
+            // A tenant that is gone has had it removed with itself.
+            if ids.contains(&former.net_id) {
+                let removed = self.node.host.network.remove_tenant(former).await;
+                let what = format!("removing the former subnet {}", former.subnet);
+                self.node.set_problem(&what, removed.err().map(|error| chain(&error)));
+                // What sleeps has rules, too.
+                self.network = NetworkState::Unknown;
+            }
+        }
+        if self.network == NetworkState::Unknown {
+            self.ensure_network(&self.node.state.now()).await;
+        }
+    }
+
+    /// Makes each tenant's gateway answer questions for names.
+    async fn serve_names(&self, desired: &Desired) {
+        let tenants = desired.tenants.values().map(|tenant| tenant.network);
+        let bridged = tenants.filter(|network| self.bridged.contains(network)).collect();
+        let served = self.node.host.network.serve_names(&bridged).await;
+        self.node.set_problem("names in guests", served.err().map(|error| chain(&error)));
+    }
+
     /// What nobody pokes for.
     async fn look_after(&self) {
         self.bound_own_log();
@@ -269,6 +299,17 @@ impl Reconciler {
         self.bound_logs().await;
         self.tidy_snapshots();
         self.mend_firewall().await;
+        self.mend_links().await;
+    }
+
+    async fn mend_links(&self) {
+        let mended = self.node.host.network.mend_links().await;
+        if let Ok(true) = mended {
+            tracing::warn!("somebody else changed this agent's network links: they are put back");
+        }
+        self.node.set_problem("mending links", mended.err().map(|error| chain(&error)));
+        let looked = cut_off::look(&self.node).await;
+        self.node.set_problem("looking at links", looked.err().map(|error| chain(&error)));
     }
 
     fn look_after_space(&self) {

@@ -9,6 +9,7 @@ use mvm_core::lifecycle::Phase;
 use mvm_core::name::{InstancePath, Selector};
 use mvm_core::net::Traffic;
 use mvm_host::main_log;
+use mvm_host::net::Difference;
 use mvm_host::unix_socket::HangUp;
 use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
@@ -17,6 +18,7 @@ use mvm_wire::{ApiError, Call, Connection, ConnectionError, ErrorCode, Reply, Wr
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
+use crate::cut_off;
 use crate::logs::LogQuery;
 use crate::node::{InstanceHandle, Node, chain};
 use crate::reconcile::expected_network;
@@ -379,14 +381,14 @@ async fn verify(node: &Node, mirror: &Mirror) -> Result<Reply, ApiError> {
         return Err(submit::bad_record_error(key, reason));
     }
     let expected = expected_network(mirror).map_err(|error| internal(&error))?;
-    match node.host.network.verify(&expected).await {
-        Ok(differences) => Ok(Reply::Verify(VerifyView {
-            tenants: expected.tenants().count() as u64,
-            instances: expected.instances().count() as u64,
-            differences: differences.iter().map(ToString::to_string).collect(),
-        })),
-        Err(error) => Err(internal(&error)),
-    }
+    let lost = cut_off::look(node).await.map_err(|error| internal(&error))?;
+    let lost = lost.iter().map(|instance| Difference::TapLost { tap: instance.tap() });
+    let found = node.host.network.verify(&expected).await.map_err(|error| internal(&error))?;
+    Ok(Reply::Verify(VerifyView {
+        tenants: expected.tenants().count() as u64,
+        instances: expected.instances().count() as u64,
+        differences: found.into_iter().chain(lost).map(|it| it.to_string()).collect(),
+    }))
 }
 
 /// Only a record that does not parse may be replaced by hand: the others have their verbs.

@@ -7,8 +7,9 @@ use mvm_core::admit::Capacity;
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
-use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, SimMachine};
+use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, Registry, SimMachine};
 use mvm_host::platform::{self, Choice, Facts, MemoryGauge, PlatformError, facts};
+use mvm_host::state_dir::{self, StateDirError};
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
@@ -66,6 +67,9 @@ pub enum SetupError {
         #[source]
         source: std::io::Error,
     },
+    /// It is a copy of another one, or cannot be told from one.
+    #[error(transparent)]
+    Identity(#[from] StateDirError),
     /// What was asked for does not work here.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -77,7 +81,11 @@ pub enum SetupError {
 /// Examines the machine and makes the node's parts.
 pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host), SetupError> {
     let failed = |source| SetupError::StateDir { path: options.state_dir.clone(), source };
-    let state_dir = options.state_dir.canonicalize().map_err(failed)?;
+    let settled = state_dir::settle(&options.state_dir, &Registry::of_machine())?;
+    if let Some(from) = &settled.moved_from {
+        tracing::info!(from = %from.display(), to = %settled.path.display(), "the state directory was moved");
+    }
+    let state_dir = settled.path.clone();
     let facts = facts::gather(&state_dir).await;
     let production = options.isolation == Isolation::Production;
     let vmm = options.vmm.or(production.then_some(VmmKind::Firecracker));
@@ -114,8 +122,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         VmmKind::Sim => simulated(&state_dir),
         VmmKind::Qemu | VmmKind::Firecracker => Host {
             vmm: real(&choice, &state_dir, options, &facts),
-            network: Arc::new(LinuxNetwork::new(Owner::of(&state_dir)?, CLAIMS_DIR.into())?)
-                as Arc<dyn Network>,
+            network: real_network(Owner::settled(&settled))?,
             images: Arc::new(images) as Arc<dyn Images>,
             disks: Arc::new(LocalDisks::new(&state_dir)) as Arc<dyn Disks>,
             memory: MemoryGauge::Machine { wanted_mib: options.keep_free_mib },
@@ -125,7 +132,6 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         state_dir,
         capacity,
         max_starting,
-        nameservers: platform::nameservers(),
         chosen_because: choice.why,
         accel: choice.accel,
         open_files: mvm_host::process::raise_open_files(),
@@ -154,6 +160,11 @@ fn real(choice: &Choice, state_dir: &Path, options: &ServeOptions, facts: &Facts
         Isolation::Available => node,
         Isolation::Production => node.with_none_but_the_chosen(),
     })
+}
+
+/// The network of the machine, as this agent has it.
+pub(crate) fn real_network(owner: Owner) -> Result<Arc<dyn Network>, NetworkError> {
+    Ok(Arc::new(LinuxNetwork::new(owner, CLAIMS_DIR.into())?))
 }
 
 fn simulated(state_dir: &Path) -> Host {

@@ -1,6 +1,7 @@
 //! Requests: admitted by the pure core, written in one transaction, answered with what to wait for.
 
 use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
+use mvm_core::lifecycle::Phase;
 use mvm_core::name::{Selector, TenantName};
 use mvm_core::record::{self, Desired};
 use mvm_host::listen::ListenError;
@@ -96,6 +97,7 @@ async fn admit(
         foreign_net_ids: occupied.net_ids,
         foreign_subnets: occupied.subnets.into_iter().collect(),
         ended: ended(&mirror),
+        up: up(&mirror),
         ready: spares::ready(&mirror),
         images: mirror.observed.pools.clone(),
     };
@@ -106,10 +108,12 @@ async fn admit(
     let ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
     let ports =
         publish::reserve(node, &mirror.desired, &edit.desired).await.map_err(Refusal::Port)?;
-    let is_new = |name: &&TenantName| !mirror.desired.tenants.contains_key(*name);
-    for name in edit.desired.tenants.keys().filter(is_new) {
-        let net_id = edit.desired.tenants[name].network.net_id;
-        node.host.network.claim(net_id).await.map_err(Refusal::Claim)?;
+    for (name, tenant) in &edit.desired.tenants {
+        let net_id = tenant.network.net_id;
+        let before = mirror.desired.tenants.get(name).map(|before| before.network.net_id);
+        if before != Some(net_id) {
+            node.host.network.claim(net_id).await.map_err(Refusal::Claim)?;
+        }
     }
     Ok((ops, (edit, ports)))
 }
@@ -130,9 +134,9 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
     match request {
         // A new tenant takes a network, and what the others hold must be known for that.
         Request::TenantCreate { .. } => None,
-        Request::TenantUpdate { name, .. } | Request::TenantDestroy { name, .. } => {
-            Some(name.clone())
-        }
+        Request::TenantUpdate { name, .. }
+        | Request::TenantMove { name, .. }
+        | Request::TenantDestroy { name, .. } => Some(name.clone()),
         Request::PoolCreate { path, .. }
         | Request::PoolBuild { path }
         | Request::PoolTemplate { path }
@@ -172,6 +176,22 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
     }
 }
 
+/// Instances that have, or are getting or losing, a microVM; one that nothing is known of may.
+fn up(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::InstancePath> {
+    let is_up = |path: &&mvm_core::name::InstancePath| {
+        mirror.is_untouchable(path)
+            || !matches!(
+                mirror.status(path).phase,
+                Phase::Created
+                    | Phase::Sleeping { .. }
+                    | Phase::Stopped
+                    | Phase::Failed
+                    | Phase::Destroyed
+            )
+    };
+    mirror.desired.instances.keys().filter(is_up).cloned().collect()
+}
+
 /// Instances that were to run and ended by themselves.
 fn ended(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::InstancePath> {
     let wanted = mirror.desired.instances.values();
@@ -189,7 +209,7 @@ fn ended(mirror: &Mirror) -> std::collections::BTreeSet<mvm_core::name::Instance
 }
 
 /// The records that differ.
-fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
+pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
     fn puts<K: Ord, V: Serialize + PartialEq>(
         before: &BTreeMap<K, V>,
         after: &BTreeMap<K, V>,
@@ -320,6 +340,7 @@ pub(crate) fn denied(mirror: &Mirror, denial: &Denial) -> ApiError {
         | Denial::NoBase { .. }
         | Denial::PortTaken { .. }
         | Denial::NotAlive { .. }
+        | Denial::SubnetInUse { .. }
         | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
         Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
         Denial::Ambiguous { .. }
@@ -327,6 +348,7 @@ pub(crate) fn denied(mirror: &Mirror, denial: &Denial) -> ApiError {
         | Denial::Mounts { .. }
         | Denial::DiskShrinks { .. }
         | Denial::Subnet(_)
+        | Denial::SubnetTooSmall { .. }
         | Denial::Number { .. }
         | Denial::NoSuchLimit { .. } => ErrorCode::Invalid,
     };

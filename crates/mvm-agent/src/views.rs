@@ -217,6 +217,7 @@ fn instance(
         pinned: record.pinned,
         cold_boot,
         restart: record.spec.restart,
+        network_problem: None,
         failures,
         last_death,
         exit_code: main_end.map(|end| end.status.shell_code()),
@@ -239,7 +240,11 @@ pub(crate) fn instances_of<'a>(
 ) -> Vec<InstanceView> {
     let waiting = node.waiting();
     let waiting = waiting.borrow();
-    records.map(|record| instance(node, mirror, record, waiting.get(&record.path))).collect()
+    let view = |record: &InstanceRecord| InstanceView {
+        network_problem: node.cut_off.problem_of(&record.path, &mirror.status(&record.path)),
+        ..instance(node, mirror, record, waiting.get(&record.path))
+    };
+    records.map(view).collect()
 }
 
 /// One sentence on why an instance is in its state.
@@ -252,6 +257,9 @@ pub(crate) fn summary(node: &Node, view: &InstanceView) -> String {
             format!("its main process ended with {code}, and so it is stopping")
         }
         (Some(activity), _, _) => format!("it is {activity}, as requested"),
+        (None, State::Running, _) if view.network_problem.is_some() => {
+            format!("it runs, but {}", view.network_problem.clone().unwrap_or_default())
+        }
         (None, State::Running, _) => match death {
             Some(death) => format!("it runs, as requested; its last run ended: {death}"),
             None => "it runs, as requested".to_owned(),

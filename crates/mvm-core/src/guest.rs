@@ -297,6 +297,15 @@ pub struct NetworkConfiguration {
     /// Name servers, in order of preference.
     #[serde(default)]
     pub nameservers: Vec<IpAddr>,
+    /// Domains in which short names are looked for, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Options of resolv.conf(5).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resolver_options: Vec<String>,
+    /// The largest packet that the interface sends, in bytes; it keeps what it has if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
     /// The interface's Ethernet address; it keeps the one that it has if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,

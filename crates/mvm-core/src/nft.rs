@@ -9,8 +9,9 @@
 //!  bridge  a frame from a tap must carry its instance's MAC and address (IPv4 and ARP);
 //!          anything else (IPv6, VLAN tags, other protocols, spoofed sources) is dropped, and so is
 //!          what a guest sends or is sent faster than its rate
-//!  inet    forward: guests reach the internet and nothing else; only replies come in
-//!          input:   guests reach nothing of the host, but may ping their own gateway
+//!  inet    forward: guests reach whatever is no tenant's and not on the host's links of their own; only
+//!                   replies come in; no TCP segment is larger than the way out takes
+//!          input:   guests reach nothing of the host, but may ping their own gateway and ask it for names
 //!          nat:     guests leave with the host's address
 //! ```
 //!
@@ -21,7 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use crate::net::{InstanceNetwork, NodeNetwork, TENANT_SUPERNET, TableName, TenantNetwork};
+use crate::net::{InstanceNetwork, NodeNetwork, TableName, TenantNetwork};
 use crate::rates::bytes_per_second;
 
 /// The families in which an agent has a table of its name.
@@ -78,6 +79,12 @@ const GATEWAYS: Set = Set {
     definition: "type ifname . ipv4_addr; limit rate 10/second burst 20 packets",
     removal: Removal::Element,
 };
+const RESOLVERS: Set = Set {
+    family: "inet",
+    name: "resolvers",
+    definition: "type ifname . ipv4_addr",
+    removal: Removal::Element,
+};
 const BRIDGE_TAPS: Set = Set { family: "bridge", ..INET_TAPS };
 const INSTANCES: Set = Set {
     family: "bridge",
@@ -94,13 +101,14 @@ const SENDERS: Set = Set {
 };
 const RECEIVERS: Set = Set { name: "receivers", ..SENDERS };
 
-const SETS: [Set; 10] = [
+const SETS: [Set; 11] = [
     BRIDGES,
     SWITCHED,
     INET_TAPS,
     SUBNETS,
     SOURCES,
     GATEWAYS,
+    RESOLVERS,
     BRIDGE_TAPS,
     INSTANCES,
     SENDERS,
@@ -111,7 +119,10 @@ const SETS: [Set; 10] = [
 /// packets, which a guest hands over in one piece.
 const BURST: u32 = 256 << 10;
 
-/// The chains of the family `inet`; `SUPERNET` stands for [`TENANT_SUPERNET`].
+/// The chains of the family `inet`.
+///
+/// Tenants of all agents have bridges of one pattern, and a packet to a tenant leaves by its bridge: other
+/// addresses of the network that tenants' subnets are taken from may be anybody's.
 ///
 /// From a guest, what is forbidden comes first and whatever is left may go out. There is no rule
 /// that accepts established connections from a guest: it would let an answer, or an ICMP error
@@ -121,6 +132,8 @@ const INET_CHAINS: &str = r#"
 		type filter hook forward priority filter; policy accept;
 		iifname . oifname @switched accept comment "within a tenant; seen here when br_netfilter is on"
 		iifname @taps drop comment "from a tap that left its bridge"
+		iifname @bridges tcp flags syn tcp option maxseg size set rt mtu comment "segments that fit the way out"
+		oifname @bridges tcp flags syn tcp option maxseg size set rt mtu comment "segments that fit the way in"
 		iifname @bridges jump from_guest comment "from a guest"
 		oifname @bridges jump to_guest comment "to a guest"
 	}
@@ -128,7 +141,7 @@ const INET_CHAINS: &str = r#"
 	chain from_guest {
 		meta nfproto != ipv4 drop comment "no IPv6"
 		oifname "br-tenant-*" drop comment "to another tenant"
-		ip daddr { SUPERNET, 169.254.0.0/16 } drop comment "to tenant addresses or the metadata address"
+		ip daddr 169.254.0.0/16 drop comment "to the metadata address"
 		ip daddr @subnets drop comment "to a tenant's own subnet"
 		iifname . ip saddr != @sources drop comment "from an address of another subnet"
 		ct state invalid drop comment "would leave untranslated"
@@ -149,6 +162,7 @@ const INET_CHAINS: &str = r#"
 	chain guest_to_host {
 		ct state established ct direction reply accept comment "answers to the host"
 		icmp type echo-request iifname . ip daddr @gateways accept comment "ping of the own gateway"
+		iifname . ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 accept comment "names, at the own gateway"
 		drop comment "the host"
 	}
 
@@ -208,7 +222,7 @@ pub fn render_full(table: &TableName, network: &NodeNetwork) -> String {
             text.push_str(" }\n");
         }
         match family {
-            "inet" => text.push_str(&INET_CHAINS.replace("SUPERNET", TENANT_SUPERNET)),
+            "inet" => text.push_str(INET_CHAINS),
             _ => text.push_str(BRIDGE_CHAINS),
         }
         text.push_str("}\n");
@@ -283,7 +297,9 @@ fn elements<'a>(
         add(&BRIDGE_TAPS, tap_pattern(tenant));
         add(&SUBNETS, tenant.subnet.to_string());
         add(&SOURCES, format!("\"{bridge}\" . {}", tenant.subnet));
-        add(&GATEWAYS, format!("\"{bridge}\" . {}", tenant.gateway()));
+        let gateway = format!("\"{bridge}\" . {}", tenant.gateway());
+        add(&GATEWAYS, gateway.clone());
+        add(&RESOLVERS, gateway);
     }
     for instance in instances {
         let (tap, mac, address) = (instance.tap(), instance.mac(), instance.address());

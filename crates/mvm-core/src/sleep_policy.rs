@@ -47,6 +47,8 @@ pub struct SleepPolicy {
     /// Whether a VMM's process waits for each sleeping instance, where the VMM can do that: a wake
     /// takes less time, and the process a few MiB of the machine's memory.
     pub keep_vmm: bool,
+    /// Whether what rests goes on resting when another instance of its tenant sends it a packet.
+    pub ignore_neighbours: bool,
 }
 
 impl Default for SleepPolicy {
@@ -58,6 +60,7 @@ impl Default for SleepPolicy {
             critical: false,
             compress: false,
             keep_vmm: false,
+            ignore_neighbours: false,
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod process;
 pub mod removal;
 pub mod snapshots;
 pub mod space;
+pub mod state_dir;
 mod tls;
 pub mod unix_socket;
 pub mod vmm;

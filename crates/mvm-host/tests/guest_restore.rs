@@ -63,6 +63,9 @@ impl Identity {
             prefix_len: 24,
             gateway: GATEWAY,
             nameservers: Vec::new(),
+            search: Vec::new(),
+            resolver_options: Vec::new(),
+            mtu: None,
             mac: Some(self.mac()),
         };
         Configuration {

@@ -165,6 +165,36 @@ fn tampering_is_seen_and_mended() {
 }
 
 #[test]
+fn links_that_somebody_changed_are_put_back() {
+    on_each_backend(|host| {
+        Box::pin(async move {
+            let mut expected = node(&[(1, 3), (1, 4)]);
+            assert!(!host.a.mend_links().await.unwrap(), "nothing is known");
+            host.a.ensure(&expected).await.unwrap();
+            assert!(!host.a.mend_links().await.unwrap());
+            // With the bridge go its ports' places on it.
+            (host.remove_link)("br-tenant-1");
+            (host.remove_link)("tn1i4");
+            assert!(host.a.mend_links().await.unwrap());
+            assert_eq!(differences(&*host.a, &expected).await, [""; 0]);
+            // What has gone since is not made again.
+            host.a.remove_instance(instance(1, 4)).await.unwrap();
+            host.a.remove_tap(instance(1, 3)).await.unwrap();
+            (host.take_down)("br-tenant-1");
+            assert!(host.a.mend_links().await.unwrap());
+            expected = node(&[]);
+            expected.add_asleep(instance(1, 3)).unwrap();
+            assert_eq!(differences(&*host.a, &expected).await, [""; 0]);
+            // It has its tap again once it is awake.
+            host.a.add_instance(instance(1, 3)).await.unwrap();
+            (host.remove_link)("tn1i3");
+            assert!(host.a.mend_links().await.unwrap());
+            assert_eq!(differences(&*host.a, &node(&[(1, 3)])).await, [""; 0]);
+        })
+    });
+}
+
+#[test]
 fn somebody_elses_link_is_refused_and_the_rest_is_done() {
     on_each_backend(|host| {
         Box::pin(async move {

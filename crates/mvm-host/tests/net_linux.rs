@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork};
-use mvm_host::net::{Network, NetworkError, Occupied};
+use mvm_host::net::{Network, NetworkError, Occupied, route_conflicts};
 use net_support::guest::{Station, open_tap};
 use net_support::{Machine, differences, in_namespace, instance, ip, nft, node, sysctl, tenant};
 
@@ -125,7 +125,9 @@ fn instances_and_tenants_are_added_and_removed_one_by_one() {
         network.remove_tenant(tenant(11)).await.unwrap();
         assert_eq!(differences(&network, &NodeNetwork::default()).await, [""; 0]);
         assert_eq!(nft("list ruleset\n"), "");
-        assert_eq!(std::fs::read_dir(machine.claims_dir()).unwrap().count(), 0);
+        let claims = std::fs::read_dir(machine.claims_dir()).unwrap().flatten();
+        // The registry of owners stays.
+        assert_eq!(claims.map(|entry| entry.file_name()).collect::<Vec<_>>(), ["owners"]);
     });
 }
 
@@ -584,5 +586,52 @@ fn a_tap_is_not_taken_over_somebody_elses_link() {
         vmm.make_tap(instance, instance.owner_uid());
         let refused = network.take_tap(instance, vmm.pid()).await;
         assert!(matches!(refused, Err(NetworkError::Taken { .. })), "{refused:?}");
+    });
+}
+
+#[test]
+fn a_running_microvm_that_lost_its_tap_is_known_also_once_there_is_another() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let network = machine.agent("a");
+        network.ensure(&node(&[(1, 3), (1, 4)])).await.unwrap();
+        let running = [instance(1, 3), instance(1, 4)];
+        // Their VMMs have them open.
+        let taps = running.map(|instance| open_tap(&instance.tap()));
+        let cut_off = || async { network.cut_off(&running).await.unwrap() };
+        assert_eq!(cut_off().await, BTreeSet::new());
+        ip("link del tn1i3");
+        assert_eq!(cut_off().await, BTreeSet::from([running[0]]));
+        assert!(network.mend_links().await.unwrap());
+        assert_eq!(differences(&network, &node(&[(1, 3), (1, 4)])).await, [""; 0]);
+        assert_eq!(cut_off().await, BTreeSet::from([running[0]]), "the new one leads nowhere");
+        // A VMM that was started again has the new one.
+        let _again = open_tap("tn1i3");
+        assert_eq!(cut_off().await, BTreeSet::new());
+        // A bridge that was made anew has all taps on it, and they are whole.
+        ip("link del br-tenant-1");
+        assert!(network.mend_links().await.unwrap());
+        assert_eq!(differences(&network, &node(&[(1, 3), (1, 4)])).await, [""; 0]);
+        assert_eq!(cut_off().await, BTreeSet::new());
+        drop(taps);
+    });
+}
+
+#[test]
+fn a_route_that_comes_to_overlap_a_tenants_subnet_is_told() {
+    in_namespace(|| async {
+        let machine = Machine::new();
+        let (a, b) = (machine.agent("a"), machine.agent("b"));
+        a.ensure(&node(&[(1, 3)])).await.unwrap();
+        b.ensure(&node(&[(2, 3)])).await.unwrap();
+        assert_eq!(differences(&a, &node(&[(1, 3)])).await, [""; 0]);
+        assert_eq!(route_conflicts().await.unwrap(), []);
+        ip("link add name vpn type bridge");
+        ip("link set vpn up");
+        ip("route add 10.240.0.0/16 dev vpn");
+        let expected =
+            "the subnet 10.240.1.0/24 overlaps 10.240.0.0/16, which this machine routes elsewhere";
+        assert_eq!(differences(&a, &node(&[(1, 3)])).await, [expected]);
+        assert_eq!(route_conflicts().await.unwrap().len(), 2);
     });
 }

@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use mvm_core::net::{InstanceNetwork, NodeNetwork};
 use mvm_host::net::Network;
 use net_support::guest::Station;
-use net_support::packet::{Frame, IPV4, RST, SYN, ethernet, ping, tcp, udp};
+use net_support::packet::{Frame, IPV4, RST, SYN, ethernet, ping, syn_with_mss, tcp, udp};
 use net_support::world::{
     At, HOST, INTERNET, MARKER, METADATA, OUTSIDE, SERVICE, World, forbidden, forbidden_from,
     is_marked, routed, switched,
@@ -96,8 +96,29 @@ fn a_guest_cannot_reach_the_metadata_address() {
 }
 
 #[test]
-fn a_guest_cannot_use_tenant_addresses_that_this_node_does_not_have() {
-    forbidden(At::Outside, |world| routed(world, Ipv4Addr::new(10, 250, 0, 3)), is_marked);
+fn a_guest_reaches_hosts_in_the_range_of_tenants_subnets_that_are_no_tenants() {
+    in_namespace(|| async {
+        let mut world = World::new().await;
+        let frame = routed(&world, Ipv4Addr::new(10, 250, 0, 3));
+        assert!(world.arrives(At::One, &frame, At::Outside, is_marked));
+    });
+}
+
+#[test]
+fn segments_are_no_larger_than_the_way_out_takes() {
+    in_namespace(|| async {
+        let mut world = World::new().await;
+        for (mtu, expected) in [(1500, 1460), (1400, 1360)] {
+            ip(&format!("link set wan0 mtu {mtu}"));
+            world.settle();
+            let packet = syn_with_mss(1460, (world.one.address, 5000), (INTERNET, 80));
+            world.one.route(&packet);
+            world.one.fence();
+            let seen = world.outside.received();
+            let offered = seen.iter().find_map(Frame::offered_mss);
+            assert_eq!(offered, Some(expected), "with packets of {mtu} bytes");
+        }
+    });
 }
 
 #[test]

@@ -289,6 +289,9 @@ pub struct InstanceView {
     /// What happens when it ends by itself.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// Why it has no network although it runs.
+    #[serde(default)]
+    pub network_problem: Option<String>,
     /// Failures in a row.
     pub failures: u32,
     /// How its last run ended.

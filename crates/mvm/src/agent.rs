@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mvm_core::vmm::VmmKind;
+use mvm_host::net::Registry;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -35,6 +36,8 @@ pub(crate) async fn start(client: &Client, ui: &Ui) -> Result<()> {
         let what = "starting the agent, which makes microVMs, networks and firewall rules,";
         return Err(Error::NeedsRoot { what: what.to_owned() });
     }
+    // Said at once, and not in a log.
+    mvm_host::state_dir::examine(state_dir, &Registry::of_machine())?;
     let failed = |source| Error::AgentStart { state_dir: state_dir.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
     let log = state_dir.join(mvm_agent::LOG);

@@ -13,6 +13,7 @@ use mvm_agent::LockError;
 use mvm_core::death::{ProgramFault, last_words};
 use mvm_core::image::ImageSpec;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
+use mvm_host::state_dir::StateDirError;
 use mvm_wire::{ApiError, ConnectionError, ErrorCode};
 
 use crate::document::DocumentError;
@@ -128,6 +129,9 @@ pub(crate) enum Error {
     /// Another agent has the state directory.
     #[error(transparent)]
     AgentRuns(LockError),
+    /// The state directory is a copy, or cannot be told from one.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
     /// The running agent uses something else than was asked for.
     #[error("the running agent uses {runs}, not {wanted}")]
     OtherVmm {
@@ -273,7 +277,9 @@ impl Error {
                 exit::UNREACHABLE
             }
             Self::SomeRefused { code, .. } => *code,
-            Self::OtherVmm { .. } | Self::AgentRuns(_) => exit::CONFLICT,
+            Self::OtherVmm { .. }
+            | Self::AgentRuns(_)
+            | Self::StateDir(StateDirError::Copy { .. }) => exit::CONFLICT,
             Self::Failed(failure) if failure.superseded => exit::CONFLICT,
             Self::Failed(Failure { program: Some(ProgramFault::NotFound), .. }) => {
                 exit::PROGRAM_NOT_FOUND
@@ -288,6 +294,7 @@ impl Error {
             Self::UnexpectedReply(_)
             | Self::NeedsRoot { .. }
             | Self::Serve { .. }
+            | Self::StateDir(StateDirError::File { .. })
             | Self::Failed(_)
             | Self::NotReady { .. }
             | Self::Host(_)
@@ -363,16 +370,21 @@ impl Error {
             Self::AgentRuns(_) => {
                 "see it with `mvm agent status`, or stop it with `mvm agent stop`".to_owned()
             }
+            Self::StateDir(StateDirError::Copy { dir, .. }) => format!(
+                "`mvm node claim --state-dir {}` makes it one of its own, with other networks and nothing that runs; the original stays as it is",
+                dir.display()
+            ),
             Self::OtherVmm { .. } => "stop it first with `mvm agent stop`: microVMs keep running, the next command starts a new agent".to_owned(),
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
             Self::Usage { hint, .. } => hint.clone(),
             Self::NotReady { .. } => "run `mvm bootstrap`, or pass --yes to have it done".to_owned(),
-            Self::NetworkDiffers(_) => "the agent puts the firewall right within 10 s; for the rest `mvm agent stop`, and the agent that the next command starts does: microVMs keep running".to_owned(),
+            Self::NetworkDiffers(_) => "the agent puts links and firewall right within 10 s, and `mvm node info` says what it cannot; an instance that has lost its tap gets another with `mvm restart`".to_owned(),
             Self::Document(_)
             | Self::SomeRefused { .. }
             | Self::AgentStart { .. }
+            | Self::StateDir(StateDirError::File { .. })
             | Self::Serve { .. }
             | Self::GivenUp
             | Self::HungUp

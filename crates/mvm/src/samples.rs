@@ -40,6 +40,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         pinned: false,
         cold_boot: None,
         restart: RestartPolicy::OnFailure,
+        network_problem: None,
         failures: 0,
         last_death: None,
         exit_code: None,

@@ -12,6 +12,7 @@ mod fork;
 mod life;
 mod lists;
 mod main_process;
+mod network;
 mod node;
 mod publish;
 mod sleep;

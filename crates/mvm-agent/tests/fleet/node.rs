@@ -60,7 +60,6 @@ impl Machine {
             state_dir: self.dir.path().to_owned(),
             capacity: self.capacity,
             max_starting: 8,
-            nameservers: Vec::new(),
             chosen_because: "simulated".to_owned(),
             accel: Accel::Tcg,
             open_files: self.open_files,

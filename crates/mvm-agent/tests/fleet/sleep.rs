@@ -8,6 +8,7 @@ use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
 use mvm_core::plan::Waiting;
 use mvm_core::record::DEFAULT_HOOKS_MS;
+use mvm_core::sleep_policy::SleepPolicy;
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Call, ErrorCode, Reply};
 
@@ -303,4 +304,30 @@ async fn what_does_not_run_cannot_be_put_to_sleep_and_what_sleeps_takes_no_memor
         Reply::Instances { instances, .. } => assert_eq!(instances[0].state, State::Sleeping),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_neighbours_packet_wakes_what_rests_unless_its_pool_says_otherwise() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let view = one_running(&agent).await;
+    let net_id = mvm_core::net::NetId(1);
+    let subnet = mvm_core::net::TenantNetwork::default_subnet(net_id);
+    let tenant = mvm_core::net::TenantNetwork { net_id, subnet };
+    let slot = mvm_core::net::Slot(u16::from(view.address.unwrap().octets()[3]));
+    let place = mvm_core::net::InstanceNetwork::new(tenant, slot);
+    assert!(!machine.network.visit(place), "it is awake");
+    for rest in [sleep(), Request::InstanceWarm { selector: pool(), all: false }] {
+        agent.submit(rest).await.unwrap();
+        agent.until("it rests", |all| all[0].resting_since_unix_ms.is_some()).await;
+        agent.until("it is noticed", |_| machine.network.visit(place)).await;
+        until(&agent, State::Running).await;
+    }
+    let path = "demo/hello".parse().unwrap();
+    let policy = SleepPolicy { ignore_neighbours: true, ..SleepPolicy::default() };
+    agent.submit(Request::PoolPolicy { path, policy }).await.unwrap();
+    asleep(&agent).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(!machine.network.visit(place));
+    assert_eq!(agent.instances().await[0].state, State::Sleeping);
 }

@@ -241,6 +241,25 @@ pub enum Denial {
         /// What is wanted.
         wants: Ipv4Net,
     },
+    /// Instances have addresses in the subnet that is to change.
+    #[error(
+        "the subnet of tenant {name} cannot change while instances use it: {}",
+        list(instances)
+    )]
+    SubnetInUse {
+        /// The tenant.
+        name: TenantName,
+        /// The instances.
+        instances: Vec<InstancePath>,
+    },
+    /// Not every instance has an address in the new subnet.
+    #[error("{subnet} is too small for the instances of tenant {name}")]
+    SubnetTooSmall {
+        /// The tenant.
+        name: TenantName,
+        /// The new subnet.
+        subnet: Ipv4Net,
+    },
     /// No net id is left.
     #[error("all {} tenant networks of this machine are in use", NetId::COUNT)]
     NoNetwork,
@@ -353,6 +372,10 @@ impl Denial {
             Self::SubnetFixed { name, .. } => Some(format!(
                 "leave the subnet out of the document, or `mvm tenant destroy {name}` first"
             )),
+            Self::SubnetInUse { name, .. } => {
+                Some(format!("stop them first: `mvm stop {name} --all`"))
+            }
+            Self::SubnetTooSmall { .. } => Some("pass a larger --subnet".to_owned()),
             Self::PortTaken { .. } => Some("publish another port or address".to_owned()),
             Self::NoEarlierRevision { pool } => {
                 Some(format!("give it another image with `mvm pool update {pool} --image IMAGE`"))

@@ -6,6 +6,7 @@
 //! once or not at all, and the imperative verbs and the declarative document take the same path.
 
 mod apply;
+mod copies;
 mod denial;
 mod disks;
 mod instances;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub use copies::make_own;
 pub use denial::{Denial, DiskConflict, Limit};
 pub use instances::check_forkable;
 pub use limits::{Usage, node_usage, tenant_usage};
@@ -64,6 +66,13 @@ pub enum Request {
         quota: Quota,
         /// Names of limits to lift.
         lift: Vec<String>,
+    },
+    /// Gives a tenant another subnet; its instances, none of which may run, keep their slots in it.
+    TenantMove {
+        /// Its name.
+        name: TenantName,
+        /// The new subnet.
+        subnet: Ipv4Net,
     },
     /// Removes a tenant.
     TenantDestroy {
@@ -313,6 +322,8 @@ pub struct NodeFacts {
     pub foreign_subnets: Vec<Ipv4Net>,
     /// Instances that were to run and ended by themselves: a request to run them is a fresh wish.
     pub ended: BTreeSet<InstancePath>,
+    /// Instances that have, or are getting or losing, a microVM.
+    pub up: BTreeSet<InstancePath>,
     /// Instances that stand by and could go on at once.
     pub ready: BTreeSet<InstancePath>,
     /// What is known of pools' images.
@@ -375,6 +386,7 @@ pub fn admit(
             draft.tenant_create(name, quota.clone(), *subnet)?;
         }
         Request::TenantUpdate { name, quota, lift } => draft.tenant_update(name, quota, lift)?,
+        Request::TenantMove { name, subnet } => draft.tenant_move(name, *subnet)?,
         Request::TenantDestroy { name, force } => draft.tenant_destroy(name, *force)?,
         Request::PoolCreate { path, spec } => draft.pool_create(path, spec)?,
         Request::PoolBuild { path } => draft.pool_update(path, None, &Settings::default())?,

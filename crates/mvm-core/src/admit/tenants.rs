@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use ipnet::Ipv4Net;
 
 use super::{DEFAULT_GRACE_MS, Denial, Draft};
-use crate::name::{DiskPath, PoolPath, TenantName};
+use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use crate::net::{NET_ID_MAX, NetId, TenantNetwork, check_subnet};
-use crate::record::{Existence, TenantRecord};
+use crate::record::{Existence, InstanceRecord, TenantRecord};
 use crate::spec::Quota;
 
 impl Draft<'_> {
@@ -52,6 +52,29 @@ impl Draft<'_> {
             }
             tenant.quota.merge(change);
         }
+        Ok(())
+    }
+
+    pub(super) fn tenant_move(&mut self, name: &TenantName, subnet: Ipv4Net) -> Result<(), Denial> {
+        self.require_tenant(name)?;
+        let instances = || self.edit.desired.instances_of(name);
+        let is_up = |it: &&InstanceRecord| it.desired.is_up() || self.node.up.contains(&it.path);
+        let up: Vec<InstancePath> = instances().filter(is_up).map(|it| it.path.clone()).collect();
+        if !up.is_empty() {
+            return Err(Denial::SubnetInUse { name: name.clone(), instances: up });
+        }
+        let last = instances().map(|instance| instance.slot).max();
+        let Some(mut tenant) = self.edit.desired.tenants.remove(name) else { return Ok(()) };
+        // Not in the way of itself: the subnets may overlap.
+        let free = self.choose_network(Some(subnet))?;
+        let net_id = tenant.network.net_id;
+        let is_lost = self.node.foreign_net_ids.contains(&net_id);
+        let network = if is_lost { free } else { TenantNetwork { net_id, subnet } };
+        if last.is_some_and(|last| last > network.last_slot()) {
+            return Err(Denial::SubnetTooSmall { name: name.clone(), subnet });
+        }
+        tenant.network = network;
+        self.edit.desired.tenants.insert(name.clone(), tenant);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What the tests of admission share: a node that accepts requests and forgets what is gone.
 
 mod bases;
+mod copies;
 mod denials;
 mod disks;
 mod documents;

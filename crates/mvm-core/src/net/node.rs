@@ -133,6 +133,14 @@ impl NodeNetwork {
         Ok(())
     }
 
+    /// Takes note that an instance, if it is there, has no tap from now on.
+    pub fn fall_asleep(&mut self, instance: &InstanceNetwork) {
+        let place = (instance.tenant.net_id, instance.slot);
+        if self.instances.iter().any(|it| (it.tenant.net_id, it.slot) == place) {
+            self.asleep.insert(place);
+        }
+    }
+
     /// Takes an instance out, whatever its rate, and leaves its tenant.
     pub fn remove_instance(&mut self, instance: &InstanceNetwork) {
         self.asleep.remove(&(instance.tenant.net_id, instance.slot));
@@ -241,6 +249,8 @@ impl FromStr for StateDirId {
         u32::from_str_radix(text, 16).map(Self).map_err(|error| error.to_string())
     }
 }
+
+crate::serde_as_text!(StateDirId);
 
 /// The name that an agent's firewall tables have, in each family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -54,6 +54,7 @@ fn tenants_and_instances_are_set_elements() {
             "\tset subnets { type ipv4_addr; flags interval; elements = { 10.240.1.0/24, 10.240.12.0/24 }; }",
             "\tset sources { type ifname . ipv4_addr; flags interval; elements = { \"br-tenant-1\" . 10.240.1.0/24, \"br-tenant-12\" . 10.240.12.0/24 }; }",
             "\tset gateways { type ifname . ipv4_addr; limit rate 10/second burst 20 packets; elements = { \"br-tenant-1\" . 10.240.1.1, \"br-tenant-12\" . 10.240.12.1 }; }",
+            "\tset resolvers { type ifname . ipv4_addr; elements = { \"br-tenant-1\" . 10.240.1.1, \"br-tenant-12\" . 10.240.12.1 }; }",
             "\tset taps { type ifname; flags interval; elements = { \"tn12i*\", \"tn1i*\" }; }",
             "\tset instances { type ifname . ether_addr . ipv4_addr; elements = { \"tn12i4\" . 02:6d:0a:f0:0c:04 . 10.240.12.4, \"tn1i3\" . 02:6d:0a:f0:01:03 . 10.240.1.3 }; }",
             "\tset senders { type ifname; limit rate over 125000 bytes/second burst 262144 bytes; }",
@@ -143,6 +144,7 @@ fn removing_a_tenant_refills_the_name_patterns() {
          delete element inet mvm subnets { 10.240.1.0/24 }\n\
          delete element inet mvm sources { \"br-tenant-1\" . 10.240.1.0/24 }\n\
          delete element inet mvm gateways { \"br-tenant-1\" . 10.240.1.1 }\n\
+         delete element inet mvm resolvers { \"br-tenant-1\" . 10.240.1.1 }\n\
          flush set bridge mvm taps\n\
          add element inet mvm taps { \"tn2i*\" }\n\
          add element bridge mvm taps { \"tn2i*\" }\n"

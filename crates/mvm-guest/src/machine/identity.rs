@@ -52,7 +52,7 @@ impl Identity {
         }
         let Some(network) = &to.network else { return Ok(None) };
         let announcement = network::ensure(network)?;
-        names::ensure_nameservers(&network.nameservers)?;
+        names::ensure_resolver(network)?;
         Ok(Some(announcement))
     }
 }

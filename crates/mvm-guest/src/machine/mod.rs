@@ -216,6 +216,9 @@ mod tests {
                 prefix_len,
                 gateway,
                 nameservers: vec![],
+                search: Vec::new(),
+                resolver_options: Vec::new(),
+                mtu: None,
                 mac: None,
             };
             let configuration = Configuration { network: Some(network), ..named("ok") };

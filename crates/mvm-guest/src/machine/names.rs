@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::Path;
 
-use mvm_core::guest::GuestError;
+use mvm_core::guest::{GuestError, NetworkConfiguration};
 
 use super::files;
 use crate::failure::refused;
@@ -43,13 +43,26 @@ pub(super) fn renew_machine_id() -> Result<(), GuestError> {
     ensure_file("/etc/machine-id", &text)
 }
 
-/// Names the servers to ask; without any, the image's own file stays.
-pub(super) fn ensure_nameservers(servers: &[IpAddr]) -> Result<(), GuestError> {
-    if servers.is_empty() {
-        return Ok(());
+/// Names the servers to ask, and how; without any, the image's own file stays.
+pub(super) fn ensure_resolver(network: &NetworkConfiguration) -> Result<(), GuestError> {
+    match resolv_conf(network) {
+        Some(text) => ensure_file("/etc/resolv.conf", &text),
+        None => Ok(()),
     }
-    let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    ensure_file("/etc/resolv.conf", &text)
+}
+
+fn resolv_conf(network: &NetworkConfiguration) -> Option<String> {
+    if network.nameservers.is_empty() {
+        return None;
+    }
+    let mut text: String =
+        network.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (keyword, words) in [("search", &network.search), ("options", &network.resolver_options)] {
+        if !words.is_empty() {
+            text.push_str(&format!("{keyword} {}\n", words.join(" ")));
+        }
+    }
+    Some(text)
 }
 
 fn hosts(name: &str, address: Option<Ipv4Addr>) -> String {
@@ -102,6 +115,28 @@ mod tests {
         let text = hosts("web-1.acme", Some(Ipv4Addr::new(10, 240, 1, 3)));
         assert!(text.ends_with("\n10.240.1.3\tweb-1.acme web-1\n"));
         assert!(hosts("web", None).ends_with("\n127.0.1.1\tweb\n"));
+    }
+
+    #[test]
+    fn the_hosts_search_domains_and_options_are_taken_over() {
+        let network = |nameservers: &[&str], search: &[&str]| NetworkConfiguration {
+            address: Ipv4Addr::new(10, 240, 1, 3),
+            prefix_len: 24,
+            gateway: Ipv4Addr::new(10, 240, 1, 1),
+            nameservers: nameservers.iter().map(|server| server.parse().unwrap()).collect(),
+            search: search.iter().map(ToString::to_string).collect(),
+            resolver_options: search.iter().map(|_| "ndots:2".to_owned()).collect(),
+            mtu: None,
+            mac: None,
+        };
+        assert_eq!(resolv_conf(&network(&[], &["a.example"])), None);
+        let text = resolv_conf(&network(&["10.240.1.1"], &[])).unwrap();
+        assert_eq!(text, "nameserver 10.240.1.1\n");
+        let text = resolv_conf(&network(&["10.240.1.1", "10.0.0.2"], &["a.example"])).unwrap();
+        assert_eq!(
+            text,
+            "nameserver 10.240.1.1\nnameserver 10.0.0.2\nsearch a.example\noptions ndots:2\n"
+        );
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub(super) fn ensure(wanted: &NetworkConfiguration) -> Result<Announcement, Gues
     if let Some(mac) = wanted.mac {
         step("set the Ethernet address of", interface.ensure_mac(mac))?;
     }
+    if let Some(mtu) = wanted.mtu {
+        step("set the packet size of", interface.set_mtu(mtu))?;
+    }
     step("bring up", interface.bring_up())?;
     step("set the address of", interface.set(libc::SIOCSIFADDR, wanted.address))?;
     step("set the netmask of", interface.set(libc::SIOCSIFNETMASK, netmask(wanted.prefix_len)))?;
@@ -172,6 +175,13 @@ impl Interface {
             libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
         // SAFETY: the operation reads a live request whose Ethernet address is filled in.
         check(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFHWADDR as _, &request) })
+    }
+
+    fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_mtu = libc::c_int::from(mtu);
+        // SAFETY: the operation reads a live request whose packet size is filled in.
+        check(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFMTU as _, &request) })
     }
 
     fn set(&self, operation: libc::c_ulong, address: Ipv4Addr) -> io::Result<()> {

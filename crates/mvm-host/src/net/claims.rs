@@ -1,8 +1,9 @@
 //! Machine-wide claims on net ids, so that two agents never pick the same one.
 //!
 //! A claim is a symbolic link `<net id> -> <state directory>` in a directory that all agents of
-//! the machine share and that a reboot empties. A claim whose state directory is gone is void.
-//! A lock on the directory makes checking and changing a claim one step.
+//! the machine share. It outlives a reboot: a tenant keeps its net id while its agent has not started yet. A
+//! claim whose state directory is gone is void. A lock on the directory makes checking and changing
+//! a claim one step.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,30 +17,41 @@ use super::NetworkError;
 use super::owner::state_dir_exists;
 
 /// Where the agents of a machine keep their claims.
-pub const CLAIMS_DIR: &str = "/run/mvm/net";
+pub const CLAIMS_DIR: &str = "/var/lib/mvm-claims";
+/// Where agents of earlier versions keep theirs, which are respected.
+const EARLIER_CLAIMS_DIR: &str = "/run/mvm/net";
 
 /// The claims directory, as one agent uses it. All methods block briefly.
 #[derive(Debug, Clone)]
 pub(super) struct Claims {
     dir: PathBuf,
+    /// Another directory, whose claims count too.
+    earlier: Option<PathBuf>,
     state_dir: PathBuf,
 }
 
 impl Claims {
     pub(super) fn new(dir: PathBuf, state_dir: &Path) -> Self {
-        Self { dir, state_dir: state_dir.to_owned() }
+        let earlier = (dir == Path::new(CLAIMS_DIR)).then(|| EARLIER_CLAIMS_DIR.into());
+        Self { dir, earlier, state_dir: state_dir.to_owned() }
     }
 
     /// Claims a net id for this agent, or confirms that it has it.
     pub(super) fn claim(&self, net_id: NetId) -> Result<(), NetworkError> {
         let _lock = self.lock()?;
-        let claim = self.path(net_id);
-        match self.holder(net_id)? {
-            Some(owner) if owner == self.state_dir => return Ok(()),
-            Some(owner) if state_dir_exists(&owner) => {
-                return Err(NetworkError::Claimed { net_id, owner, claim });
+        for dir in self.dirs() {
+            let claim = path_in(dir, net_id);
+            match holder_of(&claim)? {
+                Some(owner) if owner != self.state_dir && state_dir_exists(&owner) => {
+                    return Err(NetworkError::Claimed { net_id, owner, claim });
+                }
+                _ => {}
             }
-            Some(_) => self.remove(net_id)?,
+        }
+        let claim = path_in(&self.dir, net_id);
+        match holder_of(&claim)? {
+            Some(owner) if owner == self.state_dir => return Ok(()),
+            Some(_) => remove(&claim)?,
             None => {}
         }
         std::os::unix::fs::symlink(&self.state_dir, &claim)
@@ -49,59 +61,75 @@ impl Claims {
     /// Gives up a claim of this agent; others' stay.
     pub(super) fn release(&self, net_id: NetId) -> Result<(), NetworkError> {
         let _lock = self.lock()?;
-        match self.holder(net_id)? {
-            Some(owner) if owner == self.state_dir => self.remove(net_id),
-            _ => Ok(()),
+        for claim in self.dirs().map(|dir| path_in(dir, net_id)) {
+            if holder_of(&claim)?.is_some_and(|owner| owner == self.state_dir) {
+                remove(&claim)?;
+            }
         }
+        Ok(())
     }
 
     /// All claims that are not void, with their holders.
     pub(super) fn all(&self) -> Result<BTreeMap<NetId, PathBuf>, NetworkError> {
-        let failed = |error| {
-            NetworkError::system(format!("read the claims directory {}", self.dir.display()))(error)
-        };
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut claims = BTreeMap::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(net_id) = name.to_str().and_then(|name| name.parse().ok()).map(NetId) else {
-                continue;
+        let mut claims = self.by_net_id()?;
+        claims.retain(|_, owner| state_dir_exists(owner));
+        Ok(claims)
+    }
+
+    /// All claims. Of two of one net id, the one whose holder is there counts.
+    fn by_net_id(&self) -> Result<BTreeMap<NetId, PathBuf>, NetworkError> {
+        let mut claims = BTreeMap::<NetId, PathBuf>::new();
+        for dir in self.dirs() {
+            let failed = |error| {
+                NetworkError::system(format!("read the claims directory {}", dir.display()))(error)
             };
-            if let Some(owner) = self.holder(net_id)?.filter(|owner| state_dir_exists(owner)) {
-                claims.insert(net_id, owner);
+            let entries = match fs::read_dir(dir) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            for entry in entries {
+                let name = entry.map_err(failed)?.file_name();
+                let Some(net_id) = name.to_str().and_then(|name| name.parse().ok()).map(NetId)
+                else {
+                    continue;
+                };
+                if let Some(owner) = holder_of(&path_in(dir, net_id))?
+                    && claims.get(&net_id).is_none_or(|before| !state_dir_exists(before))
+                {
+                    claims.insert(net_id, owner);
+                }
             }
         }
         Ok(claims)
     }
 
-    /// Whether this agent has the claim.
-    pub(super) fn is_ours(&self, net_id: NetId) -> Result<bool, NetworkError> {
-        Ok(self.holder(net_id)?.is_some_and(|owner| owner == self.state_dir))
+    /// Claims whose state directory is gone, with where it was.
+    pub(super) fn void(&self) -> Result<BTreeMap<NetId, PathBuf>, NetworkError> {
+        let mut claims = self.by_net_id()?;
+        claims.retain(|_, owner| !state_dir_exists(owner));
+        Ok(claims)
     }
 
-    fn path(&self, net_id: NetId) -> PathBuf {
-        self.dir.join(net_id.0.to_string())
-    }
-
-    fn holder(&self, net_id: NetId) -> Result<Option<PathBuf>, NetworkError> {
-        let claim = self.path(net_id);
-        match fs::read_link(&claim) {
-            Ok(owner) => Ok(Some(owner)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(NetworkError::system(format!("read the claim {}", claim.display()))(error))
+    /// Removes a claim whose state directory is gone.
+    pub(super) fn release_void(&self, net_id: NetId) -> Result<(), NetworkError> {
+        let _lock = self.lock()?;
+        for claim in self.dirs().map(|dir| path_in(dir, net_id)) {
+            if holder_of(&claim)?.is_some_and(|owner| !state_dir_exists(&owner)) {
+                remove(&claim)?;
             }
         }
+        Ok(())
     }
 
-    fn remove(&self, net_id: NetId) -> Result<(), NetworkError> {
-        let claim = self.path(net_id);
-        fs::remove_file(&claim)
-            .map_err(NetworkError::system(format!("remove the claim {}", claim.display())))
+    /// Whether this agent has the claim.
+    pub(super) fn is_ours(&self, net_id: NetId) -> Result<bool, NetworkError> {
+        let holder = holder_of(&path_in(&self.dir, net_id))?;
+        Ok(holder.is_some_and(|owner| owner == self.state_dir))
+    }
+
+    fn dirs(&self) -> impl Iterator<Item = &Path> {
+        [Some(&self.dir), self.earlier.as_ref()].into_iter().flatten().map(PathBuf::as_path)
     }
 
     /// Holds the directory's lock until the returned file is dropped.
@@ -114,6 +142,25 @@ impl Claims {
         flock(&dir, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         Ok(dir)
     }
+}
+
+fn path_in(dir: &Path, net_id: NetId) -> PathBuf {
+    dir.join(net_id.0.to_string())
+}
+
+fn holder_of(claim: &Path) -> Result<Option<PathBuf>, NetworkError> {
+    match fs::read_link(claim) {
+        Ok(owner) => Ok(Some(owner)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(NetworkError::system(format!("read the claim {}", claim.display()))(error))
+        }
+    }
+}
+
+fn remove(claim: &Path) -> Result<(), NetworkError> {
+    fs::remove_file(claim)
+        .map_err(NetworkError::system(format!("remove the claim {}", claim.display())))
 }
 
 #[cfg(test)]
@@ -146,6 +193,21 @@ mod tests {
         assert!(matches!(&refused, NetworkError::Claimed { owner, .. } if *owner == a.state_dir));
         b.release(NetId(3)).unwrap();
         assert_eq!(b.all().unwrap(), BTreeMap::from([(NetId(3), a.state_dir.clone())]));
+        a.release(NetId(3)).unwrap();
+        b.claim(NetId(3)).unwrap();
+    }
+
+    #[test]
+    fn claims_of_an_earlier_version_count_and_are_given_up_too() {
+        let machine = Machine::new();
+        let earlier = machine.root.path().join("run/earlier");
+        let with_earlier = |claims: Claims| Claims { earlier: Some(earlier.clone()), ..claims };
+        let (a, b) = (with_earlier(machine.agent("a")), with_earlier(machine.agent("b")));
+        fs::create_dir_all(&earlier).unwrap();
+        std::os::unix::fs::symlink(&a.state_dir, earlier.join("3")).unwrap();
+        assert!(matches!(b.claim(NetId(3)), Err(NetworkError::Claimed { .. })));
+        assert_eq!(b.all().unwrap(), BTreeMap::from([(NetId(3), a.state_dir.clone())]));
+        a.claim(NetId(3)).unwrap();
         a.release(NetId(3)).unwrap();
         b.claim(NetId(3)).unwrap();
     }

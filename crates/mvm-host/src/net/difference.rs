@@ -74,6 +74,18 @@ pub enum Difference {
         /// The address.
         address: Ipv4Net,
     },
+    /// The machine reaches addresses of a tenant's subnet by another link.
+    RouteOverlap {
+        /// The tenant's subnet.
+        subnet: Ipv4Net,
+        /// Where the other route leads.
+        route: Ipv4Net,
+    },
+    /// A running microVM's tap was deleted; one that was made anew does not lead to it.
+    TapLost {
+        /// The tap.
+        tap: String,
+    },
     /// A setting of the kernel or of a bridge has another value.
     Setting {
         /// The setting's name.
@@ -138,6 +150,24 @@ pub enum Difference {
     },
 }
 
+impl Difference {
+    /// Whether it is one of links and their settings that putting them back mends.
+    pub(super) fn is_of_links(&self) -> bool {
+        matches!(
+            self,
+            Self::LinkMissing { .. }
+                | Self::LinkDown { .. }
+                | Self::NotAttached { .. }
+                | Self::TapOwner { .. }
+                | Self::Mac { .. }
+                | Self::AddressMissing { .. }
+                | Self::AddressUnexpected { .. }
+                | Self::Setting { .. }
+                | Self::ClaimMissing { .. }
+        )
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -159,6 +189,18 @@ impl fmt::Display for Difference {
             }
             Self::AddressUnexpected { link, address } => {
                 write!(f, "{link} has the unexpected address {address}")
+            }
+            Self::RouteOverlap { subnet, route } => {
+                write!(
+                    f,
+                    "the subnet {subnet} overlaps {route}, which this machine routes elsewhere"
+                )
+            }
+            Self::TapLost { tap } => {
+                write!(
+                    f,
+                    "the microVM behind {tap} has lost it: it has no network until it is restarted"
+                )
             }
             Self::Setting { name, expected, found } => {
                 write!(f, "{name} is {found} instead of {expected}")

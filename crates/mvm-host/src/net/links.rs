@@ -16,7 +16,12 @@ use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -59,6 +64,10 @@ pub(super) struct Link {
     /// The index of the bridge (or other link) that it is a port of.
     pub(super) controller: Option<u32>,
     pub(super) is_up: bool,
+    /// Whether there is something at the other end: of a tap, a process that has it open.
+    pub(super) has_carrier: bool,
+    /// The largest packet that it takes, in bytes.
+    pub(super) mtu: Option<u32>,
     pub(super) mac: Option<MacAddr>,
     /// Bytes that came in from it, and that went out to it.
     pub(super) carried: (u64, u64),
@@ -193,6 +202,39 @@ impl Links {
         self.set(message, format!("bring up the link {}", link.name)).await
     }
 
+    /// Has a bridge take frames for this MAC itself, whatever port they went to before.
+    pub(super) async fn take_from_port(
+        &self,
+        bridge: &Link,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let request = self.handle.neighbours().add_bridge(bridge.index, &mac.0);
+        let request = request.state(NeighbourState::Permanent).flags(NeighbourFlags::Own).replace();
+        let operation = format!("have {} take frames for {mac}", bridge.name);
+        request.execute().await.map_err(failed(operation))
+    }
+
+    /// Has a bridge find out again where frames for this MAC go.
+    pub(super) async fn leave_to_port(
+        &self,
+        bridge: &Link,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = bridge.index;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        match self.handle.neighbours().del(message).execute().await {
+            // There was no such entry, or there is no such bridge any more.
+            Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            result => {
+                result.map_err(failed(format!("have {} give up frames for {mac}", bridge.name)))
+            }
+        }
+    }
+
     /// Deletes a link; it may be gone by now.
     pub(super) async fn delete(&self, link: &Link) -> Result<(), NetworkError> {
         match self.handle.link().del(link.index).execute().await {
@@ -247,18 +289,24 @@ impl Links {
 
     /// The machine's IPv4 routes other than default routes.
     pub(super) async fn routes(&self) -> Result<Vec<Route>, NetworkError> {
+        Ok(self.all_routes().await?.iter().filter_map(route_of).collect())
+    }
+
+    /// The largest packet that the machine's default route takes, in bytes, if there is such a route.
+    pub(super) async fn uplink_mtu(&self) -> Result<Option<u32>, NetworkError> {
+        let routes = self.all_routes().await?;
+        let uplink = routes.iter().filter_map(default_route_of).min();
+        let links = self.all().await?;
+        let mtu_of = |index| links.iter().find(|link| link.index == index)?.mtu;
+        Ok(uplink.and_then(|(_, index)| mtu_of(index)))
+    }
+
+    async fn all_routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
         let _listing = self.listing.lock().await;
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list routes"))?;
-        Ok(routes.iter().filter_map(route_of).collect())
+        let routes = self.handle.route().get(request).execute();
+        routes.try_collect().await.map_err(failed("list routes"))
     }
 
     async fn set(&self, message: LinkMessage, operation: String) -> Result<(), NetworkError> {
@@ -295,6 +343,8 @@ fn link_of(message: LinkMessage) -> Option<Link> {
         alias: None,
         controller: None,
         is_up: message.header.flags.contains(LinkFlags::Up),
+        has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        mtu: None,
         mac: None,
         carried: (0, 0),
     };
@@ -304,6 +354,7 @@ fn link_of(message: LinkMessage) -> Option<Link> {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) if index != 0 => link.controller = Some(index),
             LinkAttribute::Address(mac) => link.mac = <[u8; 6]>::try_from(mac).ok().map(MacAddr),
+            LinkAttribute::Mtu(mtu) => link.mtu = Some(mtu),
             LinkAttribute::LinkInfo(infos) => link.kind = kind_of(&infos),
             LinkAttribute::Stats64(stats) => link.carried = (stats.rx_bytes, stats.tx_bytes),
             _ => {}
@@ -365,4 +416,21 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     });
     let destination = Ipv4Net::new(destination, message.header.destination_prefix_length).ok()?;
     Some(Route { destination, link })
+}
+
+/// The metric of a default route of the main table, and the index of its link.
+fn default_route_of(message: &RouteMessage) -> Option<(u32, u32)> {
+    let header = &message.header;
+    let is_default = header.destination_prefix_length == 0
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.kind == RouteType::Unicast;
+    let (mut metric, mut link) = (0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    link.filter(|_| is_default).map(|link| (metric, link))
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -14,17 +15,32 @@ use tokio::sync::Mutex;
 
 use super::claims::Claims;
 use super::links::{Link, LinkKind, Links};
+use super::names::{Names, RESOLV_CONF};
 use super::ownership::Ownership;
+use super::resting::Resting;
 use super::tap::NewTap;
 use super::verify::Machine;
-use super::{Difference, Network, NetworkError, Occupied, Owner, nft, sysctl};
+use super::{
+    Difference, Network, NetworkError, Occupied, Owner, Registry, Surroundings, nft, sysctl,
+};
+use crate::platform::firewall::input_drops;
+
+/// Sizes of packets that guests are told, in bytes: what IPv6 needs at least, and what Ethernet, and so a tap,
+/// takes at most.
+const MIN_MTU: u32 = 1280;
+const MAX_MTU: u32 = 1500;
 
 /// The network of the machine, in the network namespace of the thread that made this value.
 #[derive(Debug)]
 pub struct LinuxNetwork {
     owner: Owner,
     ownership: Ownership,
+    registry: Registry,
     links: Links,
+    names: Names,
+    /// Whether other software's firewall keeps guests from asking at their gateways.
+    is_input_dropped: AtomicBool,
+    resting: Resting,
     /// Held over each change, so that changes happen one after the other.
     firewall: Mutex<Firewall>,
 }
@@ -48,10 +64,21 @@ impl LinuxNetwork {
     /// # Errors
     /// There is no routing netlink socket.
     pub fn new(owner: Owner, claims_dir: PathBuf) -> Result<Self, NetworkError> {
+        let registry = Registry::at(&claims_dir);
         let claims = Claims::new(claims_dir, owner.state_dir());
         let ownership = Ownership::new(&owner, claims);
         let links = Links::open()?;
-        Ok(Self { owner, ownership, links, firewall: Mutex::new(Firewall::Unknown) })
+        let firewall = Mutex::new(Firewall::Unknown);
+        let names = Names::new(RESOLV_CONF.into());
+        let resting = Resting::new();
+        let is_input_dropped = AtomicBool::new(false);
+        Ok(Self { owner, ownership, registry, links, names, is_input_dropped, resting, firewall })
+    }
+
+    /// The same with another file in place of the machine's `/etc/resolv.conf`.
+    #[must_use]
+    pub fn with_resolv_conf(self, path: PathBuf) -> Self {
+        Self { names: Names::new(path), ..self }
     }
 
     /// A tenant's bridge, made after its guard unless it is there and up.
@@ -111,6 +138,50 @@ impl LinuxNetwork {
             }
         }
         (admissible, errors)
+    }
+
+    /// Makes bridges and taps as they are to be, and returns what could not be done.
+    async fn ensure_links(
+        &self,
+        wanted: &NodeNetwork,
+        links: &BTreeMap<String, Link>,
+    ) -> Result<Vec<NetworkError>, NetworkError> {
+        let mut errors: Vec<_> = sysctl::ip_forward().ensure().err().into_iter().collect();
+        let mut addresses: BTreeMap<u32, Vec<Ipv4Net>> = BTreeMap::new();
+        for (index, address) in self.links.addresses().await? {
+            addresses.entry(index).or_default().push(address);
+        }
+        for tenant in wanted.tenants() {
+            let found = links.get(&tenant.bridge());
+            let has = found.and_then(|link| addresses.get(&link.index));
+            let has = has.map_or(&[][..], Vec::as_slice);
+            let bridge = match self.ensure_bridge(tenant, found, has).await {
+                Ok(bridge) => bridge,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            for instance in wanted.awake().filter(|instance| instance.tenant == *tenant) {
+                let found = links.get(&instance.tap());
+                errors.extend(self.ensure_tap(instance, found, &bridge).await.err());
+            }
+        }
+        Ok(errors)
+    }
+
+    /// Looks at what other software's firewall does to guests.
+    async fn look_at_others(&self) {
+        let is_dropped = !input_drops().await.is_empty();
+        self.is_input_dropped.store(is_dropped, Ordering::Relaxed);
+    }
+
+    async fn machine(&self) -> Result<Machine, NetworkError> {
+        Ok(Machine {
+            links: self.links_by_name().await?,
+            addresses: self.links.addresses().await?,
+            routes: self.links.routes().await?,
+        })
     }
 
     /// Deletes our links that are not to be kept, taps before bridges.
@@ -232,6 +303,8 @@ impl LinuxNetwork {
         if tap.controller != Some(bridge.index) {
             self.links.attach(&tap, bridge).await?;
         }
+        // Whatever was said while it rested.
+        self.links.leave_to_port(bridge, instance.mac()).await?;
         // Never before it is attached: on its own it would lead into the host.
         if !tap.is_up {
             self.links.bring_up(&tap).await?;
@@ -272,6 +345,10 @@ impl LinuxNetwork {
             Firewall::Unknown | Firewall::Broken(_) => (full.clone(), None),
         };
         if batch.is_empty() {
+            if let Firewall::Applied(applied, _) = firewall {
+                // Who sleeps is in no rule.
+                *applied = wanted;
+            }
             return Ok(());
         }
         // Stays so if the batch fails, or nobody waits for its end.
@@ -362,6 +439,9 @@ impl Network for LinuxNetwork {
 
     async fn ensure(&self, expected: &NodeNetwork) -> Result<(), NetworkError> {
         let mut firewall = self.firewall.lock().await;
+        // Before there is anything with the mark.
+        let registered = self.registry.register(self.owner.mark(), self.owner.state_dir());
+        registered.map_err(NetworkError::system("register the state directory with its mark"))?;
         let links = self.links_by_name().await?;
         let (wanted, mut errors) = self.admissible(expected, &links);
 
@@ -381,30 +461,16 @@ impl Network for LinuxNetwork {
             errors.push(error);
             return NetworkError::all(errors);
         }
+        if let Some(former) = self.owner.former_table() {
+            // The new tables guard what these did.
+            let removal = render_full(former, &NodeNetwork::default());
+            errors.extend(nft::apply(removal).await.err());
+        }
+        self.look_at_others().await;
         if wanted.is_empty() {
             return NetworkError::all(errors);
         }
-        errors.extend(sysctl::ip_forward().ensure().err());
-        let mut addresses: BTreeMap<u32, Vec<Ipv4Net>> = BTreeMap::new();
-        for (index, address) in self.links.addresses().await? {
-            addresses.entry(index).or_default().push(address);
-        }
-        for tenant in wanted.tenants() {
-            let found = links.get(&tenant.bridge());
-            let has = found.and_then(|link| addresses.get(&link.index));
-            let has = has.map_or(&[][..], Vec::as_slice);
-            let bridge = match self.ensure_bridge(tenant, found, has).await {
-                Ok(bridge) => bridge,
-                Err(error) => {
-                    errors.push(error);
-                    continue;
-                }
-            };
-            for instance in wanted.awake().filter(|instance| instance.tenant == *tenant) {
-                let found = links.get(&instance.tap());
-                errors.extend(self.ensure_tap(instance, found, &bridge).await.err());
-            }
-        }
+        errors.extend(self.ensure_links(&wanted, &links).await?);
         NetworkError::all(errors)
     }
 
@@ -458,7 +524,10 @@ impl Network for LinuxNetwork {
     }
 
     async fn remove_tap(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
-        let _firewall = self.firewall.lock().await;
+        let mut firewall = self.firewall.lock().await;
+        if let Firewall::Applied(network, _) | Firewall::Broken(network) = &mut *firewall {
+            network.fall_asleep(&instance);
+        }
         self.delete_tap(&instance).await
     }
 
@@ -510,16 +579,68 @@ impl Network for LinuxNetwork {
             Firewall::Applied(_, left_at) if is_as_left(*left_at).await? => return Ok(false),
             Firewall::Applied(network, _) | Firewall::Broken(network) => network.clone(),
         };
+        self.look_at_others().await;
         self.ensure_firewall(&mut firewall, wanted).await
+    }
+
+    async fn mend_links(&self) -> Result<bool, NetworkError> {
+        let firewall = self.firewall.lock().await;
+        // Links are made only behind rules that are known to be there.
+        let Firewall::Applied(wanted, _) = &*firewall else { return Ok(false) };
+        let machine = self.machine().await?;
+        let differences = machine.differences(wanted, &self.ownership)?;
+        if !differences.iter().any(Difference::is_of_links) {
+            return Ok(false);
+        }
+        let (wanted, mut errors) = self.admissible(wanted, &machine.links);
+        errors.extend(self.ensure_links(&wanted, &machine.links).await?);
+        NetworkError::all(errors).map(|()| true)
+    }
+
+    async fn cut_off(
+        &self,
+        running: &[InstanceNetwork],
+    ) -> Result<BTreeSet<InstanceNetwork>, NetworkError> {
+        // Not in the middle of a change.
+        let _firewall = self.firewall.lock().await;
+        let links = self.links_by_name().await?;
+        let is_connected = |instance: &&InstanceNetwork| {
+            // A link that is down tells nothing of its other end.
+            links.get(&instance.tap()).is_some_and(|tap| tap.has_carrier || !tap.is_up)
+        };
+        Ok(running.iter().filter(|instance| !is_connected(instance)).copied().collect())
+    }
+
+    async fn serve_names(&self, tenants: &BTreeSet<TenantNetwork>) -> Result<(), NetworkError> {
+        self.names.ensure(tenants).await
+    }
+
+    async fn surroundings(&self) -> Result<Surroundings, NetworkError> {
+        let conf = self.names.conf();
+        let addresses = self.links.addresses().await?;
+        let own: Vec<_> = addresses.iter().map(|(_, net)| net.addr()).collect();
+        let mtu = self.links.uplink_mtu().await?;
+        Ok(Surroundings {
+            nameservers: conf.direct(&own).collect(),
+            is_gateway_last: self.is_input_dropped.load(Ordering::Relaxed),
+            search: conf.search.clone(),
+            resolver_options: conf.options.clone(),
+            mtu: mtu.map(|mtu| mtu.clamp(MIN_MTU, MAX_MTU) as u16),
+        })
+    }
+
+    async fn watch_resting(&self, resting: &BTreeSet<InstanceNetwork>) -> Result<(), NetworkError> {
+        self.resting.ensure(&self.links, resting).await
+    }
+
+    async fn visited(&self) -> InstanceNetwork {
+        self.resting.visited().await
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {
         // Not in the middle of a change.
         let _firewall = self.firewall.lock().await;
-        let machine = Machine {
-            links: self.links_by_name().await?,
-            addresses: self.links.addresses().await?,
-        };
+        let machine = self.machine().await?;
         let mut differences = machine.differences(expected, &self.ownership)?;
         let table = self.owner.table();
         let wanted = nft::expected(table.clone(), expected).await?;

@@ -10,15 +10,20 @@
 //! forwarding is switched on.
 
 mod claims;
+mod conflicts;
 mod difference;
 mod error;
 mod generation;
 mod links;
 mod linux;
+mod names;
 mod namespace;
 mod nft;
+mod orphans;
 mod owner;
 mod ownership;
+mod registry;
+mod resting;
 mod ruleset;
 mod sim;
 mod sysctl;
@@ -26,17 +31,24 @@ mod tap;
 mod verify;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, NetId, NodeNetwork, TenantNetwork, Traffic};
 
 pub use claims::CLAIMS_DIR;
+pub use conflicts::{Conflict, route_conflicts};
 pub use difference::Difference;
 pub use error::NetworkError;
 pub use linux::LinuxNetwork;
+pub use names::ResolvConf;
+pub(crate) use names::{RESOLV_CONF, read as read_resolv_conf};
 pub(crate) use namespace::make_tap;
+pub use orphans::{Orphan, OrphanKind, orphans, orphans_of, prune_orphans, prune_orphans_of};
 pub use owner::Owner;
+pub(crate) use owner::digest_of;
+pub use registry::Registry;
 pub use sim::{SimMachine, SimNetwork};
 
 /// What admission must avoid on this machine, because it is not this agent's.
@@ -46,6 +58,21 @@ pub struct Occupied {
     pub net_ids: BTreeSet<NetId>,
     /// Networks that the machine reaches by other links than ours.
     pub subnets: BTreeSet<Ipv4Net>,
+}
+
+/// What guests take over from the machine's own network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The machine's name servers that guests can ask by themselves.
+    pub nameservers: Vec<IpAddr>,
+    /// Whether those are better asked first, because other software's firewall keeps questions from the gateway.
+    pub is_gateway_last: bool,
+    /// Domains in which the machine looks for short names.
+    pub search: Vec<String>,
+    /// Options of the machine's resolver.
+    pub resolver_options: Vec<String>,
+    /// The largest packet that fits the way out, in bytes, if it can be told.
+    pub mtu: Option<u16>,
 }
 
 /// The network of one agent on one machine.
@@ -137,6 +164,47 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// The firewall cannot be read or replaced.
     async fn mend_firewall(&self) -> Result<bool, NetworkError>;
+
+    /// Puts back what somebody else has changed of the links that this agent has made since it called
+    /// [`ensure`](Network::ensure), and tells whether there was anything.
+    ///
+    /// # Errors
+    /// The machine's state cannot be read, or the operating system refused.
+    async fn mend_links(&self) -> Result<bool, NetworkError>;
+
+    /// Which of these instances, whose microVMs run, have lost their taps: the one that is there, if any, is
+    /// not open in any process.
+    ///
+    /// # Errors
+    /// The machine's state cannot be read.
+    async fn cut_off(
+        &self,
+        running: &[InstanceNetwork],
+    ) -> Result<BTreeSet<InstanceNetwork>, NetworkError>;
+
+    /// Makes these tenants have a name server at their gateways, which asks whomever the machine asks, and
+    /// no others. Their bridges must be there. Quick if nothing has changed.
+    ///
+    /// # Errors
+    /// It goes on past errors, such as a port that another program has, and reports all of them.
+    async fn serve_names(&self, tenants: &BTreeSet<TenantNetwork>) -> Result<(), NetworkError>;
+
+    /// What guests take over from the machine's own network, as of now.
+    ///
+    /// # Errors
+    /// The machine's state cannot be read.
+    async fn surroundings(&self) -> Result<Surroundings, NetworkError>;
+
+    /// Looks out for packets of neighbours to these instances, which rest, and to no others. Questions for
+    /// their addresses are answered in their names. Quick if nothing has changed.
+    ///
+    /// # Errors
+    /// It goes on past errors and reports all of them.
+    async fn watch_resting(&self, resting: &BTreeSet<InstanceNetwork>) -> Result<(), NetworkError>;
+
+    /// The next instance of those that are [watched](Network::watch_resting) to which a neighbour has
+    /// sent a packet, which is lost.
+    async fn visited(&self) -> InstanceNetwork;
 
     /// How the machine differs from `expected`; empty if it does not.
     ///

@@ -1,5 +1,6 @@
 //! Running `nft`, and the firewall of one agent as the kernel holds it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::process::{Command, Stdio};
@@ -61,6 +62,15 @@ pub(super) async fn expected(
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
     .await
+}
+
+/// The names of all tables in the families in which agents have theirs.
+pub(super) async fn tables() -> Result<BTreeSet<String>, NetworkError> {
+    let list = || documents(&run("list the firewall's tables", "list tables\n")?);
+    let listed = blocking(list).await?;
+    let tables = listed.iter().map(|object| &object["table"]);
+    let tables = tables.filter(|table| FAMILIES.iter().any(|family| table["family"] == *family));
+    Ok(tables.filter_map(|table| table["name"].as_str().map(str::to_owned)).collect())
 }
 
 fn list(table: &TableName) -> Result<Ruleset, NetworkError> {

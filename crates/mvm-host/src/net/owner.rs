@@ -7,6 +7,7 @@ use mvm_core::net::{StateDirId, TableName};
 use sha2::{Digest, Sha256};
 
 use super::NetworkError;
+use crate::state_dir::StateDir;
 
 /// The state directory of the machine's main agent.
 const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
@@ -17,25 +18,45 @@ pub struct Owner {
     state_dir: PathBuf,
     id: StateDirId,
     table: TableName,
+    former_table: Option<TableName>,
 }
 
 impl Owner {
-    /// The owner with this state directory, which exists.
+    /// The owner with this state directory, which exists, and the mark that goes with its path.
     ///
     /// # Errors
     /// The directory cannot be resolved to its one canonical path.
     pub fn of(state_dir: &Path) -> Result<Self, NetworkError> {
         let operation = format!("resolve the state directory {}", state_dir.display());
-        let state_dir = state_dir.canonicalize().map_err(NetworkError::system(operation))?;
-        let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
-        let [a, b, c, d, ..] = <[u8; 32]>::from(digest);
-        let id = StateDirId::from_digest([a, b, c, d]);
-        let table = if state_dir == Path::new(DEFAULT_STATE_DIR) {
-            TableName::of_default_state_dir()
-        } else {
-            TableName::of_state_dir(id)
-        };
-        Ok(Self { state_dir, id, table })
+        let path = state_dir.canonicalize().map_err(NetworkError::system(operation))?;
+        let mark = digest_of(&path);
+        Ok(Self::settled(&StateDir { path, mark, moved_from: None }))
+    }
+
+    /// The owner with this state directory.
+    pub fn settled(state_dir: &StateDir) -> Self {
+        let StateDir { path, mark, moved_from } = state_dir;
+        let table = table_of(path, *mark);
+        // A new directory in its place may have tables of that name.
+        let former = moved_from.as_ref().filter(|path| !state_dir_exists(path));
+        let former_table = former.map(|path| table_of(path, *mark));
+        Self {
+            state_dir: path.clone(),
+            id: *mark,
+            former_table: former_table.filter(|former| *former != table),
+            table,
+        }
+    }
+
+    /// What marks the owner's links.
+    pub fn mark(&self) -> StateDirId {
+        self.id
+    }
+
+    /// The name that the owner's firewall tables had before its state directory was moved, if it was another
+    /// one.
+    pub(super) fn former_table(&self) -> Option<&TableName> {
+        self.former_table.as_ref()
     }
 
     /// The canonical path of the state directory.
@@ -51,6 +72,21 @@ impl Owner {
     /// The alias that marks the owner's links.
     pub fn link_alias(&self) -> String {
         self.id.link_alias()
+    }
+}
+
+/// The mark that goes with a state directory's path.
+pub(crate) fn digest_of(state_dir: &Path) -> StateDirId {
+    let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
+    let [a, b, c, d, ..] = <[u8; 32]>::from(digest);
+    StateDirId::from_digest([a, b, c, d])
+}
+
+/// The name of the firewall tables of the state directory that has, or had, this path and mark.
+pub(super) fn table_of(state_dir: &Path, mark: StateDirId) -> TableName {
+    match state_dir == Path::new(DEFAULT_STATE_DIR) {
+        true => TableName::of_default_state_dir(),
+        false => TableName::of_state_dir(mark),
     }
 }
 

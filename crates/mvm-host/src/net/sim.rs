@@ -3,7 +3,7 @@
 //! Agents of one [`SimMachine`] share its links and claims, as real ones do. The machine can be
 //! tampered with and told to fail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,13 +12,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
+use tokio::sync::Notify;
 
-use super::{Difference, Network, NetworkError, Occupied};
+use super::{Difference, Network, NetworkError, Occupied, Surroundings};
 
 /// The machine that simulated agents share.
 #[derive(Debug, Clone, Default)]
 pub struct SimMachine {
     state: Arc<Mutex<State>>,
+    visits: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +34,12 @@ struct State {
     firewalls: BTreeMap<PathBuf, NodeNetwork>,
     /// How many of the next changes fail.
     failures: u32,
+    /// Taps that were taken away from microVMs that ran.
+    lost: BTreeSet<String>,
+    /// Who is watched, and who was visited, by state directory.
+    resting: BTreeMap<PathBuf, (BTreeSet<InstanceNetwork>, VecDeque<InstanceNetwork>)>,
+    /// Whose names are served, by state directory.
+    names: BTreeMap<PathBuf, BTreeSet<TenantNetwork>>,
 }
 
 #[derive(Debug, Clone)]
@@ -80,9 +88,11 @@ impl SimMachine {
         self.lock().subnets.insert(subnet);
     }
 
-    /// Takes a link away behind its agent's back.
+    /// Takes a link away behind its agent's back. A microVM that had a tap has it no longer.
     pub fn remove_link(&self, name: &str) {
-        self.lock().links.remove(name);
+        let mut state = self.lock();
+        state.links.remove(name);
+        state.lost.insert(name.to_owned());
     }
 
     /// Takes a link down behind its agent's back.
@@ -90,6 +100,21 @@ impl SimMachine {
         if let Some(link) = self.lock().links.get_mut(name) {
             link.is_up = false;
         }
+    }
+
+    /// The tenants that have a name server.
+    pub fn served_names(&self) -> BTreeSet<TenantNetwork> {
+        self.lock().names.values().flatten().copied().collect()
+    }
+
+    /// Plays a neighbour that sends an instance a packet; tells whether anybody looks out for it.
+    pub fn visit(&self, instance: InstanceNetwork) -> bool {
+        let mut state = self.lock();
+        let mut agents = state.resting.values_mut();
+        let watched = agents.find(|(watched, _)| watched.contains(&instance));
+        let is_seen = watched.map(|(_, visits)| visits.push_back(instance)).is_some();
+        self.visits.notify_waiters();
+        is_seen
     }
 
     /// The names of all links.
@@ -256,7 +281,9 @@ impl Network for SimNetwork {
 
     async fn add_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         self.admit_instance(instance).await?;
-        self.machine.lock().ensure_link(instance.tap(), &self.state_dir)
+        let mut state = self.machine.lock();
+        state.lost.remove(&instance.tap());
+        state.ensure_link(instance.tap(), &self.state_dir)
     }
 
     async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
@@ -274,11 +301,16 @@ impl Network for SimNetwork {
     }
 
     async fn take_tap(&self, instance: InstanceNetwork, _pid: u32) -> Result<(), NetworkError> {
-        self.machine.lock().ensure_link(instance.tap(), &self.state_dir)
+        let mut state = self.machine.lock();
+        state.lost.remove(&instance.tap());
+        state.ensure_link(instance.tap(), &self.state_dir)
     }
 
     async fn remove_tap(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
         let mut state = self.machine.lock();
+        if let Some(firewall) = state.firewalls.get_mut(&self.state_dir) {
+            firewall.fall_asleep(&instance);
+        }
         let errors = state.sweep(&self.state_dir, |name| name != instance.tap());
         NetworkError::all(errors)
     }
@@ -316,6 +348,60 @@ impl Network for SimNetwork {
     async fn mend_firewall(&self) -> Result<bool, NetworkError> {
         // Nobody else changes a simulated one.
         Ok(false)
+    }
+
+    async fn mend_links(&self) -> Result<bool, NetworkError> {
+        let mut state = self.machine.lock();
+        let Some(wanted) = state.firewalls.get(&self.state_dir).cloned() else { return Ok(false) };
+        let is_well = |name: &String| state.links.get(name).is_some_and(|link| link.is_up);
+        let broken: Vec<String> = names(&wanted).filter(|name| !is_well(name)).collect();
+        let mut errors = Vec::new();
+        for name in &broken {
+            errors.extend(state.ensure_link(name.clone(), &self.state_dir).err());
+        }
+        NetworkError::all(errors).map(|()| !broken.is_empty())
+    }
+
+    async fn cut_off(
+        &self,
+        running: &[InstanceNetwork],
+    ) -> Result<BTreeSet<InstanceNetwork>, NetworkError> {
+        let state = self.machine.lock();
+        let is_connected = |instance: &&InstanceNetwork| {
+            let tap = instance.tap();
+            state.links.contains_key(&tap) && !state.lost.contains(&tap)
+        };
+        Ok(running.iter().filter(|instance| !is_connected(instance)).copied().collect())
+    }
+
+    async fn serve_names(&self, tenants: &BTreeSet<TenantNetwork>) -> Result<(), NetworkError> {
+        self.machine.lock().names.insert(self.state_dir.clone(), tenants.clone());
+        Ok(())
+    }
+
+    async fn surroundings(&self) -> Result<Surroundings, NetworkError> {
+        Ok(Surroundings::default())
+    }
+
+    async fn watch_resting(&self, resting: &BTreeSet<InstanceNetwork>) -> Result<(), NetworkError> {
+        let mut state = self.machine.lock();
+        state.resting.entry(self.state_dir.clone()).or_default().0 = resting.clone();
+        Ok(())
+    }
+
+    async fn visited(&self) -> InstanceNetwork {
+        loop {
+            let visit = self.machine.visits.notified();
+            let next = {
+                let mut state = self.machine.lock();
+                let agent = state.resting.entry(self.state_dir.clone()).or_default();
+                agent.1.pop_front()
+            };
+            match next {
+                Some(instance) => return instance,
+                None => visit.await,
+            }
+        }
     }
 
     async fn verify(&self, expected: &NodeNetwork) -> Result<Vec<Difference>, NetworkError> {

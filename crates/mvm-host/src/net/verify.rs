@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, NodeNetwork, TenantNetwork};
 
-use super::links::{Link, LinkKind};
+use super::conflicts;
+use super::links::{Link, LinkKind, Route};
 use super::ownership::{Ownership, describe};
 use super::sysctl::{self, Sysctl};
 use super::{Difference, NetworkError};
@@ -15,6 +16,7 @@ pub(super) struct Machine {
     pub(super) links: BTreeMap<String, Link>,
     /// Addresses with the index of their link.
     pub(super) addresses: Vec<(u32, Ipv4Net)>,
+    pub(super) routes: Vec<Route>,
 }
 
 impl Machine {
@@ -44,10 +46,19 @@ impl Machine {
                 self.compare_tap(instance, tap, &mut differences)?;
             }
         }
-        for link in self.links.values().filter(|link| !names.contains(&link.name)) {
+        let mut ours = BTreeSet::new();
+        for link in self.links.values() {
             if ownership.is_ours(link)? {
-                differences.push(Difference::LinkUnexpected { link: link.name.clone() });
+                ours.insert(link.index);
+                if !names.contains(&link.name) {
+                    differences.push(Difference::LinkUnexpected { link: link.name.clone() });
+                }
             }
+        }
+        let subnets = expected.tenants().map(|tenant| tenant.subnet);
+        let conflicts = conflicts::among(subnets, &self.routes, |link| ours.contains(&link));
+        for (subnet, route) in conflicts {
+            differences.push(Difference::RouteOverlap { subnet, route });
         }
         Ok(differences)
     }

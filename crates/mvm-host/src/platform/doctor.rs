@@ -79,7 +79,7 @@ mod tests {
     use crate::platform::facts::tests::facts;
 
     /// A change of these names breaks programs that read them.
-    const NAMES: [&str; 22] = [
+    const NAMES: [&str; 25] = [
         "os",
         "root",
         "kvm",
@@ -102,6 +102,9 @@ mod tests {
         "nf_tables",
         "ip-forward",
         "firewall",
+        "names",
+        "subnets",
+        "leftovers",
     ];
 
     #[test]

@@ -5,13 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::firewall::{self, Forwarding};
+use super::firewall::{self, Forwarding, InputDrop};
 use super::kvm::{self, Device, KvmFacts};
 use super::node::meminfo_kib;
 use super::probe_cache;
 use super::system::{self, Cgroup, Environment, EnvironmentSigns, KernelFeature, KernelFiles};
 use crate::bootstrap::KernelStore;
 use crate::bootstrap::packages::{PackageManager, Program, missing_programs};
+use crate::net::{self, Conflict, Orphan, ResolvConf};
 use crate::process::{Tool, find_program};
 use crate::vmm::VmmError;
 use crate::vmm::firecracker::{self, FirecrackerConfig, FirecrackerVersion, FirecrackerVmm};
@@ -147,6 +148,14 @@ pub struct Facts {
     pub ip_forward: IpForward,
     /// Other software's firewall.
     pub forwarding: Forwarding,
+    /// Other software's chains that keep guests from asking for names.
+    pub input_drops: Vec<InputDrop>,
+    /// The machine's own resolver.
+    pub resolver: ResolvConf,
+    /// Tenants' subnets that the machine has come to reach by other links; none where it cannot be told.
+    pub route_conflicts: Vec<Conflict>,
+    /// What state directories that are gone have left; nothing where it cannot be told.
+    pub orphans: Vec<Orphan>,
     /// The state directory.
     pub state_dir: StateDir,
     /// Memory in MiB, if it can be told.
@@ -189,6 +198,10 @@ pub async fn gather(state_dir: &Path) -> Facts {
         nf_tables,
         ip_forward: gather_ip_forward(Path::new("/proc/sys/net/ipv4/ip_forward")),
         forwarding,
+        input_drops: firewall::input_drops().await,
+        resolver: net::read_resolv_conf(Path::new(net::RESOLV_CONF)).unwrap_or_default(),
+        route_conflicts: net::route_conflicts().await.unwrap_or_default(),
+        orphans: net::orphans().await.unwrap_or_default(),
         state_dir: gather_state_dir(state_dir),
         mem_mib: meminfo_kib(&meminfo, "MemTotal").map(|kib| kib / 1024),
         cgroup: system::cgroup(Path::new("/sys/fs/cgroup")),
@@ -309,6 +322,13 @@ pub(super) mod tests {
             nf_tables: KernelFeature::Present,
             ip_forward: IpForward::On,
             forwarding: Forwarding::Open,
+            input_drops: Vec::new(),
+            resolver: ResolvConf {
+                servers: vec!["192.0.2.53:53".parse().unwrap()],
+                ..ResolvConf::default()
+            },
+            route_conflicts: Vec::new(),
+            orphans: Vec::new(),
             state_dir: StateDir {
                 path: "/var/lib/mvm".into(),
                 problem: None,

@@ -1,7 +1,8 @@
 //! Other software's firewall chains that drop what guests send: found, never changed.
 //!
 //! A packet that is forwarded passes the forward chain of every table, so mvm's own table cannot
-//! let through what Docker's or a distribution's chain drops by policy.
+//! let through what Docker's or a distribution's chain drops by policy. The same goes for what guests
+//! may ask the host itself, which is names.
 
 use serde_json::Value;
 
@@ -48,6 +49,58 @@ pub enum Forwarding {
         /// Why.
         problem: String,
     },
+}
+
+/// A chain that drops by policy what comes in, and has no rule for mvm's bridges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputDrop {
+    /// The address family of its table.
+    pub family: String,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+}
+
+impl InputDrop {
+    /// The command that lets guests ask for names.
+    pub fn fix(&self) -> String {
+        format!(
+            "sudo nft insert rule {} {} {} iifname '\"{BRIDGES}*\"' meta l4proto '{{ tcp, udp }}' th dport 53 accept",
+            self.family, self.table, self.chain
+        )
+    }
+}
+
+/// The chains that keep guests from asking the host for names; none where that cannot be told.
+pub(crate) async fn input_drops() -> Vec<InputDrop> {
+    let list = async {
+        let chains = objects(&nft(&["list", "chains"]).await?)?;
+        let mut drops = Vec::new();
+        for drop in dropping_input(&chains) {
+            let listing = nft(&["list", "chain", &drop.family, &drop.table, &drop.chain]).await?;
+            if !accepts(&objects(&listing)?, "iifname") {
+                drops.push(drop);
+            }
+        }
+        Ok::<_, String>(drops)
+    };
+    list.await.unwrap_or_default()
+}
+
+/// The chains that drop by policy what comes in over IPv4.
+fn dropping_input(objects: &[Value]) -> Vec<InputDrop> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let chains = objects.iter().map(|object| &object["chain"]);
+    chains
+        .filter(|chain| chain["hook"] == "input" && chain["policy"] == "drop")
+        .filter(|chain| chain["family"] == "ip" || chain["family"] == "inet")
+        .map(|chain| InputDrop {
+            family: text(&chain["family"]),
+            table: text(&chain["table"]),
+            chain: text(&chain["name"]),
+        })
+        .collect()
 }
 
 /// Lists the machine's firewall.
@@ -149,21 +202,23 @@ fn dropping(objects: &[Value]) -> Vec<ForwardDrop> {
 
 /// Whether a rule accepts packets of the tenants' bridges in both directions.
 fn lets_guests_through(objects: &[Value]) -> bool {
-    let accepts = |direction: &str| {
-        objects.iter().any(|object| {
-            let expressions = object["rule"]["expr"].as_array();
-            expressions.is_some_and(|list| {
-                list.iter().any(|e| e.get("accept").is_some())
-                    && list.iter().any(|e| {
-                        let matches = &e["match"];
-                        let key = &matches["left"]["meta"]["key"];
-                        let link = matches["right"].as_str().unwrap_or_default();
-                        key == direction && matches["op"] == "==" && link.starts_with(BRIDGES)
-                    })
-            })
+    accepts(objects, "iifname") && accepts(objects, "oifname")
+}
+
+/// Whether a rule accepts packets of the tenants' bridges in this direction.
+fn accepts(objects: &[Value], direction: &str) -> bool {
+    objects.iter().any(|object| {
+        let expressions = object["rule"]["expr"].as_array();
+        expressions.is_some_and(|list| {
+            list.iter().any(|e| e.get("accept").is_some())
+                && list.iter().any(|e| {
+                    let matches = &e["match"];
+                    let key = &matches["left"]["meta"]["key"];
+                    let link = matches["right"].as_str().unwrap_or_default();
+                    key == direction && matches["op"] == "==" && link.starts_with(BRIDGES)
+                })
         })
-    };
-    accepts("iifname") && accepts("oifname")
+    })
 }
 
 impl ForwardDrop {
@@ -287,6 +342,21 @@ mod tests {
             runtime.unwrap().block_on(work());
         });
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_real_chain_that_drops_questions_is_found_and_its_fix_works_as_typed() {
+        in_own_namespace(async || {
+            assert_eq!(input_drops().await, []);
+            let table = "table inet fw {\n chain incoming {\n \
+                         type filter hook input priority 0; policy drop;\n }\n}\n";
+            Tool::new("nft").arg(table).within(LIMIT).run().await.unwrap();
+            let drops = input_drops().await;
+            assert_eq!(drops.len(), 1);
+            let typed = drops[0].fix().replace("sudo ", "");
+            Tool::new("sh").args(["-c", &typed]).within(LIMIT).run().await.unwrap();
+            assert_eq!(input_drops().await, []);
+        });
     }
 
     #[test]

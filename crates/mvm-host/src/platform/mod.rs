@@ -20,4 +20,4 @@ pub use choose::{Choice, PlatformError, choose, for_production, obstacle_to};
 pub use doctor::{Check, Verdict, doctor};
 pub use facts::Facts;
 pub use memory::MemoryGauge;
-pub use node::{capacity, hostname, nameservers};
+pub use node::{capacity, hostname};

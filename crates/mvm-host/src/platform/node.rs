@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 
 use mvm_core::admit::Capacity;
@@ -52,36 +51,6 @@ pub(super) fn meminfo_kib(text: &str, field: &str) -> Option<u64> {
     value.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// The name servers that guests can use too: those of the machine, without stubs that listen on a
-/// loopback address and so answer the machine alone.
-pub fn nameservers() -> Vec<IpAddr> {
-    // The second file has the real servers where the first names systemd's stub.
-    ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .map(|text| parse_nameservers(&text))
-        .find(|servers| !servers.is_empty())
-        .unwrap_or_default()
-}
-
-fn parse_nameservers(text: &str) -> Vec<IpAddr> {
-    let mut servers = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace();
-        // An address with a zone (`fe80::1%eth0`) means a link of the machine, which no guest has.
-        let (Some("nameserver"), Some(Ok(address))) =
-            (words.next(), words.next().map(str::parse::<IpAddr>))
-        else {
-            continue;
-        };
-        let is_usable = !address.is_loopback() && !address.is_unspecified();
-        if is_usable && !servers.contains(&address) {
-            servers.push(address);
-        }
-    }
-    servers
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,20 +79,5 @@ mod tests {
         let text = "MemTotalHuge:  1 kB\nMemTotal:       24684084 kB\n";
         assert_eq!(meminfo_kib(text, "MemTotal"), Some(24_684_084));
         assert_eq!(meminfo_kib(text, "MemFree"), None);
-    }
-
-    #[test]
-    fn servers_are_taken_in_order_and_once() {
-        let text = "# nameserver 9.9.9.9\nsearch example.org\nnameserver 10.0.0.2\n\
-                    nameserver\t2001:db8::1 # second\nnameserver 10.0.0.2\noptions edns0\n";
-        let expected: [IpAddr; 2] = ["10.0.0.2".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        assert_eq!(parse_nameservers(text), expected);
-    }
-
-    #[test]
-    fn stubs_and_addresses_of_a_link_are_of_no_use_to_guests() {
-        let text = "nameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\n\
-                    nameserver fe80::1%eth0\nnameserver not-an-address\nnameserver\n";
-        assert_eq!(parse_nameservers(text), [] as [IpAddr; 0]);
     }
 }

@@ -43,6 +43,7 @@ pub use spawn::{Spawn, spawn};
 pub(crate) use starting::between_starts;
 #[cfg(test)]
 pub(crate) use starting::starting;
+pub(crate) use strays::adopt_holder;
 pub use strays::end_all_of;
 pub(crate) use tool::Tool;
 pub use tool::ToolError;

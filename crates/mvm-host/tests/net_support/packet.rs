@@ -58,9 +58,21 @@ pub fn udp(from: Endpoint, to: Endpoint, payload: &[u8]) -> Vec<u8> {
 
 /// A TCP segment without data.
 pub fn tcp(flags: u8, from: Endpoint, to: Endpoint) -> Vec<u8> {
+    segment(flags, &[], from, to)
+}
+
+/// A TCP segment that asks for a connection with segments of this size.
+pub fn syn_with_mss(mss: u16, from: Endpoint, to: Endpoint) -> Vec<u8> {
+    let [high, low] = mss.to_be_bytes();
+    segment(SYN, &[2, 4, high, low], from, to)
+}
+
+fn segment(flags: u8, options: &[u8], from: Endpoint, to: Endpoint) -> Vec<u8> {
     let mut segment = [from.1, to.1].map(u16::to_be_bytes).concat();
-    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&from.0.octets()[..], &to.0.octets(), &[0, TCP, 0, 20], &segment].concat();
+    let length = u8::try_from(20 + options.len()).unwrap();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, (length / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(options);
+    let pseudo = [&from.0.octets()[..], &to.0.octets(), &[0, TCP, 0, length], &segment].concat();
     let sum = checksum(&pseudo).to_be_bytes();
     segment[16..18].copy_from_slice(&sum);
     ipv4(TCP, from.0, to.0, &segment)
@@ -140,6 +152,12 @@ impl Frame {
 
     pub fn is_syn_ack(&self) -> bool {
         self.is_ip_protocol(TCP) && self.0[47] == SYN_ACK
+    }
+
+    /// The size of segments that a connection is asked for with, if that is its first option.
+    pub fn offered_mss(&self) -> Option<u16> {
+        let is_offer = self.is_ip_protocol(TCP) && self.0[46] >= 0x60 && self.0[54] == 2;
+        is_offer.then(|| u16::from_be_bytes([self.0[56], self.0[57]]))
     }
 
     pub fn is_pong(&self) -> bool {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand};
-use mvm_agent::{AgentError, Isolation, LockError, ServeOptions};
+use mvm_agent::{AgentError, Isolation, LockError, ServeOptions, SetupError};
 use mvm_core::vmm::VmmKind;
 use tokio::time::Instant;
 
@@ -178,6 +178,7 @@ pub(crate) fn serve(serve: &Serve, state_dir: PathBuf, wanted: Wanted) -> Result
         Ok(()) => Ok(exit::OK),
         // Told apart for the command that started this agent in the background.
         Err(AgentError::Lock(error @ LockError::Held { .. })) => Err(Error::AgentRuns(error)),
+        Err(AgentError::Setup(SetupError::Identity(error))) => Err(Error::StateDir(error)),
         Err(error) => Err(failed(Box::new(error))),
     }
 }

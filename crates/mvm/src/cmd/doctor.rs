@@ -1,7 +1,9 @@
 //! `mvm doctor`.
 
 use clap::Args;
+use mvm_host::net::Registry;
 use mvm_host::platform::{self, Check, Verdict, facts};
+use mvm_host::state_dir;
 
 use crate::cli::Context;
 use crate::client::Wanted;
@@ -54,6 +56,11 @@ fn choice(wanted: Wanted, facts: &facts::Facts) -> Option<Check> {
 }
 
 async fn agent(context: &Context) -> Check {
+    if let Err(error) = state_dir::examine(context.state_dir(), &Registry::of_machine()) {
+        let error = Error::StateDir(error);
+        let (detail, fix) = (error.to_string(), error.hint());
+        return Check { name: "agent", verdict: Verdict::Fail, detail, fix };
+    }
     let (verdict, detail, fix) = match context.client.running_agent().await {
         Ok(None) => {
             (Verdict::Ok, "none runs; the next command that needs one starts it".to_owned(), None)

@@ -63,26 +63,32 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
     keep_vmm: Option<bool>,
+    /// Let an instance rest on when another instance of its tenant sends it a packet, which wakes it otherwise.
+    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
+    ignore_neighbours: Option<bool>,
 }
 
 impl PolicyArgs {
     /// Whether nothing was said.
     fn is_empty(&self) -> bool {
-        let Self { warm_after, sleep_after, min_running, critical, compress, keep_vmm } = self;
+        let Self { warm_after, sleep_after, min_running, .. } = self;
         let times = [warm_after.is_some(), sleep_after.is_some(), min_running.is_some()];
-        !times.contains(&true) && [critical, compress, keep_vmm].iter().all(|it| it.is_none())
+        let switches = [self.critical, self.compress, self.keep_vmm, self.ignore_neighbours];
+        !times.contains(&true) && switches.iter().all(Option::is_none)
     }
 
     /// A policy in which what was not said is as it was.
     pub(crate) fn change(self, before: SleepPolicy) -> SleepPolicy {
-        let Self { warm_after, sleep_after, min_running, critical, compress, keep_vmm } = self;
+        let Self { warm_after, sleep_after, min_running, .. } = self;
         SleepPolicy {
             warm_after_s: warm_after.map_or(before.warm_after_s, After::seconds),
             sleep_after_s: sleep_after.map_or(before.sleep_after_s, After::seconds),
             min_running_s: min_running.map_or(before.min_running_s, Seconds::saturating_u32),
-            critical: critical.unwrap_or(before.critical),
-            compress: compress.unwrap_or(before.compress),
-            keep_vmm: keep_vmm.unwrap_or(before.keep_vmm),
+            critical: self.critical.unwrap_or(before.critical),
+            compress: self.compress.unwrap_or(before.compress),
+            keep_vmm: self.keep_vmm.unwrap_or(before.keep_vmm),
+            ignore_neighbours: self.ignore_neighbours.unwrap_or(before.ignore_neighbours),
         }
     }
 }
@@ -92,9 +98,9 @@ impl PolicyArgs {
 /// An instance is in use while it computes, talks to others, runs an exec or has a connection open
 /// (also to a published port), or while a program in the guest says so with the file /run/mvm/busy.
 /// What rests goes on as soon as it is needed: `mvm exec`, `ssh`, `cp`, a connection to a published
-/// port. When the machine runs short of memory, the instance of a pool with a time that was unused
-/// the longest goes to sleep before its time. What is not said stays as it is; without options the
-/// policy is shown. `mvm instance pin` exempts one instance; `mvm stats` and `mvm why` tell what is
+/// port, a packet of another instance of its tenant (unless --ignore-neighbours). When the machine
+/// runs short of memory, the instance of a pool with a time that was unused the longest goes to
+/// sleep before its time. What is not said stays as it is; without options the policy is shown. `mvm instance pin` exempts one instance; `mvm stats` and `mvm why` tell what is
 /// measured and was done.
 #[derive(Debug, Args)]
 #[command(after_help = "\

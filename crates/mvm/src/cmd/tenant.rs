@@ -110,15 +110,17 @@ struct Info {
     name: TenantName,
 }
 
-/// Change a tenant's limits.
+/// Change a tenant's limits or its subnet.
 ///
 /// Limits that are not named stay. A limit below what is in use ends nothing: it only refuses
-/// more.
+/// more. The subnet changes only while none of the tenant's instances runs; their addresses keep
+/// their place in it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mvm tenant update demo --mem 8G
-  mvm tenant update demo --lift running --lift disk")]
+  mvm tenant update demo --lift running --lift disk
+  mvm tenant update demo --subnet 10.77.0.0/24")]
 struct Update {
     /// The tenant's name.
     name: TenantName,
@@ -127,6 +129,9 @@ struct Update {
     /// Lift a limit, by its option's name; may be repeated.
     #[arg(long, value_name = "NAME", value_parser = Quota::NAMES)]
     lift: Vec<String>,
+    /// Another subnet.
+    #[arg(long, value_name = "CIDR", value_parser = units::subnet)]
+    subnet: Option<Ipv4Net>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -160,7 +165,11 @@ impl Tenant {
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;
                 outcome.print_name(context, name)
             }
-            Verb::Update(Update { name, quota, lift, wait }) => {
+            Verb::Update(Update { name, quota, lift, subnet, wait }) => {
+                if let Some(subnet) = subnet {
+                    let request = Request::TenantMove { name: name.clone(), subnet };
+                    carry_out(context, request, Goal::Settled, &wait).await?;
+                }
                 let request =
                     Request::TenantUpdate { name: name.clone(), quota: quota.into(), lift };
                 let outcome = carry_out(context, request, Goal::Settled, &wait).await?;

@@ -55,6 +55,7 @@ fn state(view: &InstanceView, now: u64) -> String {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
         }
         (None, Some(Waiting::Setback { step, .. })) => format!("could not be {step}"),
+        (None, _) if view.network_problem.is_some() => "no network".to_owned(),
         (None, _) if view.purpose == Purpose::Spare => "stands by".to_owned(),
         (None, _) if view.purpose == Purpose::Base => "for the base".to_owned(),
         (None, Some(Waiting::RestartPolicy { .. } | Waiting::Step) | None) => {
@@ -118,6 +119,9 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
     if let Some(cold) = &view.cold_boot {
         let at = moment(cold.at_unix_ms, now);
         rows.push(("booted cold", format!("{}, {at}", cold.reason)));
+    }
+    if let Some(problem) = &view.network_problem {
+        rows.push(("network", problem.clone()));
     }
     if let Some(code) = view.exit_code {
         rows.push(("exit code", code.to_string()));

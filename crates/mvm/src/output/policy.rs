@@ -28,6 +28,9 @@ pub(crate) fn line(policy: &SleepPolicy) -> String {
     if policy.keep_vmm {
         line.push_str("; a VMM waits for what sleeps");
     }
+    if policy.ignore_neighbours {
+        line.push_str("; neighbours do not wake it");
+    }
     line
 }
 

@@ -137,6 +137,7 @@ impl Model {
             | Request::PoolRollback { .. }
             | Request::InstanceFork { .. }
             | Request::PoolTemplate { .. }
+            | Request::TenantMove { .. }
             | Request::PoolPolicy { .. }
             | Request::PoolReady { .. }
             | Request::PoolSpares { .. }

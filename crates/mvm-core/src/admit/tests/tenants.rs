@@ -107,3 +107,36 @@ fn a_pool_with_running_instances_goes_only_by_force() {
     assert_eq!(edit.notes, [format!("stopping {running}")]);
     assert_eq!(node.desired.pools[&path].running, 0);
 }
+
+#[test]
+fn a_tenants_subnet_changes_only_while_none_of_its_instances_is_up() {
+    let mut node = Node::with_pool();
+    node.accept(tenant("other"));
+    node.accept(scale("demo/web", 1));
+    let name: TenantName = "demo".parse().unwrap();
+    let to =
+        |subnet: &str| Request::TenantMove { name: name.clone(), subnet: subnet.parse().unwrap() };
+    let before = node.desired.tenants[&name].network;
+    assert!(matches!(node.deny(to("10.99.0.0/24")), Denial::SubnetInUse { .. }));
+    node.accept(scale("demo/web", 0));
+    // Stopped it shall be, and is not yet.
+    let instance = node.desired.instances.keys().next().unwrap().clone();
+    node.facts.up.insert(instance);
+    assert!(matches!(node.deny(to("10.99.0.0/24")), Denial::SubnetInUse { .. }));
+    node.facts.up.clear();
+    let other = node.desired.tenants[&"other".parse().unwrap()].network.subnet;
+    assert!(matches!(node.deny(to(&other.to_string())), Denial::SubnetOverlaps { .. }));
+    node.accept(to("10.99.0.0/24"));
+    let after = node.desired.tenants[&name].network;
+    assert_eq!((after.net_id, after.subnet.to_string().as_str()), (before.net_id, "10.99.0.0/24"));
+    // A part of its own is fine, as long as all of its instances have a place in it.
+    node.accept(to("10.99.0.0/28"));
+    for _ in 0..9 {
+        node.accept(create("demo/web", 1, false));
+    }
+    assert!(matches!(node.deny(to("10.99.0.0/29")), Denial::SubnetTooSmall { .. }));
+    // A net id that was lost is given up.
+    node.facts.foreign_net_ids.insert(before.net_id);
+    node.accept(to("10.98.0.0/24"));
+    assert_ne!(node.desired.tenants[&name].network.net_id, before.net_id);
+}

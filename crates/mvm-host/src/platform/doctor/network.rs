@@ -13,6 +13,9 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
         kernel_feature("nf_tables", "nf_tables", facts.nf_tables),
         ip_forward(facts),
         firewall(facts),
+        names(facts),
+        subnets(facts),
+        orphans(facts),
     ]
 }
 
@@ -79,9 +82,74 @@ fn firewall(facts: &Facts) -> Check {
     }
 }
 
+fn names(facts: &Facts) -> Check {
+    let servers: Vec<String> =
+        facts.resolver.servers.iter().map(|server| server.ip().to_string()).collect();
+    if servers.is_empty() {
+        return Check::warn(
+            "names",
+            "this machine has no name server, so neither it nor a guest finds names",
+            "echo nameserver ADDRESS | sudo tee -a /etc/resolv.conf",
+        );
+    }
+    if facts.input_drops.is_empty() {
+        return Check::ok("names", format!("guests' names are asked of {}", servers.join(", ")));
+    }
+    let chains = facts.input_drops.iter();
+    let chains: Vec<_> =
+        chains.map(|drop| format!("{} {} {}", drop.family, drop.table, drop.chain)).collect();
+    let fixes: Vec<_> = facts.input_drops.iter().map(|drop| drop.fix()).collect();
+    Check::warn(
+        "names",
+        format!("guests cannot ask their gateway: dropped by the policy of {}", chains.join(", ")),
+        fixes.join(" && "),
+    )
+}
+
+fn subnets(facts: &Facts) -> Check {
+    let overlaps: Vec<String> = facts
+        .route_conflicts
+        .iter()
+        .take(NAMED)
+        .map(|(subnet, route)| format!("{subnet} overlaps {route}"))
+        .collect();
+    match overlaps.is_empty() {
+        true => Check::ok("subnets", "no tenant's subnet is routed elsewhere"),
+        false => Check::warn(
+            "subnets",
+            format!("tenants' subnets that this machine routes elsewhere: {}", overlaps.join(", ")),
+            "mvm tenant update TENANT --subnet CIDR",
+        ),
+    }
+}
+
+/// Things that a message has room for.
+const NAMED: usize = 4;
+
+fn orphans(facts: &Facts) -> Check {
+    let mut named: Vec<String> = facts
+        .orphans
+        .iter()
+        .take(NAMED)
+        .map(|orphan| format!("{} of {}", orphan.name, orphan.state_dir.display()))
+        .collect();
+    match facts.orphans.len() {
+        0 => Check::ok("leftovers", "nothing is left of state directories that are gone"),
+        count => {
+            named.extend((count > NAMED).then(|| format!("{} more", count - NAMED)));
+            Check::warn(
+                "leftovers",
+                format!("left by state directories that are gone: {}", named.join(", ")),
+                "mvm node orphans --prune",
+            )
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{Orphan, OrphanKind};
     use crate::platform::doctor::Verdict;
     use crate::platform::facts::tests::facts;
     use crate::platform::firewall::{ChainOwner, ForwardDrop};
@@ -129,6 +197,35 @@ mod tests {
         assert!(check.detail.ends_with("ip filter FORWARD, ip other FORWARD"), "{check:?}");
         let fix = check.fix.unwrap();
         assert!(fix.contains("DOCKER-USER") && fix.contains("ip other FORWARD"), "{fix}");
+    }
+
+    #[test]
+    fn a_machine_without_name_server_is_told_so() {
+        assert_eq!(names(&facts()).verdict, Verdict::Ok);
+        let resolver = crate::net::ResolvConf::default();
+        assert_eq!(names(&Facts { resolver, ..facts() }).verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn a_subnet_that_is_routed_elsewhere_is_named() {
+        let conflict = ("10.240.1.0/24".parse().unwrap(), "10.240.0.0/16".parse().unwrap());
+        let check = subnets(&Facts { route_conflicts: vec![conflict], ..facts() });
+        assert_eq!(check.verdict, Verdict::Warn);
+        assert!(check.detail.ends_with("10.240.1.0/24 overlaps 10.240.0.0/16"), "{check:?}");
+    }
+
+    #[test]
+    fn leftovers_are_named_with_the_verb_that_removes_them() {
+        assert_eq!(orphans(&facts()).verdict, Verdict::Ok);
+        let left = |number| Orphan {
+            kind: OrphanKind::Bridge,
+            name: format!("br-tenant-{number}"),
+            state_dir: "/srv/gone".into(),
+        };
+        let check = orphans(&Facts { orphans: (1..=6).map(left).collect(), ..facts() });
+        assert_eq!(check.verdict, Verdict::Warn);
+        assert!(check.detail.contains("br-tenant-1 of /srv/gone"), "{check:?}");
+        assert!(check.detail.ends_with("2 more"), "{check:?}");
     }
 
     #[test]

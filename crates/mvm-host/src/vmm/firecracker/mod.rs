@@ -46,7 +46,7 @@ pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
 
 use super::{Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, this_processor};
-use crate::process::{self, Process, ProcessIdentity};
+use crate::process::{self, ProcessIdentity};
 
 /// Firecracker's program, to be found in `PATH`; its jailer is beside it.
 pub const PROGRAM: &str = "firecracker";
@@ -246,7 +246,7 @@ impl Vmm for FirecrackerVmm {
     }
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
-        match process::end_all_of(spec.uid).await {
+        match process::end_all_of(spec.uid, &spec.dir).await {
             Ok(0) => {}
             Ok(count) => {
                 tracing::warn!(instance = %spec.id, count, "ended a microVM that no record knew");
@@ -319,8 +319,10 @@ impl Vmm for FirecrackerVmm {
         handle: &VmHandle,
         spec: &VmSpec,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
-        let process = Process::adopt(ProcessIdentity::from(handle)).map_err(|source| {
-            VmmError::System { operation: format!("find process {}", handle.pid), source }
+        let found = process::adopt_holder(ProcessIdentity::from(handle), &spec.dir);
+        let process = found.map_err(|source| VmmError::System {
+            operation: format!("find process {}", handle.pid),
+            source,
         })?;
         let Some(process) = process else { return Ok(None) };
         let vm = vm::FirecrackerVm::new(handle.clone(), process, spec, self.config.request_limit);

@@ -37,7 +37,7 @@ pub use version::{MINIMUM_VERSION, parse_version};
 
 use super::qmp::{QmpClient, QmpError, Version};
 use super::{Restore, Vm, VmSpec, Vmm, VmmError, this_processor};
-use crate::process::{self, Process, ProcessIdentity};
+use crate::process::{self, ProcessIdentity};
 use crate::unix_socket;
 
 /// QEMU's program for guests of this machine's architecture.
@@ -118,7 +118,7 @@ impl Vmm for QemuVmm {
     }
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
-        match process::end_all_of(spec.uid).await {
+        match process::end_all_of(spec.uid, &spec.dir).await {
             Ok(0) => Ok(()),
             Ok(count) => {
                 tracing::warn!(instance = %spec.id, count, "ended a microVM that no record knew");
@@ -150,8 +150,10 @@ impl Vmm for QemuVmm {
         handle: &VmHandle,
         spec: &VmSpec,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
-        let process = Process::adopt(ProcessIdentity::from(handle)).map_err(|source| {
-            VmmError::System { operation: format!("find process {}", handle.pid), source }
+        let found = process::adopt_holder(ProcessIdentity::from(handle), &spec.dir);
+        let process = found.map_err(|source| VmmError::System {
+            operation: format!("find process {}", handle.pid),
+            source,
         })?;
         let Some(process) = process else { return Ok(None) };
         if let Err(error) = connect_qmp(&spec.dir, ADOPT_LIMIT).await {
