@@ -49,13 +49,14 @@ mod views;
 mod warm_up;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_host::unix_socket::HangUp;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store};
 use mvm_wire::Connection;
 use tokio::task::JoinSet;
 
+pub use clock::Clock;
 pub use lock::{LockError, is_held};
 pub use mvm_host::vmm::firecracker::Isolation;
 pub use node::{Host, NodeConfig};
@@ -133,6 +134,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
 pub struct RunningNode {
     node: Arc<Node>,
     tasks: JoinSet<()>,
+    /// What serves connections in memory; it ends with the node.
+    connections: Mutex<JoinSet<()>>,
 }
 
 impl RunningNode {
@@ -158,16 +161,17 @@ impl RunningNode {
         tasks.spawn(spares::run(node.clone()));
         tasks.spawn(ready::run(node.clone()));
         tasks.spawn(guest_clocks::run(node.clone()));
-        Ok(Self { node, tasks })
+        Ok(Self { node, tasks, connections: Mutex::default() })
     }
 
     /// Opens a connection to the node in memory.
     pub fn connect(&self) -> Connection {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let node = self.node.clone();
-        // It ends with the caller's hanging up.
-        tokio::spawn(async move {
-            server::serve(&node, Connection::new(theirs), HangUp::never()).await;
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
+            server::serve(&node, Connection::new(theirs), &HangUp::never()).await;
         });
         Connection::new(ours)
     }
@@ -180,6 +184,8 @@ impl RunningNode {
     /// Ends the node; microVMs keep running.
     pub async fn end(mut self) {
         self.node.stop.notify_waiters();
+        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
+        connections.abort_all();
         self.tasks.shutdown().await;
     }
 }
