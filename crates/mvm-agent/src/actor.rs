@@ -120,6 +120,7 @@ impl Actor {
             };
             self.handle(message).await;
         }
+        self.main.close();
         self.node.forget_instance(&self.path);
         self.node.poke();
     }

@@ -7,13 +7,14 @@ use tokio::time::{Duration, Instant};
 /// Milliseconds since the Unix epoch at the agent's start, plus monotonic time since: a stepped host
 /// clock shortens no grace period and no backoff. With a paused runtime, time is virtual.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock {
+pub struct Clock {
     origin_unix_ms: u64,
     origin: Instant,
 }
 
 impl Clock {
-    pub(crate) fn start() -> Self {
+    /// A clock that begins with the host's time.
+    pub fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let origin_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         Self { origin_unix_ms, origin: Instant::now() }

@@ -53,7 +53,7 @@ mod views;
 mod warm_up;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_host::space::Reserve;
 use mvm_host::unix_socket::HangUp;
@@ -62,6 +62,7 @@ use mvm_wire::Connection;
 use tokio::task::JoinSet;
 
 pub use claim::{Claimed, claim};
+pub use clock::Clock;
 pub use lock::{LockError, is_held};
 pub use mvm_host::vmm::firecracker::Isolation;
 pub use node::{Host, NodeConfig};
@@ -155,6 +156,8 @@ async fn open_store(dir: &Path) -> Result<SqliteStore, OpenError> {
 pub struct RunningNode {
     node: Arc<Node>,
     tasks: JoinSet<()>,
+    /// What serves connections in memory; it ends with the node.
+    connections: Mutex<JoinSet<()>>,
 }
 
 impl RunningNode {
@@ -181,16 +184,17 @@ impl RunningNode {
         tasks.spawn(ready::run(node.clone()));
         tasks.spawn(guest_clocks::run(node.clone()));
         tasks.spawn(neighbours::run(node.clone()));
-        Ok(Self { node, tasks })
+        Ok(Self { node, tasks, connections: Mutex::default() })
     }
 
     /// Opens a connection to the node in memory.
     pub fn connect(&self) -> Connection {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let node = self.node.clone();
-        // It ends with the caller's hanging up.
-        tokio::spawn(async move {
-            server::serve(&node, Connection::new(theirs), HangUp::never()).await;
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
+            server::serve(&node, Connection::new(theirs), &HangUp::never()).await;
         });
         Connection::new(ours)
     }
@@ -203,6 +207,8 @@ impl RunningNode {
     /// Ends the node; microVMs keep running.
     pub async fn end(mut self) {
         self.node.stop.notify_waiters();
+        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
+        connections.abort_all();
         self.tasks.shutdown().await;
     }
 }

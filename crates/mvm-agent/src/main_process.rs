@@ -77,7 +77,8 @@ type Log = Option<LogWriter>;
 /// Where an instance's main process, its log and those who listen to it meet.
 pub(crate) struct MainHub {
     dir: PathBuf,
-    listeners: Mutex<Vec<mpsc::Sender<News>>>,
+    /// None once the instance is gone.
+    listeners: Mutex<Option<Vec<mpsc::Sender<News>>>>,
     input: watch::Sender<Option<(u32, MainInput)>>,
     /// That of the terminal which was attached last.
     size: Mutex<TerminalSize>,
@@ -97,15 +98,22 @@ impl MainHub {
     /// The hub of an instance with this directory.
     pub(crate) fn new(dir: PathBuf) -> Self {
         let input = watch::Sender::new(None);
-        let (listeners, size) = (Mutex::default(), Mutex::default());
+        let (listeners, size) = (Mutex::new(Some(Vec::new())), Mutex::default());
         Self { dir, listeners, input, size, log: Arc::default() }
     }
 
-    /// Hears everything from now on.
+    /// Hears everything from now on; nothing of an instance that is gone.
     pub(crate) fn listen(&self) -> mpsc::Receiver<News> {
         let (sender, receiver) = mpsc::channel(LISTENER_QUEUE);
-        self.listeners().push(sender);
+        if let Some(listeners) = self.listeners().as_mut() {
+            listeners.push(sender);
+        }
         receiver
+    }
+
+    /// Lets the listeners go, now that the instance is gone.
+    pub(crate) fn close(&self) {
+        *self.listeners() = None;
     }
 
     /// The process's id in the guest and the way to it, while there is one.
@@ -122,21 +130,21 @@ impl MainHub {
         *self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn listeners(&self) -> MutexGuard<'_, Vec<mpsc::Sender<News>>> {
+    fn listeners(&self) -> MutexGuard<'_, Option<Vec<mpsc::Sender<News>>>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells all listeners, and waits for those who are slow as long as the session lasts.
     async fn tell(&self, news: News, session: &Session) {
         let listeners = self.listeners().clone();
-        for listener in listeners {
+        for listener in listeners.into_iter().flatten() {
             let sent = tokio::select! {
                 biased;
                 sent = listener.send(news.clone()) => sent.is_ok(),
                 _ = session.closed() => false,
             };
-            if !sent {
-                self.listeners().retain(|other| !other.same_channel(&listener));
+            if !sent && let Some(listeners) = self.listeners().as_mut() {
+                listeners.retain(|other| !other.same_channel(&listener));
             }
         }
     }
@@ -144,7 +152,7 @@ impl MainHub {
     /// Notes that a run of the instance has ended, behind all that its process had to say, and
     /// lets the listeners go.
     pub(crate) fn end(&self, cause: Cause, now_unix_ms: u64) {
-        let listeners = std::mem::take(&mut *self.listeners());
+        let listeners = self.listeners().as_mut().map(std::mem::take).unwrap_or_default();
         let (log, dir) = (self.log.clone(), self.dir.clone());
         tokio::spawn(async move {
             // A process that is still heard has its last words first.

@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub accel: mvm_core::vmm::Accel,
     /// Files that the agent may have open at once.
     pub open_files: u64,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 /// What others may ask of a running instance.
@@ -105,7 +107,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(config: NodeConfig, host: Host, state: State) -> Self {
-        let clock = Clock::start();
+        let clock = config.clock;
         let shared = SharedSnapshots::new(config.state_dir.join("snapshots"));
         let published = Published::new(config.open_files);
         Self {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_core::admit::Denial;
 use mvm_core::death::{CONSOLE_TAIL_LINES, Cause, OUTPUT_TAIL_LINES};
@@ -33,6 +34,8 @@ use crate::{
 const MAX_CONNECTIONS: u64 = 1_024;
 /// The part of the agent's descriptors that they may come to, with two each.
 const PART_OF_DESCRIPTORS: u64 = 8;
+/// How long a caller that was answered may still send what nobody wants, before it is cut off.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Serves a socket for as long as the agent runs.
 pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
@@ -48,19 +51,22 @@ pub(crate) async fn run(node: Arc<Node>, listener: UnixListener) -> Infallible {
                 let node = node.clone();
                 let hang_up = HangUp::of(&stream).unwrap_or_else(|_| HangUp::never());
                 let connection = Connection::new(stream);
-                connections.spawn(async move { serve(&node, connection, hang_up).await });
+                connections.spawn(async move {
+                    serve(&node, connection, &hang_up).await;
+                    hang_up.drain(LAST_WORDS).await;
+                });
             }
             Err(error) => {
                 // Out of descriptors, usually: wait for a connection to end.
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
 /// Serves one connection.
-pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection, hang_up: HangUp) {
+pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection, hang_up: &HangUp) {
     let call = match connection.read.message::<Call>().await {
         Ok(call) => call,
         Err(error) => {
@@ -69,7 +75,7 @@ pub(crate) async fn serve(node: &Arc<Node>, mut connection: Connection, hang_up:
             return;
         }
     };
-    if let Err(error) = answer(node, call, connection, &hang_up).await {
+    if let Err(error) = answer(node, call, connection, hang_up).await {
         tracing::debug!(error = chain(&error), "a caller hung up");
     }
 }

@@ -15,6 +15,7 @@ use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 use mvm_host::vmm::{NodeVmm, Vmm};
 
+use crate::clock::Clock;
 use crate::node::{Host, NodeConfig};
 
 /// Starts at once per processor: more would only wait for each other.
@@ -135,6 +136,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
         chosen_because: choice.why,
         accel: choice.accel,
         open_files: mvm_host::process::raise_open_files(),
+        clock: Clock::start(),
     };
     Ok((config, host))
 }

@@ -7,6 +7,7 @@ use mvm_core::admit::Request;
 use mvm_core::guest::ErrorKind;
 use mvm_core::lifecycle::{Outcome, Phase, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, Selector, TenantName};
+use mvm_core::plan::Waiting;
 use mvm_core::record::{DesiredState, InstanceRecord};
 use mvm_host::guest::{Session, SessionError};
 use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, Reply};
@@ -102,9 +103,16 @@ pub(crate) async fn session(
             return Err(space::refusal(node, path));
         }
         let is_near = |path: &&InstancePath| {
-            let wanted = mirror.desired.instances.get(*path);
-            wanted.is_some_and(|record| record.desired == DesiredState::Running)
-                && match mirror.status(path).phase {
+            let Some(record) = mirror.desired.instances.get(*path) else { return false };
+            let status = mirror.status(path);
+            let is_held_up = || {
+                let waiting = node.waiting();
+                let waiting = waiting.borrow();
+                let waiting = waiting.get(*path);
+                !matches!(waiting, None | Some(Waiting::Step | Waiting::StartSlot))
+            };
+            record.desired == DesiredState::Running
+                && match status.phase {
                     Phase::Starting { .. }
                     | Phase::Warm { .. }
                     | Phase::Suspending { .. }
@@ -113,8 +121,9 @@ pub(crate) async fn session(
                     | Phase::Releasing { outcome: Outcome::Asleep, .. } => true,
                     Phase::Running { .. } => Instant::now() < rejoined_by,
                     // The next round starts it, if nothing is in its way.
-                    Phase::Created => !node.waiting().borrow().contains_key(*path),
-                    _ => false,
+                    Phase::Created => !is_held_up(),
+                    // It was asked to start anew.
+                    _ => status.generation < record.generation && !is_held_up(),
                 }
         };
         if !candidates.iter().copied().any(|path| is_near(&path)) {
@@ -158,14 +167,9 @@ fn is_ready(node: &Node, mirror: &Mirror, path: &InstancePath) -> bool {
     is_up(mirror, path) && session_of(node, path).is_some()
 }
 
-/// Whether an instance runs, and nobody is about to put it to rest.
+/// Whether an instance runs, and nobody is about to put it to rest or to stop it.
 pub(crate) fn is_up(mirror: &Mirror, path: &InstancePath) -> bool {
-    let phase = mirror.status(path).phase;
-    let is_falling_asleep = matches!(
-        phase,
-        Phase::Suspending { .. } | Phase::Stopping { outcome: Outcome::Asleep, .. }
-    );
-    mirror.status(path).state() == State::Running && !is_falling_asleep && !is_at_rest(mirror, path)
+    matches!(mirror.status(path).phase, Phase::Running { .. }) && !is_at_rest(mirror, path)
 }
 
 /// Whether an instance is to rest, and would go on where it was.
@@ -190,7 +194,16 @@ fn unavailable(mirror: &Mirror, selector: &Selector, candidates: &[&InstancePath
             Ok(path) => ApiError::new(ErrorCode::Conflict, format!("{path} is not running")),
         },
         [path] => {
-            let state = mirror.status(path).state();
+            let status = mirror.status(path);
+            let state = status.state();
+            if let Some(activity @ ("stopping" | "destroying")) = status.activity() {
+                let message = format!("{path} is {activity}");
+                let hint = match activity {
+                    "stopping" => format!("start it again with `mvm start {}`", path.id),
+                    _ => "see `mvm ps -a`".to_owned(),
+                };
+                return ApiError::new(ErrorCode::Conflict, message).hint(hint);
+            }
             if state == State::Running {
                 let message = format!("the guest agent of {path} does not answer");
                 return ApiError::new(ErrorCode::Guest, message)

@@ -11,10 +11,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix,
     SocketFlags, SocketType,
 };
 use tokio::io::Interest;
@@ -22,6 +23,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 /// Connections that may wait to be accepted: as many as a burst of commands brings.
 const BACKLOG: i32 = 1024;
+/// Bytes that are read at once from a connection that nobody listens to any more.
+const DRAIN_PIECE: usize = 64 * 1024;
 
 /// Why a socket could not be bound or reached.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +105,29 @@ impl HangUp {
             }
         }
         std::future::pending().await
+    }
+
+    /// Ends the sending direction, then reads and drops what the other end still sends, until it
+    /// hangs up or the time is over. A socket that is closed with unread data in it may take its
+    /// last words away from the other end.
+    pub async fn drain(&self, limit: Duration) {
+        let Some(socket) = &self.0 else { return };
+        if rustix::net::shutdown(socket, Shutdown::Write).is_err() {
+            return;
+        }
+        let mut piece = vec![0; DRAIN_PIECE];
+        let drained = async {
+            while socket.readable().await.is_ok() {
+                match socket.try_read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => return,
+                }
+            }
+        };
+        // Whoever still sends then is not heard.
+        drop(tokio::time::timeout(limit, drained).await);
     }
 }
 
@@ -207,6 +233,24 @@ mod tests {
         assert!(tokio::time::timeout(soon, hang_up.wait()).await.is_err());
         drop(theirs);
         hang_up.wait().await;
+    }
+
+    #[tokio::test]
+    async fn last_words_arrive_although_the_other_end_still_sends() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let hang_up = HangUp::of(&ours).unwrap();
+        ours.write_all(b"no").await.unwrap();
+        drop(ours);
+        let sending = async {
+            theirs.write_all(&[0; 4 << 20]).await.unwrap();
+            let mut words = String::new();
+            theirs.read_to_string(&mut words).await.unwrap();
+            drop(theirs);
+            words
+        };
+        let limit = Duration::from_secs(60);
+        let ((), words) = tokio::join!(hang_up.drain(limit), sending);
+        assert_eq!(words, "no");
     }
     use std::os::unix::fs::PermissionsExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

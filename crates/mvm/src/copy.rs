@@ -97,6 +97,8 @@ pub(crate) async fn send(
     let mut progress = Progress::new(context);
     let mut packed = on_thread(read);
     let mut is_interrupted = false;
+    // What the guest or the agent said before it had everything.
+    let mut early = None;
     {
         let send = async {
             while let Some(piece) = pieces.recv().await {
@@ -106,30 +108,24 @@ pub(crate) async fn send(
                 }
             }
         };
-        let end = async { while let Ok(Step::Output(_)) = guest.next().await {} };
         tokio::select! {
             () = send => {}
-            // It has ended before it had everything, and says why.
-            () = end => {}
+            ended = guest.end() => early = Some(ended),
             _ = tokio::signal::ctrl_c() => is_interrupted = true,
         }
     }
     // The thread has nobody to write to any more.
     drop(pieces);
-    // An archive that ends in the middle makes the guest remove what is unfinished.
-    let _ = write.data(KIND_STDIN, &[]).await;
-    let wait = async {
-        loop {
-            match guest.next().await {
-                Ok(Step::Output(_)) => {}
-                Ok(Step::Ended) => return Ok(()),
-                Err(error) => return Err(error),
+    let ended = match early {
+        Some(ended) => ended,
+        None => {
+            // An archive that ends in the middle makes the guest remove what is unfinished.
+            let _ = write.data(KIND_STDIN, &[]).await;
+            match is_interrupted {
+                true => timeout(CLEAR, guest.end()).await.unwrap_or(Ok(())).and(Err(Error::HungUp)),
+                false => guest.end().await,
             }
         }
-    };
-    let ended = match is_interrupted {
-        true => timeout(CLEAR, wait).await.unwrap_or(Ok(())).and(Err(Error::HungUp)),
-        false => wait.await,
     };
     drop(progress);
     ended?;
@@ -201,6 +197,16 @@ impl Guest {
                     Reply::Error(error) => return Err(error.into()),
                     other => return Err(unexpected(&other)),
                 },
+            }
+        }
+    }
+
+    /// Waits for its end, whatever it writes until then.
+    async fn end(&mut self) -> Result<()> {
+        loop {
+            match self.next().await? {
+                Step::Output(_) => {}
+                Step::Ended => return Ok(()),
             }
         }
     }

@@ -9,6 +9,7 @@ mod clocks;
 mod disks;
 mod faults;
 mod fork;
+mod habits;
 mod life;
 mod lists;
 mod main_process;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_agent::{Host, NodeConfig, RunningNode};
+use mvm_agent::{Clock, Host, NodeConfig, RunningNode};
 use mvm_core::admit::{Capacity, Request};
 use mvm_core::frame;
 use mvm_core::guest::ExecRequest;
@@ -32,6 +32,7 @@ pub(crate) struct Machine {
     pub(crate) capacity: Capacity,
     pub(crate) memory: MemoryGauge,
     pub(crate) open_files: u64,
+    pub(crate) clock: Clock,
 }
 
 impl Machine {
@@ -47,6 +48,7 @@ impl Machine {
             capacity: Capacity { vcpus: 10_000, mem_mib: 10_000_000, disk_mib: 100_000_000 },
             memory: MemoryGauge::simulated(),
             open_files: 65_536,
+            clock: Clock::start(),
         }
     }
 
@@ -63,6 +65,7 @@ impl Machine {
             chosen_because: "simulated".to_owned(),
             accel: Accel::Tcg,
             open_files: self.open_files,
+            clock: self.clock,
         };
         let host = Host {
             vmm: Arc::new(SimVmm::new(self.world.clone())),
@@ -74,12 +77,15 @@ impl Machine {
         Agent { node: RunningNode::start(config, host, self.store.clone()).await.unwrap() }
     }
 
-    /// What is left on the machine: microVMs, links, instance directories, records.
+    /// What is left on the machine: microVMs, links, claims, files, records.
     pub(crate) async fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> = self.world.running().iter().map(ToString::to_string).collect();
         left.extend(self.world.waiting().iter().map(|id| format!("a process for {id}")));
         left.extend(self.network.links());
-        left.extend(directories(&self.dir.path().join("instances")));
+        left.extend(self.network.claims());
+        for dir in ["instances", "snapshots", "disks", "ssh"] {
+            left.extend(directories(&self.dir.path().join(dir)));
+        }
         left.extend(self.store.list("").await.unwrap().entries.into_iter().map(|e| e.key));
         left
     }

@@ -281,10 +281,23 @@ impl Draft<'_> {
         all: bool,
         force: bool,
     ) -> Result<(), Denial> {
-        let paths = self.select(selector, all)?;
+        let paths = match self.select(selector, all) {
+            // Once more is no error: who asks wants it gone, and it is going.
+            Err(Denial::BeingRemoved { .. }) if matches!(selector, Selector::Id { .. }) => {
+                let instances = self.edit.desired.instances.keys();
+                let going: Vec<_> =
+                    instances.filter(|path| selector.matches(path)).cloned().collect();
+                going.iter().for_each(|path| self.concerns(path));
+                return Ok(());
+            }
+            selected => selected?,
+        };
         let instances = &self.edit.desired.instances;
-        let is_running =
-            |path: &&InstancePath| instances.get(*path).is_some_and(|i| i.desired.is_alive());
+        // One that has ended by itself is to run by its record alone.
+        let is_running = |path: &&InstancePath| {
+            let is_alive = instances.get(*path).is_some_and(|i| i.desired.is_alive());
+            is_alive && !self.node.ended.contains(*path)
+        };
         let running: Vec<InstancePath> = paths.iter().filter(is_running).cloned().collect();
         if !force && !running.is_empty() {
             let typed = as_typed(selector);

@@ -266,12 +266,13 @@ impl Draft<'_> {
         running.map(|instance| instance.path.clone()).collect()
     }
 
-    /// Instances that run, stand by or sleep.
+    /// Instances that run, stand still or sleep, and have not ended by themselves.
     pub(super) fn alive_in(&self, path: &PoolPath) -> Vec<InstancePath> {
         let instances = self.edit.desired.instances_in(path);
         // What stands by is nobody's yet.
         let is_spare = |instance: &&InstanceRecord| instance.purpose == Purpose::Spare;
-        let alive = instances.filter(|i| i.desired.is_alive() && !is_spare(i));
+        let has_ended = |instance: &&InstanceRecord| self.node.ended.contains(&instance.path);
+        let alive = instances.filter(|i| i.desired.is_alive() && !is_spare(i) && !has_ended(i));
         alive.map(|instance| instance.path.clone()).collect()
     }
 

@@ -263,10 +263,16 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             vec![]
         }
         (
-            Phase::Releasing { retry_unix_ms, outcome: Outcome::Failed | Outcome::Asleep },
+            Phase::Releasing {
+                retry_unix_ms,
+                outcome: outcome @ (Outcome::Failed | Outcome::Asleep),
+            },
             Event::Stop { generation, .. },
         ) => {
             let retry_unix_ms = *retry_unix_ms;
+            if *outcome == Outcome::Asleep {
+                next.died(Cause::Operator, now, None, Vec::new());
+            }
             next.phase = Phase::Releasing { retry_unix_ms, outcome: Outcome::Stopped };
             next.generation = generation;
             vec![]

@@ -62,7 +62,11 @@ impl Disks for SimDisks {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 Err(DiskError::File { operation: "remove", path, source })
             }
-            _ => Ok(()),
+            _ => {
+                // Other disks of the tenant keep its directory.
+                path.parent().map(fs::remove_dir);
+                Ok(())
+            }
         }
     }
 }

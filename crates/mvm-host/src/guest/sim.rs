@@ -1,12 +1,14 @@
 //! A simulated guest: the guest's side of the protocol without a guest.
 //!
 //! The simulated VMM serves it on an in-process stream, so that everything above the VMM seam runs
-//! unchanged. It knows a handful of programs and no files, users or processes.
+//! unchanged. It knows a handful of programs, files of one line each, and no users or processes.
 
+mod files;
 mod main_process;
 mod programs;
 mod serve;
 
+pub use files::{SimFiles, SimMemory};
 pub use serve::serve;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,6 +71,9 @@ struct State {
     missing: Vec<Feature>,
     load: Load,
     clock: Clock,
+    files: SimFiles,
+    /// How long it takes to shut down.
+    lingers: Duration,
 }
 
 /// What its programs have done, as its health tells.
@@ -95,7 +100,8 @@ struct Clock {
 const KERNEL: &str = "6.0.0-simulated";
 
 /// What a simulated guest can do.
-const FEATURES: [Feature; 6] = [
+const FEATURES: [Feature; 7] = [
+    Feature::Builtins,
     Feature::Disks,
     Feature::Main,
     Feature::Sleep,
@@ -164,6 +170,20 @@ impl SimGuest {
             log.text.drain(..excess);
             log.forgotten += excess;
         });
+    }
+
+    /// From now on its files are these: it goes on in another microVM.
+    pub fn use_files(&self, files: SimFiles) {
+        self.state().files = files;
+    }
+
+    /// Puts on its disks what it holds back.
+    fn sync(&self) {
+        let state = self.state();
+        let disks = state.configuration.as_ref().map(|known| known.disks.as_slice());
+        if let Err(error) = state.files.sync(disks.unwrap_or_default()) {
+            tracing::warn!(boot = self.shared.boot_id, %error, "a simulated guest cannot write");
+        }
     }
 
     /// Waits until a host asked for a shutdown, and was answered.

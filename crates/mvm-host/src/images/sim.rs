@@ -15,7 +15,7 @@ use super::{
     StoredImage,
 };
 
-/// Images and layers that are empty files.
+/// Images that are empty files, and layers that are empty at first.
 #[derive(Debug, Clone)]
 pub struct SimImages {
     dir: PathBuf,
@@ -114,7 +114,9 @@ impl Images for SimImages {
         _size_mib: u32,
         _uid: u32,
     ) -> Result<(), ImagesError> {
-        std::fs::File::create(path).map(drop).map_err(|error| cannot_create(path, &error))
+        let mut options = std::fs::File::options();
+        let opened = options.write(true).create(true).truncate(false).open(path);
+        opened.map(drop).map_err(|error| cannot_create(path, &error))
     }
 
     async fn copy_layer(&self, from: &Path, to: &Path, _uid: u32) -> Result<(), ImagesError> {

@@ -122,6 +122,11 @@ impl SimMachine {
         self.lock().links.keys().cloned().collect()
     }
 
+    /// The net ids that agents have claimed, one line each.
+    pub fn claims(&self) -> Vec<String> {
+        self.lock().claims.keys().map(|id| format!("net id {}", id.0)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

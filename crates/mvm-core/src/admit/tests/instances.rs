@@ -209,3 +209,22 @@ fn a_name_alone_is_a_tenants_or_else_a_pools_of_the_default_tenant() {
         assert_eq!(selector, meant.parse().unwrap(), "{typed}");
     }
 }
+
+#[test]
+fn what_has_ended_by_itself_is_removed_without_force_and_once_more_is_no_error() {
+    for request in [
+        |_: &str| Request::PoolDestroy { path: WEB.parse().unwrap(), force: false },
+        |id: &str| destroy(id, false, false),
+    ] {
+        let mut node = Node::with_pool();
+        node.accept(create(WEB, 1, true));
+        let path = node.instances(WEB)[0].path.clone();
+        let id = path.id.to_string();
+        assert!(matches!(node.deny(request(&id)), Denial::StillRunning { .. }));
+        node.facts.ended.insert(path.clone());
+        node.accept(request(&id));
+        assert_eq!(node.instances(WEB)[0].desired, DesiredState::Destroyed);
+        let edit = node.accept(destroy(&id, false, false));
+        assert_eq!(edit.instances, [path], "its end is waited for");
+    }
+}

@@ -6,6 +6,10 @@ use mvm_core::guest::{ErrorKind, ExecRequest, GuestError};
 
 use super::{KERNEL, SimGuest};
 
+/// What a simulated guest shows as the host key of an SSH server that it does not have.
+const HOST_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g";
+
 /// What a program does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Program {
@@ -71,6 +75,28 @@ pub(super) fn find(request: &ExecRequest, guest: &SimGuest) -> Result<Program, G
             guest.state().load.is_silent = true;
             print(String::new())
         }
+        ("write", [path, text]) => {
+            guest.state().files.write(path, text);
+            print(String::new())
+        }
+        ("read", [path]) => {
+            let state = guest.state();
+            let disks = state.configuration.as_ref().map(|known| known.disks.as_slice());
+            match state.files.read(path, disks.unwrap_or_default()) {
+                Some(text) => print(text),
+                None => exit("1"),
+            }
+        }
+        ("sync", []) => {
+            guest.sync();
+            print(String::new())
+        }
+        ("linger", [seconds]) => {
+            let time = seconds.parse().map(Duration::from_secs);
+            guest.state().lingers = time.unwrap_or_default();
+            print(String::new())
+        }
+        ("ssh-prepare", [_key]) if request.builtin => print(format!("{HOST_KEY}\n")),
         ("true" | "cat", []) => print(String::new()),
         ("false", []) => exit("1"),
         ("exit", [code]) => exit(code),

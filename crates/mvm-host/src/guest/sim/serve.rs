@@ -38,6 +38,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite>(stream: S, guest: SimGuest) -> io:
         streams: BTreeMap::new(),
         parts: Parts::default(),
         stop_by: None,
+        lingers_until: None,
         is_shut_down: false,
         guest,
     };
@@ -109,6 +110,8 @@ struct Server {
     parts: Parts,
     /// When a shutdown that was asked for is carried out, whatever the main process does.
     stop_by: Option<Instant>,
+    /// Until when it lingers, once it is asked to shut down.
+    lingers_until: Option<Instant>,
     is_shut_down: bool,
 }
 
@@ -292,6 +295,7 @@ impl Server {
                 // What the main process has still to say comes first.
                 self.streams.retain(|_, stream| matches!(stream, Stream::Main(_)));
                 self.stop_by = Instant::now().checked_add(Duration::from_millis(grace_ms));
+                self.lingers_until = Some(Instant::now() + self.guest.state().lingers);
             }
             _ => {}
         }
@@ -320,8 +324,12 @@ impl Server {
         }
         if let Some(stop_by) = self.stop_by {
             let is_over = !self.streams.values().any(|stream| matches!(stream, Stream::Main(_)));
-            self.is_shut_down |= is_over || stop_by <= now;
-            alarm = alarm.into_iter().chain([stop_by]).min();
+            let lingers = self.lingers_until.filter(|until| *until > now);
+            if !self.is_shut_down && ((is_over && lingers.is_none()) || stop_by <= now) {
+                self.is_shut_down = true;
+                self.guest.sync();
+            }
+            alarm = alarm.into_iter().chain(lingers).chain([stop_by]).min();
         }
         alarm
     }
@@ -355,9 +363,10 @@ impl Server {
                 }
                 Some(GuestMessage::Exit(status))
             }
-            Stream::Hooks(done) => {
-                (*done <= now).then(|| GuestMessage::Hooks(HookReport::default()))
-            }
+            Stream::Hooks(done) => (*done <= now).then(|| {
+                self.guest.sync();
+                GuestMessage::Hooks(HookReport::default())
+            }),
             Stream::Main(main) => loop {
                 let longest = if self.out.len() < LIMIT { MAX_BODY as usize } else { 0 };
                 let advanced = self.guest.with_main(|it| it.advance(main, longest, now));

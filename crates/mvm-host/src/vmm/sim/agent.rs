@@ -28,6 +28,7 @@ pub fn guest_agents() -> SimGuestService {
                     || SimGuest::new(control.boot_id(), MEM_TOTAL_KIB),
                     |(guest, _)| guest.clone(),
                 );
+                guest.use_files(control.files());
                 tokio::spawn(obey_switch(guest.clone(), control.clone()));
                 guests.insert(boot, (guest.clone(), control.clone()));
                 guest

@@ -13,6 +13,9 @@ use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::guest::sim::{SimFiles, SimMemory};
+use crate::vmm::Disk;
+
 /// The guest's side of the agent's port. It is called once for each host connection, on a tokio
 /// runtime, must not block, and ends what it starts when its stream ends.
 pub type SimGuestService = Arc<dyn Fn(DuplexStream, SimGuestControl) + Send + Sync>;
@@ -29,7 +32,8 @@ struct Shared {
     boot_id: String,
     started: Instant,
     console: File,
-    memory: Mutex<BTreeMap<String, String>>,
+    memory: SimMemory,
+    disks: Vec<Disk>,
     disk_io: Mutex<DiskIo>,
     is_paused: watch::Sender<bool>,
     /// Whether the host's disk is full for it.
@@ -44,6 +48,7 @@ impl SimGuestControl {
         id: InstanceId,
         boot_id: String,
         memory: BTreeMap<String, String>,
+        disks: Vec<Disk>,
         console: File,
     ) -> Self {
         let shared = Shared {
@@ -51,7 +56,8 @@ impl SimGuestControl {
             boot_id,
             started: Instant::now(),
             console,
-            memory: Mutex::new(memory),
+            memory: Arc::new(Mutex::new(memory)),
+            disks,
             disk_io: Mutex::default(),
             is_paused: watch::Sender::new(false),
             finds_no_space: AtomicBool::new(false),
@@ -65,6 +71,14 @@ impl SimGuestControl {
     pub fn remember(&self, name: &str, value: &str) {
         let mut memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// The guest's files: on its microVM's disks, and what it holds back in its memory.
+    pub fn files(&self) -> SimFiles {
+        // As the agent attaches them: the image, the writable layer, data disks.
+        let layer = self.shared.disks.get(1).map(|disk| disk.path.clone());
+        let data = self.shared.disks.iter().skip(2).map(|disk| disk.path.clone()).collect();
+        SimFiles::new(Arc::clone(&self.shared.memory), layer, data)
     }
 
     /// Has the guest write so many bytes to a disk, durably.

@@ -88,7 +88,13 @@ impl Machine {
             }
             Begin::GoOn(past) => (None, past),
         };
-        let control = SimGuestControl::new(spec.id.clone(), past.boot_id, past.memory, console);
+        let control = SimGuestControl::new(
+            spec.id.clone(),
+            past.boot_id,
+            past.memory,
+            spec.disks.clone(),
+            console,
+        );
         control.set_paused(boot.is_none());
         let (booting, booted) = watch::channel(false);
         let mut tasks = JoinSet::new();
