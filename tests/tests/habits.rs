@@ -372,7 +372,8 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// Not captured, as what is printed by a test that passes is.
 fn tell(line: &str) {
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "{line}").unwrap();
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use mvm_core::admit::{self, Denial, NodeFacts};
 use mvm_host::net::{NetworkError, Occupied, Owner, Registry};
+use mvm_host::space::Reserve;
 use mvm_host::state_dir::{self, StateDirError};
 use mvm_store::{SqliteStore, StoreError};
 
@@ -81,7 +82,8 @@ pub async fn claim(dir: &Path, is_simulated: bool) -> Result<Claimed, AgentError
         foreign_subnets: occupied.subnets.into_iter().collect(),
         ..NodeFacts::default()
     };
-    let state = State::load(Arc::new(SqliteStore::open(database).await?)).await?;
+    let store = Arc::new(SqliteStore::open(database).await?);
+    let state = State::load(store, Reserve::of(dir)).await?;
     let now = Clock::start().now_ms();
     let changed = state.change(async |mirror| {
         if let Some(key) = mirror.bad.keys().next() {

@@ -242,6 +242,8 @@ pub fn verb_of_request(request: &Request) -> Option<Verb> {
         Request::DiskRemove { .. } => Verb::DiskRemove,
         Request::Apply { .. } => Verb::Up,
         Request::Remove { .. } => Verb::Down,
+        // Of a whole tenant at rest, its bystanders too: admission's own tests have it.
+        Request::TenantMove { .. } => return None,
         // For `pool warm-up`, `fork`, the instances that stand by, and the sleep policy.
         Request::PoolTemplate { .. }
         | Request::InstanceFork { .. }

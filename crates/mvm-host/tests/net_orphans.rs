@@ -39,7 +39,7 @@ fn what_a_deleted_state_directory_has_left_is_found_and_removed_and_nothing_else
         assert_eq!(left(&machine).await, []);
 
         let table = machine.owner("gone").table().to_string();
-        std::fs::remove_dir_all(machine.state_dir("gone")).unwrap();
+        mvm_host::removal::remove_tree(&machine.state_dir("gone")).unwrap();
         drop(gone);
         let named = |kind, name: &str| (kind, name.to_owned());
         assert_eq!(

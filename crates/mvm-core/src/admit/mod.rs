@@ -288,6 +288,7 @@ impl Request {
             | Self::InstanceDestroy { selector, .. } => Some(selector),
             Self::TenantCreate { .. }
             | Self::TenantUpdate { .. }
+            | Self::TenantMove { .. }
             | Self::TenantDestroy { .. }
             | Self::PoolCreate { .. }
             | Self::PoolBuild { .. }

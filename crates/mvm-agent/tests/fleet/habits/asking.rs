@@ -8,6 +8,7 @@ use mvm_core::frame::{KIND_STDIN, KIND_STDOUT};
 use mvm_core::guest::{ExecRequest, ForwardTarget};
 use mvm_core::name::{InstancePath, RevisionId, Selector};
 use mvm_core::record::DEFAULT_HOOKS_MS;
+use mvm_core::settings::Settings;
 use mvm_core::sleep_policy::SleepPolicy;
 use mvm_core::spec::{Document, DocumentDisk, DocumentPool, PoolSpec, Quota};
 use mvm_habits::{Kind, Verb};
@@ -95,7 +96,9 @@ pub(super) fn call(verb: Verb, subject: &InstancePath, spec: &PoolSpec) -> Call 
         Verb::CreateStarted => create(true),
         Verb::PoolCreate => Request::PoolCreate { path, spec: spec.clone().into() },
         Verb::PoolBuild => Request::PoolBuild { path },
-        Verb::PoolUpdate => Request::PoolUpdate { path, image: None },
+        Verb::PoolUpdate => {
+            Request::PoolUpdate { path, image: None, settings: Settings::default() }
+        }
         Verb::PoolRollback => Request::PoolRollback { path },
         Verb::ScaleToOne => scale(1),
         Verb::ScaleToNone => scale(0),
