@@ -66,7 +66,10 @@ impl Images for SimImages {
         std::fs::create_dir_all(&dir).map_err(|error| cannot_create(&dir, &error))?;
         let own = [&files.kernel, &files.initrd, &files.root];
         for file in own.into_iter().chain(&files.modules) {
-            std::fs::File::create(file).map_err(|error| cannot_create(file, &error))?;
+            // A snapshot that reads one would not fit a file that was made anew.
+            let mut options = std::fs::File::options();
+            let opened = options.write(true).create(true).truncate(false).open(file);
+            opened.map_err(|error| cannot_create(file, &error))?;
         }
         Ok(files)
     }
