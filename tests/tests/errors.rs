@@ -65,7 +65,7 @@ fn what_does_not_exist_is_named_with_the_way_on() {
         (&["pool", "scale", "demo/nope", "--running", "1"], 3, no_pool),
         (&["pool", "destroy", "demo/nope"], 3, no_pool),
         (&["instance", "create", "demo/nope"], 3, &["`mvm pool create demo/nope`"]),
-        (&["start", "--all"], 3, &["mvm ps -a"]),
+        (&["start", "--all"], 3, &["there are no instances", "`mvm run IMAGE`"]),
     ];
     let verbs: [&[&str]; 9] = [
         &["start"],
@@ -103,13 +103,12 @@ fn what_makes_no_sense_is_a_usage_error_that_says_what_would() {
         (&["tenant", "create", "1st"], 2, name),
         (&["tenant", "create", &long], 2, &["longer than 32 characters"]),
         (&["tenant", "create", ""], 2, &["error: "]),
-        (&["pool", "create", "demo"], 2, &["expected TENANT/POOL"]),
-        (&["pool", "create", "demo/Web"], 2, name),
+                (&["pool", "create", "demo/Web"], 2, name),
         (&["pool", "create", "demo/a/b"], 2, name),
-        (&["pool", "create", "demo/x", "--mem", "8"], 2, &["mem_mib is 8", "at least 96"]),
+        (&["pool", "create", "demo/x", "--mem", "8"], 2, &["--mem is 8M", "at least 96M"]),
         (&["pool", "create", "demo/x", "--mem", "lots"], 2, &["a size such as 256"]),
-        (&["pool", "create", "demo/x", "--vcpus", "0"], 2, &["vcpus is 0", "1 to 32"]),
-        (&["pool", "create", "demo/x", "--disk", "1"], 2, &["disk_mib is 1", "at least 16"]),
+        (&["pool", "create", "demo/x", "--vcpus", "0"], 2, &["--vcpus is 0", "1 to 32"]),
+        (&["pool", "create", "demo/x", "--disk", "1"], 2, &["--disk is 1M", "at least 16M"]),
         (&["pool", "create", "demo/x", "--image", "No Pe"], 2, &["expected builtin"]),
         (&["pool", "create", "demo/x", "--net", "nope"], 2, &["expected tenant or none"]),
         (&["pool", "create", "demo/x", "--boot-timeout", "0"], 2, &["at least 1"]),
@@ -200,7 +199,7 @@ fn each_limit_says_what_is_asked_used_and_allowed() {
     }
     node.ok(&["instance", "create", "demo/a", "--count", "2", "--start"]);
     node.ok(&["tenant", "create", "big"]);
-    node.ok(&["pool", "create", "big/big", "--mem", "1048576G"]);
+    node.ok(&["pool", "create", "big/big", "--mem", "4T"]);
     let up = "mvm tenant update demo --";
     let raise = |flag: &str| format!("raise it with `{up}{flag}`");
     let hints =
@@ -238,7 +237,7 @@ fn each_limit_says_what_is_asked_used_and_allowed() {
             &["(pool demo/a) allows 5 instances per pool: 2 in use, 4 more asked for", &hints[5]],
         ),
         (
-            &["instance", "create", "big/big", "--start"],
+            &["instance", "create", "big/big", "--start", "--count", "300"],
             4,
             &["this node allows 1073741824 MiB of memory: 256 in use", "`mvm ps -a`"],
         ),
