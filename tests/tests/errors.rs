@@ -103,7 +103,7 @@ fn what_makes_no_sense_is_a_usage_error_that_says_what_would() {
         (&["tenant", "create", "1st"], 2, name),
         (&["tenant", "create", &long], 2, &["longer than 32 characters"]),
         (&["tenant", "create", ""], 2, &["error: "]),
-                (&["pool", "create", "demo/Web"], 2, name),
+        (&["pool", "create", "demo/Web"], 2, name),
         (&["pool", "create", "demo/a/b"], 2, name),
         (&["pool", "create", "demo/x", "--mem", "8"], 2, &["--mem is 8M", "at least 96M"]),
         (&["pool", "create", "demo/x", "--mem", "lots"], 2, &["a size such as 256"]),

@@ -301,8 +301,12 @@ fn here(spec: &VmSpec, status: &InstanceStatus, build: VmmBuild) -> Result<Here,
             _ => snapshots::stamp(&format!("data disk {}", number - 1), &disk.path),
         })
         .collect();
-    // The root's image never changes.
-    let read = spec.disks.iter().skip(1).filter(|disk| disk.access == DiskAccess::ReadOnly);
+    // What is beside the root's image, such as its kernel's modules, is the revision's and never changes.
+    let revision = spec.disks.first().and_then(|root| root.path.parent());
+    let read = spec
+        .disks
+        .iter()
+        .filter(|disk| disk.access == DiskAccess::ReadOnly && disk.path.parent() != revision);
     let read_disks: Result<Vec<DiskStamp>, SnapshotError> = read
         .map(|disk| {
             let name = disk.path.file_stem().unwrap_or_default().to_string_lossy();

@@ -100,7 +100,7 @@ struct Clock {
 const KERNEL: &str = "6.0.0-simulated";
 
 /// What a simulated guest can do.
-const FEATURES: [Feature; 7] = [
+const FEATURES: [Feature; 9] = [
     Feature::Builtins,
     Feature::Disks,
     Feature::Main,
@@ -108,6 +108,8 @@ const FEATURES: [Feature; 7] = [
     Feature::Clock,
     Feature::Forward,
     Feature::Published,
+    Feature::LongMessages,
+    Feature::Settings,
 ];
 
 impl SimGuest {
