@@ -31,6 +31,7 @@ use crate::main_process::{self, Attached, MainError, MainHub};
 use crate::node::{Node, chain, ms_since};
 use crate::sleep;
 use crate::space;
+use crate::warm_up;
 
 /// File in an instance's directory that is its writable layer.
 pub(crate) const LAYER: &str = "layer.ext4";
@@ -182,11 +183,32 @@ async fn try_boot(
     let dir = spec.dir.clone();
     make_dir(&dir)?;
     let layer = dir.join(LAYER);
-    node.host.images.ensure_layer(&layer, record.spec.disk_mib, spec.uid).await?;
+    place_layer(node, &record, status, &layer, spec.uid).await?;
     // What it slept on would not fit the disk any more.
     sleep::prune(&dir, status)?;
     add_to_network(node, &record, spec.vmm).await?;
     Ok(node.host.vmm.launch(&spec).await?)
+}
+
+/// Makes the layer that an instance boots with, unless it is there. That of a fork is a copy of its
+/// source's: rather than with an empty one it does not boot at all.
+async fn place_layer(
+    node: &Node,
+    record: &InstanceRecord,
+    status: &InstanceStatus,
+    layer: &Path,
+    uid: u32,
+) -> Result<(), EffectError> {
+    let has_run = status.boots + status.wakes > 0;
+    let images = &node.host.images;
+    match &record.origin {
+        Some(id)
+            if !has_run && !layer.exists() && !warm_up::is_base(node, &record.path.pool, id) =>
+        {
+            Ok(images.copy_layer(&node.shared.dir(id).join(LAYER), layer, uid).await?)
+        }
+        _ => Ok(images.ensure_layer(layer, record.spec.disk_mib, uid).await?),
+    }
 }
 
 /// Makes an instance's directory, unless it is there.

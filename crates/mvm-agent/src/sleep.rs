@@ -374,11 +374,26 @@ pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceS
         Err(refused) => {
             let error = chain(&refused);
             tracing::warn!(instance = %path, error, "its snapshot cannot be restored");
-            if let Phase::Starting { begin: StartFrom::Shared { id }, .. } = &status.phase {
+            if let Phase::Starting { begin: StartFrom::Shared { id }, .. } = &status.phase
+                && warm_up::is_base(node, &path.pool, id)
+            {
+                // It boots as without a base. A fork boots with the disk that it was forked with.
+                remove_layer(&node.instance_dir(&path.id));
                 warm_up::give_up(node, &path.pool, id, &error).await;
             }
             Message::Event(Event::RestoreRefused { error })
         }
+    }
+}
+
+/// Removes a layer on which nothing has run yet.
+fn remove_layer(instance_dir: &Path) {
+    let layer = instance_dir.join(LAYER);
+    match std::fs::remove_file(&layer) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(layer = %layer.display(), %error, "cannot remove the copy of a layer");
+        }
+        _ => {}
     }
 }
 
@@ -434,13 +449,7 @@ async fn try_restore(
     };
     let manifest = snapshots::read(&dir)?;
     let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
-    if let Err(refusal) = verdict(&manifest, path, &here(&spec, status, build.clone())?) {
-        if let ImageRef::Shared { .. } = image {
-            // It boots from a layer of its own instead.
-            drop(std::fs::remove_file(spec.dir.join(LAYER)));
-        }
-        return Err(refusal.into());
-    }
+    verdict(&manifest, path, &here(&spec, status, build.clone())?)?;
     let (memory, image_dir) = match &image {
         ImageRef::Own { number } => {
             let image_dir = own_dir(&spec.dir, *number);

@@ -59,8 +59,6 @@ impl<'a> Space<'a> {
                 tracing::warn!(instance = %self.path, error, "cannot go on");
             }
         }
-        // It may stand still again by now.
-        self.next = Instant::now();
     }
 }
 

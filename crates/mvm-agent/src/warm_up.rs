@@ -136,6 +136,13 @@ async fn name_it(node: &Arc<Node>, pool: &PoolPath, base: Base) -> Result<(), Ap
     }
 }
 
+/// Whether a snapshot is a pool's base, as opposed to one that an instance was forked with.
+pub(crate) fn is_base(node: &Node, pool: &PoolPath, id: &SnapshotId) -> bool {
+    let mirror = node.state.now();
+    let base = mirror.observed.pools.get(pool).and_then(|status| status.base.as_ref());
+    base.is_some_and(|base| base.id == *id)
+}
+
 /// Has no more instances begin with a base that one could not begin with.
 pub(crate) async fn give_up(node: &Node, pool: &PoolPath, id: &SnapshotId, reason: &str) {
     let given_up = node.state.change(async |mirror| {

@@ -1,5 +1,6 @@
 //! Bases: new instances that begin where an instance of their pool has booted.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
@@ -165,7 +166,18 @@ async fn a_base_is_given_up_once_a_disk_that_it_reads_was_written_to() {
     assert_eq!(all.iter().filter(|view| view.boots == 0).count(), 1, "one begins with the base");
 
     write_to_disk(&machine, 2_000);
+    let bases = std::fs::read_dir(machine.dir.path().join("snapshots")).unwrap();
+    // A copy keeps that.
+    let rare = std::fs::Permissions::from_mode(0o640);
+    for base in bases {
+        let layer = base.unwrap().path().join("layer.ext4");
+        std::fs::set_permissions(layer, rare.clone()).unwrap();
+    }
     let all = apply(3).await;
+    let cold = all.iter().find(|view| view.cold_boot.is_some()).unwrap();
+    let layer = machine.dir.path().join("instances").join(cold.path.id.as_str());
+    let layer = std::fs::metadata(layer.join("layer.ext4")).unwrap().permissions();
+    assert_ne!(layer.mode() & 0o777, 0o640, "it boots as without a base");
     let cold: Vec<_> = all.iter().filter_map(|view| view.cold_boot.as_ref()).collect();
     let reason = "disk data, which it only reads, was written to or grown since";
     assert_eq!(cold.iter().map(|cold| cold.reason.as_str()).collect::<Vec<_>>(), [reason]);

@@ -203,3 +203,47 @@ async fn a_fork_of_what_starts_waits_for_it() {
     assert_eq!(forks.instances.len(), 1);
     agent.until_running(2).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_that_cannot_go_on_boots_with_the_disk_that_it_was_forked_with() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let document = serde_json::json!({
+        "tenant": "demo",
+        "disks": { "data": { "size_mib": 64 } },
+        "pools": { "hello": {
+            "running": 1,
+            "disks": [{ "name": "data", "path": "/data", "read_only": true }],
+        } },
+    });
+    let document = serde_json::from_value(document).unwrap();
+    agent.submit(Request::Apply { document }).await.unwrap();
+    let source = agent.until_running(1).await.remove(0);
+    let dir =
+        |view: &InstanceView| machine.dir.path().join("instances").join(view.path.id.as_str());
+    std::fs::write(dir(&source).join("layer.ext4"), "synced").unwrap();
+
+    // Its first start fails for another reason, and meanwhile a disk that it reads is written to. Once
+    // its copy of the layer is there, and once it is not.
+    for (is_there, at_s) in [(true, 1_000), (false, 2_000)] {
+        machine.network.fail_next(1);
+        let forked = fork(&agent, &source, 1).await.unwrap().instances[0].path.clone();
+        let has_failed = |view: &InstanceView| view.path == forked && view.failures > 0;
+        let all = agent.until("its start fails", |all| all.iter().any(has_failed)).await;
+        let view = all.iter().find(|view| has_failed(view)).unwrap();
+        if !is_there {
+            std::fs::remove_file(dir(view).join("layer.ext4")).unwrap();
+        }
+        let disk = machine.dir.path().join("disks/demo/data.ext4");
+        let disk = std::fs::File::options().write(true).open(disk).unwrap();
+        disk.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(at_s)).unwrap();
+
+        let runs = |view: &InstanceView| view.path == forked && is_running(view);
+        let all = agent.until("it runs", |all| all.iter().any(runs)).await;
+        let view = all.iter().find(|view| runs(view)).unwrap();
+        let cold = view.cold_boot.as_ref().unwrap();
+        assert!(cold.reason.contains("was written to"), "{}", cold.reason);
+        assert_eq!((view.boots, view.wakes), (1, 0));
+        assert_eq!(std::fs::read_to_string(dir(view).join("layer.ext4")).unwrap(), "synced");
+    }
+}
