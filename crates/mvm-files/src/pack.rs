@@ -66,7 +66,11 @@ fn has_holes(file: &File, metadata: &Metadata) -> bool {
     if metadata.blocks() > 0 {
         return metadata.blocks() * BLOCK < metadata.len();
     }
-    rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) == Err(Errno::NXIO)
+    // Looking moves the file's position, and reading goes on where it was.
+    let Ok(at) = rustix::fs::tell(file) else { return false };
+    let data = rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0));
+    let is_back = rustix::fs::seek(file, rustix::fs::SeekFrom::Start(at)).is_ok();
+    is_back && data == Err(Errno::NXIO)
 }
 
 fn unsteady(path: &Path, problem: &'static str) -> FilesError {
