@@ -198,7 +198,7 @@ fn each_limit_says_what_is_asked_used_and_allowed() {
         node.ok(&[&["pool", "create", pool], &options[..]].concat());
     }
     node.ok(&["instance", "create", "demo/a", "--count", "2", "--start"]);
-    node.ok(&["tenant", "create", "big"]);
+    node.ok(&["tenant", "create", "big", "--subnet", "10.251.0.0/16"]);
     node.ok(&["pool", "create", "big/big", "--mem", "4T"]);
     let up = "mvm tenant update demo --";
     let raise = |flag: &str| format!("raise it with `{up}{flag}`");
