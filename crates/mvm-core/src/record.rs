@@ -349,7 +349,7 @@ pub struct Observed {
 
 impl Desired {
     /// What a selector means here: a name alone is a tenant's, or else that of a pool in
-    /// [`DEFAULT_TENANT`].
+    /// [`DEFAULT_TENANT`](crate::name::DEFAULT_TENANT).
     pub fn meant(&self, selector: Selector) -> Selector {
         let Selector::Tenant(name) = &selector else { return selector };
         let pool = PoolPath::typed(name.as_str());
