@@ -142,7 +142,7 @@ fn a_full_disk_is_named_and_leaves_nothing_half_made() {
         println!("skipped: microVMs and their networks need root");
         return;
     }
-    let disk = SmallFilesystem::mount("160M");
+    let disk = SmallFilesystem::mount("280M");
     let Some(node) = Node::at(&disk.at.join("state")) else { return };
     fs::remove_dir_all(node.dir().join("images")).unwrap();
     node.small_pool("acme/web", &["--disk", "64M", "--restart", "never"]);

@@ -67,6 +67,6 @@ fn an_init_that_is_not_there_is_said() {
     let Some(node) = Node::new() else { return };
     pool(&node, "acme/none", false);
     node.mvm(&["instance", "create", "acme/none", "--start"])
-        .fails_with(1)
+        .fails_with(127)
         .says(&["start failed: init `/sbin/init`: No such file or directory"]);
 }

@@ -38,6 +38,10 @@ fn up_and_down_go_on_without_their_commands() {
     node.ok(&["up", "examples/hello.toml"]);
     assert_eq!((node.instances().len(), node.vmm_pids().len()), (2, 2));
 
+    // It takes guests a while to give up on these programs.
+    for instance in node.instances() {
+        node.start_deaf_program(instance["path"].as_str().unwrap());
+    }
     interrupt(&node, &["down", "examples/hello.toml"], says("destroying"));
     node.ok(&["down", "examples/hello.toml"]);
     assert_eq!(node.leftovers(), [""; 0]);

@@ -46,7 +46,7 @@ fn a_guest_is_held_to_its_rates_also_after_a_sleep() {
     }
     assert!(node.ok(&["net", "verify"]).contains("all as expected"));
     let error = node.mvm(&["pool", "create", "acme/none", "--net-rate", "0"]).fails_with(2);
-    assert!(error.stderr.contains("net_mbit_s is 0, but must be 1 to 100000"), "{error}");
+    assert!(error.stderr.contains("--net-rate is 0, but must be 1 to 100000"), "{error}");
 }
 
 #[test]
