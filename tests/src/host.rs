@@ -17,6 +17,13 @@ pub fn has_ended(pid: u32) -> bool {
     is_zombie && threads <= 1
 }
 
+/// The process that started a process, if that is still there.
+pub fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(1)?.parse().ok()
+}
+
 /// A process of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {

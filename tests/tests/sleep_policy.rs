@@ -188,7 +188,7 @@ fn a_policy_is_shown_changed_and_checked() {
     assert!(info.contains("asleep after 30m without use"), "{info}");
     let refused = node.mvm(&["pool", "policy", "acme/web", "--warm-after", "1h"]);
     assert_eq!(refused.code, 2, "{}", refused.stderr);
-    let words = "sleep_after_s is 1800, but must be more than warm_after_s, which is 3600";
+    let words = "--sleep-after is 1800, but must be more than --warm-after, which is 3600";
     assert!(refused.stderr.contains(words), "{}", refused.stderr);
     let refused = node.mvm(&["pool", "policy", "acme/wbe", "--critical"]);
     assert!(refused.stderr.contains("acme/web"), "it knows what was meant: {}", refused.stderr);
