@@ -71,7 +71,7 @@ fn an_instance_lives_and_leaves_nothing() {
     node.ok(&["net", "verify"]);
 
     let refused = node.mvm(&["instance", "destroy", path]).fails_with(5);
-    refused.says(&["--force"]);
+    refused.says(&["mvm rm -f"]);
     node.ok(&["instance", "destroy", path, "--force"]);
     assert_eq!(node.instances(), [Value::Null; 0]);
     assert!(host::instance_dirs(node.dir()).is_empty());

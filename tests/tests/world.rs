@@ -173,6 +173,8 @@ fn a_program_that_died_of_the_guests_memory_is_told_as_such() {
     let output = node.mvm(&["run", "--mem", "128M", "builtin", "--", "awk", hog]);
     output.fails_with(137).says(&["the guest ran out of memory"]);
     let path = node.instances()[0]["path"].as_str().unwrap().to_owned();
-    let why = node.ok(&["why", &path]);
+    let why = until("its end is told", LIMIT, || {
+        Some(node.ok(&["why", &path])).filter(|why| why.contains("signal 9"))
+    });
     assert!(why.contains("signal 9: the guest ran out of memory"), "{why}");
 }

@@ -59,7 +59,7 @@ fn check_module_image(kernel: &Kernel, scratch: &Path) {
         let (path, _) = line.split_once(':').unwrap();
         assert!(fs::read(dir.join(path)).unwrap().starts_with(b"\x7fELF"), "{path}");
     }
-    for list in ["modules.dep.bin", "modules.alias.bin", "modules.alias", "modules.devname"] {
+    for list in ["modules.dep.bin", "modules.alias.bin", "modules.alias", "modules.nodes"] {
         assert!(dir.join(list).metadata().unwrap().len() > 0, "{list}");
     }
     fs::remove_dir_all(dir).unwrap();

@@ -42,7 +42,7 @@ pub(super) fn bring_in(device: &str) {
     {
         complain(&format!("the kernel is not told of {helper}: {error}"));
     }
-    let listed = fs::read_to_string(format!("{target}/modules.devname")).unwrap_or_default();
+    let listed = fs::read_to_string(format!("{target}/modules.nodes")).unwrap_or_default();
     for node in nodes(&listed) {
         if let Err(error) = node.ensure() {
             complain(&format!("cannot make /dev/{}: {error}", node.name));
@@ -90,7 +90,7 @@ impl Node<'_> {
     }
 }
 
-/// The lines `MODULE NAME TYPEMAJOR:MINOR` of `modules.devname`.
+/// The lines `MODULE NAME TYPEMAJOR:MINOR` of `modules.nodes`, which is `depmod`'s `modules.devname`.
 fn nodes(listed: &str) -> impl Iterator<Item = Node<'_>> {
     listed.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace().skip(1);

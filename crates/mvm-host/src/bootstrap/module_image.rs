@@ -23,6 +23,12 @@ const RELEASE: &str = "0.0.0";
 /// What a kernel's directory holds besides the modules, as far as `depmod` or programs read it.
 const LISTS: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
 
+/// Where `depmod` lists the device nodes whose opening loads a module. systemd's kmod-static-nodes runs
+/// `kmod` wherever there is such a file, also in images without that program.
+const DEVNAMES: &str = "modules.devname";
+/// The same list under the name by which the guest agent, which makes the nodes, finds it.
+const NODES: &str = "modules.nodes";
+
 /// A filesystem with all modules, where it was made.
 pub(super) struct ModuleImage {
     path: PathBuf,
@@ -59,6 +65,8 @@ impl ModuleImage {
         let path = dir.join("modules.erofs");
         let runtime = tokio::runtime::Handle::current();
         runtime.block_on(Tool::new("depmod").arg("-b").arg(dir).arg(RELEASE).run())?;
+        let (listed, nodes) = (root.join(DEVNAMES), root.join(NODES));
+        fs::rename(&listed, &nodes).named("rename", &listed)?;
         let image = Tool::new("mkfs.erofs").args(["--quiet", "-U", UUID, "-T0", "--all-root"]);
         runtime.block_on(image.arg(&path).arg(&root).run())?;
         Ok(Self { path, tree: digest.finish() })
