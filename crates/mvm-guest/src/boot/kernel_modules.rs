@@ -42,7 +42,10 @@ pub(super) fn bring_in(device: &str) {
     {
         complain(&format!("the kernel is not told of {helper}: {error}"));
     }
-    let listed = fs::read_to_string(format!("{target}/modules.nodes")).unwrap_or_default();
+    // An image's own modules have the list where `depmod` writes it.
+    let listed = fs::read_to_string(format!("{target}/modules.nodes"))
+        .or_else(|_| fs::read_to_string(format!("{target}/modules.devname")))
+        .unwrap_or_default();
     for node in nodes(&listed) {
         if let Err(error) = node.ensure() {
             complain(&format!("cannot make /dev/{}: {error}", node.name));
