@@ -17,18 +17,7 @@ use crate::record::{Desired, DesiredState, Purpose};
 /// The machine has no network left.
 pub fn make_own(desired: &Desired, node: &NodeFacts, now: u64) -> Result<Edit, Denial> {
     let mut no_ids = || 0;
-    let mut draft = Draft {
-        edit: Edit {
-            desired: desired.clone(),
-            instances: Vec::new(),
-            pools: Vec::new(),
-            disks: Vec::new(),
-            notes: Vec::new(),
-        },
-        node,
-        entropy: &mut no_ids,
-        now,
-    };
+    let mut draft = Draft::of(desired, node, &mut no_ids, now);
     draft.stop_all();
     draft.renumber_taken()?;
     Ok(draft.edit)

@@ -370,18 +370,7 @@ pub fn admit(
     entropy: &mut dyn FnMut() -> u32,
     now: u64,
 ) -> Result<Edit, Denial> {
-    let mut draft = Draft {
-        edit: Edit {
-            desired: desired.clone(),
-            instances: Vec::new(),
-            pools: Vec::new(),
-            disks: Vec::new(),
-            notes: Vec::new(),
-        },
-        node,
-        entropy,
-        now,
-    };
+    let mut draft = Draft::of(desired, node, entropy, now);
     match request {
         Request::TenantCreate { name, quota, subnet } => {
             draft.tenant_create(name, quota.clone(), *subnet)?;
@@ -445,6 +434,25 @@ struct Draft<'a> {
     node: &'a NodeFacts,
     entropy: &'a mut dyn FnMut() -> u32,
     now: u64,
+}
+
+impl<'a> Draft<'a> {
+    /// Nothing is changed yet.
+    fn of(
+        desired: &Desired,
+        node: &'a NodeFacts,
+        entropy: &'a mut dyn FnMut() -> u32,
+        now: u64,
+    ) -> Self {
+        let edit = Edit {
+            desired: desired.clone(),
+            instances: Vec::new(),
+            pools: Vec::new(),
+            disks: Vec::new(),
+            notes: Vec::new(),
+        };
+        Self { edit, node, entropy, now }
+    }
 }
 
 impl Draft<'_> {
