@@ -16,7 +16,11 @@ fn free_address() -> SocketAddr {
 
 /// What a server says to this, or how the connection failed.
 fn ask(address: SocketAddr, question: &str) -> std::io::Result<String> {
-    let mut socket = TcpStream::connect(address)?;
+    ask_on(TcpStream::connect(address)?, question)
+}
+
+/// The same on a connection that is open.
+fn ask_on(mut socket: TcpStream, question: &str) -> std::io::Result<String> {
     socket.set_read_timeout(Some(LIMIT))?;
     socket.write_all(question.as_bytes())?;
     socket.shutdown(Shutdown::Write)?;
@@ -25,18 +29,22 @@ fn ask(address: SocketAddr, question: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let answer = ask(address, &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
+fn get(socket: TcpStream, path: &str) -> std::io::Result<String> {
+    let answer = ask_on(socket, &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
     Ok(answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned())
 }
 
 fn page(address: SocketAddr) -> std::io::Result<String> {
-    get(address, "/name")
+    page_on(TcpStream::connect(address)?)
+}
+
+fn page_on(socket: TcpStream) -> std::io::Result<String> {
+    get(socket, "/name")
 }
 
 /// The address of which a web server's program says that it is its client's.
 fn peer(address: SocketAddr) -> String {
-    get(address, "/cgi-bin/peer").unwrap()
+    get(TcpStream::connect(address).unwrap(), "/cgi-bin/peer").unwrap()
 }
 
 /// What makes the page behind [`peer`].
@@ -51,6 +59,13 @@ chmod +x /www/cgi-bin/peer";
 fn name(node: &Node, path: &str) {
     let id = path.rsplit('/').next().unwrap();
     node.guest(path, &format!("mkdir -p /www; echo {id} > /www/name"));
+}
+
+/// Waits until the connections to `acme/web` are so many.
+fn until_connected(node: &Node, count: u64) {
+    until(&format!("{count} connections are counted"), LIMIT, || {
+        (node.json(&["pool", "info", "acme/web"])["connections"] == count).then_some(())
+    });
 }
 
 fn served_pool(node: &Node, pool: &str, published: &[&str]) {
@@ -90,7 +105,11 @@ fn a_connection_wakes_an_instance_and_is_carried() {
     // Two that run share the clients; one that sleeps is left alone.
     let second = node.boot("acme/web");
     name(&node, &second);
-    let mut pages: Vec<String> = (0..4).map(|_| page(address).unwrap()).collect();
+    until_connected(&node, 0);
+    // All are open before the first ends: whoever has fewer gets the next.
+    let open: Vec<_> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+    until_connected(&node, 4);
+    let mut pages: Vec<String> = open.into_iter().map(|it| page_on(it).unwrap()).collect();
     pages.sort();
     let mut expected = [id(&first), id(&first), id(&second), id(&second)];
     expected.sort();
@@ -99,16 +118,11 @@ fn a_connection_wakes_an_instance_and_is_carried() {
     assert_eq!(page(address).unwrap(), id(&second));
     assert_eq!(node.instance(&first)["state"], "sleeping");
 
-    let connections = |count: u64| {
-        until(&format!("{count} connections are counted"), LIMIT, || {
-            (node.json(&["pool", "info", "acme/web"])["connections"] == count).then_some(())
-        });
-    };
-    connections(0);
+    until_connected(&node, 0);
     // An open connection ends with the guest's sleep, and the next agent serves again.
     let mut open = TcpStream::connect(address).unwrap();
     open.set_read_timeout(Some(LIMIT)).unwrap();
-    connections(1);
+    until_connected(&node, 1);
     node.ok(&["sleep", &second]);
     assert!(open.read(&mut [0]).is_err(), "the client sees that it broke off");
     node.kill_agent();
@@ -178,20 +192,15 @@ fn clients_are_not_local_find_the_program_wherever_it_listens_and_end_when_they_
     let client = peer(ports[3]);
     assert!(client.contains("100::6d76:6d"), "{client}");
 
-    let connections = |count: u64| {
-        until(&format!("{count} connections are counted"), LIMIT, || {
-            (node.json(&["pool", "info", "acme/web"])["connections"] == count).then_some(())
-        });
-    };
-    connections(0);
+    until_connected(&node, 0);
     let client = TcpStream::connect(ports[4]).unwrap();
-    connections(1);
+    until_connected(&node, 1);
     until("it is kept an eye on", LIMIT, || is_kept_alive(&client).then_some(()));
     // It ends its side, and is gone before the silent program ends the other.
     client.shutdown(Shutdown::Write).unwrap();
     rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
     drop(client);
-    connections(0);
+    until_connected(&node, 0);
 }
 
 #[test]

@@ -54,6 +54,15 @@ struct State {
     reserved: BTreeMap<SocketAddr, TcpListener>,
 }
 
+impl State {
+    /// Counts one more connection of an instance.
+    fn give(&mut self, instance: &InstancePath) {
+        self.connections += 1;
+        let load = self.loads.entry(instance.clone()).or_default();
+        *load = Load { open: load.open + 1, last: self.connections };
+    }
+}
+
 /// What an instance carries.
 #[derive(Default)]
 struct Load {
@@ -134,12 +143,16 @@ impl Published {
 
     /// Gives one more connection to the instance that has fewest, of those the one that was longest
     /// without a new one.
-    fn pick(&self, ready: Vec<(InstancePath, Session)>) -> Option<(InstancePath, Session)> {
-        let state = self.state();
+    fn pick(&self, ready: Vec<(InstancePath, Session)>) -> Option<(Carried<'_>, Session)> {
+        let mut state = self.state();
         let load = |path: &InstancePath| {
             state.loads.get(path).map_or((0, 0), |load| (load.open, load.last))
         };
-        ready.into_iter().min_by_key(|(path, _)| load(path))
+        let (instance, session) = ready.into_iter().min_by_key(|(path, _)| load(path))?;
+        // Counted at once, so that the next connection sees it.
+        state.give(&instance);
+        drop(state);
+        Some((Carried { published: self, instance }, session))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -175,12 +188,7 @@ struct Carried<'a> {
 
 impl<'a> Carried<'a> {
     fn by(published: &'a Published, instance: InstancePath) -> Self {
-        let mut state = published.state();
-        state.connections += 1;
-        let last = state.connections;
-        let load = state.loads.entry(instance.clone()).or_default();
-        *load = Load { open: load.open + 1, last };
-        drop(state);
+        published.state().give(&instance);
         Self { published, instance }
     }
 }

@@ -124,20 +124,22 @@ async fn reach<'a>(
     port: u16,
     turn: &Semaphore,
 ) -> Result<Reached<'a>, ApiError> {
-    if let Some((instance, session)) = node.published.pick(streams::ready(node, pool))
-        && let Some(reached) = attempt(node, instance, &session, port).await?
+    if let Some((carried, session)) = node.published.pick(streams::ready(node, pool))
+        && let Some(reached) = attempt(node, carried, &session, port).await?
     {
         return Ok(reached);
     }
     // It is never closed.
     let _turn = turn.acquire().await;
     loop {
-        let ready = node.published.pick(streams::ready(node, pool));
-        let (instance, session) = match ready {
+        let (carried, session) = match node.published.pick(streams::ready(node, pool)) {
             Some(ready) => ready,
-            None => streams::session(node, &Selector::Pool(pool.clone())).await?,
+            None => {
+                let found = streams::session(node, &Selector::Pool(pool.clone())).await?;
+                (Carried::by(&node.published, found.0), found.1)
+            }
         };
-        if let Some(reached) = attempt(node, instance, &session, port).await? {
+        if let Some(reached) = attempt(node, carried, &session, port).await? {
             return Ok(reached);
         }
         tokio::time::sleep(RETRY).await;
@@ -146,12 +148,11 @@ async fn reach<'a>(
 
 /// Connects to one instance; `None` if it is worth another try.
 async fn attempt<'a>(
-    node: &'a Arc<Node>,
-    instance: InstancePath,
+    node: &Node,
+    carried: Carried<'a>,
     session: &Session,
     port: u16,
 ) -> Result<Option<Reached<'a>>, ApiError> {
-    let carried = Carried::by(&node.published, instance);
     let at = address_of(node, &carried.instance);
     match connect(session, port, at).await {
         Ok(Some(connected)) => {
