@@ -181,9 +181,6 @@ fn a_policy_is_shown_changed_and_checked() {
     assert_eq!(text, "asleep after 30m without use, runs at least 2m\n");
     assert_eq!(policy(&["--critical"]), "critical: never put to rest\n");
     policy(&["--critical=no"]);
-    let kept = node.mvm(&["pool", "policy", "acme/web", "--keep-vmm"]).ok();
-    kept.says(&["has no effect on qemu", "acme/web", "Firecracker"]);
-    assert_eq!(node.mvm(&["pool", "policy", "acme/web", "--keep-vmm=no"]).ok().stderr, "");
     let info = node.ok(&["pool", "info", "acme/web"]);
     assert!(info.contains("asleep after 30m without use"), "{info}");
     let refused = node.mvm(&["pool", "policy", "acme/web", "--warm-after", "1h"]);

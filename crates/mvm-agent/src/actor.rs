@@ -45,8 +45,6 @@ pub(crate) enum Message {
     MainEnded(Option<VmHandle>, Option<ExitStatus>),
     /// The session with the guest is over.
     SessionEnded,
-    /// While it sleeps, a VMM's process is to wait for its wake, or no more.
-    KeepVmm(bool),
     /// A snapshot for others to begin from is to be made, in this directory.
     Capture(PathBuf, oneshot::Sender<Result<(), String>>),
 }
@@ -76,7 +74,6 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
         vcpus: None,
         is_ending: watch::Sender::new(false),
         releasing: Arc::default(),
-        readying: Arc::default(),
     };
     tasks.spawn(actor.run(messages));
 }
@@ -103,8 +100,6 @@ struct Actor {
     is_ending: watch::Sender<bool>,
     /// Releases come one after the other.
     releasing: Arc<Mutex<()>>,
-    /// Held while the process that waits for its wake is made or ended: what follows comes after it.
-    readying: Arc<Mutex<()>>,
 }
 
 impl Actor {
@@ -185,7 +180,6 @@ impl Actor {
                 Event::MainExited(status)
             }
             Message::Capture(dest, done) => return self.capture(dest, done).await,
-            Message::KeepVmm(is_wanted) => return self.keep_vmm(is_wanted),
             Message::MainEnded(..) => return,
             Message::SessionEnded => {
                 self.session.send_replace(None);
@@ -274,18 +268,6 @@ impl Actor {
         }
     }
 
-    /// Has a VMM's process wait for the wake of an instance that sleeps, or none.
-    fn keep_vmm(&mut self, is_wanted: bool) {
-        if !matches!(self.status.phase, Phase::Sleeping { .. }) {
-            return;
-        }
-        let (node, path, readying) = (self.node.clone(), self.path.clone(), self.readying.clone());
-        self.tasks.spawn(async move {
-            let _one_at_a_time = readying.lock().await;
-            sleep::keep_vmm(&node, &path, is_wanted).await;
-        });
-    }
-
     fn order(&self, order: VcpuOrder) {
         if let Some(vcpus) = &self.vcpus {
             // Without a VM there are no vCPUs.
@@ -339,18 +321,12 @@ impl Actor {
         let vm = self.vm.borrow().clone();
         match effect {
             Effect::Boot => {
-                let (status, readying) = (self.status.clone(), self.readying.clone());
-                self.spawn(async move |node| {
-                    drop(readying.lock().await);
-                    effects::boot(&node, &path, &status).await
-                });
+                let status = self.status.clone();
+                self.spawn(async move |node| effects::boot(&node, &path, &status).await);
             }
             Effect::Restore => {
-                let (status, readying) = (self.status.clone(), self.readying.clone());
-                self.spawn(async move |node| {
-                    drop(readying.lock().await);
-                    sleep::restore(&node, &path, &status).await
-                });
+                let status = self.status.clone();
+                self.spawn(async move |node| sleep::restore(&node, &path, &status).await);
             }
             Effect::Pause => self.order(VcpuOrder::Pause),
             Effect::Resume => self.order(VcpuOrder::Resume),
@@ -410,11 +386,9 @@ impl Actor {
             }
             Effect::Release | Effect::ReleaseAll => {
                 let everything = effect == Effect::ReleaseAll;
-                let (releasing, readying) = (self.releasing.clone(), self.readying.clone());
-                let status = self.status.clone();
+                let (releasing, status) = (self.releasing.clone(), self.status.clone());
                 self.spawn(async move |node| {
                     let _one_at_a_time = releasing.lock_owned().await;
-                    drop(readying.lock().await);
                     effects::release(&node, &path, &status, everything).await
                 });
             }

@@ -178,7 +178,6 @@ async fn try_boot(
 ) -> Result<Arc<dyn Vm>, EffectError> {
     let record = record(node, path)?;
     let spec = spec(node, &record, status).await?;
-    node.host.vmm.clear(&spec).await?;
     node.host.vmm.end_strays(&spec).await?;
     let dir = spec.dir.clone();
     make_dir(&dir)?;

@@ -33,7 +33,6 @@ mod main_process;
 mod neighbours;
 mod node;
 mod publish;
-mod ready;
 mod reconcile;
 mod server;
 mod setup;
@@ -181,7 +180,6 @@ impl RunningNode {
         tasks.spawn(reconcile::run(node.clone(), listeners));
         tasks.spawn(sleep_policy::run(node.clone()));
         tasks.spawn(spares::run(node.clone()));
-        tasks.spawn(ready::run(node.clone()));
         tasks.spawn(guest_clocks::run(node.clone()));
         tasks.spawn(neighbours::run(node.clone()));
         Ok(Self { node, tasks, connections: Mutex::default() })

@@ -397,30 +397,6 @@ fn remove_layer(instance_dir: &Path) {
     }
 }
 
-/// Has a VMM's process wait for the wake of a sleeping instance, or none. Does nothing if it does not
-/// sleep any more: what follows a sleep is written down before it begins.
-pub(crate) async fn keep_vmm(node: &Node, path: &InstancePath, is_wanted: bool) {
-    let status = node.state.now().status(path);
-    let is_asleep = matches!(status.phase, Phase::Sleeping { .. });
-    if !is_asleep || (is_wanted && node.host.vmm.is_ready(&path.id)) {
-        return;
-    }
-    let made = async {
-        let spec = effects::spec(node, &effects::record(node, path)?, &status).await?;
-        match &status.snapshot {
-            Some(snapshot) if is_wanted => {
-                let manifest = snapshots::read(&own_dir(&spec.dir, snapshot.number))?;
-                let build = node.host.vmm.build_for(&manifest.build).await?;
-                node.host.vmm.make_ready(&spec, &build).await?;
-            }
-            _ => node.host.vmm.clear(&spec).await?,
-        }
-        Ok::<_, EffectError>(())
-    };
-    let what = format!("keeping a VMM for {path}");
-    node.set_problem(&what, made.await.err().map(|error| chain(&error)));
-}
-
 async fn try_restore(
     node: &Node,
     path: &InstancePath,
@@ -429,10 +405,7 @@ async fn try_restore(
     let began = Instant::now();
     let record = effects::record(node, path)?;
     let spec = effects::spec(node, &record, status).await?;
-    // What waits for it was made after strays were ended.
-    if !node.host.vmm.is_ready(&path.id) {
-        node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
-    }
+    node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
     let (dir, image) = match &status.phase {
         Phase::Starting { begin: StartFrom::Shared { id }, .. } => {
             let dir = node.shared.dir(id);
@@ -459,13 +432,6 @@ async fn try_restore(
         // Verified when it was loaded.
         ImageRef::Shared { id } => (node.shared.memory(id).await?, None),
     };
-    // The process needs no tap until it is given what it is to run.
-    let waits = async {
-        match node.host.vmm.is_ready(&path.id) {
-            true => Ok(()),
-            false => node.host.vmm.make_ready(&spec, &build).await.map_err(RestoreError::Vmm),
-        }
-    };
     let vmm = Some(manifest.build.vmm);
     // Where a VMM has its tap to itself, the rules have time until that is connected.
     let is_tap_first = node.host.vmm.tap_place(vmm) == TapPlace::Host;
@@ -473,11 +439,7 @@ async fn try_restore(
         true => effects::add_to_network(node, &record, vmm).await,
         false => Ok(()),
     };
-    let (waits, admitted) = tokio::join!(waits, admit(is_tap_first));
-    if let Err(error) = admitted.map_err(RestoreError::from).and(waits) {
-        node.host.vmm.clear(&spec).await.map_err(EffectError::from)?;
-        return Err(error);
-    }
+    admit(is_tap_first).await?;
     let from = Restore { dir: dir.clone(), memory, build };
     // Looking at every byte takes as long as the VMM takes to start, or longer.
     let trust = node.trust.clone();
@@ -496,7 +458,6 @@ async fn try_restore(
                 vm.kill().await.map_err(EffectError::from)?;
                 vm.wait().await;
             }
-            node.host.vmm.clear(&spec).await.map_err(EffectError::from)?;
             Err(error)
         }
     }

@@ -11,7 +11,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::guest::Health;
 use crate::lifecycle::Phase;
@@ -44,9 +45,6 @@ pub struct SleepPolicy {
     /// Whether what a sleeping instance has changed of its memory is compressed: it takes less space,
     /// and longer to save and to wake.
     pub compress: bool,
-    /// Whether a VMM's process waits for each sleeping instance, where the VMM can do that: a wake
-    /// takes less time, and the process a few MiB of the machine's memory.
-    pub keep_vmm: bool,
     /// Whether what rests goes on resting when another instance of its tenant sends it a packet.
     pub ignore_neighbours: bool,
 }
@@ -59,10 +57,16 @@ impl Default for SleepPolicy {
             min_running_s: 30,
             critical: false,
             compress: false,
-            keep_vmm: false,
             ignore_neighbours: false,
         }
     }
+}
+
+/// Reads the policy of a record, which an earlier release may have written: `keep_vmm` is ignored.
+pub(crate) fn of_record<'de, D: Deserializer<'de>>(from: D) -> Result<SleepPolicy, D::Error> {
+    let mut fields = serde_json::Map::deserialize(from)?;
+    fields.remove("keep_vmm");
+    serde_json::from_value(fields.into()).map_err(D::Error::custom)
 }
 
 /// Why a sleep policy makes no sense.

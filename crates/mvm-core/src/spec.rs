@@ -15,7 +15,7 @@ use crate::name::{DiskName, PoolName, TenantName};
 use crate::publish::{Publish, PublishError, check_published};
 use crate::rates::{RateError, Rates};
 use crate::settings::{Settings, SettingsError, Ulimit, sysctls};
-use crate::sleep_policy::{PolicyError, SleepPolicy};
+use crate::sleep_policy::{self, PolicyError, SleepPolicy};
 use crate::vmm::VmmKind;
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
@@ -178,6 +178,7 @@ pub struct PoolSpec {
     /// Ports that the node listens on for the pool.
     pub publish: Vec<Publish>,
     /// When instances that nobody uses are put to rest.
+    #[serde(deserialize_with = "sleep_policy::of_record")]
     pub sleep_policy: SleepPolicy,
     /// New instances that stand by, ready, if the pool has a base.
     pub ready: u32,
@@ -500,6 +501,19 @@ mod tests {
             let error = serde_json::from_str::<Document>(text).unwrap_err().to_string();
             assert!(error.contains(field), "{error}");
         }
+    }
+
+    #[test]
+    fn a_record_may_have_what_an_earlier_release_wrote_and_a_document_may_not() {
+        let policy = r#"{"sleep_after_s":60,"keep_vmm":true}"#;
+        let record = format!(r#"{{"vcpus":2,"sleep_policy":{policy}}}"#);
+        let spec: PoolSpec = serde_json::from_str(&record).unwrap();
+        assert_eq!((spec.vcpus, spec.sleep_policy.sleep_after_s), (2, Some(60)));
+        assert!(!serde_json::to_string(&spec).unwrap().contains("keep_vmm"));
+        assert!(serde_json::from_str::<PoolSpec>(&record.replace("keep", "have")).is_err());
+        let document =
+            format!(r#"{{"tenant":"demo","pools":{{"a":{{"sleep_policy":{policy}}}}}}}"#);
+        assert!(serde_json::from_str::<Document>(&document).is_err());
     }
 
     #[test]

@@ -101,6 +101,15 @@ async fn launches_that_meet_faults(request: &str) {
 }
 
 #[tokio::test]
+async fn what_an_earlier_agent_left_running_is_ended_before_its_jail_is_removed() {
+    let Some(host) = host() else { return };
+    let spec = host.spec(1);
+    drop(host.backend.vmm().launch(&spec).await.unwrap());
+    host.backend.vmm().clear(&spec).await.unwrap();
+    assert_nothing_left(&spec);
+}
+
+#[tokio::test]
 async fn a_firecracker_that_is_silent_or_late_is_given_up_or_waited_for() {
     let Ok(backend) = StandIn::new() else { return };
     let host = Host::new(backend.within(SHORT));

@@ -88,7 +88,6 @@ contract! {
     strays_of_one_instance_are_ended,
     a_saved_microvm_goes_on_where_it_was_time_after_time,
     what_changed_is_saved_into_the_image_that_it_is_about,
-    a_process_that_waits_is_taken_by_the_restore_or_ended,
     microvms_restored_from_one_image_do_not_see_each_others_memory,
     a_failed_save_or_restore_leaves_nothing,
 }
@@ -253,60 +252,6 @@ async fn what_changed_is_saved_into_the_image_that_it_is_about<B: Backend>(host:
         dir = next;
     }
     vm.kill().await.unwrap();
-}
-
-async fn a_process_that_waits_is_taken_by_the_restore_or_ended<B: Backend>(host: Host<B>) {
-    let (vmm, spec) = (host.backend.vmm(), host.spec(1));
-    let vm = vmm.launch(&spec).await.unwrap();
-    Guest::of(&vm).await.ask("note kept").await;
-    let dir = saved_into(&host, &vm, "saved").await;
-    vm.kill().await.unwrap();
-    vm.wait().await;
-    let memory = Arc::new(MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap());
-    let build = vmm.build().await.unwrap();
-    let from = Restore { dir, memory, build: build.clone() };
-    // Ended, made anew, and there more than once: one is left.
-    for _ in 0..2 {
-        vmm.make_ready(&spec, &build).await.unwrap();
-        vmm.clear(&spec).await.unwrap();
-        assert!(!vmm.is_ready(&spec.id));
-        assert_eq!(processes_of(spec.uid), []);
-        vmm.make_ready(&spec, &build).await.unwrap();
-    }
-    let waiting = processes_of(spec.uid);
-    assert!(waiting.len() <= 1, "{waiting:?}");
-    let vm = vmm.restore(&spec, &from).await.unwrap();
-    assert!(!vmm.is_ready(&spec.id));
-    if let [waiting] = waiting[..] {
-        let waiting = waiting.as_raw_nonzero().get().unsigned_abs();
-        assert_eq!(vm.handle().pid, waiting, "another process was started");
-    }
-    vm.resume().await.unwrap();
-    assert_eq!(Guest::of(&vm).await.ask("notes").await, "kept");
-    vm.kill().await.unwrap();
-    vm.wait().await;
-    // One that has died is not taken.
-    vmm.make_ready(&spec, &build).await.unwrap();
-    for pid in processes_of(spec.uid) {
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        eventually("it has died", || !vmm.is_ready(&spec.id)).await;
-    }
-    let vm = vmm.restore(&spec, &from).await.unwrap();
-    vm.resume().await.unwrap();
-    assert_eq!(Guest::of(&vm).await.ask("notes").await, "kept");
-    vm.kill().await.unwrap();
-    vm.wait().await;
-    // A boot does not take one, and another agent's is ended.
-    vmm.make_ready(&spec, &build).await.unwrap();
-    let vm = vmm.launch(&spec).await.unwrap();
-    Guest::of(&vm).await;
-    vm.kill().await.unwrap();
-    vm.wait().await;
-    vmm.make_ready(&spec, &build).await.unwrap();
-    std::mem::forget(vmm);
-    let vmm = host.backend.vmm();
-    vmm.clear(&spec).await.unwrap();
-    assert_eq!(processes_of(spec.uid), []);
 }
 
 async fn microvms_restored_from_one_image_do_not_see_each_others_memory<B: Backend>(host: Host<B>) {

@@ -139,6 +139,9 @@ fn plain(message: String) -> String {
         "expected mapping start" => return "expected fields, as in `name: value`".to_owned(),
         "expected sequence start" => return "expected a list, as in `[a, b]`".to_owned(),
         "integer number overflowed" => return "the number is too large".to_owned(),
+        message if message.starts_with("unknown field `keep_vmm`") => {
+            return "keep_vmm was removed: sleeping instances keep no process".to_owned();
+        }
         "duplicate key" => return "this is there twice".to_owned(),
         message if message.contains("weak recursion") => {
             return "an alias is within what it stands for".to_owned();
@@ -229,6 +232,20 @@ mod tests {
             for part in ["unknown field `memory`", "mem_mib", "boot_timeout_s"] {
                 assert!(error.contains(part), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_field_of_an_earlier_release_is_said_to_be_gone() {
+        let toml = "tenant = \"a\"\n[pools.b.sleep_policy]\nkeep_vmm = false\n";
+        let yaml = "tenant: a\npools:\n  b:\n    sleep_policy:\n      keep_vmm: false\n";
+        for (text, language, place) in
+            [(toml, Language::Toml, "f:3:1: "), (yaml, Language::Yaml, "f:5:7: ")]
+        {
+            let error = failure("f", text, language);
+            let expected =
+                format!("{place}keep_vmm was removed: sleeping instances keep no process\n");
+            assert!(error.starts_with(&expected), "{error}");
         }
     }
 

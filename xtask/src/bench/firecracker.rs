@@ -6,12 +6,10 @@
 
 mod bare;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
-use mvm_core::admit::Request;
-use mvm_core::name::{InstancePath, PoolPath};
-use mvm_core::sleep_policy::SleepPolicy;
+use mvm_core::name::InstancePath;
 
 use super::agent_log::LogMark;
 use super::client::Client;
@@ -29,26 +27,17 @@ use bare::Parts;
 /// The ratios that a start and a wake may reach.
 const START_RATIO: f64 = 1.10;
 const WAKE_RATIO: f64 = 1.25;
-const WAITING_RATIO: f64 = 0.6;
-/// How long an instance sleeps before a process waits for it.
-const UNTIL_IT_WAITS: Duration = Duration::from_secs(5);
 /// What is written for each byte that the guest has written.
 const WRITTEN: f64 = 1.1;
 /// The parts of a wake that the agent logs.
 const WAKE_PARTS: [(&str, &str); 7] = [
-    ("prepare_ms", "ours: wake: plan, manifest, tap and rules, jail"),
+    ("prepare_ms", "ours: wake: plan, manifest"),
+    ("load_ms", "ours: wake: jail, loaded, rules, files verified"),
     ("process_ms", "ours: wake: of it the jail, until Firecracker answers"),
-    ("load_ms", "ours: wake: loaded, files verified"),
     ("devices_ms", "ours: wake: of it disks put in, devices loaded, memory mapped"),
     ("memory_ms", "ours: wake: of it changed memory put in"),
     ("channel_ms", "ours: wake: hello, identity"),
     ("fixes_ms", "ours: wake: clock, random numbers, hooks"),
-];
-/// Those of one for which a process waits.
-const WAITING_PARTS: [(&str, &str); 3] = [
-    ("prepare_ms", "ours, a process waits: plan, manifest, tap and rules"),
-    ("load_ms", "ours, a process waits: loaded, files verified"),
-    ("channel_ms", "ours, a process waits: hello, identity"),
 ];
 /// Memory of the VMM itself beyond what the bare one has, in MiB.
 const MORE_MIB: f64 = 1.0;
@@ -124,36 +113,7 @@ pub(super) async fn run(lab: &Lab, runs: u32) -> anyhow::Result<Report> {
     let mut report = report(&ours, &bare, &ratios).context("nothing was measured")?;
     report.part("bare: a wake with page faults handled, p50", median(&by_faults), "ms");
     log.report(&mut report, &WAKE_PARTS)?;
-    with_a_process_that_waits(lab, pool, &path, runs, &bare, &mut report).await?;
     Ok(report)
-}
-
-/// The same wakes where a process waits for them.
-async fn with_a_process_that_waits(
-    lab: &Lab,
-    pool: PoolPath,
-    path: &InstancePath,
-    runs: u32,
-    bare: &Samples,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let client = lab.client();
-    let policy = SleepPolicy { keep_vmm: true, ..SleepPolicy::default() };
-    client.submit(Request::PoolPolicy { path: pool, policy }).await?;
-    let (mut ours, log) = (Samples::default(), LogMark::now(lab)?);
-    for run in 0..runs {
-        client.run(path, dirty()).await?;
-        fall_asleep(client, path).await?;
-        tokio::time::sleep(UNTIL_IT_WAITS).await;
-        ours.woken(run, "ours, a process waits", our_wake(client, path).await?);
-    }
-    let wake = Summary::of(&ours.wake_ms).context("nothing was measured")?;
-    report.part("ours: a wake for which a process waits, p50", wake.p50, "ms");
-    report.part("ours: the same, p95", wake.p95, "ms");
-    log.report(report, &WAITING_PARTS)?;
-    let ratio = wake.p50 / median(&bare.wake_ms);
-    report.target("wake for which a process waits, ours to bare", ratio, WAITING_RATIO, "");
-    Ok(())
 }
 
 /// What was measured of one side.

@@ -80,7 +80,6 @@ impl Machine {
     /// What is left on the machine: microVMs, links, claims, files, records.
     pub(crate) async fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> = self.world.running().iter().map(ToString::to_string).collect();
-        left.extend(self.world.waiting().iter().map(|id| format!("a process for {id}")));
         left.extend(self.network.links());
         left.extend(self.network.claims());
         for dir in ["instances", "snapshots", "disks", "ssh"] {

@@ -407,25 +407,8 @@ pub trait Vmm: Send + Sync {
     /// The files are damaged or of another microVM. Nothing is left behind: no process, no socket.
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError>;
 
-    /// Starts the process that is to restore this microVM, as far as that can be done ahead of time: the
-    /// next [`Vmm::restore`] takes it, if this build is the one that restores. It takes a few MiB
-    /// of memory until then. Does nothing where a process cannot be started without its microVM.
-    ///
-    /// Like all that is done for one instance, it is not to be done twice at once.
-    ///
-    /// # Errors
-    /// Nothing is left behind.
-    async fn make_ready(&self, _spec: &VmSpec, _build: &VmmBuild) -> Result<(), VmmError> {
-        Ok(())
-    }
-
-    /// Whether a process of this agent's waits for this microVM.
-    fn is_ready(&self, _id: &InstanceId) -> bool {
-        false
-    }
-
-    /// Ends the process that waits for this microVM, also an earlier agent's, if there is one, and removes what
-    /// the VMM of one that has ended has left in its directory, other than its logs.
+    /// Removes what the VMM of a microVM that has ended left in the instance's directory, other than its
+    /// logs. A process of this VMM that still serves it is ended first.
     ///
     /// # Errors
     /// A process could not be ended, or a file not be removed.

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle, VmmKind};
 
@@ -127,14 +126,6 @@ impl Vmm for NodeVmm {
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
         self.restorer(from.build.vmm).restore(spec, from).await
-    }
-
-    async fn make_ready(&self, spec: &VmSpec, build: &VmmBuild) -> Result<(), VmmError> {
-        self.restorer(build.vmm).make_ready(spec, build).await
-    }
-
-    fn is_ready(&self, id: &InstanceId) -> bool {
-        self.all().any(|vmm| vmm.is_ready(id))
     }
 
     async fn clear(&self, spec: &VmSpec) -> Result<(), VmmError> {

@@ -69,12 +69,8 @@ struct WorldState {
     machines: BTreeMap<u32, Arc<Machine>>,
     exits: BTreeMap<(u32, u64), VmExit>,
     faults: BTreeMap<InstanceId, Vec<SimFault>>,
-    /// Instances that a process waits for.
-    waiting: BTreeSet<InstanceId>,
     /// Instances whose next microVM finds no space.
     full: BTreeSet<InstanceId>,
-    /// How many of them were taken by a restore.
-    taken: u32,
 }
 
 impl SimWorld {
@@ -86,9 +82,7 @@ impl SimWorld {
             machines: BTreeMap::new(),
             exits: BTreeMap::new(),
             faults: BTreeMap::new(),
-            waiting: BTreeSet::new(),
             full: BTreeSet::new(),
-            taken: 0,
         };
         let state = Arc::new(Mutex::new(state));
         Self { state, service: None, times, tap_place: TapPlace::Host }
@@ -120,22 +114,12 @@ impl SimWorld {
         state.machines.values().map(|machine| machine.id().clone()).collect()
     }
 
-    /// The instances that a process without a microVM waits for.
-    pub fn waiting(&self) -> Vec<InstanceId> {
-        self.state().waiting.iter().cloned().collect()
-    }
-
     /// How many microVMs were ended by force, with all that their guests had not written out.
     pub fn power_cuts(&self) -> u32 {
         let mut state = self.state();
         state.bury();
         let is_cut = |exit: &&VmExit| matches!(exit.process, ProcessEnd::Signaled { signal: 9 });
         u32::try_from(state.exits.values().filter(is_cut).count()).unwrap_or(u32::MAX)
-    }
-
-    /// How many restores found a process that waited.
-    pub fn taken(&self) -> u32 {
-        self.state().taken
     }
 
     /// What this instance's next microVM writes finds no space on the host, from its first moment on.
@@ -158,7 +142,6 @@ impl SimWorld {
             machine.vanish();
         }
         state.exits.clear();
-        state.waiting.clear();
         state.boot += 1;
         state.next_pid = 1_000;
     }
@@ -217,13 +200,8 @@ impl SimVmm {
         for disk in &spec.disks {
             check_file(&disk.path)?;
         }
-        // A boot has no use for a process that waits.
-        let was_ready = self.world.state().waiting.remove(&spec.id) && past.is_some();
-        if !was_ready {
-            tokio::time::sleep(self.world.times.launch).await;
-        }
+        tokio::time::sleep(self.world.times.launch).await;
         let mut state = self.world.state();
-        state.taken += u32::from(was_ready);
         state.bury();
         let fault = state.take_fault(&spec.id);
         if let Some(SimFault::LaunchFails(log)) = fault {
@@ -278,22 +256,6 @@ impl Vmm for SimVmm {
 
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         self.start(spec, None).await
-    }
-
-    async fn make_ready(&self, spec: &VmSpec, _build: &VmmBuild) -> Result<(), VmmError> {
-        spec.check()?;
-        tokio::time::sleep(self.world.times.launch).await;
-        self.world.state().waiting.insert(spec.id.clone());
-        Ok(())
-    }
-
-    fn is_ready(&self, id: &InstanceId) -> bool {
-        self.world.state().waiting.contains(id)
-    }
-
-    async fn clear(&self, spec: &VmSpec) -> Result<(), VmmError> {
-        self.world.state().waiting.remove(&spec.id);
-        Ok(())
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {

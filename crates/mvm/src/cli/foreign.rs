@@ -1,5 +1,5 @@
-//! Words that people bring from other tools: what mvm calls the same thing, instead of a tip at
-//! whatever is spelled alike.
+//! Words that people bring from other tools and earlier releases: what mvm calls the same thing, instead
+//! of a tip at whatever is spelled alike.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -63,13 +63,14 @@ const VERBS: [(&str, &str); 34] = [
 ];
 
 /// Options of the same origin.
-const OPTIONS: [(&str, &str); 12] = [
+const OPTIONS: [(&str, &str); 13] = [
     ("--add-host", "write it into the guest's /etc/hosts: `mvm exec`, or an image of your own"),
     ("--cap-add", "a guest has a kernel of its own, and its root every capability"),
     ("--device", "a guest has its own devices; data disks are attached with -v NAME:/PATH"),
     ("--env-file", "name each variable: -e NAME=VALUE"),
     ("--hostname", "a guest is named after its instance's id"),
     ("--init", "an image's own init is run as such; anything else runs under the guest agent"),
+    ("--keep-vmm", "it was removed: sleeping instances keep no process"),
     ("--link", "instances of one tenant reach each other by their addresses: `mvm ps`"),
     ("--mount", "-v NAME:/PATH attaches a data disk"),
     ("--network", "each tenant has a network: --tenant, or --net none"),

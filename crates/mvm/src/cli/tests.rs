@@ -165,6 +165,7 @@ fn words_of_other_tools_are_answered_with_mvms_own() {
         ("mvm volume ls", "mvm disk"),
         ("mvm run --network host builtin", "--tenant"),
         ("mvm run --hostname=foo builtin", "instance's id"),
+        ("mvm pool policy web --keep-vmm=no", "was removed"),
     ] {
         let text = refusal(line);
         assert!(text.contains(own), "{line}: {text}");

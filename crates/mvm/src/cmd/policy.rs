@@ -8,7 +8,6 @@ use mvm_core::admit::Request;
 use mvm_core::name::PoolPath;
 use mvm_core::sleep_policy::SleepPolicy;
 use mvm_core::spec::PoolSpec;
-use mvm_core::vmm::VmmKind;
 
 use super::{Selection, spec_check};
 use crate::cli::Context;
@@ -59,10 +58,6 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
     compress: Option<bool>,
-    /// Keep a process of Firecracker waiting for each sleeping instance: a shorter wake, for some 4 MiB.
-    #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
-    keep_vmm: Option<bool>,
     /// Let an instance rest on when another instance of its tenant sends it a packet, which wakes it otherwise.
     #[arg(long, value_name = "yes|no", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "yes", value_parser = BoolishValueParser::new())]
@@ -74,7 +69,7 @@ impl PolicyArgs {
     fn is_empty(&self) -> bool {
         let Self { warm_after, sleep_after, min_running, .. } = self;
         let times = [warm_after.is_some(), sleep_after.is_some(), min_running.is_some()];
-        let switches = [self.critical, self.compress, self.keep_vmm, self.ignore_neighbours];
+        let switches = [self.critical, self.compress, self.ignore_neighbours];
         !times.contains(&true) && switches.iter().all(Option::is_none)
     }
 
@@ -87,7 +82,6 @@ impl PolicyArgs {
             min_running_s: min_running.map_or(before.min_running_s, Seconds::saturating_u32),
             critical: self.critical.unwrap_or(before.critical),
             compress: self.compress.unwrap_or(before.compress),
-            keep_vmm: self.keep_vmm.unwrap_or(before.keep_vmm),
             ignore_neighbours: self.ignore_neighbours.unwrap_or(before.ignore_neighbours),
         }
     }
@@ -129,20 +123,8 @@ impl Policy {
             let request = Request::PoolPolicy { path: path.clone(), policy };
             context.client.submit(request).await?;
         }
-        let PoolSpec { sleep_policy: policy, vmm, .. } = pool().await?.spec;
-        context.ui.data(&policy, || policy::line(&policy))?;
-        if policy.keep_vmm {
-            let vmm = match vmm {
-                Some(vmm) => vmm,
-                None => context.client.node().await?.vmm,
-            };
-            if vmm != VmmKind::Firecracker {
-                context.ui.remark(&format!(
-                    "--keep-vmm has no effect on {vmm}, which {path} starts on: it is for Firecracker"
-                ));
-            }
-        }
-        Ok(())
+        let policy = pool().await?.spec.sleep_policy;
+        context.ui.data(&policy, || policy::line(&policy))
     }
 }
 

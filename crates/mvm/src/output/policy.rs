@@ -25,9 +25,6 @@ pub(crate) fn line(policy: &SleepPolicy) -> String {
     if policy.compress {
         line.push_str("; snapshots are compressed");
     }
-    if policy.keep_vmm {
-        line.push_str("; a VMM waits for what sleeps");
-    }
     if policy.ignore_neighbours {
         line.push_str("; neighbours do not wake it");
     }
@@ -80,7 +77,5 @@ mod tests {
         assert_eq!(line(&critical), "critical: never put to rest");
         let compress = SleepPolicy { compress: true, ..SleepPolicy::default() };
         assert_eq!(line(&compress), "none: never put to rest; snapshots are compressed");
-        let both = SleepPolicy { keep_vmm: true, ..compress };
-        assert!(line(&both).ends_with("compressed; a VMM waits for what sleeps"));
     }
 }

@@ -23,9 +23,7 @@ use super::cgroup::Cgroup;
 use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
 use super::locks::Carrier;
 use super::vm::FirecrackerVm;
-use super::{
-    FirecrackerConfig, FirecrackerVersion, Isolation, Programs, isolation, kernel, metrics,
-};
+use super::{FirecrackerConfig, Isolation, Programs, isolation, kernel, metrics};
 use crate::net;
 use crate::process::{Apart, Process, Spawn, spawn};
 
@@ -60,27 +58,28 @@ pub(super) async fn launch(
         source: std::io::Error::other(error),
     })??;
     let template = config.cpu_template.as_deref().map(read_template).transpose()?;
+    // What is last is dropped first: a failure ends the process before its locks, here and below.
     let locks = open_disks(spec)?;
-    let waiting = start(programs, config, spec).await?;
-    waiting.jail.place_to_read(&kernel, KERNEL)?;
-    waiting.jail.place_to_read(&spec.initrd, INITRD)?;
-    waiting.give_disks(spec, &locks)?;
-    waiting.make_tap(spec)?;
-    let api = &waiting.api;
+    let started = start(programs, config, spec).await?;
+    started.jail.place_to_read(&kernel, KERNEL)?;
+    started.jail.place_to_read(&spec.initrd, INITRD)?;
+    started.give_disks(spec, &locks)?;
+    started.make_tap(spec)?;
+    let api = &started.api;
     let configuring = async {
         for (path, body) in configuration(spec, config.free_page_reporting, template) {
             api.put(&path, &body).await?;
         }
         api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
     };
-    or_last_words(waiting.process()?, spec, configuring).await?;
-    finish(config, spec, locks, waiting)
+    or_last_words(started.process()?, spec, configuring).await?;
+    finish(config, spec, locks, started)
 }
 
-/// Loads a saved microVM, which is paused on return, into a Firecracker that waits for it. If this
-/// fails or is given up, no process and no jail is left.
+/// Starts Firecracker and loads a saved microVM, which is paused on return. If this fails or is given
+/// up, no process and no jail is left.
 pub(super) async fn restore(
-    waiting: Waiting,
+    programs: &Programs,
     config: &FirecrackerConfig,
     spec: &VmSpec,
     from: &Restore,
@@ -92,18 +91,18 @@ pub(super) async fn restore(
             message: format!("its memory has {} bytes, not {memory_bytes}", from.memory.bytes()),
         });
     }
+    let locks = open_disks(spec)?;
+    let started = start(programs, config, spec).await?;
     let began = Instant::now();
     let ms = || began.elapsed().as_secs_f64() * 1000.0;
-    // What is last is dropped first: a failure ends the process before its locks, here and below.
-    let (locks, waiting) = (open_disks(spec)?, waiting);
-    waiting.give_disks(spec, &locks)?;
-    waiting.make_tap(spec)?;
-    waiting.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
-    waiting.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
-    let process = waiting.process()?;
+    started.give_disks(spec, &locks)?;
+    started.make_tap(spec)?;
+    started.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
+    started.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
+    let process = started.process()?;
     let loading = async {
-        waiting.api.put("/snapshot/load", &load_request(spec)).await?;
-        waiting.jail.take_out(MEMORY_IMAGE)?;
+        started.api.put("/snapshot/load", &load_request(spec)).await?;
+        started.jail.take_out(MEMORY_IMAGE)?;
         let devices_ms = ms();
         // The guest has not run yet: what it sees from its first instruction on is what it knew.
         memory::restore_changes(process.identity().pid, memory_bytes, &from.dir).await?;
@@ -112,35 +111,24 @@ pub(super) async fn restore(
         Ok(())
     };
     or_last_words(process, spec, loading).await?;
-    finish(config, spec, locks, waiting)
+    finish(config, spec, locks, started)
 }
 
 /// A Firecracker in its jail that serves its API and has no microVM yet. It is ended, and then the jail
 /// removed, when this is dropped.
 #[derive(Debug)]
-pub(super) struct Waiting {
+struct Started {
     // The first is dropped first.
     starting: Starting,
     jail: Jail,
     cgroup: Option<Cgroup>,
     api: Api,
     carrier: Carrier,
-    version: FirecrackerVersion,
 }
 
-impl Waiting {
-    /// Which version it is.
-    pub(super) fn version(&self) -> FirecrackerVersion {
-        self.version
-    }
-
-    /// Whether its process runs.
-    pub(super) fn is_alive(&self) -> bool {
-        self.process().is_ok_and(|process| process.is_running().unwrap_or(false))
-    }
-
+impl Started {
     /// Its process.
-    pub(super) fn process(&self) -> Result<&Process, VmmError> {
+    fn process(&self) -> Result<&Process, VmmError> {
         self.starting.process()
     }
 
@@ -171,11 +159,11 @@ fn system(operation: &str) -> impl FnOnce(std::io::Error) -> VmmError {
 
 /// Starts Firecracker in a new jail and waits until it serves its API. If this fails or is given up,
 /// no process and no jail is left.
-pub(super) async fn start(
+async fn start(
     programs: &Programs,
     config: &FirecrackerConfig,
     spec: &VmSpec,
-) -> Result<Waiting, VmmError> {
+) -> Result<Started, VmmError> {
     if spec.vcpus > MAX_VCPUS {
         return Err(VmmError::Spec {
             id: spec.id.clone(),
@@ -226,8 +214,8 @@ pub(super) async fn start(
     let up = api.wait_until_up(config.start_limit);
     or_last_words(starting.process()?, spec, up).await?;
     let process_ms = began.elapsed().as_secs_f64() * 1000.0;
-    tracing::debug!(instance = %spec.id, process_ms, "waits");
-    Ok(Waiting { starting, jail, cgroup, api, carrier, version: programs.version })
+    tracing::debug!(instance = %spec.id, process_ms, "started");
+    Ok(Started { starting, jail, cgroup, api, carrier })
 }
 
 /// Lets the microVM run on, if nothing walls it off less than it has to be.
@@ -235,17 +223,17 @@ fn finish(
     config: &FirecrackerConfig,
     spec: &VmSpec,
     locks: Vec<LockedDisk>,
-    waiting: Waiting,
+    started: Started,
 ) -> Result<FirecrackerVm, VmmError> {
     if config.isolation == Isolation::Production {
-        let lacks = isolation::lacks(waiting.process()?.identity().pid, spec);
+        let lacks = isolation::lacks(started.process()?.identity().pid, spec);
         if !lacks.is_empty() {
             return Err(VmmError::NotIsolated { id: spec.id.clone(), lacks: lacks.join(", ") });
         }
     }
-    let process = waiting.starting.succeed()?;
-    waiting.jail.complete();
-    waiting.cgroup.into_iter().for_each(Cgroup::complete);
+    let process = started.starting.succeed()?;
+    started.jail.complete();
+    started.cgroup.into_iter().for_each(Cgroup::complete);
     locks.into_iter().for_each(LockedDisk::leave_to_vmm);
     let identity = process.identity().clone();
     let handle = VmHandle {

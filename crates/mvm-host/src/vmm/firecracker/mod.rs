@@ -28,20 +28,18 @@ mod save;
 mod version;
 mod vm;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use tokio::sync::OnceCell;
 
 pub use isolation::Isolation;
 pub(crate) use kept::{Kept, dir_of, keep};
-use launch::Waiting;
 pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
 
@@ -122,15 +120,12 @@ pub struct FirecrackerVmm {
     programs: OnceCell<Programs>,
     /// Those of other versions, which nobody changes once they are kept.
     kept: Mutex<BTreeMap<FirecrackerVersion, Programs>>,
-    /// Those that wait for what is to be restored.
-    waiting: Mutex<HashMap<InstanceId, Waiting>>,
 }
 
 impl FirecrackerVmm {
     /// A driver; nothing is started or looked up yet.
     pub fn new(config: FirecrackerConfig) -> Self {
-        let (programs, kept, waiting) = (OnceCell::new(), Mutex::default(), Mutex::default());
-        Self { config, programs, kept, waiting }
+        Self { config, programs: OnceCell::new(), kept: Mutex::default() }
     }
 
     /// The version that is used.
@@ -143,10 +138,6 @@ impl FirecrackerVmm {
             Some(programs) => Ok(programs.version),
             None => find(&self.config.program).await.map(|programs| programs.version),
         }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<InstanceId, Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The programs that microVMs are launched with: looked up, judged and kept once.
@@ -265,37 +256,14 @@ impl Vmm for FirecrackerVmm {
     async fn launch(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         let programs = self.programs().await?;
-        self.clear(spec).await?;
         let vm = launch::launch(programs, &self.config, spec).await?;
         Ok(Arc::new(vm))
     }
 
-    async fn make_ready(&self, spec: &VmSpec, build: &VmmBuild) -> Result<(), VmmError> {
-        spec.check()?;
-        let programs = self.programs_for(&build.version).await?;
-        self.clear(spec).await?;
-        let waiting = launch::start(&programs, &self.config, spec).await?;
-        self.waiting().insert(spec.id.clone(), waiting);
-        Ok(())
-    }
-
-    fn is_ready(&self, id: &InstanceId) -> bool {
-        self.waiting().get(id).is_some_and(Waiting::is_alive)
-    }
-
     async fn clear(&self, spec: &VmSpec) -> Result<(), VmmError> {
-        let waiting = self.waiting().remove(&spec.id);
-        match waiting {
-            Some(waiting) => {
-                let process = waiting.process()?;
-                process.kill().await.map_err(|source| VmmError::System {
-                    operation: format!("end Firecracker process {}", process.identity().pid),
-                    source,
-                })?;
-            }
-            // An earlier agent's.
-            None if jail::is_served(spec).await => self.end_strays(spec).await?,
-            None => {}
+        // An earlier release let one without a microVM wait for the wake of what sleeps.
+        if jail::is_served(spec).await {
+            self.end_strays(spec).await?;
         }
         // It holds a copy of Firecracker, which is of no use to what sleeps or is stopped.
         jail::remove(spec)
@@ -304,13 +272,7 @@ impl Vmm for FirecrackerVmm {
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
         spec.check()?;
         let programs = self.programs_for(&from.build.version).await?;
-        let fits = |waiting: &Waiting| waiting.version() == programs.version && waiting.is_alive();
-        let waiting = self.waiting().remove(&spec.id);
-        let waiting = match waiting.filter(fits) {
-            Some(waiting) => waiting,
-            None => launch::start(&programs, &self.config, spec).await?,
-        };
-        let vm = launch::restore(waiting, &self.config, spec, from).await?;
+        let vm = launch::restore(&programs, &self.config, spec, from).await?;
         Ok(Arc::new(vm))
     }
 
