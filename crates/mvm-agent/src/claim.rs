@@ -6,15 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mvm_control::Kept;
 use mvm_core::admit::{self, Denial, NodeFacts};
 use mvm_host::net::{NetworkError, Occupied, Owner, Registry};
-use mvm_host::space::Reserve;
 use mvm_host::state_dir::{self, StateDirError};
-use mvm_store::{SqliteStore, StoreError};
+use mvm_node::Clock;
+use mvm_store::{ChangeError, SqliteStore, StoreError};
 
-use crate::clock::Clock;
-use crate::state::{ChangeError, State};
-use crate::{AgentError, DATABASE, lock, setup, submit};
+use crate::{AgentError, DATABASE, lock, setup, spare_of};
 
 /// Why a copy was not made a state directory of its own.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +35,7 @@ pub enum ClaimError {
     BadRecord(String),
     /// Its tenants cannot have networks.
     #[error(transparent)]
-    Denied(#[from] Denial),
+    Denied(Box<Denial>),
     /// A record cannot be written.
     #[error("cannot encode a record")]
     Encode(#[from] StoreError),
@@ -83,17 +82,18 @@ pub async fn claim(dir: &Path, is_simulated: bool) -> Result<Claimed, AgentError
         ..NodeFacts::default()
     };
     let store = Arc::new(SqliteStore::open(database).await?);
-    let state = State::load(store, Reserve::of(dir)).await?;
+    let kept = Kept::load(store, spare_of(dir)).await?;
     let now = Clock::start().now_ms();
-    let changed = state.change(async |mirror| {
-        if let Some(key) = mirror.bad.keys().next() {
-            return Err(ClaimError::BadRecord(key.clone()));
+    let changed = kept.change(|desired, bad| {
+        if let Some(key) = bad {
+            return Err(ClaimError::BadRecord(key.to_owned()));
         }
-        let edit = admit::make_own(&mirror.desired, &facts, now)?;
-        Ok((submit::difference(&mirror.desired, &edit.desired)?, edit.notes))
+        let made = admit::make_own(desired, &facts, now);
+        let edit = made.map_err(|denial| ClaimError::Denied(Box::new(denial)))?;
+        Ok((edit.desired, edit.notes))
     });
     let notes = match changed.await {
-        Ok((_, notes)) => notes,
+        Ok(notes) => notes,
         Err(ChangeError::Refused(refusal)) => return Err(refusal.into()),
         Err(ChangeError::Store(error)) => return Err(error.into()),
     };

@@ -1,81 +1,37 @@
-//! The node daemon: admission, reconcile loop, instance actors and API server.
+//! The agent: control and a node in one process, on one state directory and one socket.
 //!
-//! ```text
-//!  caller ── Call ──> server ── submit ──> admission (pure) ──> state (store + mirror)
-//!                        ^                                          │ poke
-//!                        │ watch                                    v
-//!                      state <── status ── instance actors <── loop: plan (pure)
-//! ```
-//!
-//! A handler does no work: it writes what is desired and answers. The loop compares desired with
-//! observed and tells the actors; each actor runs [`mvm_core::lifecycle`] and owns its microVM.
-//! When the agent ends, microVMs go on; the next agent adopts them.
+//! What each of them does is its own affair ([`mvm_control`], [`mvm_node`]); here they are put together, on
+//! what this machine has, and reached.
 
-mod actor;
-mod attach;
-mod builder;
 mod claim;
-mod clock;
-mod configs;
-mod contact;
-mod cut_off;
-mod disks;
-mod effects;
-mod exec;
-mod fork;
-mod forward;
-mod guest_clocks;
-mod images;
-mod lists;
+mod link;
 mod lock;
-mod logs;
-mod main_process;
-mod neighbours;
-mod node;
-mod publish;
-mod reconcile;
-mod server;
 mod setup;
-mod shared;
 mod signals;
-mod sleep;
-mod sleep_policy;
-mod space;
-mod spares;
-mod ssh;
-mod state;
-mod streams;
-mod submit;
-mod suggest;
-mod vcpus;
-mod views;
-mod warm_up;
+mod socket;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mvm_control::{Ambient, Control, Kept};
 use mvm_host::space::Reserve;
-use mvm_host::unix_socket::HangUp;
-use mvm_store::{CommitError, OpenError, SqliteStore, Store};
-use mvm_wire::Connection;
+use mvm_store::{CommitError, OpenError, SqliteStore, Store, StoreError};
+use mvm_wire::{Connection, NeverHangsUp};
 use tokio::task::JoinSet;
 
 pub use claim::{Claimed, claim};
-pub use clock::Clock;
 pub use lock::{LockError, is_held};
 pub use mvm_host::vmm::firecracker::Isolation;
-pub use node::{Host, NodeConfig};
+pub use mvm_node::{Clock, Host, LOG, NodeConfig};
 pub use setup::{ServeOptions, SetupError};
 
-use node::Node;
-use publish::Listeners;
+use link::Local;
 use signals::Signals;
-use state::State;
 
 /// File in the state directory that is the agent's API socket.
 pub const SOCKET: &str = "agent.sock";
-/// File in the state directory that is the log of an agent in the background.
-pub const LOG: &str = "agent.log";
+/// Revisions that the store's history keeps.
+const HISTORY: u64 = 1_000;
 /// File in the state directory that holds the state.
 pub const DATABASE: &str = "mvm.db";
 
@@ -119,7 +75,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     let _lock = lock::acquire(&options.state_dir)?;
     let signals = Signals::watch();
     let (config, host) = setup::set_up(&options).await?;
-    let dir = config.state_dir.clone();
+    let (dir, open_files) = (config.state_dir.clone(), config.open_files);
     let store = open_store(&dir).await?;
     let node = RunningNode::start(config, host, Arc::new(store)).await?;
     let socket = dir.join(SOCKET);
@@ -127,7 +83,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     tracing::info!(state_dir = %dir.display(), "serving");
     tokio::select! {
-        never = server::run(node.node.clone(), listener) => match never {},
+        never = socket::run(node.control.clone(), listener, open_files) => match never {},
         () = node.stopped() => {}
         () = signals.until_end() => {}
     }
@@ -151,16 +107,18 @@ async fn open_store(dir: &Path) -> Result<SqliteStore, OpenError> {
     }
 }
 
-/// A node that serves callers in the same process: the agent itself, the simulated fleet of tests.
+/// Control and a node that serve callers in the same process: the agent itself, the simulated fleet of tests.
 pub struct RunningNode {
-    node: Arc<Node>,
-    tasks: JoinSet<()>,
+    control: Arc<Control>,
+    node: Arc<mvm_node::RunningNode>,
+    /// Control's own work.
+    upkeep: JoinSet<()>,
     /// What serves connections in memory; it ends with the node.
     connections: Mutex<JoinSet<()>>,
 }
 
 impl RunningNode {
-    /// Reads the state, adopts what runs and starts the loop.
+    /// Reads the state, adopts what runs and starts to work.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -169,44 +127,59 @@ impl RunningNode {
         host: Host,
         store: Arc<dyn Store>,
     ) -> Result<Self, CommitError> {
-        let state = State::load(store, Reserve::of(&config.state_dir)).await?;
-        let node = Arc::new(Node::new(config, host, state));
-        // Before anybody asks for a base, which would be taken for a leftover.
-        warm_up::end_leftovers(&node).await;
-        // Whoever hears that the agent is there may connect to its ports.
-        let mut listeners = Listeners::default();
-        listeners.ensure(&node, &node.state.now().desired).await;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(reconcile::run(node.clone(), listeners));
-        tasks.spawn(sleep_policy::run(node.clone()));
-        tasks.spawn(spares::run(node.clone()));
-        tasks.spawn(guest_clocks::run(node.clone()));
-        tasks.spawn(neighbours::run(node.clone()));
-        Ok(Self { node, tasks, connections: Mutex::default() })
+        shorten(&*store).await?;
+        let kept = Kept::load(store.clone(), spare_of(&config.state_dir)).await?;
+        let clock = config.clock;
+        let node = mvm_node::RunningNode::start(config, host, store, &kept.document()).await?;
+        let node = Arc::new(node);
+        let ambient = Ambient {
+            now_ms: Arc::new(move || clock.now_ms()),
+            // Without random bits, ids are drawn until one is free.
+            entropy: Arc::new(move || getrandom::u32().unwrap_or(clock.now_ms() as u32)),
+        };
+        let link = Arc::new(Local(node.clone()));
+        let started = Control::start(kept, link, ambient).await;
+        // A node in the same process says what it is.
+        let (control, upkeep) = started.map_err(|_| CommitError::Store(StoreError::Closed))?;
+        Ok(Self { control, node, upkeep, connections: Mutex::default() })
     }
 
-    /// Opens a connection to the node in memory.
+    /// Opens a connection to control in memory.
     pub fn connect(&self) -> Connection {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let node = self.node.clone();
+        let control = self.control.clone();
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         while connections.try_join_next().is_some() {}
         connections.spawn(async move {
-            server::serve(&node, Connection::new(theirs), &HangUp::never()).await;
+            control.serve(Connection::new(theirs), &NeverHangsUp).await;
         });
         Connection::new(ours)
     }
 
-    /// Resolves when a caller asked the node to end.
+    /// Resolves when a caller asked the agent to end.
     pub async fn stopped(&self) {
-        self.node.stop.notified().await;
+        self.control.stopped().await;
     }
 
-    /// Ends the node; microVMs keep running.
+    /// Ends control and the node; microVMs keep running.
     pub async fn end(mut self) {
-        self.node.stop.notify_waiters();
         let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
-        connections.abort_all();
-        self.tasks.shutdown().await;
+        connections.shutdown().await;
+        self.upkeep.shutdown().await;
+        self.node.end().await;
     }
+}
+
+/// Keeps the history that nobody watches short; on a full filesystem it may be long for a while.
+async fn shorten(store: &dyn Store) -> Result<(), CommitError> {
+    match store.compact(HISTORY).await {
+        Ok(_) | Err(StoreError::DiskFull { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives up the space that was set aside in a state directory.
+fn spare_of(dir: &Path) -> mvm_store::GiveUpSpace {
+    let reserve = Reserve::of(dir);
+    Box::new(move || reserve.give_up())
 }

@@ -15,8 +15,7 @@ use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 use mvm_host::vmm::{NodeVmm, Vmm};
 
-use crate::clock::Clock;
-use crate::node::{Host, NodeConfig};
+use mvm_node::{Clock, Host, NodeConfig};
 
 /// Starts at once per processor: more would only wait for each other.
 const STARTING_PER_CPU: usize = 4;
@@ -117,7 +116,7 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     };
     let images = LocalImages::new(&state_dir);
     if let Err(error) = images.sweep().await {
-        tracing::warn!(error = crate::node::chain(&error), "cannot remove what builds left behind");
+        tracing::warn!(error = mvm_wire::chain(&error), "cannot remove what builds left behind");
     }
     let host = match choice.vmm {
         VmmKind::Sim => simulated(&state_dir),

@@ -1,11 +1,10 @@
 //! What the store holds: the desired documents, and what is observed of each object.
 //!
 //! Desired records have one writer, admission; observed ones have one writer each, the instance's
-//! actor or the pool's builder. Keys are `desired/…` and `observed/…`, so that one
-//! compare-and-swap over the `desired/` prefix guards a whole admission.
+//! actor or the pool's builder; what a node decides by itself is the node's. Keys are `desired/…`,
+//! `observed/…` and `local/…`.
 
-use std::collections::BTreeMap;
-
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageSpec;
@@ -19,6 +18,8 @@ use crate::spec::{NetMode, PoolSpec, Quota};
 pub const DESIRED: &str = "desired/";
 /// Prefix of every observed record.
 pub const OBSERVED: &str = "observed/";
+/// Prefix of every record of what a node decided by itself.
+pub const LOCAL: &str = "local/";
 
 /// Whether an object is to exist.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +133,12 @@ pub struct InstanceRecord {
     /// The revision that it boots, if that is not the one that its pool has when it starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<RevisionId>,
+    /// Raised by each request about what it is to do: what a node decided before is void then.
+    #[serde(default)]
+    pub intent: u64,
+    /// The last decision of its node that was taken over.
+    #[serde(default)]
+    pub local_number: u64,
     /// What it is there for.
     #[serde(default, skip_serializing_if = "Purpose::is_use")]
     pub purpose: Purpose,
@@ -324,27 +331,27 @@ pub enum BuildState {
 }
 
 /// Every desired record of a node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
     /// Tenants by name.
-    pub tenants: BTreeMap<TenantName, TenantRecord>,
+    pub tenants: OrdMap<TenantName, TenantRecord>,
     /// Pools by path.
-    pub pools: BTreeMap<PoolPath, PoolRecord>,
+    pub pools: OrdMap<PoolPath, PoolRecord>,
     /// Instances by path.
-    pub instances: BTreeMap<InstancePath, InstanceRecord>,
+    pub instances: OrdMap<InstancePath, InstanceRecord>,
     /// Data disks by path.
-    pub disks: BTreeMap<DiskPath, DiskRecord>,
+    pub disks: OrdMap<DiskPath, DiskRecord>,
 }
 
 /// Every observed record of a node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// Pools by path.
-    pub pools: BTreeMap<PoolPath, PoolStatus>,
+    pub pools: OrdMap<PoolPath, PoolStatus>,
     /// Instances by path.
-    pub instances: BTreeMap<InstancePath, InstanceStatus>,
+    pub instances: OrdMap<InstancePath, InstanceStatus>,
     /// Data disks by path.
-    pub disks: BTreeMap<DiskPath, DiskStatus>,
+    pub disks: OrdMap<DiskPath, DiskStatus>,
 }
 
 impl Desired {
@@ -435,9 +442,24 @@ pub fn instance_status_key(path: &InstancePath) -> String {
     format!("{OBSERVED}instance/{path}")
 }
 
+/// The key of what a node decided of an instance by itself.
+pub fn local_key(path: &InstancePath) -> String {
+    format!("{LOCAL}instance/{path}")
+}
+
 /// The tenant that a record belongs to, taken from its key alone.
 pub fn tenant_of_key(key: &str) -> Option<TenantName> {
     key.split('/').nth(2).and_then(|name| name.parse().ok())
+}
+
+/// Changes every value of a map.
+#[cfg(test)]
+pub(crate) fn change_all<K: Ord + Clone, V: Clone>(
+    map: &mut OrdMap<K, V>,
+    change: impl Fn(&mut V),
+) {
+    let keys: Vec<K> = map.keys().cloned().collect();
+    keys.iter().filter_map(|key| map.get_mut(key).map(&change)).for_each(drop);
 }
 
 #[cfg(test)]
@@ -459,6 +481,7 @@ mod tests {
             disk_status_key(&disk),
             pool_status_key(&instance.pool),
             instance_status_key(&instance),
+            local_key(&instance),
         ] {
             assert_eq!(tenant_of_key(&key), Some(tenant.clone()), "{key}");
         }

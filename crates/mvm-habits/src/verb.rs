@@ -247,7 +247,6 @@ pub fn verb_of_request(request: &Request) -> Option<Verb> {
         // For `pool warm-up`, `fork`, the instances that stand by, and the sleep policy.
         Request::PoolTemplate { .. }
         | Request::InstanceFork { .. }
-        | Request::PoolSpares { .. }
-        | Request::InstanceRest(_) => return None,
+        | Request::PoolSpares { .. } => return None,
     })
 }

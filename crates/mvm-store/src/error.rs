@@ -1,12 +1,13 @@
 //! Why a store refuses or fails.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::transaction::{MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS, MAX_VALUE_BYTES};
 use crate::{BadRecord, Conflict, KeyError, Revision};
 
 /// Why an operation on the store failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// A key or prefix breaks the grammar.
     #[error("invalid key `{key}`: {reason}")]
@@ -71,7 +72,7 @@ pub enum StoreError {
         key: String,
         /// Why.
         #[source]
-        source: serde_json::Error,
+        source: Arc<serde_json::Error>,
     },
     /// The file system has no room; nothing was changed, and the store goes on once there is.
     #[error("no space left for the store `{path}`")]
@@ -105,7 +106,7 @@ pub enum StoreError {
         path: PathBuf,
         /// Why it failed.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The store was closed while it was used.
     #[error("the store is closed")]
@@ -120,7 +121,7 @@ impl StoreError {
 }
 
 /// Why a transaction did not take place.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
     /// A compare does not hold: read again, decide again.
     #[error("{0}")]

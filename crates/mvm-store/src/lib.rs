@@ -15,6 +15,7 @@ mod entry;
 mod error;
 mod key;
 mod memory;
+mod mirrored;
 mod revision;
 mod sqlite;
 mod transaction;
@@ -28,6 +29,7 @@ pub use entry::{Entry, Listing};
 pub use error::{CommitError, StoreError};
 pub use key::{KeyError, MAX_KEY_BYTES};
 pub use memory::MemoryStore;
+pub use mirrored::{ChangeError, Fold, GiveUpSpace, Infallible, Mirrored, Room};
 pub use revision::Revision;
 pub use sqlite::{OpenError, SqliteStore};
 pub use transaction::{

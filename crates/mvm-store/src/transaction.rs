@@ -67,7 +67,7 @@ impl Op {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Put { key, value } => key.len() + value.len(),
             Self::Delete { key } => key.len(),

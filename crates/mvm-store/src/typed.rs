@@ -75,7 +75,7 @@ pub fn encode<T: Serialize + ?Sized>(key: impl Into<String>, record: &T) -> Resu
     let key = key.into();
     match serde_json::to_vec(record) {
         Ok(value) => Ok(Op::Put { key, value }),
-        Err(source) => Err(StoreError::Encode { key, source }),
+        Err(source) => Err(StoreError::Encode { key, source: source.into() }),
     }
 }
 

@@ -237,6 +237,21 @@ pub enum LogKind {
     Vmm,
 }
 
+/// What is asked of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogQuery {
+    /// Which log.
+    pub kind: LogKind,
+    /// Whether to go on with what comes later.
+    pub follow: bool,
+    /// Only the last lines.
+    pub tail: Option<u32>,
+    /// Only what came at or after this time, in milliseconds since the Unix epoch.
+    pub since_unix_ms: Option<u64>,
+    /// Whether each line begins with its time.
+    pub timestamps: bool,
+}
+
 /// What an agent answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "body", rename_all = "snake_case")]
@@ -404,12 +419,42 @@ impl ApiError {
         Self { code, message: message.into(), hint: None }
     }
 
+    /// A failure of the machine, or of mvm itself.
+    pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(ErrorCode::Internal, chain(error))
+    }
+
+    /// A record that does not parse, as people see it.
+    pub fn bad_record(key: &str, reason: &str) -> Self {
+        let message = format!(
+            "the stored record `{key}` does not parse ({reason}); what it describes is left alone until it is mended"
+        );
+        Self::new(ErrorCode::BadRecord, message).hint(format!(
+            "look at it with `mvm node record show {key}`, write a corrected one with `mvm node record set {key} FILE`"
+        ))
+    }
+
     /// The same with what to type next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// An error with all its sources, in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

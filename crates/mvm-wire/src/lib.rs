@@ -8,11 +8,15 @@
 
 pub mod api;
 pub mod connection;
+pub mod door;
+mod hang_up;
 mod pieces;
 pub mod view;
 
 pub use api::{
-    Accepted, ApiError, Call, DiskTarget, ErrorCode, InstanceTarget, LogKind, PoolTarget, Reply,
+    Accepted, ApiError, Call, DiskTarget, ErrorCode, InstanceTarget, LogKind, LogQuery, PoolTarget,
+    Reply, chain,
 };
 pub use connection::{Connection, ConnectionError, Item, ReadHalf, WriteHalf};
+pub use hang_up::{HangUp, NeverHangsUp};
 pub use pieces::INSTANCES_AT_ONCE;

@@ -90,6 +90,8 @@ impl Draft<'_> {
                 sleep_request: 0,
                 origin: Some(snapshot.clone()),
                 revision: Some(revision.clone()),
+                intent: 0,
+                local_number: 0,
                 purpose: Purpose::Use,
                 pinned: false,
                 rested: None,
@@ -145,6 +147,8 @@ impl Draft<'_> {
                 hooks_ms: DEFAULT_HOOKS_MS,
                 origin: base.map(|base| base.id.clone()),
                 revision: base.map(|base| base.revision.clone()),
+                intent: 0,
+                local_number: 0,
                 purpose: begin.purpose(),
                 pinned: false,
                 rested: None,
@@ -180,10 +184,19 @@ impl Draft<'_> {
 
     pub(super) fn instance_start(&mut self, selector: &Selector, all: bool) -> Result<(), Denial> {
         for path in self.select(selector, all)? {
+            self.void_local(&path);
             self.set_desired(&path, DesiredState::Running, DEFAULT_GRACE_MS);
             self.recount(&path.pool);
         }
         Ok(())
+    }
+
+    /// What a node is about to decide of an instance goes behind what is asked of it now, also if that is
+    /// nothing new.
+    fn void_local(&mut self, path: &InstancePath) {
+        if let Some(instance) = self.edit.desired.instances.get_mut(path) {
+            instance.intent += 1;
+        }
     }
 
     pub(super) fn instance_stop(
@@ -213,6 +226,7 @@ impl Draft<'_> {
 
     pub(super) fn instance_warm(&mut self, selector: &Selector, all: bool) -> Result<(), Denial> {
         for path in self.select_alive(selector, all)? {
+            self.void_local(&path);
             self.set_desired(&path, DesiredState::Warm, DEFAULT_GRACE_MS);
             self.recount(&path.pool);
         }
@@ -236,6 +250,7 @@ impl Draft<'_> {
     /// Makes a wish to sleep a fresh one.
     pub(super) fn ask_to_sleep(&mut self, path: &InstancePath, hooks_ms: u64) {
         if let Some(instance) = self.edit.desired.instances.get_mut(path) {
+            instance.intent += 1;
             instance.sleep_request += 1;
             instance.hooks_ms = hooks_ms;
         }
@@ -266,6 +281,7 @@ impl Draft<'_> {
             if let Some(instance) = self.edit.desired.instances.get_mut(&path) {
                 instance.desired = DesiredState::Running;
                 instance.rested = None;
+                instance.intent += 1;
                 instance.generation += 1;
                 instance.grace_ms = grace_ms;
             }
@@ -386,6 +402,9 @@ impl Draft<'_> {
         let again = desired.is_alive() && self.node.ended.contains(path);
         if let Some(instance) = self.edit.desired.instances.get_mut(path) {
             instance.grace_ms = grace_ms;
+            if again || instance.desired != desired || instance.rested.is_some() {
+                instance.intent += 1;
+            }
             let goes_on = instance.desired.is_alive() && desired.is_alive();
             if again || (instance.desired != desired && !goes_on) {
                 instance.generation += 1;

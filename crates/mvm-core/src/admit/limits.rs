@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Denial, Limit, NodeFacts};
+use super::{Capacity, Denial, Limit};
 use crate::name::{PoolPath, TenantName};
 use crate::record::{Desired, DiskRecord, Existence, InstanceRecord, PoolRecord};
 
@@ -66,7 +66,7 @@ fn kept<'a>(pools: impl Iterator<Item = &'a PoolRecord>) -> u64 {
 
 /// Refuses a request that raises a reservation above its limit. What is over a limit already (a
 /// lowered quota) may stay or shrink.
-pub(super) fn check(before: &Desired, after: &Desired, node: &NodeFacts) -> Result<(), Denial> {
+pub(super) fn check(before: &Desired, after: &Desired, capacity: Capacity) -> Result<(), Denial> {
     for tenant in after.tenants.values() {
         let name = &tenant.name;
         let (used, wanted) = (tenant_usage(before, name), tenant_usage(after, name));
@@ -96,7 +96,6 @@ pub(super) fn check(before: &Desired, after: &Desired, node: &NodeFacts) -> Resu
         }
     }
     let (used, wanted) = (node_usage(before), node_usage(after));
-    let capacity = node.capacity;
     for (what, used, wanted, allowed) in [
         ("vCPUs", used.vcpus, wanted.vcpus, capacity.vcpus),
         ("MiB of memory", used.mem_mib, wanted.mem_mib, capacity.mem_mib),

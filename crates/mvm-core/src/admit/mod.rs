@@ -16,9 +16,11 @@ mod published;
 mod sleep_policy;
 mod spares;
 mod tenants;
+mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use imbl::OrdMap;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,7 @@ pub use denial::{Denial, DiskConflict, Limit};
 pub use instances::check_forkable;
 pub use limits::{Usage, node_usage, tenant_usage};
 pub use spares::{spare_fits, spares_of};
+pub use upkeep::{forget, take_over};
 
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
@@ -36,7 +39,7 @@ use crate::name::{
 use crate::net::NetId;
 use crate::record::{Desired, Existence, PoolStatus};
 use crate::settings::Settings;
-use crate::sleep_policy::{RestAction, SleepPolicy};
+use crate::sleep_policy::SleepPolicy;
 use crate::spec::{Document, PoolSpec, Quota};
 
 /// How long a guest has to shut down unless the request says otherwise, in milliseconds.
@@ -223,9 +226,6 @@ pub enum Request {
         /// Whether they are left alone.
         pinned: bool,
     },
-    /// Puts an instance to rest as its pool's sleep policy wants it. Nothing happens if it may not
-    /// be touched any more.
-    InstanceRest(RestAction),
     /// Stops and starts instances; stopped ones are started.
     InstanceRestart {
         /// Which.
@@ -302,7 +302,6 @@ impl Request {
             | Self::PoolTemplate { .. }
             | Self::InstanceCreate { .. }
             | Self::InstanceFork { .. }
-            | Self::InstanceRest(_)
             | Self::DiskCreate { .. }
             | Self::DiskResize { .. }
             | Self::DiskRemove { .. }
@@ -328,7 +327,7 @@ pub struct NodeFacts {
     /// Instances that stand by and could go on at once.
     pub ready: BTreeSet<InstancePath>,
     /// What is known of pools' images.
-    pub images: BTreeMap<PoolPath, PoolStatus>,
+    pub images: OrdMap<PoolPath, PoolStatus>,
 }
 
 /// What a node can hold.
@@ -409,7 +408,6 @@ pub fn admit(
         Request::InstancePin { selector, all, pinned } => {
             draft.instance_pin(selector, *all, *pinned)?;
         }
-        Request::InstanceRest(action) => draft.instance_rest(action),
         Request::InstanceRestart { selector, all, grace_ms } => {
             draft.instance_restart(selector, *all, *grace_ms)?;
         }
@@ -422,10 +420,22 @@ pub fn admit(
         Request::Apply { document } => draft.apply(document)?,
         Request::Remove { document } => draft.remove(document)?,
     }
-    published::check(desired, &draft.edit.desired)?;
-    disks::check_holders(desired, &draft.edit.desired)?;
-    limits::check(desired, &draft.edit.desired, node)?;
+    check_result(desired, &draft.edit.desired, node.capacity)?;
     Ok(draft.edit)
+}
+
+/// Checks what a change would lead to as a whole.
+///
+/// # Errors
+/// It may not be.
+pub(crate) fn check_result(
+    before: &Desired,
+    after: &Desired,
+    capacity: Capacity,
+) -> Result<(), Denial> {
+    published::check(before, after)?;
+    disks::check_holders(before, after)?;
+    limits::check(before, after, capacity)
 }
 
 /// A request being carried out on a copy.

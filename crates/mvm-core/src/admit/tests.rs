@@ -14,6 +14,7 @@ mod spares;
 mod tenants;
 
 use super::*;
+use crate::document::Gone;
 use crate::record::{DesiredState, InstanceRecord};
 
 /// A node as admission sees it.
@@ -70,11 +71,18 @@ impl Node {
 
     /// Removes the records of what is to go, as the executor does once it is gone.
     fn forget_the_gone(&mut self) {
-        let Desired { tenants, pools, instances, disks } = &mut self.desired;
-        instances.retain(|_, instance| instance.desired != DesiredState::Destroyed);
-        disks.retain(|_, disk| disk.existence == Existence::Kept);
-        pools.retain(|_, pool| pool.existence == Existence::Kept);
-        tenants.retain(|_, tenant| tenant.existence == Existence::Kept);
+        let Desired { tenants, pools, instances, disks } = &self.desired;
+        // All of them: what is to stay is not forgotten.
+        let gone = Gone {
+            tenants: tenants.iter().map(|(name, it)| (name.clone(), it.created_unix_ms)).collect(),
+            pools: pools.iter().map(|(path, it)| (path.clone(), it.created_unix_ms)).collect(),
+            instances: instances
+                .iter()
+                .map(|(path, it)| (path.clone(), it.created_unix_ms))
+                .collect(),
+            disks: disks.iter().map(|(path, it)| (path.clone(), it.created_unix_ms)).collect(),
+        };
+        self.desired = forget(&self.desired, &gone);
     }
 
     /// The pool's instances, oldest first.

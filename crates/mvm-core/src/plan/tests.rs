@@ -14,6 +14,7 @@ use crate::name::InstanceId;
 use crate::net::{NetId, Slot, TenantNetwork};
 use crate::record::{DEFAULT_HOOKS_MS, Purpose, TenantRecord};
 use crate::spec::{PoolSpec, Quota};
+use imbl::OrdMap;
 
 const NOW: u64 = 1_000_000;
 const GRACE_MS: u64 = 7_000;
@@ -44,6 +45,8 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
         hooks_ms: DEFAULT_HOOKS_MS,
         origin: None,
         revision: None,
+        intent: 0,
+        local_number: 0,
         purpose: Purpose::Use,
         pinned: false,
         rested: None,
@@ -71,10 +74,10 @@ fn desired(instances: impl IntoIterator<Item = InstanceRecord>) -> Desired {
         existence: Existence::Kept,
     };
     Desired {
-        tenants: [(tenant.name.clone(), tenant)].into(),
-        pools: [(pool.path.clone(), pool)].into(),
+        tenants: OrdMap::unit(tenant.name.clone(), tenant),
+        pools: OrdMap::unit(pool.path.clone(), pool),
         instances: instances.into_iter().map(|record| (record.path.clone(), record)).collect(),
-        disks: BTreeMap::new(),
+        disks: OrdMap::new(),
     }
 }
 
@@ -99,9 +102,9 @@ fn observed(
 ) -> Observed {
     let instances = instances.into_iter().map(|(number, status)| (path(number), status));
     Observed {
-        pools: [(pool(), image)].into(),
+        pools: OrdMap::unit(pool(), image),
         instances: instances.collect(),
-        disks: BTreeMap::new(),
+        disks: OrdMap::new(),
     }
 }
 

@@ -97,6 +97,11 @@ impl Shares {
         self.pools.get(pool).copied().unwrap_or(0)
     }
 
+    /// The pools that have some, and how many.
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolPath, usize)> {
+        self.pools.iter().map(|(pool, open)| (pool, *open))
+    }
+
     /// Counts one more, if there is room for it.
     ///
     /// # Errors

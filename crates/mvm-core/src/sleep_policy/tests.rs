@@ -4,6 +4,7 @@ use crate::name::{InstanceId, PoolPath};
 use crate::net::Slot;
 use crate::record::{DEFAULT_HOOKS_MS, PoolRecord, Purpose};
 use crate::spec::PoolSpec;
+use imbl::OrdMap;
 
 const NOW: u64 = 1_000_000_000;
 
@@ -40,7 +41,7 @@ impl Node {
             existence: Existence::Kept,
         };
         let mut node = Self {
-            desired: Desired { pools: [(pool(), record)].into(), ..Desired::default() },
+            desired: Desired { pools: OrdMap::unit(pool(), record), ..Desired::default() },
             observed: Observed::default(),
             activities: BTreeMap::new(),
             memory: None,
@@ -57,6 +58,8 @@ impl Node {
                 hooks_ms: DEFAULT_HOOKS_MS,
                 origin: None,
                 revision: None,
+                intent: 0,
+                local_number: 0,
                 purpose: Purpose::Use,
                 pinned: false,
                 rested: None,

@@ -61,7 +61,7 @@ pub(super) fn during<'a>(
             None if is_unexpected_content(&error) => {
                 StoreError::Damaged { path, detail: error.to_string() }
             }
-            _ => StoreError::Backend { operation, path, source: Box::new(error) },
+            _ => StoreError::Backend { operation, path, source: std::sync::Arc::new(error) },
         }
     }
 }

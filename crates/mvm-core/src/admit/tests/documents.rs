@@ -21,7 +21,7 @@ fn a_document_makes_what_it_names() {
     assert_eq!((edit.instances.len(), edit.pools.len()), (3, 2));
     assert_eq!(node.ids("demo/web", DesiredState::Running).len(), 2);
     assert_eq!(node.instances("demo/work")[0].spec.vcpus, 2);
-    assert_eq!(node.desired.tenants[&"demo".parse().unwrap()].quota.vcpus, Some(8));
+    assert_eq!(node.desired.tenants[&"demo".parse::<TenantName>().unwrap()].quota.vcpus, Some(8));
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn scaling_down_stops_the_newest_first_and_keeps_them() {
     node.accept(scale(WEB, 1));
     assert_eq!(node.ids(WEB, DesiredState::Running), all[..1]);
     assert_eq!(node.ids(WEB, DesiredState::Stopped), all[1..]);
-    assert_eq!(node.desired.pools[&WEB.parse().unwrap()].running, 1);
+    assert_eq!(node.desired.pools[&WEB.parse::<PoolPath>().unwrap()].running, 1);
 }
 
 #[test]

@@ -142,7 +142,6 @@ impl Model {
             | Request::PoolReady { .. }
             | Request::PoolSpares { .. }
             | Request::InstancePin { .. }
-            | Request::InstanceRest(_)
             | Request::InstanceWarm { .. }
             | Request::InstanceSleep { .. } => {
                 panic!("not generated")

@@ -1,7 +1,8 @@
 //! The policy of a pool, who is left alone, and what the policy asks for.
 
 use super::*;
-use crate::sleep_policy::{Rest, RestReason};
+use crate::local;
+use crate::sleep_policy::{Rest, RestAction, RestReason};
 
 const REASON: RestReason = RestReason::Idle { idle_s: 70, after_s: 60 };
 
@@ -26,9 +27,14 @@ fn pin(path: &InstancePath, pinned: bool) -> Request {
     Request::InstancePin { selector: Selector::from(path), all: false, pinned }
 }
 
+/// What the node decides because of the policy, taken over.
 fn rest(node: &mut Node, instance: &InstancePath, rest: Rest) -> (DesiredState, u64, bool) {
-    let instance = instance.clone();
-    node.accept(Request::InstanceRest(RestAction { instance, rest, reason: REASON }));
+    let action = RestAction { instance: instance.clone(), rest, reason: REASON };
+    let has_ended = node.facts.ended.contains(instance);
+    if let Some(intent) = local::rest(&node.desired, has_ended, &action, node.now) {
+        let decided = OrdMap::unit(instance.clone(), intent);
+        node.desired = take_over(&node.desired, &decided);
+    }
     let record = &node.instances("demo/web")[0];
     (record.desired, record.sleep_request, record.rested.is_some())
 }

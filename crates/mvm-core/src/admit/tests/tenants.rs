@@ -3,7 +3,7 @@
 use super::*;
 
 fn subnet_of(node: &Node, name: &str) -> String {
-    node.desired.tenants[&name.parse().unwrap()].network.subnet.to_string()
+    node.desired.tenants[&name.parse::<TenantName>().unwrap()].network.subnet.to_string()
 }
 
 #[test]
@@ -27,7 +27,10 @@ fn a_network_that_others_use_is_left_to_them() {
     node.facts.foreign_net_ids.insert(NetId(1));
     node.facts.foreign_subnets.push("10.240.2.128/25".parse().unwrap());
     node.accept(tenant_with("own", Quota::default(), Some("10.240.3.0/28")));
-    assert_eq!(node.desired.tenants[&"own".parse().unwrap()].network.net_id, NetId(2));
+    assert_eq!(
+        node.desired.tenants[&"own".parse::<TenantName>().unwrap()].network.net_id,
+        NetId(2)
+    );
     node.accept(tenant("a"));
     assert_eq!(subnet_of(&node, "a"), "10.240.4.0/24");
 }
@@ -124,7 +127,7 @@ fn a_tenants_subnet_changes_only_while_none_of_its_instances_is_up() {
     node.facts.up.insert(instance);
     assert!(matches!(node.deny(to("10.99.0.0/24")), Denial::SubnetInUse { .. }));
     node.facts.up.clear();
-    let other = node.desired.tenants[&"other".parse().unwrap()].network.subnet;
+    let other = node.desired.tenants[&"other".parse::<TenantName>().unwrap()].network.subnet;
     assert!(matches!(node.deny(to(&other.to_string())), Denial::SubnetOverlaps { .. }));
     node.accept(to("10.99.0.0/24"));
     let after = node.desired.tenants[&name].network;

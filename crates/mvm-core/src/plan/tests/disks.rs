@@ -9,6 +9,7 @@ use crate::disk::DiskMount;
 use crate::lifecycle::tests::world::World;
 use crate::name::Selector;
 use crate::property::{Choices, cases};
+use crate::record::change_all;
 use crate::record::{DiskFailure, DiskRecord, DiskStatus};
 
 fn disk() -> DiskPath {
@@ -102,8 +103,8 @@ fn readers_do_not_wait_for_readers() {
 fn a_disk_goes_after_its_last_instance_and_before_its_tenant() {
     let gone = with_disk(record(1, DesiredState::Destroyed), "data:/data");
     let (mut desired, mut observed) = node(made(64), [(gone, status(RUNNING))]);
-    desired.disks.values_mut().for_each(|disk| disk.existence = Existence::Removed);
-    desired.tenants.values_mut().for_each(|tenant| tenant.existence = Existence::Removed);
+    change_all(&mut desired.disks, |disk| disk.existence = Existence::Removed);
+    change_all(&mut desired.tenants, |tenant| tenant.existence = Existence::Removed);
     desired.pools.clear();
     let remove = Action::RemoveDisk(disk());
     assert!(!plan(&desired, &observed, LIMITS, NOW).actions.contains(&remove));

@@ -51,7 +51,7 @@ impl Node {
     fn observed(&self) -> Observed {
         let status = |(path, world): (&InstancePath, &World)| (path.clone(), world.status.clone());
         let instances = self.worlds.iter().map(status).collect();
-        Observed { pools: self.images.clone(), instances, disks: self.disks.clone() }
+        Observed { pools: self.images.clone().into(), instances, disks: self.disks.clone().into() }
     }
 
     pub(super) fn plan_at(&self, now: u64) -> Plan {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::property::cases;
+use crate::record::change_all;
 
 fn any_phase() -> impl Strategy<Value = Phase> {
     let outcome = prop_oneof![
@@ -85,11 +86,11 @@ fn any_node() -> impl Strategy<Value = (Desired, Observed)> {
                 statuses.push((number, status));
             }
             let mut desired = desired(records);
-            desired.tenants.values_mut().for_each(|t| t.existence = tenant_existence);
-            for pool in desired.pools.values_mut() {
+            change_all(&mut desired.tenants, |t| t.existence = tenant_existence);
+            change_all(&mut desired.pools, |pool| {
                 pool.existence = pool_existence;
                 pool.build_generation = build_generation;
-            }
+            });
             (desired, observed(image, statuses))
         },
     )

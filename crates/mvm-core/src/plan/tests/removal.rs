@@ -1,11 +1,12 @@
 //! Removal goes from the inside out: instances, then their pool, then the tenant.
 
 use super::*;
+use crate::record::change_all;
 
 fn going(instances: impl IntoIterator<Item = InstanceRecord>) -> Desired {
     let mut desired = desired(instances);
-    desired.tenants.values_mut().for_each(|tenant| tenant.existence = Existence::Removed);
-    desired.pools.values_mut().for_each(|pool| pool.existence = Existence::Removed);
+    change_all(&mut desired.tenants, |tenant| tenant.existence = Existence::Removed);
+    change_all(&mut desired.pools, |pool| pool.existence = Existence::Removed);
     desired
 }
 

@@ -1,0 +1,329 @@
+//! Requests: admitted by the pure core, written in one transaction, answered with what to wait for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
+use mvm_core::lifecycle::Phase;
+use mvm_core::mirror::Mirror;
+use mvm_core::name::{InstancePath, Selector, TenantName};
+use mvm_core::record::{self, Desired, Purpose};
+use mvm_store::{ChangeError, CommitError, Op, Room, StoreError, encode};
+use mvm_wire::door::{Answer, Occupied, Question, Veto};
+use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
+use serde::Serialize;
+
+use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
+use crate::{Control, Prepared};
+
+/// Attempts at a net id, in case another agent of this machine takes the same at the same moment.
+const CLAIM_ATTEMPTS: u32 = 8;
+
+/// Why a request was not admitted.
+enum Refusal {
+    Denied(Denial),
+    BadRecord { key: String, reason: String },
+    Vetoed(Veto),
+    Encode(StoreError),
+}
+
+/// Admits a request and makes it durable.
+pub(crate) async fn submit(control: &Arc<Control>, request: Request) -> Result<Accepted, ApiError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let occupied = match control.link.ask(Question::Occupied).await? {
+            Answer::Occupied(occupied) => occupied,
+            other => return Err(other.unexpected()),
+        };
+        let change = |mirror| admit(control, mirror, &request, occupied);
+        match control.change(room_of(&request), change).await {
+            Ok((revision, (edit, prepared))) => {
+                prepared.keep();
+                return Ok(accepted(revision, edit));
+            }
+            Err(ChangeError::Refused(Refusal::Vetoed(Veto::Taken(_))))
+                if attempts < CLAIM_ATTEMPTS => {}
+            Err(ChangeError::Refused(refusal)) => {
+                return Err(refused(&control.state.now(), refusal));
+            }
+            Err(ChangeError::Store(CommitError::Store(StoreError::TransactionTooLong {
+                count,
+                ..
+            }))) => {
+                return Err(too_much(&format!("{count} objects")));
+            }
+            Err(ChangeError::Store(CommitError::Store(StoreError::TransactionTooLarge {
+                bytes,
+            }))) => {
+                return Err(too_much(&format!("{} MiB of records", bytes >> 20)));
+            }
+            Err(ChangeError::Store(error)) => return Err(ApiError::internal(&error)),
+        }
+    }
+}
+
+/// A request that changes more than can be recorded as one.
+fn too_much(what: &str) -> ApiError {
+    let message = format!("the request changes {what} at once, which is too much for one request");
+    ApiError::new(ErrorCode::OverLimit, message)
+        .hint("ask for it in parts: fewer instances at a time, or several documents")
+}
+
+/// What a request may use of a filesystem that is full: what ends something frees space, or keeps
+/// others from it.
+fn room_of(request: &Request) -> Room {
+    match request {
+        Request::InstanceStop { .. }
+        | Request::InstanceDestroy { .. }
+        | Request::PoolDestroy { .. }
+        | Request::TenantDestroy { .. }
+        | Request::DiskRemove { .. }
+        | Request::Remove { .. } => Room::Reserved,
+        _ => Room::Ordinary,
+    }
+}
+
+async fn admit(
+    control: &Control,
+    mirror: Arc<Mirror>,
+    request: &Request,
+    occupied: Occupied,
+) -> Result<(Vec<Op>, (Edit, Box<dyn Prepared>)), Refusal> {
+    if let Some((key, reason)) = bad_record(&mirror, request) {
+        return Err(Refusal::BadRecord { key: key.to_owned(), reason: reason.to_owned() });
+    }
+    let facts = NodeFacts {
+        capacity: control.machine.capacity,
+        foreign_net_ids: occupied.net_ids,
+        foreign_subnets: occupied.subnets,
+        ended: ended(&mirror),
+        up: up(&mirror),
+        ready: ready(&mirror),
+        images: mirror.observed.pools.clone(),
+    };
+    let now = (control.ambient.now_ms)();
+    let mut entropy = || (control.ambient.entropy)();
+    let edit = admit::admit(&mirror.desired, &facts, request, &mut entropy, now)
+        .map_err(Refusal::Denied)?;
+    let ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
+    let prepared = control.link.prepare(&mirror.desired, &edit.desired).await;
+    Ok((ops, (edit, prepared.map_err(Refusal::Vetoed)?)))
+}
+
+/// The instances that stand by and could go on at once.
+fn ready(mirror: &Mirror) -> BTreeSet<InstancePath> {
+    let records = mirror.desired.instances.values();
+    let spares = records.filter(|record| record.purpose == Purpose::Spare);
+    let is_warm = |path: &InstancePath| {
+        matches!(mirror.status(path).phase, Phase::Warm { .. }) && !mirror.is_untouchable(path)
+    };
+    spares.map(|record| record.path.clone()).filter(is_warm).collect()
+}
+
+/// A record of the request's tenant that does not parse: what it holds is not known, so nothing of
+/// that tenant can be admitted.
+fn bad_record<'a>(mirror: &'a Mirror, request: &Request) -> Option<(&'a str, &'a str)> {
+    if mirror.bad.is_empty() {
+        return None;
+    }
+    match tenant_of(mirror, request) {
+        Some(tenant) => mirror.bad_record_of(&tenant),
+        None => mirror.bad.iter().next().map(|(key, reason)| (key.as_str(), reason.as_str())),
+    }
+}
+
+fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
+    match request {
+        // A new tenant takes a network, and what the others hold must be known for that.
+        Request::TenantCreate { .. } => None,
+        Request::TenantUpdate { name, .. }
+        | Request::TenantMove { name, .. }
+        | Request::TenantDestroy { name, .. } => Some(name.clone()),
+        Request::PoolCreate { path, .. }
+        | Request::PoolBuild { path }
+        | Request::PoolTemplate { path }
+        | Request::PoolUpdate { path, .. }
+        | Request::PoolRollback { path }
+        | Request::PoolScale { path, .. }
+        | Request::PoolPolicy { path, .. }
+        | Request::PoolReady { path, .. }
+        | Request::PoolSpares { path, .. }
+        | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
+        Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
+        Request::InstanceFork { source, .. } => Some(source.pool.tenant.clone()),
+        Request::InstanceStart { selector, .. }
+        | Request::InstanceStop { selector, .. }
+        | Request::InstanceWarm { selector, .. }
+        | Request::InstanceSleep { selector, .. }
+        | Request::InstancePin { selector, .. }
+        | Request::InstanceRestart { selector, .. }
+        | Request::InstanceDestroy { selector, .. } => match selector {
+            Selector::All => None,
+            Selector::Tenant(tenant) => Some(tenant.clone()),
+            Selector::Pool(pool) | Selector::Id { pool: Some(pool), .. } => {
+                Some(pool.tenant.clone())
+            }
+            Selector::Id { pool: None, .. } => {
+                let mut paths = mirror.desired.instances.keys();
+                paths.find(|path| selector.matches(path)).map(|path| path.pool.tenant.clone())
+            }
+        },
+        Request::DiskCreate { path, .. }
+        | Request::DiskResize { path, .. }
+        | Request::DiskRemove { path } => Some(path.tenant.clone()),
+        Request::Apply { document } | Request::Remove { document } => {
+            mirror.desired.tenants.contains_key(&document.tenant).then(|| document.tenant.clone())
+        }
+    }
+}
+
+/// Instances that have, or are getting or losing, a microVM; one that nothing is known of may.
+fn up(mirror: &Mirror) -> BTreeSet<InstancePath> {
+    let is_up = |path: &&InstancePath| {
+        mirror.is_untouchable(path)
+            || !matches!(
+                mirror.status(path).phase,
+                Phase::Created
+                    | Phase::Sleeping { .. }
+                    | Phase::Stopped
+                    | Phase::Failed
+                    | Phase::Destroyed
+            )
+    };
+    mirror.desired.instances.keys().filter(is_up).cloned().collect()
+}
+
+/// Instances that were to run and ended by themselves.
+fn ended(mirror: &Mirror) -> BTreeSet<InstancePath> {
+    let wanted = mirror.desired.instances.values();
+    wanted
+        .filter(|record| record.desired.is_alive())
+        .filter(|record| {
+            mirror
+                .observed
+                .instances
+                .get(&record.path)
+                .is_some_and(|status| status.has_ended() && status.generation == record.generation)
+        })
+        .map(|record| record.path.clone())
+        .collect()
+}
+
+/// The records that differ.
+pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
+    fn changes<K: Ord, V: Serialize + PartialEq>(
+        before: &OrdMap<K, V>,
+        after: &OrdMap<K, V>,
+        key: fn(&K) -> String,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), StoreError> {
+        for change in before.diff(after) {
+            ops.push(match change {
+                DiffItem::Add(name, record) | DiffItem::Update { new: (name, record), .. } => {
+                    encode(key(name), record)?
+                }
+                DiffItem::Remove(name, _) => Op::Delete { key: key(name) },
+            });
+        }
+        Ok(())
+    }
+    let mut ops = Vec::new();
+    changes(&before.tenants, &after.tenants, record::tenant_key, &mut ops)?;
+    changes(&before.pools, &after.pools, record::pool_key, &mut ops)?;
+    changes(&before.instances, &after.instances, record::instance_key, &mut ops)?;
+    changes(&before.disks, &after.disks, record::disk_key, &mut ops)?;
+    Ok(ops)
+}
+
+fn accepted(revision: u64, edit: Edit) -> Accepted {
+    let instances = edit.instances.iter().filter_map(|path| edit.desired.instances.get(path));
+    let disks = edit.disks.iter().filter_map(|path| edit.desired.disks.get(path));
+    let pools = edit.pools.iter().filter_map(|path| edit.desired.pools.get(path));
+    Accepted {
+        revision,
+        instances: instances
+            .map(|record| InstanceTarget {
+                path: record.path.clone(),
+                generation: record.generation,
+            })
+            .collect(),
+        pools: pools
+            .map(|record| PoolTarget {
+                path: record.path.clone(),
+                build_generation: record.build_generation,
+            })
+            .collect(),
+        disks: disks
+            .map(|record| DiskTarget { path: record.path.clone(), size_mib: record.size_mib })
+            .collect(),
+        notes: edit.notes,
+    }
+}
+
+fn refused(mirror: &Mirror, refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::Denied(denial) => denied(mirror, &denial),
+        Refusal::BadRecord { key, reason } => ApiError::bad_record(&key, &reason),
+        Refusal::Vetoed(Veto::Refused(error)) => error,
+        Refusal::Vetoed(Veto::Taken(error)) => ApiError::new(ErrorCode::Internal, error),
+        Refusal::Encode(error) => ApiError::internal(&error),
+    }
+}
+
+/// The name that was meant by one that does not exist, as a hint.
+fn meant(mirror: &Mirror, denial: &Denial) -> Option<String> {
+    match denial {
+        Denial::NoSuchTenant { name } => did_you_mean(mirror, Kind::Tenant, name.as_str()),
+        Denial::NoSuchPool { path } => did_you_mean(mirror, Kind::Pool, &path.to_string()),
+        Denial::NoSuchDisk { path } => did_you_mean(mirror, Kind::Disk, &path.to_string()),
+        Denial::NoSuchName { name } => {
+            did_you_mean_selector(mirror, &Selector::Tenant(name.clone()))
+        }
+        Denial::NoSuchInstance { selector } => {
+            did_you_mean_selector(mirror, &selector.parse().ok()?)
+        }
+        _ => None,
+    }
+}
+
+/// A denial, as people see it.
+pub(crate) fn denied(mirror: &Mirror, denial: &Denial) -> ApiError {
+    let code = match denial {
+        Denial::NoSuchTenant { .. }
+        | Denial::NoSuchPool { .. }
+        | Denial::NoSuchDisk { .. }
+        | Denial::NoSuchName { .. }
+        | Denial::NoInstances { .. }
+        | Denial::NoSuchInstance { .. } => ErrorCode::NotFound,
+        Denial::Exists { .. }
+        | Denial::BeingRemoved { .. }
+        | Denial::StillRunning { .. }
+        | Denial::StillHasPools { .. }
+        | Denial::StillHasDisks { .. }
+        | Denial::DiskAttached { .. }
+        | Denial::DiskHeld { .. }
+        | Denial::DiskConflict(_)
+        | Denial::ForkWrites { .. }
+        | Denial::SubnetOverlaps { .. }
+        | Denial::NoEarlierRevision { .. }
+        | Denial::NoBase { .. }
+        | Denial::PortTaken { .. }
+        | Denial::NotAlive { .. }
+        | Denial::SubnetInUse { .. }
+        | Denial::SubnetFixed { .. } => ErrorCode::Conflict,
+        Denial::OverLimit(_) | Denial::NoNetwork => ErrorCode::OverLimit,
+        Denial::Ambiguous { .. }
+        | Denial::Spec { .. }
+        | Denial::Mounts { .. }
+        | Denial::DiskShrinks { .. }
+        | Denial::Subnet(_)
+        | Denial::SubnetTooSmall { .. }
+        | Denial::Number { .. }
+        | Denial::NoSuchLimit { .. } => ErrorCode::Invalid,
+    };
+    let hint = meant(mirror, denial).or_else(|| denial.hint());
+    ApiError { code, message: denial.to_string(), hint }
+}

@@ -1,0 +1,376 @@
+//! The API server: one connection, one call.
+
+use std::sync::Arc;
+
+use mvm_core::admit::Denial;
+use mvm_core::death::Cause;
+use mvm_core::mirror::Mirror;
+use mvm_core::name::{InstancePath, Selector};
+use mvm_core::record::{self, InstanceRecord};
+use mvm_store::{ChangeError, Infallible, Op, Room};
+use mvm_wire::door::{Answer, Channel, Question};
+use mvm_wire::view::{RecordView, WhyView};
+use mvm_wire::{
+    ApiError, Call, Connection, ConnectionError, ErrorCode, HangUp, LogKind, LogQuery, Reply,
+    WriteHalf, chain,
+};
+
+use crate::admission::{self, denied};
+use crate::suggest::{Kind, did_you_mean};
+use crate::{Control, configs, forks, lists, views, watch};
+
+/// Serves one connection.
+pub(crate) async fn serve(
+    control: &Arc<Control>,
+    mut connection: Connection,
+    hang_up: &dyn HangUp,
+) {
+    let call = match connection.read.message::<Call>().await {
+        Ok(call) => call,
+        Err(error) => {
+            let error = ApiError::new(ErrorCode::Invalid, chain(&error));
+            drop(connection.write.message(&Reply::Error(error)).await);
+            return;
+        }
+    };
+    if let Err(error) = answer(control, call, connection, hang_up).await {
+        tracing::debug!(error = chain(&error), "a caller hung up");
+    }
+}
+
+async fn answer(
+    control: &Arc<Control>,
+    mut call: Call,
+    mut connection: Connection,
+    hang_up: &dyn HangUp,
+) -> Result<(), ConnectionError> {
+    if let Some(selector) = call.selector_mut() {
+        *selector = control.state.now().desired.meant(selector.clone());
+    }
+    let reply = match call {
+        Call::Watch { instances, pools, tenant, disks } => {
+            let watched = watch::Watched { instances, pools, tenant, disks };
+            return watch::watch(control, &watched, connection).await;
+        }
+        Call::Exec { selector, request } => {
+            let found = some(&control.state.now(), &selector).map(|()| selector);
+            return open(control, found, Channel::Exec { request }, connection, hang_up).await;
+        }
+        Call::Forward { selector, target } => {
+            let found = some(&control.state.now(), &selector).map(|()| selector);
+            return open(control, found, Channel::Forward { target }, connection, hang_up).await;
+        }
+        Call::Logs { selector, kind, follow, tail, since_unix_ms, timestamps } => {
+            let query = LogQuery { kind, follow, tail, since_unix_ms, timestamps };
+            let mirror = control.state.now();
+            // The kernel is asked: any instance that runs will do.
+            let found = match kind == LogKind::Kernel && since_unix_ms.is_none() {
+                true => some(&mirror, &selector).map(|()| selector),
+                false => one(&mirror, &selector).map(|path| Selector::from(&path)),
+            };
+            return open(control, found, Channel::Logs(query), connection, hang_up).await;
+        }
+        Call::Attach { selector, wait } => {
+            let found = one(&control.state.now(), &selector).map(|path| Selector::from(&path));
+            return open(control, found, Channel::Attach { wait }, connection, hang_up).await;
+        }
+        Call::Locate { selector } => match some(&control.state.now(), &selector) {
+            Ok(()) => tokio::select! {
+                answer = control.link.ask(Question::Locate { selector }) => match answer {
+                    Ok(Answer::Located(instance)) => Ok(Reply::Connected { instance }),
+                    Ok(other) => Err(other.unexpected()),
+                    Err(error) => Err(error),
+                },
+                () = hang_up.wait() => return Ok(()),
+            },
+            Err(error) => Err(error),
+        },
+        Call::Ssh { selector } => match some(&control.state.now(), &selector) {
+            Ok(()) => tokio::select! {
+                answer = control.link.ask(Question::Ssh { selector }) => match answer {
+                    Ok(Answer::Ssh(view)) => Ok(Reply::Ssh(view)),
+                    Ok(other) => Err(other.unexpected()),
+                    Err(error) => Err(error),
+                },
+                () = hang_up.wait() => return Ok(()),
+            },
+            Err(error) => Err(error),
+        },
+        Call::Instances { selector } => {
+            return lists::instances(control, &selector, &mut connection.write).await;
+        }
+        Call::Fork { selector, count } => {
+            match forks::fork(control, &selector, count, hang_up).await {
+                Some(forked) => forked.map(Reply::Accepted),
+                None => return Ok(()),
+            }
+        }
+        Call::AgentStop => {
+            finish(&mut connection.write, Ok(Reply::Done)).await?;
+            control.stop.notify_waiters();
+            return Ok(());
+        }
+        call => unary(control, call).await,
+    };
+    finish(&mut connection.write, reply).await
+}
+
+/// Opens a stream to what was found, or says why nothing was.
+async fn open(
+    control: &Control,
+    found: Result<Selector, ApiError>,
+    channel: Channel,
+    mut connection: Connection,
+    hang_up: &dyn HangUp,
+) -> Result<(), ConnectionError> {
+    match found {
+        Ok(selector) => control.link.open(&selector, channel, connection, hang_up).await,
+        Err(error) => finish(&mut connection.write, Err(error)).await,
+    }
+}
+
+/// Sends the last reply of a call.
+pub(crate) async fn finish(
+    write: &mut WriteHalf,
+    reply: Result<Reply, ApiError>,
+) -> Result<(), ConnectionError> {
+    write.message(&reply.unwrap_or_else(Reply::Error)).await
+}
+
+async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
+    let mirror = control.state.now();
+    match call {
+        Call::Submit(request) => admission::submit(control, request).await.map(Reply::Accepted),
+        Call::Node => Ok(Reply::Node(Box::new(views::node(control).await?))),
+        Call::Tenants { name } => {
+            let tenants = views::tenants(&mirror, name.as_ref());
+            match name {
+                Some(name) if tenants.is_empty() => {
+                    Err(missing(&mirror, Kind::Tenant, name.as_str()))
+                }
+                _ => Ok(Reply::Tenants(tenants)),
+            }
+        }
+        Call::Pools { tenant, path } => {
+            let mut pools = views::pools(&mirror, |pool| {
+                tenant.as_ref().is_none_or(|tenant| pool.tenant == *tenant)
+                    && path.as_ref().is_none_or(|path| pool == path)
+            });
+            views::complete_pools(control, &mut pools).await;
+            match path {
+                Some(path) if pools.is_empty() => {
+                    Err(missing(&mirror, Kind::Pool, &path.to_string()))
+                }
+                _ => Ok(Reply::Pools(pools)),
+            }
+        }
+        Call::Disks { tenant, path } => {
+            let mut disks = views::disks(&mirror, |disk| {
+                tenant.as_ref().is_none_or(|tenant| disk.tenant == *tenant)
+                    && path.as_ref().is_none_or(|path| disk == path)
+            });
+            views::complete_disks(control, &mut disks).await;
+            match path {
+                Some(path) if disks.is_empty() => {
+                    Err(missing(&mirror, Kind::Disk, &path.to_string()))
+                }
+                _ => Ok(Reply::Disks(disks)),
+            }
+        }
+        Call::Images => match control.link.ask(Question::Images).await? {
+            Answer::Images(images) => Ok(Reply::Images(images)),
+            other => Err(other.unexpected()),
+        },
+        Call::ImageRemove { revision } => {
+            collected(control.link.ask(Question::ImageRemove { revision }).await?)
+        }
+        Call::ImageCollect { dry_run } => {
+            collected(control.link.ask(Question::ImageCollect { dry_run }).await?)
+        }
+        Call::WarmUp { pool } => {
+            forks::warm_up(control, &pool).await?;
+            let mut pools = views::pools(&control.state.now(), |path| *path == pool);
+            views::complete_pools(control, &mut pools).await;
+            Ok(Reply::Pools(pools))
+        }
+        Call::Stats { selector } => stats(control, &selector).await,
+        Call::Why { selector } => why(control, &selector).await,
+        Call::NetVerify => match control.link.ask(Question::Verify).await? {
+            Answer::Verified(view) => Ok(Reply::Verify(view)),
+            other => Err(other.unexpected()),
+        },
+        Call::Records { prefix } => records(control, prefix).await,
+        Call::RecordMend { key, text } => mend(control, key, text).await,
+        Call::Signal { .. } | Call::Resize { .. } | Call::Detach | Call::Unknown => {
+            Err(ApiError::new(ErrorCode::Unsupported, "this agent does not know the call")
+                .hint("the agent may be older than the command: `mvm agent stop`, then try again"))
+        }
+        Call::Watch { .. }
+        | Call::Exec { .. }
+        | Call::Fork { .. }
+        | Call::Attach { .. }
+        | Call::Instances { .. }
+        | Call::Forward { .. }
+        | Call::Locate { .. }
+        | Call::Ssh { .. }
+        | Call::Logs { .. }
+        | Call::AgentStop => {
+            Err(ApiError::new(ErrorCode::Internal, "a stream was called as a question"))
+        }
+    }
+}
+
+fn collected(answer: Answer) -> Result<Reply, ApiError> {
+    match answer {
+        Answer::Collected(view) => Ok(Reply::Collected(view)),
+        other => Err(other.unexpected()),
+    }
+}
+
+fn missing(mirror: &Mirror, kind: Kind, name: &str) -> ApiError {
+    let (what, list) = match kind {
+        Kind::Tenant => ("tenant", "tenant list"),
+        Kind::Pool => ("pool", "pool list"),
+        Kind::Disk => ("disk", "disk list"),
+        Kind::Instance => ("instance", "ps -a"),
+    };
+    let hint = did_you_mean(mirror, kind, name).unwrap_or_else(|| format!("see `mvm {list}`"));
+    ApiError::new(ErrorCode::NotFound, format!("there is no {what} {name}")).hint(hint)
+}
+
+/// Nothing matches: an error if the selector names something that does not exist.
+pub(crate) fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
+    let desired = &mirror.desired;
+    match selector {
+        Selector::All => Ok(()),
+        Selector::Tenant(name) if desired.tenants.contains_key(name) => Ok(()),
+        Selector::Pool(path) if desired.pools.contains_key(path) => Ok(()),
+        Selector::Tenant(name) => {
+            let denial = Denial::NoSuchName { name: name.clone() };
+            Err(denied(mirror, &denial))
+        }
+        Selector::Pool(path) => Err(missing(mirror, Kind::Pool, &path.to_string())),
+        Selector::Id { .. } => Err(missing(mirror, Kind::Instance, &selector.to_string())),
+    }
+}
+
+/// The one instance that a selector means.
+pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, ApiError> {
+    let mut matches = mirror.desired.instances.keys().filter(|path| selector.matches(path));
+    match (matches.next(), matches.next()) {
+        (Some(path), None) => Ok(path.clone()),
+        (None, _) => {
+            known(mirror, selector)?;
+            let denial = Denial::NoInstances { of: selector.clone() };
+            Err(denied(mirror, &denial))
+        }
+        (Some(first), Some(second)) => {
+            let more = matches.count();
+            let count = more + 2;
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!("{selector} matches {count} instances: {first}, {second}{more}");
+            Err(ApiError::new(ErrorCode::Invalid, message).hint("name one of them"))
+        }
+    }
+}
+
+/// What is meant by a selector exists.
+fn some(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
+    let is_named = matches!(selector, Selector::Id { .. });
+    let is_meant = |record: &InstanceRecord| {
+        selector.matches(&record.path) && (is_named || record.purpose.is_use())
+    };
+    match mirror.desired.instances.values().any(is_meant) {
+        true => Ok(()),
+        // It says why there is none.
+        false => one(mirror, selector).map(drop),
+    }
+}
+
+async fn stats(control: &Control, selector: &Selector) -> Result<Reply, ApiError> {
+    let mirror = control.state.now();
+    let paths = mirror.desired.instances.keys().filter(|path| selector.matches(path));
+    let instances: Vec<InstancePath> = paths.cloned().collect();
+    if instances.is_empty() {
+        known(&mirror, selector)?;
+    }
+    match control.link.ask(Question::Stats { instances }).await? {
+        Answer::Stats(stats) => Ok(Reply::Stats(stats)),
+        other => Err(other.unexpected()),
+    }
+}
+
+async fn why(control: &Control, selector: &Selector) -> Result<Reply, ApiError> {
+    let mirror = control.state.now();
+    let path = one(&mirror, selector)?;
+    if let Some((key, reason)) = mirror.bad_record_of(&path.pool.tenant) {
+        return Err(ApiError::bad_record(key, reason));
+    }
+    let mut views = views::instances(&mirror, |other| *other == path);
+    configs::add_ports_to_instances(control, &mut views).await;
+    let Some(instance) = views.into_iter().next() else {
+        return Err(missing(&mirror, Kind::Instance, &path.to_string()));
+    };
+    let traces = match control.link.ask(Question::Traces { instance: path }).await? {
+        Answer::Traces(traces) => traces,
+        other => return Err(other.unexpected()),
+    };
+    let summary = views::summary(&instance, &traces);
+    let recorded = instance.last_death.as_ref().map(|death| death.console_tail.clone());
+    let console_tail = match recorded {
+        // The console of the run that died, not of the one that runs now.
+        Some(tail) if instance.running_since_unix_ms.is_none() && !tail.is_empty() => tail,
+        _ => traces.console_tail,
+    };
+    let has_run = match instance.last_death.as_ref().map(|death| &death.cause) {
+        // What there is comes from a run before.
+        Some(Cause::StartFailed { .. } | Cause::BootTimeout) => {
+            instance.running_since_unix_ms.is_some()
+        }
+        _ => true,
+    };
+    let output_tail = if has_run { traces.output_tail } else { Vec::new() };
+    let activity = traces.activity;
+    Ok(Reply::Why(Box::new(WhyView { instance, summary, activity, output_tail, console_tail })))
+}
+
+/// All records, control's own and the node's.
+async fn records(control: &Control, prefix: String) -> Result<Reply, ApiError> {
+    let own = control.state.raw(&prefix).await.map_err(|error| ApiError::internal(&error))?;
+    let mut records: Vec<RecordView> = own
+        .into_iter()
+        .map(|(key, value)| RecordView { key, text: String::from_utf8_lossy(&value).into_owned() })
+        .collect();
+    match control.link.ask(Question::Records { prefix }).await? {
+        Answer::Records(of_node) => records.extend(of_node),
+        other => return Err(other.unexpected()),
+    }
+    records.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(Reply::Records(records))
+}
+
+/// Only a record that does not parse may be replaced by hand: the others have their verbs.
+async fn mend(control: &Control, key: String, text: Option<String>) -> Result<Reply, ApiError> {
+    if !control.state.now().bad.contains_key(&key) {
+        let message = format!("`{key}` is not a record that needs mending");
+        return Err(ApiError::new(ErrorCode::Conflict, message)
+            .hint("`mvm node info` lists the records that do not parse"));
+    }
+    if !key.starts_with(record::DESIRED) {
+        return control.link.ask(Question::RecordMend { key, text }).await.map(|_| Reply::Done);
+    }
+    let op = match text {
+        None => Op::Delete { key: key.clone() },
+        Some(text) => Op::Put { key: key.clone(), value: text.into_bytes() },
+    };
+    let change = async |_| Ok::<_, Infallible>((vec![op], ()));
+    match control.change(Room::Reserved, change).await {
+        Ok(_) => {}
+        Err(ChangeError::Store(error)) => return Err(ApiError::internal(&error)),
+        Err(ChangeError::Refused(never)) => match never {},
+    }
+    match control.state.now().bad.get(&key) {
+        Some(reason) => Err(ApiError::bad_record(&key, reason)),
+        None => Ok(Reply::Done),
+    }
+}
