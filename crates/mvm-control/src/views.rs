@@ -7,6 +7,7 @@ use mvm_core::admit::{node_usage, tenant_usage};
 use mvm_core::lifecycle::{InstanceStatus, Phase, State};
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
+use mvm_core::outdated::SpecPart;
 use mvm_core::record::{
     DesiredState, DiskRecord, Existence, InstanceRecord, PoolRecord, Purpose, TenantRecord,
 };
@@ -132,6 +133,7 @@ fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
         desired_running: record.running,
         running: running as u32,
         instances: instances().count() as u32,
+        outdated: instances().filter(|i| !outdated(mirror, i).is_empty()).count() as u32,
         standing_by: standing_by as u32,
         revision: status.revision,
         history: status.history,
@@ -148,6 +150,15 @@ fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
         created_unix_ms: record.created_unix_ms,
         removing: record.existence == Existence::Removed,
     }
+}
+
+fn outdated(mirror: &Mirror, record: &InstanceRecord) -> Vec<SpecPart> {
+    let path = &record.path.pool;
+    let Some(pool) = mirror.desired.pools.get(path) else { return Vec::new() };
+    let builds = mirror.observed.pools.get(path).and_then(|status| status.revision.as_ref());
+    let boots = mirror.observed.instances.get(&record.path);
+    let boots = boots.and_then(|status| status.revision.as_ref());
+    mvm_core::outdated::outdated(record, boots, pool, builds)
 }
 
 pub(crate) fn pools(mirror: &Mirror, wanted: impl Fn(&PoolPath) -> bool) -> Vec<PoolView> {
@@ -229,6 +240,7 @@ fn instance(mirror: &Mirror, record: &InstanceRecord) -> InstanceView {
         disk_mib: record.spec.disk_mib,
         disks: record.spec.disks.clone(),
         revision,
+        outdated: outdated(mirror, record),
         exposed_ports: BTreeSet::new(),
         vmm: vm.as_ref().map(|vm| vm.vmm),
         pid: vm.as_ref().map(|vm| vm.pid),

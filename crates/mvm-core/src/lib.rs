@@ -24,6 +24,7 @@ pub mod mirror;
 pub mod name;
 pub mod net;
 pub mod nft;
+pub mod outdated;
 pub mod plan;
 #[cfg(test)]
 mod property;

@@ -7,6 +7,7 @@
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::lifecycle::InstanceStatus;
 use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, SnapshotId, TenantName};
@@ -112,6 +113,9 @@ pub struct InstanceRecord {
     pub path: InstancePath,
     /// What it is like: its pool's spec when it was created.
     pub spec: PoolSpec,
+    /// The disks of the spec that its pool did not have: those that it was made with besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_disks: Vec<DiskMount>,
     /// Its place in the tenant's network; kept for life, also without an interface.
     pub slot: Slot,
     /// What it is to do.

@@ -11,6 +11,7 @@ use mvm_core::image::ImageConfig;
 use mvm_core::lifecycle::{ColdBoot, Setback, State};
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, SnapshotId, TenantName};
 use mvm_core::net::{MacAddr, Traffic};
+use mvm_core::outdated::SpecPart;
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision, Purpose};
 use mvm_core::sleep_policy::{Activity, Rested};
@@ -111,6 +112,9 @@ pub struct PoolView {
     pub running: u32,
     /// How many exist.
     pub instances: u32,
+    /// How many differ from what a new one would be: they were made before the spec or the image changed.
+    #[serde(default)]
+    pub outdated: u32,
     /// How many stand by, ready to be taken for new ones.
     #[serde(default)]
     pub standing_by: u32,
@@ -253,6 +257,9 @@ pub struct InstanceView {
     pub disks: Vec<DiskMount>,
     /// The revision that it boots.
     pub revision: Option<RevisionId>,
+    /// What of its pool's spec has changed since it was made: it keeps what it was made with.
+    #[serde(default)]
+    pub outdated: Vec<SpecPart>,
     /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,

@@ -7,6 +7,7 @@ use mvm_core::frame::KIND_STDIN;
 use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
 use mvm_core::name::PoolPath;
+use mvm_core::outdated::SpecPart;
 use mvm_core::spec::{Document, PoolSpec, Quota};
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Call, ErrorCode, Item, Reply};
@@ -294,4 +295,44 @@ async fn an_archive_that_came_over_standard_input_goes_with_its_last_pool() {
         assert_eq!(upload.exists(), stays, "{pool}");
     }
     assert!(other.exists(), "it is somebody's own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_starts_again_keeps_its_image_and_spec_and_is_shown_as_outdated() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let apply = |image: &str, mem_mib: u32| {
+        let pool = serde_json::json!({ "running": 1, "image": image, "mem_mib": mem_mib });
+        let document = serde_json::json!({ "tenant": "demo", "pools": { "hello": pool } });
+        Request::Apply { document: serde_json::from_value(document).unwrap() }
+    };
+    let pool = || async {
+        let path = Some("demo/hello".parse().unwrap());
+        match agent.call(Call::Pools { tenant: None, path }).await.unwrap() {
+            Reply::Pools(mut pools) => pools.remove(0),
+            other => panic!("{other:?}"),
+        }
+    };
+    agent.submit(apply("app:1", 256)).await.unwrap();
+    let old = agent.until_running(1).await.remove(0);
+    assert_eq!((old.outdated.len(), pool().await.outdated), (0, 0));
+
+    agent.submit(apply("app:2", 300)).await.unwrap();
+    let behind = vec![SpecPart::Image, SpecPart::MemMib];
+    agent.until("the new image is built", |all| all[0].outdated == behind).await;
+    assert_eq!(pool().await.outdated, 1);
+
+    let selector: mvm_core::name::Selector = old.path.id.as_str().parse().unwrap();
+    let restart = Request::InstanceRestart { selector: selector.clone(), all: false, grace_ms: 0 };
+    agent.submit(restart).await.unwrap();
+    let restarted = agent.until("restarted", |all| is_running(&all[0]) && all[0].boots == 2).await;
+    assert_eq!((&restarted[0].revision, restarted[0].mem_mib), (&old.revision, 256));
+    assert_eq!(restarted[0].outdated, behind);
+
+    let destroy = Request::InstanceDestroy { selector, all: false, force: true };
+    agent.submit(destroy).await.unwrap();
+    agent.submit(apply("app:2", 300)).await.unwrap();
+    let new = agent.until("a new one", |all| all.len() == 1 && is_running(&all[0])).await;
+    assert_ne!(new[0].revision, old.revision);
+    assert_eq!((new[0].mem_mib, &*new[0].outdated, pool().await.outdated), (300, &[][..], 0));
 }

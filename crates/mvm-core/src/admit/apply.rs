@@ -105,7 +105,7 @@ impl Draft<'_> {
         let older = self.edit.desired.instances_in(path).count();
         if older > 0 {
             self.note(format!(
-                "pool {path} has changed: its {older} existing instances stay as they are, new ones follow the document"
+                "pool {path} has changed: its {older} existing instances stay as they are, new ones follow the document (`mvm pool info {path}` says how to renew them)"
             ));
         }
     }

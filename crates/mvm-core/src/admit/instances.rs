@@ -139,6 +139,7 @@ impl Draft<'_> {
             let record = InstanceRecord {
                 path: path.clone(),
                 spec: spec.clone(),
+                own_disks: disks.to_vec(),
                 slot,
                 desired,
                 generation,

@@ -37,6 +37,7 @@ fn record(number: u32, desired: DesiredState) -> InstanceRecord {
     InstanceRecord {
         path: path(number),
         spec: PoolSpec::default(),
+        own_disks: vec![],
         slot: Slot(u16::try_from(number).unwrap() + 3),
         desired,
         generation: 2,

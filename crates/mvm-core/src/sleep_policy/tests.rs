@@ -50,6 +50,7 @@ impl Node {
             let record = InstanceRecord {
                 path: path(number),
                 spec: spec.clone(),
+                own_disks: vec![],
                 slot: Slot(3),
                 desired: DesiredState::Running,
                 generation: 1,

@@ -78,6 +78,9 @@ impl Ps {
                     .remark(&format!("{hidden} stopped instances are not shown: see `mvm ps -a`"));
             }
         }
+        if let Some(hint) = instances::outdated_hint(&views) {
+            context.ui.remark(&hint);
+        }
         Ok(())
     }
 }

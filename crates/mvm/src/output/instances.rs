@@ -29,7 +29,37 @@ pub(crate) fn list(views: &[InstanceView], now: u64) -> String {
             view.boots.saturating_sub(1).to_string(),
         ]
     };
+    if views.iter().all(|view| view.outdated.is_empty()) {
+        return table(header, views.iter().map(row));
+    }
+    let [instance, state, address, vcpus, mem, uptime, restarts] = header;
+    let header = [instance, state, address, vcpus, mem, uptime, restarts, "OUTDATED"];
+    let row = |view: &InstanceView| {
+        let [instance, state, address, vcpus, mem, uptime, restarts] = row(view);
+        [instance, state, address, vcpus, mem, uptime, restarts, or_dash(outdated(view))]
+    };
     table(header, views.iter().map(row))
+}
+
+/// What of its pool's spec has changed since it was made, as the spec names it.
+fn outdated(view: &InstanceView) -> Option<String> {
+    let parts: Vec<String> = view.outdated.iter().map(ToString::to_string).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// Where to read how instances that differ from their pool's spec are renewed; nothing if none do.
+pub(crate) fn outdated_hint(views: &[InstanceView]) -> Option<String> {
+    let outdated: Vec<&InstanceView> =
+        views.iter().filter(|view| !view.outdated.is_empty()).collect();
+    let pool = &outdated.first()?.path.pool;
+    Some(match outdated.len() {
+        1 => format!(
+            "1 instance differs from its pool's spec: `mvm pool info {pool}` says how to renew it"
+        ),
+        count => format!(
+            "{count} instances differ from their pool's spec: `mvm pool info {pool}` says how to renew them"
+        ),
+    })
 }
 
 fn uptime(view: &InstanceView, now: u64) -> Option<String> {
@@ -95,6 +125,12 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         ("memory", mib_text(view.mem_mib.into())),
         ("disk", mib_text(view.disk_mib.into())),
         ("revision", or_dash(view.revision.as_ref())),
+    ];
+    if let Some(parts) = outdated(view) {
+        let pool = &view.path.pool;
+        rows.push(("outdated", format!("{parts} (`mvm pool info {pool}` says how to renew it)")));
+    }
+    rows.extend([
         ("exposed ports", ports(&view.exposed_ports)),
         ("vmm", or_dash(view.vmm)),
         ("accelerator", or_dash(view.accel)),
@@ -104,7 +140,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
         ("wakes", view.wakes.to_string()),
         ("failures in a row", view.failures.to_string()),
         ("created", moment(view.created_unix_ms, now)),
-    ];
+    ]);
     rows.extend(view.disks.iter().map(|mount| ("data disk", mount.to_string())));
     if let Some(death) = &view.last_death {
         let at = moment(death.at_unix_ms, now);
@@ -254,6 +290,7 @@ mod tests {
     use super::*;
     use crate::samples;
     use mvm_core::net::Traffic;
+    use mvm_core::outdated::SpecPart;
     use mvm_core::vmm::DiskIo;
     use std::collections::BTreeMap;
 
@@ -299,6 +336,25 @@ demo/hello/i-00000001   running                10.240.0.3   1       256 MiB   1m
 demo/hello/i-00000002   failed (retry in 2s)   -            1       256 MiB   -        0
 a/b/i-00000003          running (stopping)     10.240.0.3   1       256 MiB   -        0";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_is_outdated_is_a_column_of_its_own_if_anything_is() {
+        let new = samples::instance("demo/hello/i-00000001");
+        assert_eq!(outdated_hint(std::slice::from_ref(&new)), None);
+        let old = InstanceView {
+            outdated: vec![SpecPart::Image, SpecPart::MemMib],
+            ..samples::instance("demo/hello/i-00000002")
+        };
+        let text = list(&[new, old.clone()], NOW);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].ends_with("RESTARTS   OUTDATED"), "{text}");
+        assert!(lines[1].ends_with("0          -"), "{text}");
+        assert!(lines[2].ends_with("0          image, mem_mib"), "{text}");
+        assert!(info(&old, NOW).contains("image, mem_mib (`mvm pool info demo/hello`"));
+        let hint = outdated_hint(std::slice::from_ref(&old)).unwrap();
+        assert!(hint.starts_with("1 instance differs from its pool's spec: `mvm pool info demo/"));
+        assert!(outdated_hint(&[old.clone(), old]).unwrap().starts_with("2 instances differ"));
     }
 
     #[test]

@@ -109,6 +109,19 @@ fn base(base: &BaseView) -> String {
     format!("{}, made at {made} (not in use: {unused}; `mvm pool warm-up` makes it anew)", base.id)
 }
 
+/// How many instances are older than the spec, and how one is renewed. A disk has one writer, which has to
+/// go before another comes.
+fn outdated(view: &PoolView) -> String {
+    let PoolView { path, spec, outdated, instances, .. } = view;
+    let (make, remove) = (format!("`mvm instance create {path} --start`"), "`mvm rm -f INSTANCE`");
+    let writes = spec.disks.iter().any(|mount| !mount.read_only);
+    let renew =
+        if writes { format!("{remove}, then {make}") } else { format!("{make}, then {remove}") };
+    format!(
+        "{outdated} of {instances} (`mvm ps -a {path}` shows which and why); a restart changes nothing, renew each with {renew}"
+    )
+}
+
 /// Ports in one line.
 pub(super) fn ports(ports: &BTreeSet<String>) -> String {
     let words: Vec<&str> = ports.iter().map(String::as_str).collect();
@@ -140,6 +153,11 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("exposed ports", ports(&view.exposed_ports)),
         ("running", format!("{} of {} desired", view.running, view.desired_running)),
         ("instances", view.instances.to_string()),
+    ];
+    if view.outdated > 0 {
+        rows.push(("outdated", outdated(view)));
+    }
+    rows.extend([
         ("vcpus", spec.vcpus.to_string()),
         ("memory", mib_text(spec.mem_mib.into())),
         ("disk", mib_text(spec.disk_mib.into())),
@@ -150,7 +168,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("rates", rates(&spec.rates)),
         ("sleep policy", policy::line(&spec.sleep_policy)),
         ("created", utc_text(view.created_unix_ms)),
-    ];
+    ]);
     rows.extend(spec.disks.iter().map(|mount| ("data disk", mount.to_string())));
     if !spec.publish.is_empty() {
         rows.extend(spec.publish.iter().map(|publish| ("published", publish.to_string())));
@@ -203,6 +221,19 @@ mod tests {
         assert!(row.starts_with("demo (being removed)   10.240.0.0/24   2 "), "{row}");
         assert!(row.contains("2/8") && row.contains("512 MiB / 4 GiB"), "{row}");
         assert!(tenant_info(&view).contains("gateway:              10.240.0.1"));
+    }
+
+    #[test]
+    fn a_pool_with_outdated_instances_says_how_to_renew_them() {
+        let mut view = samples::pool("demo/hello");
+        assert!(!pool_info(&view).contains("outdated"), "nothing is said if there are none");
+        (view.instances, view.outdated) = (3, 2);
+        let text = pool_info(&view);
+        let order = "`mvm instance create demo/hello --start`, then `mvm rm -f INSTANCE`";
+        assert!(text.contains("2 of 3 (`mvm ps -a demo/hello`") && text.contains(order), "{text}");
+        view.spec.disks = vec!["data:/srv".parse().unwrap()];
+        let order = "`mvm rm -f INSTANCE`, then `mvm instance create demo/hello --start`";
+        assert!(pool_info(&view).contains(order), "a disk has one writer");
     }
 
     #[test]

@@ -183,3 +183,48 @@ fn a_document_says_what_keeps_instances_from_standing_by() {
         assert!(notes[0].contains("`mvm pool warm-up demo/web`"), "{notes:?}");
     }
 }
+
+#[test]
+fn instances_that_a_changed_pool_leaves_behind_are_told_from_new_ones() {
+    use crate::outdated::{SpecPart, outdated};
+    let mut node = Node::new();
+    let with = |pool: serde_json::Value| {
+        let disks = json!({"a": {"size_mib": 64}, "b": {"size_mib": 64}});
+        document(json!({"tenant": "demo", "disks": disks, "pools": {"web": pool}}))
+    };
+    let ro = |name: &str| json!({"name": name, "path": format!("/{name}"), "read_only": true});
+    node.accept(Request::Apply { document: with(json!({"disks": [ro("a")]})) });
+    let own = vec!["b:/b:ro".parse().unwrap()];
+    let pool: PoolPath = "demo/web".parse().unwrap();
+    let create = Request::InstanceCreate {
+        pool: pool.clone(),
+        count: 1,
+        start: true,
+        disks: own,
+        cold: false,
+    };
+    node.accept(create);
+    let [one, two] = [1, 2].map(|number| crate::name::RevisionId::from_digest([number; 8]));
+    let all = |node: &Node, builds| -> Vec<Vec<SpecPart>> {
+        let record = &node.desired.pools[&pool];
+        let instances = node.instances("demo/web");
+        instances.iter().map(|i| outdated(i, Some(&one), record, builds)).collect()
+    };
+    let nothing: Vec<SpecPart> = vec![];
+    assert_eq!(
+        all(&node, Some(&one)),
+        [nothing.clone(), nothing.clone()],
+        "its own disk is no difference"
+    );
+    assert_eq!(all(&node, None), [nothing.clone(), nothing.clone()]);
+    assert_eq!(all(&node, Some(&two)), [[SpecPart::Image], [SpecPart::Image]]);
+
+    let changed = json!({"running": 3, "mem_mib": 300, "disks": [], "ready": 2,
+        "publish": ["8080:80"], "env": {"A": "b"}});
+    node.accept(Request::Apply { document: with(changed) });
+    let behind = vec![SpecPart::MemMib, SpecPart::Disks, SpecPart::Process];
+    assert_eq!(all(&node, Some(&one)), [behind.clone(), behind.clone(), nothing]);
+    let selector = crate::name::Selector::Pool(pool.clone());
+    node.accept(Request::InstanceRestart { selector, all: true, grace_ms: 0 });
+    assert_eq!(all(&node, Some(&one))[..2], [behind.clone(), behind], "a restart keeps the spec");
+}

@@ -156,7 +156,7 @@ fn instances_keep_the_spec_that_they_were_made_with() {
     assert_eq!(
         edit.notes,
         ["pool demo/web has changed: its 1 existing instances stay as they are, new ones follow \
-          the document"]
+          the document (`mvm pool info demo/web` says how to renew them)"]
     );
 }
 
