@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use mvm_tests::Node;
@@ -60,6 +60,25 @@ fn an_init_is_process_1_is_asked_to_power_off_and_may_do_so_itself() {
     drop(node.mvm(&["exec", &path, "--", "poweroff"]));
     let view = node.until_state(&path, "stopped");
     assert_eq!(view["last_death"]["cause"], "guest_shutdown", "{view:#}");
+}
+
+#[test]
+fn an_init_behind_a_link_of_another_name_is_process_1() {
+    let Some(node) = Node::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let root = root(&node, dir.path(), false);
+    let init = root.join("sbin/init");
+    fs::write(&init, "#!/bin/busybox sh\nexec /bin/busybox init\n").unwrap();
+    fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+    symlink("sbin/init", root.join("entry")).unwrap();
+    let config = json!({ "Entrypoint": ["/entry"] });
+    let archive = archive_of_root(dir.path(), &root, &config);
+    let image = format!("docker-archive:{}", archive.display());
+    node.small_pool("acme/entry", &["--image", &image, "--restart", "never"]);
+    let path = node.boot("acme/entry");
+    assert_eq!(node.guest(&path, "tr '\\0' ' ' < /proc/1/cmdline"), "/bin/busybox init");
+    node.ok(&["stop", &path]);
+    assert_eq!(node.instance(&path)["last_death"]["exit"]["reason"], "guest_shutdown");
 }
 
 #[test]

@@ -5,11 +5,13 @@
 
 mod reference;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::init::InitMode;
 
 pub use reference::Reference;
 
@@ -248,6 +250,9 @@ pub struct ImageConfig {
     /// The image's own init program (systemd, runit, OpenRC …), which becomes PID 1 instead of a
     /// program of the fields above.
     pub init: Option<String>,
+    /// Links to inits, by their paths, with what each is as a main process: those whose own names do
+    /// not say it.
+    pub init_links: BTreeMap<String, InitMode>,
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! The guest agent is process 1 of a microVM, collects orphans and forwards signals, so that most
 //! programs need not care. Two kinds do: a program that boots a whole system, and a supervisor
-//! that was written to be a container's first process and refuses to be any other.
+//! that was written to be a container's first process and refuses to be any other. They are known by
+//! their names, and by those of what a link leads to.
 
 use std::fmt;
 use std::str::FromStr;
@@ -84,6 +85,17 @@ impl InitMode {
             Self::None
         }
     }
+
+    /// What a program is by all of its names: a link's, those of the links that it leads to, and at last
+    /// the file's.
+    pub fn behind<T: AsRef<str>>(names: &[T]) -> Self {
+        let kinds = || names.iter().map(|name| (name.as_ref(), Self::of(&[name])));
+        // Of many programs `init` is but a nickname: any other name says more, the last one most.
+        let is_named =
+            |(name, kind): &(&str, Self)| *kind != Self::None && !name.ends_with("/init");
+        let named = kinds().rev().find(is_named).map(|(_, kind)| kind);
+        named.or_else(|| kinds().map(|(_, kind)| kind).max()).unwrap_or(Self::None)
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +134,21 @@ mod tests {
             assert_eq!(InitMode::of(&words), InitMode::None, "{command}");
         }
         assert_eq!(InitMode::of::<&str>(&[]), InitMode::None);
+    }
+
+    #[test]
+    fn behind_a_link_the_most_telling_name_counts() {
+        for (names, mode) in [
+            ("/init /lib/systemd/systemd", InitMode::System),
+            ("/sbin/init /usr/bin/tini", InitMode::Program),
+            ("/sbin/init /bin/busybox", InitMode::System),
+            ("/entry /sbin/init /lib/sysvinit/init", InitMode::System),
+            ("/init /etc/s6/init", InitMode::Program),
+            ("/bin/sh /bin/dash", InitMode::None),
+        ] {
+            let words: Vec<&str> = names.split(' ').collect();
+            assert_eq!(InitMode::behind(&words), mode, "{names}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ const LARGEST_SPEC: usize = 768 * 1024;
 /// The variable that says that one is in a container, which a microVM is not. Images of systemd have
 /// it, and a system that believes it leaves out half of its boot.
 const IN_CONTAINER: &str = "container";
+/// Where a program is looked for if no variable says it, as the guest agent does.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The names of the signals from 1 on, without `SIG`.
 const SIGNALS: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -184,11 +186,11 @@ impl ProcessSpec {
 pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, ProcessError> {
     spec.check()?;
     let argv = command(image, spec);
-    let mode = match (spec.init, &image.init) {
-        (Some(mode), _) => mode,
-        (None, Some(_)) if !spec.names_program() => InitMode::System,
-        (None, _) => InitMode::of(&argv),
+    let by_name = || match &image.init {
+        Some(_) if !spec.names_program() => InitMode::System,
+        _ => InitMode::of(&argv),
     };
+    let mode = spec.init.or_else(|| behind_link(image, spec, &argv)).unwrap_or_else(by_name);
     if argv.is_empty() {
         return Ok(MainProcess::Nothing);
     }
@@ -216,6 +218,18 @@ pub fn resolve(image: &ImageConfig, spec: &ProcessSpec) -> Result<MainProcess, P
     }
     check_size(&program.argv, &program.env)?;
     Ok(MainProcess::Program(Box::new(program)))
+}
+
+/// What a command is if it is a link of the image that leads to an init under another name.
+fn behind_link(image: &ImageConfig, spec: &ProcessSpec, argv: &[String]) -> Option<InitMode> {
+    let program = argv.first()?;
+    if image.init_links.is_empty() || program.contains('/') {
+        return image.init_links.get(program).copied();
+    }
+    let env = environment(image, spec);
+    let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str());
+    let mut dirs = path.unwrap_or(DEFAULT_PATH).split(':');
+    dirs.find_map(|dir| image.init_links.get(&format!("{dir}/{program}")).copied())
 }
 
 /// The program and its arguments; empty for none.

@@ -63,6 +63,27 @@ fn an_init_is_process_1_unless_a_program_is_named() {
 }
 
 #[test]
+fn an_init_is_known_behind_a_link_of_any_name() {
+    let links = [("/init", InitMode::System), ("/opt/entry", InitMode::System)];
+    let tini = ("/sbin/init", InitMode::Program);
+    let init_links = links.into_iter().chain([tini]).map(|(link, mode)| (link.to_owned(), mode));
+    let image = ImageConfig {
+        init: Some("/sbin/init".into()),
+        init_links: init_links.collect(),
+        env: vec!["PATH=/bin:/opt".to_owned()],
+        ..ImageConfig::default()
+    };
+    let command = |text: &str| ProcessSpec { command: Some(words(text)), ..Default::default() };
+    for text in ["/init --unit=rescue.target", "/opt/entry", "entry"] {
+        assert_eq!(init(&image, &command(text)).argv, words(text));
+    }
+    assert!(program(&image, &ProcessSpec::default()).is_first, "/sbin/init is tini");
+    assert!(!program(&image, &command("/bin/entry")).is_first);
+    let mode = Some(InitMode::None);
+    assert!(!program(&image, &ProcessSpec { init: mode, ..command("/init") }).is_first);
+}
+
+#[test]
 fn an_init_has_its_arguments_and_variables_whoever_names_it() {
     let image = ImageConfig {
         entrypoint: words("/sbin/init"),

@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mvm_core::image::ImageConfig;
+use mvm_core::init::InitMode;
 use mvm_core::name::RevisionId;
 
 use super::ImageError;
@@ -18,6 +19,7 @@ use super::digest::{Digest, InputDigest};
 use super::durable::{
     FileError, NameLock, Named, abandoned, names, remove_abandoned, remove_dir, write_new,
 };
+use super::init_links::init_links;
 use super::initrd::write_initrd;
 use super::progress::{OnProgress, step};
 use super::revision::{
@@ -155,10 +157,10 @@ impl ImageStore {
         if let Some(modules) = link_modules(inputs.kernel, temp.path())? {
             manifest.files.insert(MODULES.to_owned(), modules);
         }
-        write_root_filesystem(inputs.source, temp.path(), progress)
+        let init_links = write_root_filesystem(inputs.source, temp.path(), progress)
             .await
             .map_err(|error| error.at(&self.dir))?;
-        manifest.config = inputs.source.config();
+        manifest.config = ImageConfig { init_links, ..inputs.source.config() };
         let dest = self.dir.join(id.as_str());
         let work = move || {
             for name in [VMLINUZ, INITRD, ROOT] {
@@ -230,18 +232,20 @@ fn link_modules(kernel: &Kernel, dir: &Path) -> Result<Option<StoredFile>, Image
     Ok(Some(stored.clone()))
 }
 
+/// Makes the root filesystem, and tells which of its links lead to inits.
 async fn write_root_filesystem(
     source: &dyn ImageSource,
     dir: &Path,
     progress: OnProgress<'_>,
-) -> Result<(), ImageError> {
+) -> Result<BTreeMap<String, InitMode>, ImageError> {
     let tree = dir.join("tree");
     fs::create_dir(&tree).named("create directory", &tree)?;
     source.write_root(&tree, progress).await?;
     let root = dir.join(ROOT);
     let looked = tree.clone();
-    let has_holes = tokio::task::spawn_blocking(move || has_large_hole(&looked)).await;
-    let has_holes = has_holes.map_err(io::Error::other).named("read", &tree)??;
+    let look = move || Ok::<_, FileError>((has_large_hole(&looked)?, init_links(&looked)?));
+    let looked = tokio::task::spawn_blocking(look).await;
+    let (has_holes, init_links) = looked.map_err(io::Error::other).named("read", &tree)??;
     step(progress, "making the root filesystem".to_owned(), async {
         // Uncompressed: guests read it faster, and one page cache serves all of them.
         let mut tool = Tool::new("mkfs.erofs").args(["--quiet", "-U", ROOT_UUID]);
@@ -261,7 +265,8 @@ async fn write_root_filesystem(
     })
     .await?;
     fs::set_permissions(&root, Permissions::from_mode(0o444)).named("set the mode of", &root)?;
-    Ok(remove_dir(&tree)?)
+    remove_dir(&tree)?;
+    Ok(init_links)
 }
 
 /// Whether a file of the tree leaves a lot of space out that a plain filesystem image would fill.

@@ -15,6 +15,7 @@ pub(crate) mod debian;
 pub mod digest;
 pub mod disk;
 pub mod durable;
+mod init_links;
 pub mod initrd;
 pub mod oci;
 pub mod progress;

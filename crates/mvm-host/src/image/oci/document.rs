@@ -346,6 +346,8 @@ impl Config {
             volumes: config.volumes.unwrap_or_default().into_keys().collect(),
             has_healthcheck: config.healthcheck.is_some_and(|check| check.is_check()),
             init,
+            // Found once there is a tree.
+            init_links: BTreeMap::new(),
         }
     }
 }
