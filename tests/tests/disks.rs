@@ -92,3 +92,33 @@ fn what_is_on_a_disk_outlives_instances_and_nobody_is_in_a_writers_way() {
     node.ok(&["tenant", "destroy", "acme"]);
     assert_eq!(node.leftovers(), [""; 0]);
 }
+
+#[test]
+fn a_reader_of_a_disk_whose_writer_was_killed_says_how_its_journal_is_replayed() {
+    let Some(node) = Node::new() else { return };
+    node.ok(&["tenant", "create", "acme"]);
+    node.ok(&["disk", "create", "acme/data", "--size", "64M"]);
+    node.small_pool("acme/write", &["--disk", "64M", "--disk-attach", ON]);
+    node.small_pool("acme/read", &["--disk", "64M", "--disk-attach", READ_ONLY]);
+    let writer = node.boot("acme/write");
+    node.guest(&writer, "echo one > /srv/data/file && sync && echo two > /srv/data/other");
+    node.ok(&["kill", &writer]);
+
+    let refused = node.mvm(&["instance", "create", "acme/read", "--start"]).fails_with(1);
+    let instances = node.json(&["instance", "list", "acme/read"]);
+    let reader = instances[0]["path"].as_str().unwrap().to_owned();
+    let steps = [format!("mvm stop {reader}"), format!("mvm start {writer}")];
+    refused.says(&["disk data cannot be mounted", &steps[0], &steps[1]]);
+    for step in [["stop", &reader], ["start", &writer], ["kill", &writer]] {
+        node.ok(&step);
+    }
+    node.ok(&["rm", &writer]);
+
+    let replay = ["run", "--rm", "--tenant", "acme", "-v", "data:/mnt", "builtin", "true"];
+    let refused = node.mvm(&["start", &reader]).fails_with(1);
+    refused.says(&[&format!("mvm {}", replay.join(" "))]);
+    node.ok(&["stop", &reader]);
+    node.ok(&replay);
+    node.ok(&["start", &reader]);
+    assert_eq!(node.guest(&reader, "cat /srv/data/file"), "one");
+}

@@ -498,6 +498,8 @@ pub enum ErrorKind {
     Limit,
     /// The guest's kernel refused.
     System,
+    /// A disk that may only be read was not unmounted in order: its journal has to be replayed.
+    Unclean,
     /// A class of a newer peer.
     #[serde(other)]
     Unknown,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mvm_core::disk::DiskMount;
 use mvm_core::guest::DiskConfiguration;
 use mvm_core::name::DiskPath;
-use mvm_core::record::{self, DiskFailure, DiskStatus, InstanceRecord};
+use mvm_core::record::{self, Desired, DesiredState, DiskFailure, DiskStatus, InstanceRecord};
 use mvm_host::vmm::{Disk, DiskAccess};
 use mvm_store::{Op, StoreError, encode};
 
@@ -84,6 +84,29 @@ pub(crate) fn for_vmm(node: &Node, record: &InstanceRecord) -> Vec<Disk> {
         access: if mount.read_only { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite },
     };
     in_order(record).into_iter().map(disk).collect()
+}
+
+/// What to type so that a journal is replayed which keeps an instance from reading its disks.
+pub(crate) fn how_to_replay(desired: &Desired, reader: &InstanceRecord) -> String {
+    let tenant = &reader.path.pool.tenant;
+    let reads = |mount: &&DiskMount| mount.read_only;
+    let disks: Vec<&DiskMount> = reader.spec.disks.iter().filter(reads).collect();
+    let writes =
+        |other: &&InstanceRecord| {
+            let is_kept = other.desired != DesiredState::Destroyed;
+            is_kept
+                && other.spec.disks.iter().any(|mount| {
+                    !mount.read_only && disks.iter().any(|disk| disk.name == mount.name)
+                })
+        };
+    let replay = match (desired.instances_of(tenant).find(writes), disks.as_slice()) {
+        (Some(writer), _) => format!("`mvm start {0}` and `mvm stop {0}`", writer.path),
+        (None, [disk]) => {
+            format!("`mvm run --rm --tenant {tenant} -v {}:/mnt builtin true`", disk.name)
+        }
+        (None, _) => "start and stop an instance that writes it".to_owned(),
+    };
+    format!("stop what reads it (`mvm stop {}`), then {replay}", reader.path)
 }
 
 /// The guest's name of the disk that comes after an instance's data disks.

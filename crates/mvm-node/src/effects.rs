@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use mvm_core::death::{CONSOLE_SEARCH_LINES, CONSOLE_TAIL_LINES, last_words};
 use mvm_core::guest::{
-    Configuration, ExecRequest, Feature, HookReport, MODULES_ARGUMENT, NetworkConfiguration,
-    WakeReason,
+    Configuration, ErrorKind, ExecRequest, Feature, HookReport, MODULES_ARGUMENT,
+    NetworkConfiguration, WakeReason,
 };
 use mvm_core::lifecycle::{Event, InstanceStatus, Outcome, Phase};
 use mvm_core::main_process::{MainProcess, resolve};
@@ -82,6 +82,8 @@ pub(crate) enum EffectError {
         "the guest agent does not answer, so that the guest cannot prepare (`--force` does without)"
     )]
     Silent,
+    #[error("{error}: {how}")]
+    Unclean { error: String, how: String },
     #[error("it is to end")]
     Abandoned,
     #[error("{0}")]
@@ -446,8 +448,13 @@ async fn configure_over(
         session.need(Feature::Settings)?;
     }
     let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
-    session.configure(configuration, limit).await?;
-    Ok(())
+    session.configure(configuration, limit).await.map_err(|error| match error {
+        SessionError::Guest { error, .. } if error.kind == ErrorKind::Unclean => {
+            let how = disks::how_to_replay(&node.state.now().desired, &record);
+            EffectError::Unclean { error: error.message, how }
+        }
+        error => error.into(),
+    })
 }
 
 async fn network_configuration(

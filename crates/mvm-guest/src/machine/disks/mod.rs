@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mvm_core::guest::{DiskConfiguration, GuestError};
+use mvm_core::guest::{DiskConfiguration, ErrorKind, GuestError};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::console::complain;
-use crate::failure::{invalid, refused};
+use crate::failure::{failure, invalid};
 use mounts::MountInfo;
 
 pub(crate) use freeze::{freeze_all, thaw_all};
@@ -30,6 +30,9 @@ pub(crate) use freeze::{freeze_all, thaw_all};
 const DEADLINE: Duration = Duration::from_secs(10);
 /// `_IOW('f', 16, __u64)` of `<linux/ext4.h>`: grow a mounted file system to so many blocks.
 const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+/// Why a journal keeps a disk from being read.
+const UNCLEAN: &str = "it was not unmounted in order and must be mounted for writing once, \
+                       so that its journal is replayed";
 /// The root's own disks come first, data disks after them.
 const FIRST_DEVICE: u8 = b'c';
 
@@ -55,7 +58,8 @@ pub(super) fn check(disks: &[DiskConfiguration]) -> Result<(), GuestError> {
 pub(super) fn ensure_mounted(disks: &[DiskConfiguration]) -> Result<(), GuestError> {
     let failed = |disk: &DiskConfiguration, error: String| {
         let DiskConfiguration { name, path, .. } = disk;
-        refused(format!("disk {name} cannot be mounted on {path}"), error)
+        let kind = if error == UNCLEAN { ErrorKind::Unclean } else { ErrorKind::System };
+        failure(kind, format!("disk {name} cannot be mounted on {path}: {error}"))
     };
     let mut missing: Vec<(PathBuf, &DiskConfiguration)> = Vec::new();
     for disk in disks {
@@ -127,11 +131,7 @@ fn mount_on(disk: &DiskConfiguration, place: &Path) -> Result<(), String> {
     let flags = flags | MountFlags::NOATIME | MountFlags::NODEV;
     match mount(&*device, place, "ext4", flags, options) {
         Ok(()) => {}
-        Err(Errno::ROFS) if disk.read_only => {
-            return Err("it was not unmounted in order and must be mounted for writing once, \
-                        so that its journal is replayed"
-                .to_owned());
-        }
+        Err(Errno::ROFS) if disk.read_only => return Err(UNCLEAN.to_owned()),
         Err(Errno::INVAL) => return Err("it has no ext4 file system, or a damaged one".to_owned()),
         Err(error) => return Err(error.to_string()),
     }
