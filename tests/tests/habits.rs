@@ -100,6 +100,7 @@ fn command(verb: Verb, subject: &Subject) -> Option<Vec<&str>> {
         | Verb::AttachEarly
         | Verb::Watch
         | Verb::PoolReady
+        | Verb::TenantMove
         | Verb::DiskCreate
         | Verb::DiskResize
         | Verb::DiskRemove

@@ -92,6 +92,8 @@ fn beside_it(verb: Verb, situation: Situation, beside: Beside) -> Cell {
         (Verb::Fork | Verb::WarmUp, Beside::DataDisk) => REFUSED,
         (Verb::CreateStarted | Verb::DiskResize, Beside::DataDisk) if is_held => REFUSED,
         (Verb::DiskResize, Beside::DataDisk) => Cell::Stays,
+        // What stands by has a tap, too.
+        (Verb::TenantMove, Beside::Spare) => REFUSED,
         // It is attached to the pool.
         (Verb::DiskRemove, Beside::DataDisk) => REFUSED,
         // A base would outlive the run that it is for.

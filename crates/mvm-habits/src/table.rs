@@ -95,6 +95,8 @@ pub fn row(verb: Verb) -> [Cell; 10] {
 
         Verb::TenantCreate | Verb::TenantDestroy => [NO; 10],
         Verb::TenantUpdate | Verb::Tenants => [OK; 10],
+        // Whatever has a tap has it in the old subnet.
+        Verb::TenantMove => [OK, NO, NO, NO, OK, NO, NO, OK, NO, NO],
         Verb::TenantDestroyForce | Verb::Down => {
             [GONE, GONE, GONE, GONE, GONE, GONE, GONE, GONE, GONE, OK]
         }

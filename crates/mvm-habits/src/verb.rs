@@ -93,6 +93,8 @@ listed! {
         TenantCreate = "tenant create (again)",
         /// `mvm tenant update`.
         TenantUpdate = "tenant update",
+        /// `mvm tenant update --subnet`.
+        TenantMove = "tenant update --subnet",
         /// `mvm tenant list`, `mvm tenant info`.
         Tenants = "tenant list, info",
         /// `mvm tenant destroy`.
@@ -212,6 +214,7 @@ pub fn verb_of_request(request: &Request) -> Option<Verb> {
     Some(match request {
         Request::TenantCreate { .. } => Verb::TenantCreate,
         Request::TenantUpdate { .. } => Verb::TenantUpdate,
+        Request::TenantMove { .. } => Verb::TenantMove,
         Request::TenantDestroy { force: false, .. } => Verb::TenantDestroy,
         Request::TenantDestroy { .. } => Verb::TenantDestroyForce,
         Request::PoolCreate { .. } => Verb::PoolCreate,
@@ -242,8 +245,6 @@ pub fn verb_of_request(request: &Request) -> Option<Verb> {
         Request::DiskRemove { .. } => Verb::DiskRemove,
         Request::Apply { .. } => Verb::Up,
         Request::Remove { .. } => Verb::Down,
-        // Of a whole tenant at rest, its bystanders too: admission's own tests have it.
-        Request::TenantMove { .. } => return None,
         // For `pool warm-up`, `fork`, the instances that stand by, and the sleep policy.
         Request::PoolTemplate { .. }
         | Request::InstanceFork { .. }

@@ -114,6 +114,7 @@ pub(super) fn call(verb: Verb, subject: &InstancePath, spec: &PoolSpec) -> Call 
             let quota = Quota { running: Some(1_000), ..Quota::default() };
             Request::TenantUpdate { name, quota, lift: vec![] }
         }
+        Verb::TenantMove => Request::TenantMove { name, subnet: "10.99.0.0/24".parse().unwrap() },
         Verb::TenantDestroy => Request::TenantDestroy { name, force: false },
         Verb::TenantDestroyForce => Request::TenantDestroy { name, force: true },
         Verb::DiskCreate => {
