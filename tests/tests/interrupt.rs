@@ -121,3 +121,27 @@ fn an_agent_in_the_foreground_ends_in_order() {
     assert_eq!(node.guest(&path, "echo up"), "up");
     assert_eq!(node.instance(&path)["boots"], 1);
 }
+
+#[test]
+fn a_run_that_is_interrupted_before_its_program_runs_ends_and_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let run = ["run", "--rm", "--mem", "192M", "--net", "none", "builtin", "sleep", "1000"];
+    let has_pool = || {
+        node.agent_pid().is_some() && !node.json(&["pool", "list"]).as_array().unwrap().is_empty()
+    };
+    let moments: [(&str, &dyn Fn() -> bool); 4] = [
+        ("at once", &|| true),
+        ("once an agent is there", &|| node.agent_pid().is_some()),
+        ("once it has a pool", &has_pool),
+        ("once its machine boots", &|| !node.vmm_pids().is_empty()),
+    ];
+    for (when, is_time) in moments {
+        let output = interrupt(&node, &run, |_| is_time());
+        assert!(!output.stderr.contains("goes on"), "{when}: {output}");
+        until(&format!("nothing is left of one that ended {when}"), LIMIT, || {
+            let pools = node.json(&["pool", "list"]);
+            (node.instances().is_empty() && pools.as_array().unwrap().is_empty()).then_some(())
+        });
+        assert_eq!(node.vmm_pids(), [0; 0], "{when}");
+    }
+}

@@ -70,3 +70,16 @@ fn leaving_needs_no_guest(node: &Node, terminal: &mut Terminal) {
     let state = node.instances()[0]["state"].clone();
     assert_ne!(state, "running", "the boot was waited for");
 }
+
+#[test]
+fn a_terminal_without_a_program_has_a_shell() {
+    let Some(node) = Node::new() else { return };
+    let run = ["run", "-it", "--rm", "--net", "none", "--mem", "192M", "builtin"];
+    let mut terminal = Terminal::start(node.command(&run));
+    terminal.until_raw();
+    terminal.key("echo $((6 * 7))-$0\r");
+    terminal.until_seen("42-");
+    terminal.key("exit 3\r");
+    assert_eq!(terminal.wait(), Some(3));
+    until("it is removed", SOON, || node.instances().is_empty().then_some(()));
+}

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mvm_tests::node::Node;
@@ -229,4 +231,33 @@ fn forks_have_their_sources_memory_and_their_own_identity() {
     assert_eq!(forks, 4, "no fork booted");
     node.ok(&["tenant", "destroy", "acme", "--force"]);
     assert_eq!(node.leftovers(), [""; 0]);
+}
+
+#[test]
+fn a_copy_whose_instance_falls_asleep_says_so() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    node.guest(&path, "mkdir /root/in");
+    let mut command = node.command(&["cp", "-", &format!("{path}:/root/in")]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut copy = command.spawn().unwrap();
+    // The beginning of a file that is longer than what comes of it.
+    let archive = node.dir().join("archive");
+    fs::write(&archive, [b'x'; 1 << 20]).unwrap();
+    let archive =
+        Command::new("tar").args(["cf", "-", "-C"]).arg(node.dir()).arg("archive").output();
+    let mut stdin = copy.stdin.take().unwrap();
+    stdin.write_all(&archive.unwrap().stdout[..512 << 10]).unwrap();
+    until("it is under way", Duration::from_secs(60), || {
+        (node.guest(&path, "ls -A /root/in | wc -l") != "0").then_some(())
+    });
+    node.ok(&["sleep", &path]);
+    // Whoever reads an archive has more to read until it ends.
+    drop(stdin.write_all(&[0; 1 << 20]));
+    let output = copy.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("fell asleep"), "{said}");
+    node.until_state(&path, "sleeping");
 }

@@ -122,6 +122,36 @@ async fn the_image_for_this_machine_is_taken_out_of_an_index() {
 }
 
 #[tokio::test]
+async fn an_index_may_lead_to_another_index() {
+    if !real_tools() || !can_run(&["curl"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(&dir.path().join("layout")).layer(LayerTar::new().file("for", "us"));
+    let mut ours = layout.manifest();
+    ours["platform"] = json!({ "os": "linux", "architecture": ARCH });
+    let registry = RealRegistry::start();
+    let image = registry.push(&layout.tag("t"), "nested:t");
+    // Tools that copy images do not push an index of indexes: it is pushed as it is.
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let push = |manifest: &serde_json::Value, tag: &str| {
+        let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [manifest] });
+        let (index, file) = (index.to_string(), dir.path().join(tag));
+        fs::write(&file, &index).unwrap();
+        let url = format!("http://{}/v2/nested/manifests/{tag}", registry.host);
+        let (header, data) = (format!("Content-Type: {kind}"), format!("@{}", file.display()));
+        run("curl", &["-sSf", "-X", "PUT", "-H", &header, "--data-binary", &data, &url]);
+        json!({ "mediaType": kind, "digest": sha256(index.as_bytes()), "size": index.len() })
+    };
+    let inner = push(&ours, "inner");
+    push(&inner, "outer");
+    let (state, config) = (dir.path().join("state"), no_config(dir.path()));
+    let outer = image.replace("nested:t", "nested:outer");
+    let tree = pull(&outer, &state, &config).await.unwrap();
+    assert_eq!(tree[Path::new("for")].content, sha256(b"us")["sha256:".len()..]);
+}
+
+#[tokio::test]
 async fn credentials_are_needed_where_they_are_and_asked_for_by_name() {
     if !real_tools() {
         return;

@@ -4,13 +4,15 @@ mod fake_agent;
 
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
 use mvm_core::admit::{Capacity, Request, Usage};
 use mvm_core::lifecycle::State;
 use mvm_core::record::BuildState;
 use mvm_core::vmm::{Accel, VmmKind};
-use mvm_wire::view::{InstanceView, NodeView, PoolView, TenantView, VerifyView};
+use mvm_wire::view::{BaseView, InstanceView, NodeView, PoolView, TenantView, VerifyView};
 use mvm_wire::{Accepted, ApiError, Call, ErrorCode, InstanceTarget, Reply};
 
 use crate::cli::{self, Cli};
@@ -412,4 +414,31 @@ fn an_agent_that_accepts_and_says_nothing_does_not_hold_a_command_for_ever() {
     assert_eq!(ran.code, 7, "{}", ran.talk);
     assert!(ran.talk.contains("did not answer within 10 s"), "{}", ran.talk);
     assert!(ran.talk.contains("agent.log"), "{}", ran.talk);
+}
+
+#[test]
+fn a_base_that_still_fits_is_not_made_anew_for_those_that_stand_by() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&made);
+    let agent = FakeAgent::new(move |call| {
+        let has_base = counted.load(Ordering::Relaxed) > 0;
+        let id = "s-01234567".parse().unwrap();
+        let base = BaseView { id, in_use: true, made_unix_ms: 0, given_up: None };
+        let view = PoolView { base: has_base.then_some(base), ..samples::pool("demo/hello") };
+        let reply = match call {
+            Call::Submit(Request::PoolReady { ready: 2, .. }) => Reply::Accepted(accepted()),
+            Call::Pools { .. } => Reply::Pools(vec![view]),
+            Call::WarmUp { .. } => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Reply::Pools(vec![view])
+            }
+            other => panic!("{other:?}"),
+        };
+        vec![Act::Reply(reply)]
+    });
+    let ran = run(&agent, "pool warm-up demo/hello --ready 2");
+    assert_eq!((ran.code, made.load(Ordering::Relaxed)), (0, 1), "{}", ran.talk);
+    let ran = run(&agent, "pool warm-up demo/hello --ready 2");
+    assert_eq!((ran.code, made.load(Ordering::Relaxed)), (0, 1), "{}", ran.talk);
+    assert!(ran.talk.contains("its base still fits and is kept"), "{}", ran.talk);
 }
