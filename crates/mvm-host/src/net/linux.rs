@@ -3,6 +3,9 @@
 //! Order makes every half-done change safe: links go before the rules that guard them, and come
 //! after. A kill between any two steps leaves something that [`ensure`](Network::ensure) mends.
 
+mod firewall;
+mod making;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,15 +13,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
-use mvm_core::nft::{render_delta, render_full};
+use mvm_core::nft::render_full;
 use tokio::sync::Mutex;
+
+use firewall::{Firewall, is_as_left};
 
 use super::claims::Claims;
 use super::links::{Link, LinkKind, Links};
 use super::names::{Names, RESOLV_CONF};
 use super::ownership::Ownership;
 use super::resting::Resting;
-use super::tap::NewTap;
 use super::verify::Machine;
 use super::{
     Difference, Network, NetworkError, Occupied, Owner, Registry, Surroundings, nft, sysctl,
@@ -43,18 +47,6 @@ pub struct LinuxNetwork {
     resting: Resting,
     /// Held over each change, so that changes happen one after the other.
     firewall: Mutex<Firewall>,
-}
-
-/// What we know of our tables in the kernel.
-#[derive(Debug)]
-enum Firewall {
-    /// Nothing yet: a change could take away what an earlier agent has let through.
-    Unknown,
-    /// They are what this network renders to, for certain as of this transaction of the kernel's; of
-    /// none if somebody else has changed something since they were looked at.
-    Applied(NodeNetwork, Option<u32>),
-    /// They should be what this network renders to, but a change failed.
-    Broken(NodeNetwork),
 }
 
 impl LinuxNetwork {
@@ -92,7 +84,7 @@ impl LinuxNetwork {
         if let Some(link) = &found {
             self.ownership.check(link)?;
         }
-        self.change_firewall(firewall, wanted).await?;
+        firewall.change(self.owner.table(), wanted).await?;
         match found {
             // Mending is for `ensure`: here the way is short.
             Some(bridge) if bridge.is_up => Ok(bridge),
@@ -140,36 +132,6 @@ impl LinuxNetwork {
         (admissible, errors)
     }
 
-    /// Makes bridges and taps as they are to be, and returns what could not be done.
-    async fn ensure_links(
-        &self,
-        wanted: &NodeNetwork,
-        links: &BTreeMap<String, Link>,
-    ) -> Result<Vec<NetworkError>, NetworkError> {
-        let mut errors: Vec<_> = sysctl::ip_forward().ensure().err().into_iter().collect();
-        let mut addresses: BTreeMap<u32, Vec<Ipv4Net>> = BTreeMap::new();
-        for (index, address) in self.links.addresses().await? {
-            addresses.entry(index).or_default().push(address);
-        }
-        for tenant in wanted.tenants() {
-            let found = links.get(&tenant.bridge());
-            let has = found.and_then(|link| addresses.get(&link.index));
-            let has = has.map_or(&[][..], Vec::as_slice);
-            let bridge = match self.ensure_bridge(tenant, found, has).await {
-                Ok(bridge) => bridge,
-                Err(error) => {
-                    errors.push(error);
-                    continue;
-                }
-            };
-            for instance in wanted.awake().filter(|instance| instance.tenant == *tenant) {
-                let found = links.get(&instance.tap());
-                errors.extend(self.ensure_tap(instance, found, &bridge).await.err());
-            }
-        }
-        Ok(errors)
-    }
-
     /// Looks at what other software's firewall does to guests.
     async fn look_at_others(&self) {
         let is_dropped = !input_drops().await.is_empty();
@@ -184,73 +146,9 @@ impl LinuxNetwork {
         })
     }
 
-    /// Deletes our links that are not to be kept, taps before bridges.
-    async fn sweep(
-        &self,
-        links: &BTreeMap<String, Link>,
-        is_kept: impl Fn(&Link) -> bool,
-    ) -> Vec<NetworkError> {
-        let mut errors = Vec::new();
-        let (bridges, others): (Vec<_>, Vec<_>) = links
-            .values()
-            .filter(|link| !is_kept(link))
-            .partition(|link| matches!(link.kind, LinkKind::Bridge { .. }));
-        for link in others.into_iter().chain(bridges) {
-            let deleted = match self.ownership.is_ours(link) {
-                Ok(true) => self.links.delete(link).await,
-                Ok(false) => Ok(()),
-                Err(error) => Err(error),
-            };
-            errors.extend(deleted.err());
-        }
-        errors
-    }
-
     async fn links_by_name(&self) -> Result<BTreeMap<String, Link>, NetworkError> {
         let links = self.links.all().await?;
         Ok(links.into_iter().map(|link| (link.name.clone(), link)).collect())
-    }
-
-    /// Makes a tenant's bridge, or mends it; `addresses` are those that it has.
-    async fn ensure_bridge(
-        &self,
-        tenant: &TenantNetwork,
-        found: Option<&Link>,
-        addresses: &[Ipv4Net],
-    ) -> Result<Link, NetworkError> {
-        let (name, mac) = (tenant.bridge(), tenant.gateway_mac());
-        let bridge = match found {
-            Some(link) => {
-                self.ownership.check(link)?;
-                let settings =
-                    LinkKind::Bridge { forwards_link_local: true, runs_spanning_tree: false };
-                if link.mac != Some(mac) || link.kind != settings {
-                    self.links.reset_bridge(link, mac).await?;
-                }
-                link.clone()
-            }
-            None => {
-                self.links.add_bridge(&name, mac).await?;
-                self.links.found(&name).await?
-            }
-        };
-        if bridge.alias.as_deref() != Some(self.ownership.alias()) {
-            self.links.set_alias(&bridge, self.ownership.alias()).await?;
-        }
-        for setting in sysctl::of_bridge(&name) {
-            setting.ensure()?;
-        }
-        let gateway = tenant.gateway_net();
-        for &address in addresses.iter().filter(|address| **address != gateway) {
-            self.links.delete_address(&bridge, address).await?;
-        }
-        if !addresses.contains(&gateway) {
-            self.links.add_address(&bridge, gateway).await?;
-        }
-        if !bridge.is_up {
-            self.links.bring_up(&bridge).await?;
-        }
-        Ok(bridge)
     }
 
     /// Lets an instance's packets through, and returns its tap, if it has one, and its tenant's bridge.
@@ -275,131 +173,6 @@ impl LinuxNetwork {
         }
         let bridge = self.guarded_bridge(firewall, wanted, &instance.tenant).await?;
         Ok((tap, bridge))
-    }
-
-    /// Makes an instance's tap on its bridge, or mends it.
-    async fn ensure_tap(
-        &self,
-        instance: &InstanceNetwork,
-        found: Option<&Link>,
-        bridge: &Link,
-    ) -> Result<(), NetworkError> {
-        let (name, owner_uid) = (instance.tap(), instance.owner_uid());
-        let tap = match found {
-            Some(link) => {
-                self.ownership.check(link)?;
-                if link.kind == (LinkKind::Tap { owner_uid: Some(owner_uid) }) {
-                    link.clone()
-                } else {
-                    self.links.delete(link).await?;
-                    self.create_tap(&name, owner_uid).await?
-                }
-            }
-            None => self.create_tap(&name, owner_uid).await?,
-        };
-        for setting in sysctl::of_tap(&name) {
-            setting.ensure()?;
-        }
-        if tap.controller != Some(bridge.index) {
-            self.links.attach(&tap, bridge).await?;
-        }
-        // Whatever was said while it rested.
-        self.links.leave_to_port(bridge, instance.mac()).await?;
-        // Never before it is attached: on its own it would lead into the host.
-        if !tap.is_up {
-            self.links.bring_up(&tap).await?;
-        }
-        Ok(())
-    }
-
-    /// Deletes an instance's tap, if there is one and it is ours.
-    async fn delete_tap(&self, instance: &InstanceNetwork) -> Result<(), NetworkError> {
-        match self.links.get(&instance.tap()).await? {
-            Some(tap) if self.ownership.is_ours(&tap)? => self.links.delete(&tap).await,
-            _ => Ok(()),
-        }
-    }
-
-    async fn create_tap(&self, name: &str, owner_uid: u32) -> Result<Link, NetworkError> {
-        let failed = |error| NetworkError::system(format!("create the tap {name}"))(error);
-        let new = NewTap::create(name, owner_uid).map_err(failed)?;
-        let tap = self.links.found(name).await?;
-        // Marked before it can outlive us: there is never a tap that nobody owns.
-        self.links.set_alias(&tap, self.ownership.alias()).await?;
-        new.persist().map_err(failed)?;
-        Ok(tap)
-    }
-
-    /// Turns the firewall that we know of into that of `wanted`.
-    async fn change_firewall(
-        &self,
-        firewall: &mut Firewall,
-        wanted: NodeNetwork,
-    ) -> Result<(), NetworkError> {
-        let table = self.owner.table();
-        let full = render_full(table, &wanted);
-        let (batch, builds_on) = match firewall {
-            Firewall::Applied(applied, left_at) => {
-                (render_delta(table, applied, &wanted), Some(*left_at))
-            }
-            Firewall::Unknown | Firewall::Broken(_) => (full.clone(), None),
-        };
-        if batch.is_empty() {
-            if let Firewall::Applied(applied, _) = firewall {
-                // Who sleeps is in no rule.
-                *applied = wanted;
-            }
-            return Ok(());
-        }
-        // Stays so if the batch fails, or nobody waits for its end.
-        *firewall = Firewall::Broken(wanted.clone());
-        let left_at = match nft::apply(batch).await {
-            // A change is of what is known only if nothing came before it.
-            Ok(number) => number.filter(|number| {
-                builds_on.is_none_or(|left_at| left_at == Some(number.wrapping_sub(1)))
-            }),
-            Err(error) => {
-                tracing::warn!(%table, %error, "the firewall is not as it was left: replacing it");
-                nft::apply(full).await?
-            }
-        };
-        *firewall = Firewall::Applied(wanted, left_at);
-        Ok(())
-    }
-
-    /// Reads the kernel's tables and replaces them if they are not those of `wanted`; tells whether they
-    /// were not.
-    async fn ensure_firewall(
-        &self,
-        firewall: &mut Firewall,
-        wanted: NodeNetwork,
-    ) -> Result<bool, NetworkError> {
-        let table = self.owner.table();
-        let expected = nft::expected(table.clone(), &wanted).await?;
-        // Before the tables are read: what is changed meanwhile is looked at again.
-        let mut left_at = nft::generation().await?;
-        let differs = nft::current(table.clone()).await? != expected;
-        if differs {
-            *firewall = Firewall::Broken(wanted.clone());
-            left_at = nft::apply(render_full(table, &wanted)).await?;
-        }
-        *firewall = Firewall::Applied(wanted, left_at);
-        Ok(differs)
-    }
-}
-
-/// Whether nobody has changed any firewall since this transaction.
-async fn is_as_left(left_at: Option<u32>) -> Result<bool, NetworkError> {
-    Ok(left_at.is_some() && nft::generation().await? == left_at)
-}
-
-impl Firewall {
-    /// The network that the tables are, or should be, of.
-    fn network(&self) -> Option<&NodeNetwork> {
-        match self {
-            Self::Unknown => None,
-            Self::Applied(network, _) | Self::Broken(network) => Some(network),
-        }
     }
 }
 
@@ -456,7 +229,7 @@ impl Network for LinuxNetwork {
             errors.extend(left);
             return NetworkError::all(errors);
         }
-        if let Err(error) = self.ensure_firewall(&mut firewall, wanted.clone()).await {
+        if let Err(error) = firewall.ensure(self.owner.table(), wanted.clone()).await {
             // No link comes up without its guard.
             errors.push(error);
             return NetworkError::all(errors);
@@ -538,7 +311,7 @@ impl Network for LinuxNetwork {
         if let Some(applied) = firewall.network() {
             let mut wanted = applied.clone();
             wanted.remove_instance(&instance);
-            errors.extend(self.change_firewall(&mut firewall, wanted).await.err());
+            errors.extend(firewall.change(self.owner.table(), wanted).await.err());
         }
         NetworkError::all(errors)
     }
@@ -558,7 +331,7 @@ impl Network for LinuxNetwork {
         if let Some(applied) = firewall.network() {
             let mut wanted = applied.clone();
             wanted.remove_tenant(tenant.net_id);
-            errors.extend(self.change_firewall(&mut firewall, wanted).await.err());
+            errors.extend(firewall.change(self.owner.table(), wanted).await.err());
         }
         errors.extend(self.ownership.claims().release(tenant.net_id).err());
         NetworkError::all(errors)
@@ -580,7 +353,7 @@ impl Network for LinuxNetwork {
             Firewall::Applied(network, _) | Firewall::Broken(network) => network.clone(),
         };
         self.look_at_others().await;
-        self.ensure_firewall(&mut firewall, wanted).await
+        firewall.ensure(self.owner.table(), wanted).await
     }
 
     async fn mend_links(&self) -> Result<bool, NetworkError> {
