@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use mvm_files::{
     FilesError, Links, Options, Owners, Summary, Target, pack, pack_into_pipe, source_name, unpack,
 };
+use rustix::fs::XattrFlags;
 use tar::{Builder, EntryType, Header};
 
 const HOSTILE: Options = Options { links: Links::Refuse, owners: Owners::Own };
@@ -82,6 +83,21 @@ fn a_tree_comes_back_with_modes_times_and_links() {
     // Once more over itself: everything is replaced, nothing is in the way.
     copy(&format!("{}/.", tree.display()), dir.path().join("copy").to_str().unwrap()).unwrap();
     assert_eq!(facts(&tree), facts(&dir.path().join("copy")));
+}
+
+#[test]
+fn extended_attributes_are_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("file"), "content").unwrap();
+    let name = "user.mvm";
+    if rustix::fs::setxattr(path("file"), name, b"kept", XattrFlags::CREATE).is_err() {
+        return; // This filesystem has none.
+    }
+    copy(path("file").to_str().unwrap(), path("copy").to_str().unwrap()).unwrap();
+    assert_eq!(fs::read(path("copy")).unwrap(), b"content");
+    let has = |file| rustix::fs::getxattr(path(file), name, &mut [0; 8]).is_ok();
+    assert_eq!((has("file"), has("copy")), (true, false), "the guide and the help say so");
 }
 
 #[test]

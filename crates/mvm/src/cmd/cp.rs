@@ -19,7 +19,8 @@ use crate::output::{printable, raw};
 /// Either side may be a file or a whole tree. Modes, times, symbolic and hard links are kept. As
 /// with `cp -r`, a target that is a directory is copied into, `SOURCE/.` means what a directory
 /// holds, and `-` is a tar archive on standard input or output. Each file appears whole or not at
-/// all. It needs neither a network nor any program in the image.
+/// all. Extended attributes and ACLs are not kept. It needs neither a network nor any program in the
+/// image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
