@@ -149,7 +149,7 @@ fn what_is_there_already_or_in_use_is_a_conflict() {
     let stopped = ids.iter().find(|path| !running.contains(&path.as_str())).unwrap();
     let named = [running[0], running[1], "`mvm pool destroy demo/web --force`"];
     let rm = [running[0], running[1], "`mvm rm -f demo/web --all`"];
-    let full = ["10.77.0.0/29", "allows 4 instances: 3 in use, 2 more asked for"];
+    let full = ["10.77.0.0/29", "allows 4 instances: 3 in use, 2 more requested"];
     let several = ["demo/web matches 3 instances", &ids[0], "pass --all"];
     let rows: &[Row<'_>] = &[
         (&["tenant", "create", "demo"], 5, &["tenant demo exists already"]),
@@ -209,32 +209,32 @@ fn each_limit_says_what_is_asked_used_and_allowed() {
         (
             &["instance", "create", "demo/cpus", "--start"],
             4,
-            &["quota of tenant demo allows 4 vCPUs: 2 in use, 3 more asked for", &hints[0]],
+            &["quota of tenant demo allows 4 vCPUs: 2 in use, 3 more requested", &hints[0]],
         ),
         (
             &["instance", "create", "demo/mem", "--start"],
             4,
-            &["allows 1024 MiB of memory: 256 in use, 900 more asked for", &hints[1]],
+            &["allows 1024 MiB of memory: 256 in use, 900 more requested", &hints[1]],
         ),
         (
             &["instance", "create", "demo/disk", "--count", "2"],
             4,
-            &["allows 1024 MiB of disk: 128 in use, 1000 more asked for", &hints[2]],
+            &["allows 1024 MiB of disk: 128 in use, 1000 more requested", &hints[2]],
         ),
         (
             &["pool", "scale", "demo/a", "--running", "4"],
             4,
-            &["allows 3 running instances: 2 in use, 2 more asked for", &hints[3]],
+            &["allows 3 running instances: 2 in use, 2 more requested", &hints[3]],
         ),
         (
             &["pool", "create", "demo/more"],
             4,
-            &["allows 4 pools: 4 in use, 1 more asked for", &hints[4]],
+            &["allows 4 pools: 4 in use, 1 more requested", &hints[4]],
         ),
         (
             &["instance", "create", "demo/a", "--count", "4"],
             4,
-            &["(pool demo/a) allows 5 instances per pool: 2 in use, 4 more asked for", &hints[5]],
+            &["(pool demo/a) allows 5 instances per pool: 2 in use, 4 more requested", &hints[5]],
         ),
         (
             &["instance", "create", "big/big", "--start", "--count", "300"],
@@ -276,7 +276,7 @@ fn a_document_that_cannot_be_used_is_shown_with_its_place() {
         (&["up", &range], 2, &["pool demo/web: mem_mib is 8, but must be at least 96"]),
         (&["up", &name], 2, &["name.toml:1:10: tenant name `De mo` is not valid"]),
         (&["up", &language], 2, &["fleet.ini", ".toml, .yaml, .yml or .json"]),
-        (&["up", &over], 4, &["allows 1 running instances: 0 in use, 2 more asked for"]),
+        (&["up", &over], 4, &["allows 1 running instances: 0 in use, 2 more requested"]),
         (&["down", &unknown], 2, &["u.toml:4:1: "]),
     ];
     all_refused(&node, rows);

@@ -24,7 +24,7 @@ the verb is refused with this [exit code](exit-codes.md), and nothing changes.
 const TAIL: &str = "
 - What a program in the guest has written is there afterwards, synced or not, unless the instance is gone or was ended with `kill`: a
   session with the guest is waited for, and the guest is asked to shut down, also while it starts or falls asleep.
-- A failed instance is one that could not be started, or ended against its wish, and waits for its next attempt, if its restart policy
+- A failed instance is one that could not be started, or ended although it should run, and waits for its next attempt, if its restart policy
   allows one.
 - `instance create` and `fork` add an instance to those that are there. `fork` waits until an instance that starts has started, and until one
   that falls asleep sleeps.

@@ -95,7 +95,7 @@ async fn find(
             Ok((path, hub, news))
         }
         Err(_) => {
-            let message = format!("{path} is not there any more");
+            let message = format!("{path} no longer exists");
             Err(ApiError::new(ErrorCode::Conflict, message).hint("see `mvm ps -a`"))
         }
     }

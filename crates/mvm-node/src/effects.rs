@@ -79,7 +79,7 @@ pub(crate) enum EffectError {
     #[error("the memory image that its state is relative to is not known")]
     NoImage,
     #[error(
-        "the guest agent does not answer, so that the guest cannot prepare (`--force` does without)"
+        "the guest agent does not answer, so the guest cannot prepare for sleep; `--force` skips that"
     )]
     Silent,
     #[error("{error}: {how}")]

@@ -46,7 +46,7 @@ Exit codes:
 /// Runs fleets of microVMs for many tenants on machines you own.
 ///
 /// Each tenant has its own network and limits, a pool describes a group of like instances, and an
-/// instance is one microVM. A node's agent keeps everything as it was asked for; the first command
+/// instance is one microVM. A node's agent keeps everything in its desired state; the first command
 /// that needs it starts it in the background.
 #[derive(Debug, Parser)]
 #[command(name = "mvm", version, after_help = AFTER_HELP, max_term_width = 100)]

@@ -31,7 +31,7 @@ pub struct Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { of, what, asked, used, allowed, .. } = self;
-        write!(f, "{of} allows {allowed} {what}: {used} in use, {asked} more asked for")
+        write!(f, "{of} allows {allowed} {what}: {used} in use, {asked} more requested")
     }
 }
 

@@ -40,7 +40,7 @@ impl Client {
 pub enum Full {
     /// The node has no more, or the tenant as many as are left.
     #[error(
-        "{open} connections to this tenant's ports are open, and no more are left to the node's other tenants"
+        "{open} connections to this tenant's ports are open, and the rest are reserved for the node's other tenants"
     )]
     Tenant {
         /// How many the tenant has.
@@ -53,7 +53,9 @@ pub enum Full {
         open: usize,
     },
     /// The client has as many as are left to others.
-    #[error("{open} connections of one client are open, and no more are left to other clients")]
+    #[error(
+        "{open} connections of one client are open, and the rest are reserved for other clients"
+    )]
     Client {
         /// How many the client has.
         open: usize,

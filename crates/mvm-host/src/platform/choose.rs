@@ -60,7 +60,7 @@ pub fn choose(
         Some(VmmKind::Sim) => Ok(Choice {
             vmm: VmmKind::Sim,
             accel: accel.unwrap_or(Accel::Tcg),
-            why: "asked for; nothing real runs".to_owned(),
+            why: "requested; nothing real runs".to_owned(),
         }),
         // Not Firecracker, also where it is installed: it has run on emulated processors alone.
         None | Some(VmmKind::Qemu) => qemu(accel, facts),
@@ -111,7 +111,7 @@ fn firecracker_version(
 ) -> Result<FirecrackerVersion, PlatformError> {
     let refuse = |problem: &str| Err(PlatformError::NoFirecracker { problem: problem.to_owned() });
     match (&facts.firecracker, accel) {
-        (_, Some(Accel::Tcg)) => refuse("it runs on KVM alone, and `tcg` was asked for"),
+        (_, Some(Accel::Tcg)) => refuse("it runs on KVM alone, and `tcg` was requested"),
         (Firecracker::Missing, _) => refuse(&not_installed()),
         (Firecracker::Unfit { problem }, _) => refuse(problem),
         (Firecracker::Installed { version }, _) => Ok(*version),
@@ -129,10 +129,10 @@ fn choose_accel(asked: Option<Accel>, kvm: KvmVerdict) -> Result<(Accel, String)
             Err(PlatformError::NoKvm { verdict: kvm.to_string() })
         }
         (Some(Accel::Kvm), KvmVerdict::Unusable { .. }) => {
-            Ok((Accel::Kvm, format!("asked for, although guests are likely to fail: {kvm}")))
+            Ok((Accel::Kvm, format!("requested, although guests are likely to fail: {kvm}")))
         }
-        (Some(Accel::Kvm), KvmVerdict::Usable) => Ok((Accel::Kvm, format!("asked for; {kvm}"))),
-        (Some(Accel::Tcg), _) => Ok((Accel::Tcg, "asked for; guests run in software".to_owned())),
+        (Some(Accel::Kvm), KvmVerdict::Usable) => Ok((Accel::Kvm, format!("requested; {kvm}"))),
+        (Some(Accel::Tcg), _) => Ok((Accel::Tcg, "requested; guests run in software".to_owned())),
         (None, KvmVerdict::Usable) => Ok((best, kvm.to_string())),
         (None, _) => Ok((best, format!("guests run in software, because {kvm}"))),
     }

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Work with the node's daemon.
 ///
-/// The agent keeps everything as it was asked for. The first command that needs it starts it in
+/// The agent keeps everything in its desired state. The first command that needs it starts it in
 /// the background.
 #[derive(Debug, Args)]
 #[command(after_help = "\

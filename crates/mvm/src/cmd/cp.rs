@@ -36,7 +36,7 @@ pub(crate) struct Cp {
     /// INSTANCE:PATH, PATH, or - for a tar archive.
     #[arg(value_parser = place)]
     target: Place,
-    /// Keep the owners' user and group ids; else files belong to whoever copies (root in guests).
+    /// Keep the owners' user and group ids; otherwise files belong to the user who copies (root in guests).
     #[arg(short, long)]
     archive: bool,
 }

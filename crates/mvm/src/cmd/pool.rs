@@ -136,7 +136,8 @@ struct Build {
 ///
 /// A tag of a registry is looked up again. Settings of the guest's kernel are added to those that the
 /// pool has. Instances that exist keep the image that they were first started with, and their
-/// settings. `mvm pool rollback` goes back to an earlier image.
+/// settings: `mvm pool info` counts them and says how to renew them. `mvm pool rollback` goes back to
+/// an earlier image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -178,8 +179,8 @@ struct Rollback {
 /// The first one after a minute without any takes longer, as it reads the memory in. They boot again once the pool's image or spec changes, until the next
 /// warm-up; `mvm pool info` tells. `mvm instance create --cold` boots.
 ///
-/// With --ready some new instances are made ahead of time and stand by with their vCPUs stopped: whoever asks
-/// for an instance gets one of them at once, and another takes its place. They take memory and
+/// With --ready, some new instances are made ahead of time and stand by with their vCPUs stopped: a request
+/// for a new instance takes one of them at once, and another takes its place. They take memory and
 /// processors of the tenant's quota like warm ones. When the machine runs short of memory, none
 /// stand by.
 #[derive(Debug, Args)]

@@ -27,7 +27,7 @@ pub(crate) struct ProcessArgs {
     #[arg(long, value_name = "SIGNAL", help_heading = "Main process")]
     stop_signal: Option<String>,
     /// Whether the program is process 1: `program` in a process namespace of its own, as containers'
-    /// supervisors insist on, `system` of the whole machine, as systemd does, or `none`; told by
+    /// supervisors insist on, `system` of the whole machine, as systemd does, or `none`; decided by
     /// its name if absent. The guest agent reaps orphans and forwards signals in any case.
     #[arg(long, value_name = "KIND", help_heading = "Main process")]
     init: Option<InitMode>,

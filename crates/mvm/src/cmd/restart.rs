@@ -11,7 +11,8 @@ use crate::wait::Goal;
 
 /// Stop and start instances.
 ///
-/// Instances that do not run are started. Disks and addresses are kept.
+/// Instances that do not run are started. Disks and addresses are kept, and so are the image and all
+/// else that an instance was made with: `mvm pool info` says how to renew it after a changed spec.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

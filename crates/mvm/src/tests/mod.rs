@@ -79,7 +79,7 @@ fn node() -> NodeView {
         hostname: "host".into(),
         vmm: VmmKind::Sim,
         accel: Accel::Tcg,
-        chosen_because: "it was asked for".into(),
+        chosen_because: "it was requested".into(),
         capacity: Capacity::default(),
         reserved: Usage::default(),
         tenants: 0,

@@ -93,7 +93,7 @@ fn a_quota_says_what_it_allows_what_is_in_use_and_how_to_raise_it() {
     node.accept(scale("demo/web", 1));
     assert_eq!(
         shown(&mut node, scale("demo/web", 3)),
-        "the quota of tenant demo allows 600 MiB of memory: 256 in use, 512 more asked for\n\
+        "the quota of tenant demo allows 600 MiB of memory: 256 in use, 512 more requested\n\
          raise it with `mvm tenant update demo --mem 768`"
     );
     let quota = Quota { instances_per_pool: Some(2), ..Quota::default() };
@@ -101,7 +101,7 @@ fn a_quota_says_what_it_allows_what_is_in_use_and_how_to_raise_it() {
     assert_eq!(
         shown(&mut node, create("demo/web", 2, false)),
         "the quota of tenant demo (pool demo/web) allows 2 instances per pool: 1 in use, 2 more \
-         asked for\nraise it with `mvm tenant update demo --instances-per-pool 3`"
+         requested\nraise it with `mvm tenant update demo --instances-per-pool 3`"
     );
 }
 
@@ -113,13 +113,13 @@ fn a_full_node_and_a_full_subnet_say_so() {
     node.accept(pool("demo/web"));
     assert_eq!(
         shown(&mut node, scale("demo/web", 3)),
-        "this node allows 2 vCPUs: 0 in use, 3 more asked for\n\
+        "this node allows 2 vCPUs: 0 in use, 3 more requested\n\
          stop or destroy something first: `mvm ps -a`"
     );
     node.accept(create("demo/web", 3, false));
     assert_eq!(
         shown(&mut node, create("demo/web", 2, false)),
-        "subnet 10.9.0.0/29 of tenant demo allows 4 instances: 3 in use, 2 more asked for\n\
+        "subnet 10.9.0.0/29 of tenant demo allows 4 instances: 3 in use, 2 more requested\n\
          destroy what is not needed: `mvm ps -a`"
     );
 }

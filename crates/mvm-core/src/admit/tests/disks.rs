@@ -174,7 +174,7 @@ fn disks_count_against_the_quota_of_the_tenant_and_the_capacity_of_the_node() {
     node.accept(tenant_with("demo", quota, None));
     node.accept(disk("demo/a", 60));
     let text = said(&node.deny(disk("demo/b", 41)));
-    assert!(text.contains("allows 100 MiB of disk: 60 in use, 41 more asked for"), "{text}");
+    assert!(text.contains("allows 100 MiB of disk: 60 in use, 41 more requested"), "{text}");
     node.accept(disk("demo/b", 40));
     assert!(matches!(node.deny(resize("demo/a", 61)), Denial::OverLimit(_)));
     assert_eq!(tenant_usage(&node.desired, &"demo".parse().unwrap()).disk_mib, 100);
