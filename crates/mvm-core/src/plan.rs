@@ -108,6 +108,8 @@ pub enum Waiting {
         /// The instance that has it.
         holder: InstancePath,
     },
+    /// The network of its tenant is not made yet.
+    Network,
     /// The node starts as many instances at once as it should.
     StartSlot,
     /// It failed, or ended by itself, and is started again later.

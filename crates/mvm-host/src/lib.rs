@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod console;
 pub mod disks;
 pub mod guest;
+mod held;
 mod hole;
 pub mod image;
 pub mod images;

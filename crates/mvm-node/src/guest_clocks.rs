@@ -5,7 +5,6 @@
 //! [`mvm_core::guest::ClockReading::correction`]. A guest's agent notices by itself when something
 //! in the guest sets the clock.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +12,10 @@ use mvm_core::guest::ClockCorrection;
 use mvm_core::lifecycle::Phase;
 use mvm_core::name::InstancePath;
 use mvm_host::guest::SessionError;
-use tokio::task::JoinSet;
 
 use crate::node::{Node, chain};
 use crate::sessions::GUEST_TIMEOUT;
+use crate::workers::{Work, Workers};
 
 /// How often it is looked whether the host's time has jumped.
 const TICK: Duration = Duration::from_secs(1);
@@ -25,33 +24,42 @@ const TICKS_BETWEEN: u32 = 15;
 /// Smallest jump of the host's time that is one, in nanoseconds: 100 ms.
 const JUMP_NS: i128 = 100_000_000;
 
-/// Runs until the agent is told to end.
-pub(crate) async fn run(node: Arc<Node>) {
-    let mut evenness = Evenness::now();
-    let mut checks = JoinSet::new();
-    // A guest that does not answer is not asked a second time meanwhile.
-    let mut asked = BTreeSet::new();
-    let mut ticks = 0;
-    loop {
-        tokio::time::sleep(TICK).await;
-        while let Some(done) = checks.try_join_next() {
-            if let Ok(path) = done {
-                asked.remove(&path);
-            }
-        }
-        let jump_ms = evenness.jump(Evenness::now());
+/// When which guest's clock is compared.
+pub(crate) struct GuestClocks {
+    evenness: Evenness,
+    ticks: u32,
+    next: tokio::time::Instant,
+}
+
+impl GuestClocks {
+    /// From now on.
+    pub(crate) fn new() -> Self {
+        let next = tokio::time::Instant::now() + TICK;
+        Self { evenness: Evenness::now(), ticks: 0, next }
+    }
+
+    /// Waits until it is time to look.
+    pub(crate) async fn due(&self) {
+        tokio::time::sleep_until(self.next).await;
+    }
+
+    /// Looks whether the host's time has jumped, and has guests' clocks compared if that is due. A guest
+    /// that does not answer is not asked a second time meanwhile.
+    pub(crate) fn look(&mut self, node: &Arc<Node>, workers: &mut Workers) {
+        self.next = tokio::time::Instant::now() + TICK;
+        let jump_ms = self.evenness.jump(Evenness::now());
         if let Some(ms) = jump_ms {
             tracing::info!(ms, "the host's time jumped: guests are told");
         }
-        ticks += 1;
-        if jump_ms.is_none() && ticks < TICKS_BETWEEN {
-            continue;
+        self.ticks += 1;
+        if jump_ms.is_none() && self.ticks < TICKS_BETWEEN {
+            return;
         }
-        ticks = 0;
-        for path in running(&node) {
-            if asked.insert(path.clone()) {
-                checks.spawn(check(node.clone(), path, jump_ms.is_some()));
-            }
+        self.ticks = 0;
+        for path in running(node) {
+            let node = node.clone();
+            let work = Work::Clock(path.clone());
+            workers.begin(work, || async move { check(&node, &path, jump_ms.is_some()).await });
         }
     }
 }
@@ -64,9 +72,9 @@ fn running(node: &Node) -> Vec<InstancePath> {
 }
 
 /// Compares one guest's clock; a guest without a session is told the time with its next one.
-async fn check(node: Arc<Node>, path: InstancePath, host_jumped: bool) -> InstancePath {
-    let session = node.instance(&path).and_then(|handle| handle.session.borrow().clone());
-    let Some(session) = session else { return path };
+async fn check(node: &Node, path: &InstancePath, host_jumped: bool) {
+    let session = node.instance(path).and_then(|handle| handle.session.borrow().clone());
+    let Some(session) = session else { return };
     match session.check_clock(host_jumped, GUEST_TIMEOUT).await {
         Ok(ClockCorrection::None) => {}
         Ok(done) => tracing::info!(instance = %path, ?done, "its clock is set right"),
@@ -76,7 +84,6 @@ async fn check(node: Arc<Node>, path: InstancePath, host_jumped: bool) -> Instan
             tracing::debug!(instance = %path, error = chain(&error), "its clock is not known");
         }
     }
-    path
 }
 
 /// The host's wall clock, less the clock that nobody sets and that stands still in a suspend.

@@ -26,10 +26,12 @@ mod effects;
 mod exec;
 mod forward;
 mod guest_clocks;
+mod housekeeping;
 mod images;
 mod logs;
 mod main_process;
 mod neighbours;
+mod network;
 mod node;
 mod publish;
 mod reconcile;
@@ -44,6 +46,7 @@ mod ssh;
 mod state;
 mod vcpus;
 mod wake;
+mod workers;
 
 use std::sync::Arc;
 
@@ -95,10 +98,6 @@ impl RunningNode {
         let mut tasks = JoinSet::new();
         tasks.spawn(report::run(node.clone(), sender));
         tasks.spawn(reconcile::run(node.clone(), listeners));
-        tasks.spawn(sleep_policy::run(node.clone()));
-        tasks.spawn(spares::run(node.clone()));
-        tasks.spawn(guest_clocks::run(node.clone()));
-        tasks.spawn(neighbours::run(node.clone()));
         Ok(Self { node, reports, tasks: Mutex::new(tasks) })
     }
 

@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::configs::ImageConfigs;
 use crate::cut_off::CutOff;
 use crate::main_process::MainHub;
+use crate::network::Made;
 use crate::publish::Published;
 use crate::shared::SharedSnapshots;
 use crate::sleep_policy::Activities;
@@ -96,6 +97,8 @@ pub(crate) struct Node {
     /// Instances that stand still because the host's filesystem is full.
     lacking_space: Mutex<BTreeSet<InstancePath>>,
     poke: Notify,
+    /// What has been made of the machine's network.
+    pub(crate) network: Made,
     /// Running microVMs that have lost their taps.
     pub(crate) cut_off: CutOff,
     /// Connections to published ports.
@@ -131,6 +134,7 @@ impl Node {
             problems: Mutex::default(),
             lacking_space: Mutex::default(),
             poke: Notify::new(),
+            network: Made::default(),
             cut_off: CutOff::default(),
             published,
             activities: Activities::default(),

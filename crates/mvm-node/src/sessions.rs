@@ -58,7 +58,10 @@ pub(crate) async fn session(
                 let waiting = node.waiting();
                 let waiting = waiting.borrow();
                 let waiting = waiting.get(*path);
-                !matches!(waiting, None | Some(Waiting::Step | Waiting::StartSlot))
+                !matches!(
+                    waiting,
+                    None | Some(Waiting::Step | Waiting::StartSlot | Waiting::Network)
+                )
             };
             record.desired == DesiredState::Running
                 && match status.phase {

@@ -36,6 +36,11 @@ impl Activities {
         self.lock().get(path).map(|measured| measured.activity)
     }
 
+    /// Forgets everything: no pool has a policy.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
     fn all(&self) -> BTreeMap<InstancePath, Activity> {
         let measured = self.lock();
         measured.iter().map(|(path, measured)| (path.clone(), measured.activity)).collect()
@@ -58,34 +63,18 @@ impl Activities {
     }
 }
 
-/// Runs until the agent is told to end.
-pub(crate) async fn run(node: Arc<Node>) {
-    let mut state = node.state.follow();
-    loop {
-        let mirror = state.borrow_and_update().clone();
-        let Some(every) = shortest_interval(&mirror) else {
-            node.activities.lock().clear();
-            if state.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
-        round(&node, &mirror).await;
-        tokio::time::sleep(every).await;
-    }
-}
-
 fn is_active(pool: &PoolRecord) -> bool {
     pool.existence == Existence::Kept && pool.spec.sleep_policy.is_active()
 }
 
 /// How often something is to be measured, if anything is.
-fn shortest_interval(mirror: &Mirror) -> Option<Duration> {
+pub(crate) fn interval(mirror: &Mirror) -> Option<Duration> {
     let pools = mirror.desired.pools.values().filter(|pool| is_active(pool));
     pools.map(|pool| Duration::from_millis(pool.spec.sleep_policy.sample_ms())).min()
 }
 
-async fn round(node: &Arc<Node>, mirror: &Mirror) {
+/// Asks the guests of pools with a policy what they do, and puts to rest what the policies say.
+pub(crate) async fn round(node: &Arc<Node>, mirror: &Mirror) {
     let governed =
         |path: &InstancePath| mirror.desired.pools.get(&path.pool).is_some_and(is_active);
     let mut running = BTreeMap::new();

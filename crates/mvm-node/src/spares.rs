@@ -5,59 +5,37 @@
 //! machine runs short of memory, none stand by, and none are made that it would run short with.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use mvm_core::admit::{spare_fits, spares_of};
-use mvm_core::lifecycle::InstanceStatus;
-use mvm_core::name::InstancePath;
-use mvm_core::record::{Existence, PoolRecord};
-use mvm_core::sleep_policy::HostMemory;
-use tokio::time::{Instant, sleep, timeout};
-
-use crate::node::Node;
 use mvm_core::mirror::Mirror;
+use mvm_core::name::PoolPath;
+use mvm_core::record::{Existence, InstanceRecord, PoolRecord};
+use mvm_core::sleep_policy::HostMemory;
 
-/// How often the machine's memory is looked at, and what could not be made is tried again.
-const INTERVAL: Duration = Duration::from_secs(10);
-/// How long one that ended is left to its restart policy before another one replaces it.
-const REPLACE_AFTER: Duration = Duration::from_secs(60);
-/// Pause between two looks: what was asked for just now is still being made.
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long one that ended is left to its restart policy before another one replaces it, in milliseconds.
+const REPLACE_AFTER_MS: u64 = 60_000;
 
-/// Runs until the agent is told to end.
-pub(crate) async fn run(node: Arc<Node>) {
-    let mut state = node.state.follow();
-    let mut replaced = Instant::now();
-    loop {
-        let mirror = state.borrow_and_update().clone();
-        let is_due = replaced.elapsed() >= REPLACE_AFTER;
-        if is_due {
-            replaced = Instant::now();
+/// How many instances of each pool are to stand by where others do; and when time alone changes that, in
+/// milliseconds since the Unix epoch.
+pub(crate) fn needed(
+    mirror: &Mirror,
+    memory: Option<HostMemory>,
+    now: u64,
+) -> (BTreeMap<PoolPath, u32>, Option<u64>) {
+    let mut needed = BTreeMap::new();
+    let mut due: Option<u64> = None;
+    for pool in mirror.desired.pools.values() {
+        let spares = spares_of(&mirror.desired, &pool.path).count();
+        if pool.existence == Existence::Removed || (pool.spec.ready == 0 && spares == 0) {
+            continue;
         }
-        let mut is_concerned = false;
-        let mut needed = BTreeMap::new();
-        for pool in mirror.desired.pools.values() {
-            let spares = spares_of(&mirror.desired, &pool.path).count();
-            if pool.existence == Existence::Removed || (pool.spec.ready == 0 && spares == 0) {
-                continue;
-            }
-            is_concerned = true;
-            let present = u32::try_from(spares).unwrap_or(u32::MAX);
-            let count = bounded(wanted(&mirror, pool), present, pool, node.host.memory.read());
-            if differs(&mirror, pool, count, is_due) {
-                needed.insert(pool.path.clone(), count);
-            }
-        }
-        node.set_needs(|needs| needs.spares = needed);
-        if is_concerned {
-            sleep(PAUSE).await;
-            // A change brings the next look, and time alone does.
-            drop(timeout(INTERVAL, state.changed()).await);
-        } else if state.changed().await.is_err() {
-            return;
+        let present = u32::try_from(spares).unwrap_or(u32::MAX);
+        let count = bounded(wanted(mirror, pool), present, pool, memory);
+        if differs(mirror, pool, count, now, &mut due) {
+            needed.insert(pool.path.clone(), count);
         }
     }
+    (needed, due)
 }
 
 /// How many instances of a pool are to stand by: none without a base.
@@ -77,15 +55,28 @@ fn bounded(wanted: u32, present: u32, pool: &PoolRecord, memory: Option<HostMemo
     }
 }
 
-/// Whether those that stand by are others than wanted; those that ended count as such if `is_due`.
-fn differs(mirror: &Mirror, pool: &PoolRecord, count: u32, is_due: bool) -> bool {
+/// Whether those that stand by are others than wanted; those that ended count as such after a while.
+fn differs(
+    mirror: &Mirror,
+    pool: &PoolRecord,
+    count: u32,
+    now: u64,
+    due: &mut Option<u64>,
+) -> bool {
     let status = mirror.observed.pools.get(&pool.path);
-    let spares = spares_of(&mirror.desired, &pool.path);
-    let has_ended = |path: &InstancePath| {
-        let status = mirror.observed.instances.get(path);
-        is_due && status.is_some_and(InstanceStatus::has_ended)
+    let mut is_good = |spare: &InstanceRecord| {
+        let observed = mirror.observed.instances.get(&spare.path);
+        let ended = observed.filter(|status| status.has_ended());
+        let until = ended.map(|status| {
+            let died = status.last_death.as_ref().map_or(0, |death| death.at_unix_ms);
+            died.saturating_add(REPLACE_AFTER_MS)
+        });
+        if let Some(until) = until.filter(|until| *until > now) {
+            *due = Some(due.map_or(until, |due| due.min(until)));
+        }
+        spare_fits(spare, &pool.spec, status) && until.is_none_or(|until| until > now)
     };
-    let (good, bad): (Vec<_>, Vec<_>) =
-        spares.partition(|spare| spare_fits(spare, &pool.spec, status) && !has_ended(&spare.path));
+    let spares = spares_of(&mirror.desired, &pool.path);
+    let (good, bad): (Vec<_>, Vec<_>) = spares.partition(|spare| is_good(spare));
     good.len() != count as usize || !bad.is_empty()
 }

@@ -10,6 +10,7 @@ mod disks;
 mod faults;
 mod fork;
 mod habits;
+mod held;
 mod life;
 mod lists;
 mod main_process;

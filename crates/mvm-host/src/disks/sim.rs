@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use mvm_core::name::DiskPath;
 
+use crate::held::Held;
+
 use super::{DiskError, Disks, directory, file_in};
 
 const MIB: u64 = 1024 * 1024;
@@ -16,12 +18,18 @@ const MIB: u64 = 1024 * 1024;
 pub struct SimDisks {
     dir: PathBuf,
     is_full: Arc<Mutex<bool>>,
+    held: Held<DiskPath>,
 }
 
 impl SimDisks {
     /// Disks that keep their files in this state directory.
     pub fn new(state: &Path) -> Self {
-        Self { dir: directory(state), is_full: Arc::default() }
+        Self { dir: directory(state), is_full: Arc::default(), held: Held::default() }
+    }
+
+    /// Holds up everything that is done to a disk from now on, or lets it go.
+    pub fn hold(&self, disk: DiskPath, is_held: bool) {
+        self.held.hold(disk, is_held);
     }
 
     /// Makes the simulated filesystem full, or gives it room again.
@@ -45,6 +53,7 @@ impl Disks for SimDisks {
     }
 
     async fn ensure(&self, disk: &DiskPath, size_mib: u64) -> Result<u64, DiskError> {
+        self.held.pass(disk).await;
         if *self.is_full.lock().unwrap_or_else(PoisonError::into_inner) {
             return Err(DiskError::NoSpace { path: self.dir.clone() });
         }
@@ -57,6 +66,7 @@ impl Disks for SimDisks {
     }
 
     async fn remove(&self, disk: &DiskPath) -> Result<(), DiskError> {
+        self.held.pass(disk).await;
         let path = self.file(disk);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

@@ -14,6 +14,8 @@ use ipnet::Ipv4Net;
 use mvm_core::net::{InstanceNetwork, LinkName, NetId, NodeNetwork, TenantNetwork, Traffic};
 use tokio::sync::Notify;
 
+use crate::held::Held;
+
 use super::{Difference, Network, NetworkError, Occupied, Surroundings};
 
 /// The machine that simulated agents share.
@@ -21,6 +23,7 @@ use super::{Difference, Network, NetworkError, Occupied, Surroundings};
 pub struct SimMachine {
     state: Arc<Mutex<State>>,
     visits: Arc<Notify>,
+    held: Held<NetId>,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +74,11 @@ impl SimMachine {
             state_dir: state_dir.into(),
             is_ensured: AtomicBool::new(false),
         }
+    }
+
+    /// Holds up everything that is done to a tenant's network from now on, or lets it go.
+    pub fn hold(&self, net_id: NetId, is_held: bool) {
+        self.held.hold(net_id, is_held);
     }
 
     /// Makes the next changes fail, each before it has an effect.
@@ -272,6 +280,7 @@ impl Network for SimNetwork {
     }
 
     async fn add_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError> {
+        self.machine.held.pass(&tenant.net_id).await;
         if !self.is_ensured.load(Ordering::Relaxed) {
             return Err(NetworkError::NotEnsured);
         }
@@ -292,6 +301,7 @@ impl Network for SimNetwork {
     }
 
     async fn admit_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        self.machine.held.pass(&instance.tenant.net_id).await;
         if !self.is_ensured.load(Ordering::Relaxed) {
             return Err(NetworkError::NotEnsured);
         }
@@ -306,12 +316,14 @@ impl Network for SimNetwork {
     }
 
     async fn take_tap(&self, instance: InstanceNetwork, _pid: u32) -> Result<(), NetworkError> {
+        self.machine.held.pass(&instance.tenant.net_id).await;
         let mut state = self.machine.lock();
         state.lost.remove(&instance.tap());
         state.ensure_link(instance.tap(), &self.state_dir)
     }
 
     async fn remove_tap(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        self.machine.held.pass(&instance.tenant.net_id).await;
         let mut state = self.machine.lock();
         if let Some(firewall) = state.firewalls.get_mut(&self.state_dir) {
             firewall.fall_asleep(&instance);
@@ -321,6 +333,7 @@ impl Network for SimNetwork {
     }
 
     async fn remove_instance(&self, instance: InstanceNetwork) -> Result<(), NetworkError> {
+        self.machine.held.pass(&instance.tenant.net_id).await;
         let mut state = self.machine.lock();
         let mut errors = state.sweep(&self.state_dir, |name| name != instance.tap());
         let changed =
@@ -330,6 +343,7 @@ impl Network for SimNetwork {
     }
 
     async fn remove_tenant(&self, tenant: TenantNetwork) -> Result<(), NetworkError> {
+        self.machine.held.pass(&tenant.net_id).await;
         let mut state = self.machine.lock();
         let is_other =
             |name: &str| LinkName::parse(name).is_none_or(|name| name.net_id() != tenant.net_id);

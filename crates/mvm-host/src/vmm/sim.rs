@@ -25,6 +25,7 @@ pub use guest::{SimGuestControl, SimGuestService};
 use machine::{Begin, Machine, Past, SimVm};
 
 use super::{DEVICE_STATE, DiskAccess, Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, console};
+use crate::held::Held;
 
 /// How long the simulated parts take.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +62,7 @@ pub struct SimWorld {
     service: Option<SimGuestService>,
     times: SimTimes,
     tap_place: TapPlace,
+    held: Held<InstanceId>,
 }
 
 struct WorldState {
@@ -85,7 +87,7 @@ impl SimWorld {
             full: BTreeSet::new(),
         };
         let state = Arc::new(Mutex::new(state));
-        Self { state, service: None, times, tap_place: TapPlace::Host }
+        Self { state, service: None, times, tap_place: TapPlace::Host, held: Held::default() }
     }
 
     /// The same host, whose VMMs open their taps here.
@@ -100,6 +102,11 @@ impl SimWorld {
     pub fn with_guests(mut self, service: SimGuestService) -> Self {
         self.service = Some(service);
         self
+    }
+
+    /// Holds up whoever looks for, starts or ends a microVM of this instance from now on, or lets it go.
+    pub fn hold(&self, id: &InstanceId, is_held: bool) {
+        self.held.hold(id.clone(), is_held);
     }
 
     /// Lets the next launch of this instance go wrong; several faults are for several launches.
@@ -266,14 +273,16 @@ impl Vmm for SimVmm {
     async fn adopt(
         &self,
         handle: &VmHandle,
-        _spec: &VmSpec,
+        spec: &VmSpec,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
+        self.world.held.pass(&spec.id).await;
         let mut state = self.world.state();
         state.bury();
         Ok(state.find(handle).map(|machine| Arc::new(SimVm::new(machine)) as Arc<dyn Vm>))
     }
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
+        self.world.held.pass(&spec.id).await;
         let state = self.world.state();
         for machine in state.machines.values().filter(|machine| *machine.id() == spec.id) {
             machine.end_by_signal();

@@ -122,6 +122,14 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
+    /// Whether what is desired is listened on, and nothing else, as far as is known without a look.
+    pub(crate) fn is_as_desired(&self, desired: &Desired) -> bool {
+        let wanted = published(desired);
+        let is_served =
+            |(key, task): (&Key, &JoinHandle<()>)| wanted.contains(key) && !task.is_finished();
+        wanted.len() == self.open.len() && self.open.iter().all(is_served)
+    }
+
     /// Listens on what is desired, and on nothing else.
     pub(crate) async fn ensure(&mut self, node: &Arc<Node>, desired: &Desired) {
         let wanted = published(desired);
