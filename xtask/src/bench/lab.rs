@@ -29,7 +29,7 @@ const SEED_VARIABLE: &str = "MVM_TEST_SEED";
 /// What stays in the state directory from run to run.
 const KEPT: [&str; 4] = ["kernels", "images", "templates", "cache"];
 /// What the agent logs: also how long the parts of a sleep and a wake take.
-const LOG: &str = "info,mvm_agent::sleep=debug,mvm_agent::effects=debug,mvm_host::vmm::qemu::launch=debug,\
+const LOG: &str = "info,mvm_node::sleep=debug,mvm_node::effects=debug,mvm_host::vmm::qemu::launch=debug,\
      mvm_host::vmm::firecracker::launch=debug";
 /// How long an agent has to answer after its start, and to end.
 const AGENT_LIMIT: Duration = Duration::from_secs(30);
