@@ -80,6 +80,8 @@ struct Draft<T> {
     waiting: VecDeque<Waiting>,
     /// Whether a task commits what waits, until nothing does.
     is_committing: bool,
+    /// How many of those that are not answered may not use the reserve.
+    ordinary: usize,
 }
 
 struct Waiting {
@@ -108,7 +110,12 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
             }
         }
         let value = Arc::new(value);
-        let draft = Draft { value: value.clone(), waiting: VecDeque::new(), is_committing: false };
+        let draft = Draft {
+            value: value.clone(),
+            waiting: VecDeque::new(),
+            is_committing: false,
+            ordinary: 0,
+        };
         let (value, draft) = (watch::Sender::new(value), Mutex::new(draft));
         let shared = Arc::new(Shared { store, scope, fold, value, draft, give_up_space });
         Ok(Self { shared, deciding: AsyncMutex::default() })
@@ -145,7 +152,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
         F: Future<Output = Result<(Vec<Op>, A), E>>,
     {
         let deciding = self.deciding.lock().await;
-        if room == Room::Reserved {
+        if room == Room::Reserved && self.shared.draft().ordinary > 0 {
             // What may not use the reserve must not keep this from being written.
             let before = self.enqueue(Vec::new(), Room::Reserved);
             drop(answered(before.map_err(ChangeError::Store)?).await);
@@ -183,6 +190,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
         let (done, receiver) = oneshot::channel();
         let mut draft = self.shared.draft();
         self.shared.fold.all(Arc::make_mut(&mut draft.value), &ops);
+        draft.ordinary += usize::from(room == Room::Ordinary);
         draft.waiting.push_back(Waiting { ops, room, done });
         if !draft.is_committing {
             draft.is_committing = true;
@@ -229,7 +237,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Shared<T> {
         if ops.is_empty() {
             // What was decided without a change rests on what is durable by now.
             let revision = self.store.revision().await.map_err(CommitError::Store);
-            return some.into_iter().for_each(|it| it.answer(&revision));
+            return self.answer(some.into_iter(), &revision);
         }
         let transaction = || ops.iter().cloned().fold(Transaction::new(), Transaction::with);
         let is_reserved = some.iter().all(|it| it.room == Room::Reserved);
@@ -261,7 +269,19 @@ impl<T: Clone + Default + Send + Sync + 'static> Shared<T> {
                 std::mem::take(&mut draft.waiting)
             }
         };
-        some.into_iter().chain(behind).for_each(|it| it.answer(&revision));
+        self.answer(some.into_iter().chain(behind), &revision);
+    }
+
+    fn answer(
+        &self,
+        answered: impl Iterator<Item = Waiting>,
+        revision: &Result<Revision, CommitError>,
+    ) {
+        for waiting in answered {
+            self.draft().ordinary -= usize::from(waiting.room == Room::Ordinary);
+            // Its caller may have gone away.
+            let _ = waiting.done.send(revision.clone());
+        }
     }
 
     async fn compact(&self, revision: Revision) {
@@ -275,13 +295,6 @@ impl<T: Clone + Default + Send + Sync + 'static> Shared<T> {
 
     fn draft(&self) -> MutexGuard<'_, Draft<T>> {
         self.draft.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Waiting {
-    fn answer(self, revision: &Result<Revision, CommitError>) {
-        // Its caller may have gone away.
-        let _ = self.done.send(revision.clone());
     }
 }
 
