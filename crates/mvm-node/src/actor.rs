@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::contact::Contact;
-use crate::effects::{self, Guest};
+use crate::effects::{self, Given, Guest};
 use crate::main_process::{Attached, MainHub, pump};
 use crate::node::{InstanceHandle, Node, chain};
 use crate::sleep;
@@ -35,6 +35,8 @@ const WRITE_RETRY: Duration = Duration::from_secs(1);
 pub(crate) enum Message {
     /// Something happened to the instance.
     Event(Event),
+    /// It is to start as this.
+    Start(Arc<Given>, Event),
     /// A VM was launched.
     Launched(Arc<dyn Vm>),
     /// An earlier agent's VM was found alive.
@@ -50,7 +52,7 @@ pub(crate) enum Message {
 }
 
 /// Starts the actor of an instance, which first looks for what an earlier agent left.
-pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<()>) {
+pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, given: Given, tasks: &mut JoinSet<()>) {
     let (mailbox, messages) = mpsc::channel(MAILBOX);
     let (session_tx, session) = watch::channel(None);
     let (vm_tx, vm) = watch::channel(None);
@@ -62,6 +64,7 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
     let actor = Actor {
         node: node.clone(),
         path: path.clone(),
+        given: Arc::new(given),
         status: node.state.now().status(path),
         mailbox,
         session: session_tx,
@@ -81,6 +84,8 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, tasks: &mut JoinSet<(
 struct Actor {
     node: Arc<Node>,
     path: InstancePath,
+    /// What it is to be, as of its last start.
+    given: Arc<Given>,
     status: InstanceStatus,
     mailbox: mpsc::Sender<Message>,
     session: watch::Sender<Option<Session>>,
@@ -136,19 +141,24 @@ impl Actor {
             | Phase::Warm { .. }
             | Phase::Suspending { .. }
             | Phase::Stopping { .. } => {
-                let message = effects::adopt(&self.node, &self.path, &self.status).await;
+                let message = effects::adopt(&self.node, &self.given, &self.status).await;
                 self.handle(message).await;
             }
             Phase::Releasing { .. } | Phase::Destroyed => {
-                let gone = effects::gone(&self.node, &self.path, &self.status).await;
+                let gone = effects::gone(&self.node, &self.given, &self.status).await;
                 self.handle(Message::Event(gone)).await;
             }
         }
     }
 
     async fn handle(&mut self, message: Message) {
+        let mut told = None;
         let event = match message {
             Message::Event(event) => event,
+            Message::Start(given, event) => {
+                told = Some(given);
+                event
+            }
             Message::Launched(vm) => {
                 let handle = vm.handle().clone();
                 self.session_mode = match self.status.phase {
@@ -207,6 +217,11 @@ impl Actor {
             (event, _) => event,
         };
         let (next, effects) = step(&self.status, event, self.node.clock.now_ms());
+        // What is not started by it goes on as what it was.
+        let is_start = matches!(next.phase, Phase::Starting { .. }) && next != self.status;
+        if let Some(given) = told.filter(|_| is_start) {
+            self.given = given;
+        }
         if self.status.vm.is_some() && next.vm.is_none() {
             self.vm.send_replace(None);
             self.session.send_replace(None);
@@ -261,11 +276,12 @@ impl Actor {
         let status = Box::new(self.status.clone());
         match self.status.phase {
             Phase::Running { .. } | Phase::Warm { .. } => {
-                self.order(VcpuOrder::Capture { dest, status, done });
+                let given = self.given.clone();
+                self.order(VcpuOrder::Capture { dest, status, given, done });
             }
             Phase::Sleeping { .. } => {
                 // Here, so that it is not woken meanwhile.
-                let copied = sleep::copy_for_others(&self.node, &self.path, &status, &dest).await;
+                let copied = sleep::copy_for_others(&self.node, &self.given, &status, &dest).await;
                 let _ = done.send(copied.map_err(|error| chain(&error)));
             }
             _ => {
@@ -320,22 +336,22 @@ impl Actor {
     }
 
     fn perform(&mut self, effect: Effect) {
-        let path = self.path.clone();
+        let (path, given) = (self.path.clone(), self.given.clone());
         let vm = self.vm.borrow().clone();
         match effect {
             Effect::Boot => {
                 let status = self.status.clone();
-                self.spawn(async move |node| effects::boot(&node, &path, &status).await);
+                self.spawn(async move |node| effects::boot(&node, &given, &status).await);
             }
             Effect::Restore => {
                 let status = self.status.clone();
-                self.spawn(async move |node| sleep::restore(&node, &path, &status).await);
+                self.spawn(async move |node| sleep::restore(&node, &given, &status).await);
             }
             Effect::Pause => self.order(VcpuOrder::Pause),
             Effect::Resume => self.order(VcpuOrder::Resume),
             Effect::Suspend { request, hooks_ms } => {
                 let status = Box::new(self.status.clone());
-                self.order(VcpuOrder::Suspend { request, hooks_ms, status });
+                self.order(VcpuOrder::Suspend { request, hooks_ms, status, given });
             }
             Effect::Watch => {
                 if let Some(vm) = vm {
@@ -351,14 +367,14 @@ impl Actor {
                 if let (Some(session), Some(reason)) = (session, woken) {
                     // It stood still with its session.
                     return self.spawn_for_run(async move |node| {
-                        effects::greet_again(&node, &path, &*vm, &session, reason).await
+                        effects::greet_again(&node, &given, &*vm, &session, reason).await
                     });
                 }
                 let is_boot = self.session_mode == SessionMode::Fresh;
                 if self.contact.begin(is_boot) {
                     let guest = self.guest_of(vm);
                     self.spawn_for_run(async move |node| {
-                        effects::greet(&node, &path, &guest, woken).await
+                        effects::greet(&node, &given, &guest, woken).await
                     });
                 }
             }
@@ -369,7 +385,7 @@ impl Actor {
                 {
                     let guest = Guest { mode: SessionMode::Existing, ..self.guest_of(vm) };
                     self.spawn_for_run(async move |node| {
-                        effects::rejoin(&node, &path, &guest).await
+                        effects::rejoin(&node, &given, &guest).await
                     });
                 }
             }
@@ -392,7 +408,7 @@ impl Actor {
                 let (releasing, status) = (self.releasing.clone(), self.status.clone());
                 self.spawn(async move |node| {
                     let _one_at_a_time = releasing.lock_owned().await;
-                    effects::release(&node, &path, &status, everything).await
+                    effects::release(&node, &given, &status, everything).await
                 });
             }
             // The status that brought it is durable, which removed the records.

@@ -15,7 +15,7 @@ use mvm_core::lifecycle::{Event, InstanceStatus, Outcome, Phase};
 use mvm_core::main_process::{MainProcess, resolve};
 use mvm_core::name::InstancePath;
 use mvm_core::net::{InstanceNetwork, vmm_uid};
-use mvm_core::record::InstanceRecord;
+use mvm_core::record::{Desired, InstanceRecord};
 use mvm_core::vmm::{ProcessEnd, VmExit, VmmKind};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
@@ -58,8 +58,6 @@ const SHUTDOWN_PAUSE: Duration = Duration::from_millis(200);
 /// Why an effect failed: the chain of causes is what people see.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EffectError {
-    #[error("its record is gone")]
-    NoRecord,
     #[error("it has no revision")]
     NoRevision,
     #[error("cannot use {path}")]
@@ -101,26 +99,37 @@ pub(crate) fn boot_failed(error: &EffectError) -> Event {
     Event::BootFailed { error: chain(error), program }
 }
 
-pub(crate) fn record(node: &Node, path: &InstancePath) -> Result<InstanceRecord, EffectError> {
-    node.state.now().desired.instances.get(path).cloned().ok_or(EffectError::NoRecord)
+/// What an instance is to be, as it was when its actor was told to start it: effects act on this, whatever is
+/// desired by now.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    pub(crate) record: InstanceRecord,
+    /// Its place in its tenant's network, if it has an interface.
+    pub(crate) network: Option<InstanceNetwork>,
+    /// The user that its VMM runs as.
+    pub(crate) uid: u32,
 }
 
-fn network(node: &Node, record: &InstanceRecord) -> Option<InstanceNetwork> {
-    node.state.now().desired.network_of(record)
-}
+impl Given {
+    /// What is desired at present; nothing of an instance that is unknown, or whose tenant is.
+    pub(crate) fn of(desired: &Desired, path: &InstancePath) -> Option<Self> {
+        let record = desired.instances.get(path)?.clone();
+        let tenant = desired.tenants.get(&path.pool.tenant)?;
+        let uid = vmm_uid(tenant.network.net_id, record.slot);
+        Some(Self { network: desired.network_of(&record), uid, record })
+    }
 
-/// The user that an instance's VMM runs as.
-fn uid(node: &Node, record: &InstanceRecord) -> Result<u32, EffectError> {
-    let now = node.state.now();
-    let tenant = now.desired.tenants.get(&record.path.pool.tenant).ok_or(EffectError::NoRecord)?;
-    Ok(vmm_uid(tenant.network.net_id, record.slot))
+    pub(crate) fn path(&self) -> &InstancePath {
+        &self.record.path
+    }
 }
 
 pub(crate) async fn spec(
     node: &Node,
-    record: &InstanceRecord,
+    given: &Given,
     status: &InstanceStatus,
 ) -> Result<VmSpec, EffectError> {
+    let record = &given.record;
     let revision = status.revision.as_ref().ok_or(EffectError::NoRevision)?;
     let files = node.host.images.files(revision).await?;
     let mut kernel_args =
@@ -154,8 +163,8 @@ pub(crate) async fn spec(
         .chain(disks::for_vmm(node, record))
         .chain(modules)
         .collect(),
-        nic: network(node, record).map(|net| Nic { tap: net.tap(), mac: net.mac() }),
-        uid: uid(node, record)?,
+        nic: given.network.map(|net| Nic { tap: net.tap(), mac: net.mac() }),
+        uid: given.uid,
         vmm: record.spec.vmm,
         rates: record.spec.rates,
         dir,
@@ -163,11 +172,11 @@ pub(crate) async fn spec(
 }
 
 /// Prepares disk and tap, ends strays of a boot that was not recorded, and launches the VM.
-pub(crate) async fn boot(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
-    match try_boot(node, path, status).await {
+pub(crate) async fn boot(node: &Node, given: &Given, status: &InstanceStatus) -> Message {
+    match try_boot(node, given, status).await {
         Ok(vm) => Message::Launched(vm),
         Err(error) => {
-            tracing::warn!(instance = %path, error = chain(&error), "boot failed");
+            tracing::warn!(instance = %given.path(), error = chain(&error), "boot failed");
             Message::Event(boot_failed(&error))
         }
     }
@@ -175,19 +184,18 @@ pub(crate) async fn boot(node: &Node, path: &InstancePath, status: &InstanceStat
 
 async fn try_boot(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     status: &InstanceStatus,
 ) -> Result<Arc<dyn Vm>, EffectError> {
-    let record = record(node, path)?;
-    let spec = spec(node, &record, status).await?;
+    let spec = spec(node, given, status).await?;
     node.host.vmm.end_strays(&spec).await?;
     let dir = spec.dir.clone();
     make_dir(&dir)?;
     let layer = dir.join(LAYER);
-    place_layer(node, &record, status, &layer, spec.uid).await?;
+    place_layer(node, &given.record, status, &layer, spec.uid).await?;
     // What it slept on would not fit the disk any more.
     sleep::prune(&dir, status)?;
-    add_to_network(node, &record, spec.vmm).await?;
+    add_to_network(node, given, spec.vmm).await?;
     Ok(node.host.vmm.launch(&spec).await?)
 }
 
@@ -219,10 +227,10 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), EffectError> {
 /// Makes the instance's rules, if it has a network, and its tap, if its VMM needs it already.
 pub(crate) async fn add_to_network(
     node: &Node,
-    record: &InstanceRecord,
+    given: &Given,
     vmm: Option<VmmKind>,
 ) -> Result<(), EffectError> {
-    match (network(node, record), node.host.vmm.tap_place(vmm)) {
+    match (given.network, node.host.vmm.tap_place(vmm)) {
         (None, _) => {}
         (Some(net), TapPlace::Host) => node.host.network.add_instance(net).await?,
         (Some(net), TapPlace::Own) => node.host.network.admit_instance(net).await?,
@@ -231,9 +239,9 @@ pub(crate) async fn add_to_network(
 }
 
 /// Connects a microVM to its network whose VMM has its tap to itself, if it is not connected yet.
-async fn connect(node: &Node, path: &InstancePath, vm: &dyn Vm) -> Result<(), EffectError> {
+async fn connect(node: &Node, given: &Given, vm: &dyn Vm) -> Result<(), EffectError> {
     let handle = vm.handle();
-    match (network(node, &record(node, path)?), node.host.vmm.tap_place(Some(handle.vmm))) {
+    match (given.network, node.host.vmm.tap_place(Some(handle.vmm))) {
         (Some(net), TapPlace::Own) => Ok(node.host.network.take_tap(net, handle.pid).await?),
         _ => Ok(()),
     }
@@ -267,17 +275,17 @@ pub(crate) struct Guest {
 /// Opens the session with a guest that boots or goes on, connects it to its network, and configures it.
 pub(crate) async fn greet(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     guest: &Guest,
     woken: Option<WakeReason>,
 ) -> Message {
     let mut guest = guest.clone();
     loop {
-        match try_greet(node, path, &guest, woken).await {
+        match try_greet(node, given, &guest, woken).await {
             Ok((session, main)) => return Message::Session(session, main.map(Box::new)),
             // It had no time to answer in.
             Err(_) if guest.vm.lacks_space().await.unwrap_or(false) => {
-                space::wait_while_lacking(path, &*guest.vm).await;
+                space::wait_while_lacking(given.path(), &*guest.vm).await;
                 guest.mode = SessionMode::Existing;
             }
             Err(error) => return Message::Event(boot_failed(&error)),
@@ -287,18 +295,19 @@ pub(crate) async fn greet(
 
 async fn try_greet(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     guest: &Guest,
     woken: Option<WakeReason>,
 ) -> Result<(Session, Option<Attached>), EffectError> {
     let began = Instant::now();
-    let opening = open_session(node, path, guest, HELLO_TIMEOUT);
-    let ((session, main), ()) = tokio::try_join!(opening, connect(node, path, &*guest.vm))?;
+    let path = given.path();
+    let opening = open_session(node, given, guest, HELLO_TIMEOUT);
+    let ((session, main), ()) = tokio::try_join!(opening, connect(node, given, &*guest.vm))?;
     let channel_ms = ms_since(began);
     if let Some(reason) = woken {
         tell_woken(path, &session, reason).await?;
     }
-    if !record(node, path)?.purpose.is_use() {
+    if !given.record.purpose.is_use() {
         rehearse(path, &session).await;
     }
     let fixes_ms = ms_since(began) - channel_ms;
@@ -309,21 +318,21 @@ async fn try_greet(
 /// Sets a guest right whose session outlived its standing still.
 pub(crate) async fn greet_again(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     vm: &dyn Vm,
     session: &Session,
     reason: WakeReason,
 ) -> Message {
     loop {
         let set_right = async {
-            configure_over(node, path, session).await?;
-            tell_woken(path, session, reason).await
+            configure_over(node, given, session).await?;
+            tell_woken(given.path(), session, reason).await
         };
         match set_right.await {
             Ok(()) => return Message::Event(Event::Ready),
             // It had no time to answer in.
             Err(_) if vm.lacks_space().await.unwrap_or(false) => {
-                space::wait_while_lacking(path, vm).await;
+                space::wait_while_lacking(given.path(), vm).await;
             }
             Err(error) => return Message::Event(boot_failed(&error)),
         }
@@ -381,9 +390,10 @@ pub(crate) fn note_hooks(path: &InstancePath, event: &str, report: &HookReport) 
 
 /// Opens the session with a guest that ran before, however long that takes: an unresponsive guest
 /// is left running.
-pub(crate) async fn rejoin(node: &Node, path: &InstancePath, guest: &Guest) -> Message {
+pub(crate) async fn rejoin(node: &Node, given: &Given, guest: &Guest) -> Message {
+    let path = given.path();
     loop {
-        match open_session(node, path, guest, GUEST_TIMEOUT).await {
+        match open_session(node, given, guest, GUEST_TIMEOUT).await {
             Ok((session, main)) => return Message::Session(session, main.map(Box::new)),
             Err(error) => {
                 tracing::debug!(instance = %path, error = chain(&error), "the guest does not answer");
@@ -396,16 +406,16 @@ pub(crate) async fn rejoin(node: &Node, path: &InstancePath, guest: &Guest) -> M
 /// Opens a session, tells the guest who it is, and starts or joins the main process.
 async fn open_session(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     guest: &Guest,
     timeout: Duration,
 ) -> Result<(Session, Option<Attached>), EffectError> {
     let session = say_hello(guest, timeout).await?;
-    configure_over(node, path, &session).await?;
-    let revision = node.state.now().status(path).revision.ok_or(EffectError::NoRevision)?;
+    configure_over(node, given, &session).await?;
+    let revision = node.state.now().status(given.path()).revision.ok_or(EffectError::NoRevision)?;
     let image = node.host.images.files(&revision).await?.config;
-    let spec = record(node, path)?.spec.process;
-    let main = main_process::attach(node, &guest.hub, &session, &image, &spec).await?;
+    let spec = &given.record.spec.process;
+    let main = main_process::attach(node, &guest.hub, &session, &image, spec).await?;
     Ok((session, main))
 }
 
@@ -425,14 +435,10 @@ async fn hello(vm: &dyn Vm, mode: SessionMode, timeout: Duration) -> Result<Sess
 }
 
 /// Tells a guest who it is, and what time.
-async fn configure_over(
-    node: &Node,
-    path: &InstancePath,
-    session: &Session,
-) -> Result<(), EffectError> {
-    let record = record(node, path)?;
+async fn configure_over(node: &Node, given: &Given, session: &Session) -> Result<(), EffectError> {
+    let (record, path) = (&given.record, given.path());
     let has_disks = !record.spec.disks.is_empty();
-    let network = match network(node, &record) {
+    let network = match given.network {
         Some(net) => Some(network_configuration(node, net).await?),
         None => None,
     };
@@ -441,7 +447,7 @@ async fn configure_over(
         instance: path.to_string(),
         network,
         wall_clock_unix_ns: Some(wall_clock_unix_ns()),
-        disks: disks::for_guest(&record),
+        disks: disks::for_guest(record),
         settings: record.spec.settings.clone(),
     };
     if !configuration.settings.is_default() {
@@ -450,7 +456,7 @@ async fn configure_over(
     let limit = if has_disks { MOUNT_TIMEOUT } else { GUEST_TIMEOUT };
     session.configure(configuration, limit).await.map_err(|error| match error {
         SessionError::Guest { error, .. } if error.kind == ErrorKind::Unclean => {
-            let how = disks::how_to_replay(&node.state.now().desired, &record);
+            let how = disks::how_to_replay(&node.state.now().desired, record);
             EffectError::Unclean { error: error.message, how }
         }
         error => error.into(),
@@ -543,11 +549,12 @@ pub(crate) async fn kill(path: &InstancePath, vm: &dyn Vm) {
 /// Gives back what a stopped instance does not need, or everything.
 pub(crate) async fn release(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     status: &InstanceStatus,
     everything: bool,
 ) -> Message {
-    match try_release(node, path, status, everything).await {
+    let path = given.path();
+    match try_release(node, given, status, everything).await {
         Ok(()) => {
             node.set_problem(&format!("releasing {path}"), None);
             Message::Event(Event::Released { everything })
@@ -561,24 +568,22 @@ pub(crate) async fn release(
 
 async fn try_release(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     status: &InstanceStatus,
     everything: bool,
 ) -> Result<(), EffectError> {
-    if let Ok(record) = record(node, path) {
-        if let Ok(spec) = spec(node, &record, status).await {
-            node.host.vmm.clear(&spec).await?;
-        }
-        match (network(node, &record), &status.phase) {
-            (None, _) => {}
-            // Its rules wait for its wake, which is the quicker for it.
-            (Some(net), Phase::Releasing { outcome: Outcome::Asleep, .. }) => {
-                node.host.network.remove_tap(net).await?;
-            }
-            (Some(net), _) => node.host.network.remove_instance(net).await?,
-        }
+    if let Ok(spec) = spec(node, given, status).await {
+        node.host.vmm.clear(&spec).await?;
     }
-    let dir = node.instance_dir(&path.id);
+    match (given.network, &status.phase) {
+        (None, _) => {}
+        // Its rules wait for its wake, which is the quicker for it.
+        (Some(net), Phase::Releasing { outcome: Outcome::Asleep, .. }) => {
+            node.host.network.remove_tap(net).await?;
+        }
+        (Some(net), _) => node.host.network.remove_instance(net).await?,
+    }
+    let dir = node.instance_dir(&given.path().id);
     sleep::prune(&dir, status)?;
     if everything {
         mvm_host::removal::remove_tree(&dir)
@@ -589,9 +594,10 @@ async fn try_release(
 
 /// Looks for the VM of an earlier agent. A failure that may pass is tried again for a while: what is
 /// taken for gone is ended before the next boot.
-pub(crate) async fn adopt(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
+pub(crate) async fn adopt(node: &Node, given: &Given, status: &InstanceStatus) -> Message {
+    let path = given.path();
     for attempt in 1.. {
-        match try_adopt(node, path, status).await {
+        match try_adopt(node, given, status).await {
             Ok(Some(vm)) => {
                 tracing::info!(instance = %path, pid = vm.handle().pid, "adopted");
                 return Message::Found(vm);
@@ -606,16 +612,15 @@ pub(crate) async fn adopt(node: &Node, path: &InstancePath, status: &InstanceSta
         }
         tokio::time::sleep(ADOPT_PAUSE).await;
     }
-    Message::Event(gone(node, path, status).await)
+    Message::Event(gone(node, given, status).await)
 }
 
 async fn try_adopt(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     status: &InstanceStatus,
 ) -> Result<Option<Arc<dyn Vm>>, EffectError> {
-    let record = record(node, path)?;
-    let spec = spec(node, &record, status).await?;
+    let spec = spec(node, given, status).await?;
     match &status.vm {
         Some(handle) => Ok(node.host.vmm.adopt(handle, &spec).await?),
         // Launched perhaps, but not recorded: whatever runs is a stray.
@@ -627,16 +632,14 @@ async fn try_adopt(
 }
 
 /// What there is to say of a VM that is not there any more.
-pub(crate) async fn gone(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Event {
+pub(crate) async fn gone(node: &Node, given: &Given, status: &InstanceStatus) -> Event {
     let mut exit = VmExit { process: ProcessEnd::Unobserved, reason: None };
     let mut host_rebooted = false;
     if let Some(handle) = &status.vm {
         host_rebooted = node.host.vmm.host_boot_id() != handle.host_boot_id;
-        if let Ok(record) = record(node, path)
-            && let Ok(spec) = spec(node, &record, status).await
-        {
+        if let Ok(spec) = spec(node, given, status).await {
             exit = node.host.vmm.exit_of(handle, &spec).await;
         }
     }
-    Event::FoundGone { exit, host_rebooted, console_tail: console_tail(node, path) }
+    Event::FoundGone { exit, host_rebooted, console_tail: console_tail(node, given.path()) }
 }

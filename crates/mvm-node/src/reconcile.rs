@@ -13,12 +13,13 @@ use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, PoolPath};
 use mvm_core::net::InstanceNetwork;
 use mvm_core::plan::{Action, Plan, PlanLimits, Waiting, plan};
-use mvm_core::record::{self, Desired, InstanceRecord, PoolRecord};
+use mvm_core::record::{self, Desired, PoolRecord};
 use mvm_store::Op;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::actor::{self, Message};
+use crate::effects::Given;
 use crate::guest_clocks::GuestClocks;
 use crate::node::{Node, chain};
 use crate::publish::Listeners;
@@ -198,9 +199,13 @@ impl Reconciler {
     fn spawn_actors(&mut self, mirror: &Mirror) {
         self.spawned.retain(|path| mirror.desired.instances.contains_key(path));
         for path in mirror.desired.instances.keys() {
-            if !self.spawned.contains(path) && !mirror.is_untouchable(path) {
+            if self.spawned.contains(path) || mirror.is_untouchable(path) {
+                continue;
+            }
+            // One whose tenant is not known waits until it is.
+            if let Some(given) = Given::of(&mirror.desired, path) {
                 self.spawned.insert(path.clone());
-                actor::spawn(&self.node, path, &mut self.actors);
+                actor::spawn(&self.node, path, given, &mut self.actors);
             }
         }
     }
@@ -220,7 +225,12 @@ impl Reconciler {
                     plan.waiting.insert(instance, Waiting::Network);
                     return;
                 }
-                self.start(record, generation, revision);
+                let boot_timeout_ms = u64::from(record.spec.boot_timeout_s) * 1000;
+                let origin = record.origin.clone();
+                let start = Event::Start { generation, revision, boot_timeout_ms, origin };
+                if let Some(given) = Given::of(desired, &instance) {
+                    self.send(&instance, Message::Start(Arc::new(given), start));
+                }
             }
             Action::Pause { instance } => self.tell(&instance, Event::Pause),
             Action::Sleep { instance, request, hooks_ms } => {
@@ -256,23 +266,15 @@ impl Reconciler {
         }
     }
 
-    fn start(
-        &self,
-        record: &InstanceRecord,
-        generation: u64,
-        revision: mvm_core::name::RevisionId,
-    ) {
-        let boot_timeout_ms = u64::from(record.spec.boot_timeout_s) * 1000;
-        let origin = record.origin.clone();
-        let start = Event::Start { generation, revision, boot_timeout_ms, origin };
-        self.tell(&record.path, start);
-    }
-
     /// Tells an actor what to do. One that is busy is told again in a later round, if that is still to be
     /// done; one that has just ended is planned for anew.
     fn tell(&self, instance: &InstancePath, event: Event) {
+        self.send(instance, Message::Event(event));
+    }
+
+    fn send(&self, instance: &InstancePath, message: Message) {
         if let Some(handle) = self.node.instance(instance) {
-            let _ = handle.mailbox.try_send(Message::Event(event));
+            let _ = handle.mailbox.try_send(message);
         }
     }
 

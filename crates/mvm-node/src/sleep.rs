@@ -34,7 +34,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
 use crate::base;
-use crate::effects::{self, EffectError, LAYER};
+use crate::effects::{self, EffectError, Given, LAYER};
 use crate::node::{Node, chain, ms_since};
 use crate::space;
 
@@ -50,15 +50,15 @@ fn own_dir(instance_dir: &Path, number: u64) -> PathBuf {
 /// its vCPUs stop, if the VM is to end.
 pub(crate) async fn suspend(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     vm: &dyn Vm,
     (session, mut is_ending): (watch::Receiver<Option<Session>>, watch::Receiver<bool>),
     status: &InstanceStatus,
     hooks_ms: u64,
 ) -> Result<OwnSnapshot, EffectError> {
     refuse_without_space(node, vm).await?;
-    let record = effects::record(node, path)?;
-    let spec = effects::spec(node, &record, status).await?;
+    let path = given.path();
+    let spec = effects::spec(node, given, status).await?;
     let began = Instant::now();
     let prepared = match hooks_ms {
         0 => None,
@@ -69,7 +69,7 @@ pub(crate) async fn suspend(
     };
     let prepare_ms = ms_since(began);
     let paused = Instant::now();
-    let suspended = pause_and_save(node, &record, &spec, status, vm).await;
+    let suspended = pause_and_save(node, &given.record, &spec, status, vm).await;
     tracing::debug!(instance = %path, prepare_ms, save_ms = ms_since(paused), "suspended");
     if suspended.is_err()
         && let Some(session) = prepared
@@ -135,14 +135,14 @@ async fn prepare(
 /// its writable layer, and with the image that its memory is relative to.
 pub(crate) async fn capture(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     vm: &dyn Vm,
     status: &InstanceStatus,
     dest: &Path,
 ) -> Result<(), EffectError> {
     refuse_without_space(node, vm).await?;
-    let record = effects::record(node, path)?;
-    let spec = effects::spec(node, &record, status).await?;
+    let path = given.path();
+    let spec = effects::spec(node, given, status).await?;
     if let Some(image) = &status.memory {
         // The copy gets a digest of its own, which must not vouch for a damaged image: nothing is
         // trusted. A sleep that failed has left nothing to compare the image with.
@@ -168,12 +168,12 @@ pub(crate) async fn capture(
 /// the instance itself could go on from: the copy gets digests and a manifest of its own.
 pub(crate) async fn copy_for_others(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     status: &InstanceStatus,
     dest: &Path,
 ) -> Result<(), RestoreError> {
-    let record = effects::record(node, path)?;
-    let spec = effects::spec(node, &record, status).await?;
+    let path = given.path();
+    let spec = effects::spec(node, given, status).await?;
     let snapshot = status.snapshot.as_ref().ok_or(EffectError::NoImage)?;
     let own = own_dir(&spec.dir, snapshot.number);
     let manifest = snapshots::read(&own)?;
@@ -364,8 +364,9 @@ impl RestoreError {
 
 /// Prepares the tap, ends strays, and starts a VM from the snapshot that the status names. Its
 /// vCPUs are stopped on return.
-pub(crate) async fn restore(node: &Node, path: &InstancePath, status: &InstanceStatus) -> Message {
-    match try_restore(node, path, status).await {
+pub(crate) async fn restore(node: &Node, given: &Given, status: &InstanceStatus) -> Message {
+    let path = given.path();
+    match try_restore(node, given, status).await {
         Ok(vm) => Message::Launched(vm),
         Err(error) if error.is_passing() => {
             tracing::warn!(instance = %path, error = chain(&error), "cannot be woken now");
@@ -399,12 +400,12 @@ fn remove_layer(instance_dir: &Path) {
 
 async fn try_restore(
     node: &Node,
-    path: &InstancePath,
+    given: &Given,
     status: &InstanceStatus,
 ) -> Result<Arc<dyn Vm>, RestoreError> {
     let began = Instant::now();
-    let record = effects::record(node, path)?;
-    let spec = effects::spec(node, &record, status).await?;
+    let path = given.path();
+    let spec = effects::spec(node, given, status).await?;
     node.host.vmm.end_strays(&spec).await.map_err(EffectError::from)?;
     let (dir, image) = match &status.phase {
         Phase::Starting { begin: StartFrom::Shared { id }, .. } => {
@@ -436,7 +437,7 @@ async fn try_restore(
     // Where a VMM has its tap to itself, the rules have time until that is connected.
     let is_tap_first = node.host.vmm.tap_place(vmm) == TapPlace::Host;
     let admit = async |is_now: bool| match is_now {
-        true => effects::add_to_network(node, &record, vmm).await,
+        true => effects::add_to_network(node, given, vmm).await,
         false => Ok(()),
     };
     admit(is_tap_first).await?;

@@ -14,6 +14,7 @@ use mvm_host::vmm::Vm;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actor::Message;
+use crate::effects::Given;
 use crate::node::{Node, chain};
 use crate::sleep;
 use crate::space::Space;
@@ -32,6 +33,8 @@ pub(crate) enum VcpuOrder {
         hooks_ms: u64,
         /// The instance as it is.
         status: Box<InstanceStatus>,
+        /// What it is to be.
+        given: Arc<Given>,
     },
     /// Save the VM for others to begin from; it goes on afterwards if it did before.
     Capture {
@@ -39,6 +42,8 @@ pub(crate) enum VcpuOrder {
         dest: PathBuf,
         /// The instance as it is.
         status: Box<InstanceStatus>,
+        /// What it is to be.
+        given: Arc<Given>,
         /// Told the result.
         done: oneshot::Sender<Result<(), String>>,
     },
@@ -79,20 +84,20 @@ pub(crate) async fn work(
                 is_paused &= resumed.is_err();
                 resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
             }
-            VcpuOrder::Capture { dest, status, done } => {
-                let captured = sleep::capture(&node, &path, &*vm, &status, &dest).await;
+            VcpuOrder::Capture { dest, status, given, done } => {
+                let captured = sleep::capture(&node, &given, &*vm, &status, &dest).await;
                 let resumed = if is_paused { Ok(()) } else { vm.resume().await };
                 let _ = done.send(captured.map_err(|error| chain(&error)));
                 resumed.err().map(|error| Event::ResumeFailed { error: chain(&error) })
             }
-            VcpuOrder::Suspend { request, hooks_ms, status } => {
+            VcpuOrder::Suspend { request, hooks_ms, status, given } => {
                 let guest = (session.clone(), is_ending.clone());
                 let suspend = async {
                     if is_paused && hooks_ms > 0 {
                         // A guest that stands still cannot prepare.
                         vm.resume().await?;
                     }
-                    sleep::suspend(&node, &path, &*vm, guest, &status, hooks_ms).await
+                    sleep::suspend(&node, &given, &*vm, guest, &status, hooks_ms).await
                 };
                 let suspended = suspend.await;
                 is_paused = true;
