@@ -5,6 +5,7 @@
 //! retry inside an action: the next round is the retry, and backoff is part of the comparison.
 
 mod disks;
+mod grants;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,8 @@ use crate::record::{
     BuildState, Desired, DesiredState, Existence, InstanceRecord, Observed, PoolRecord, PoolStatus,
 };
 use crate::spec::RestartPolicy;
+
+use grants::Grants;
 
 /// Backoff after the first failure, in milliseconds; it doubles with each further one.
 pub const BACKOFF_FIRST_MS: u64 = 1_000;
@@ -110,6 +113,9 @@ pub enum Waiting {
     },
     /// The network of its tenant is not made yet.
     Network,
+    /// Its tenant has as much running as it may; one more was admitted in the moment in which another was woken,
+    /// or the quota was lowered since.
+    Quota,
     /// The node starts as many instances at once as it should.
     StartSlot,
     /// It failed, or ended by itself, and is started again later.
@@ -186,13 +192,21 @@ pub fn plan(desired: &Desired, observed: &Observed, limits: PlanLimits, now: u64
             .count(),
     );
     let created = InstanceStatus::default();
+    let mut grants = Grants::of(desired, observed);
     for record in desired.instances.values() {
         let status = observed.instances.get(&record.path).unwrap_or(&created);
         let image = observed.pools.get(&record.path.pool);
         let from = plan.actions.len();
         plan_instance(&mut plan, record, status, image, &mut start_slots, now);
         let starts = matches!(plan.actions.get(from), Some(Action::Start { .. }));
-        if starts && let Some(waiting) = disks::disks_wait(desired, observed, record) {
+        if !starts {
+            continue;
+        }
+        let waiting = match disks::disks_wait(desired, observed, record) {
+            Some(waiting) => Some(waiting),
+            None => (!grants.take(record, status)).then_some(Waiting::Quota),
+        };
+        if let Some(waiting) = waiting {
             plan.actions.truncate(from);
             plan.waiting.insert(record.path.clone(), waiting);
             start_slots += 1;

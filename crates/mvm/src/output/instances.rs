@@ -80,6 +80,7 @@ fn state(view: &InstanceView, now: u64) -> String {
         (None, Some(Waiting::Disk { error: None, .. })) => "waiting for disk".to_owned(),
         (None, Some(Waiting::Disk { error: Some(_), .. })) => "disk failed".to_owned(),
         (None, Some(Waiting::DiskHeld { .. })) => "disk in use".to_owned(),
+        (None, Some(Waiting::Quota)) => "over quota".to_owned(),
         (None, Some(Waiting::Network | Waiting::StartSlot)) => "queued".to_owned(),
         (None, Some(Waiting::Backoff { until_unix_ms, .. })) => {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))

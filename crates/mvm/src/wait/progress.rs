@@ -472,6 +472,7 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
             Some(format!("waiting until {holder} has stopped, which has disk {disk}"))
         }
         Waiting::Network => Some("waiting for the network of its tenant".to_owned()),
+        Waiting::Quota => Some("waiting for the quota of its tenant".to_owned()),
         Waiting::StartSlot => Some("waiting until others have started".to_owned()),
         Waiting::Setback { step, error, until_unix_ms } => {
             let left = duration_text(until_unix_ms.saturating_sub(now).saturating_add(999));

@@ -226,3 +226,27 @@ fn a_failed_build_that_is_needed_is_tried_again_with_backoff() {
     desired.pools.get_mut(&pool()).unwrap().build_generation = 1;
     assert_eq!(plan(&desired, &observed, LIMITS, NOW).actions, [build(1)], "a request is at once");
 }
+
+#[test]
+fn more_than_the_quota_that_is_to_run_waits_and_what_runs_stays() {
+    let quota = Quota { running: Some(2), ..Quota::default() };
+    let mut all = desired([
+        record(1, DesiredState::Running),
+        record(2, DesiredState::Running),
+        record(3, DesiredState::Running),
+        record(4, DesiredState::Warm),
+    ]);
+    let tenant = pool().tenant;
+    all.tenants.get_mut(&tenant).unwrap().quota = quota;
+    let sleeping = || status(Phase::Sleeping { since_unix_ms: NOW });
+    let statuses = [(1, sleeping()), (2, status(RUNNING)), (3, sleeping())];
+    let plan = plan(&all, &observed(built(), statuses), LIMITS, NOW);
+    assert_eq!(plan.actions, [start_action()], "one more, and no other");
+    assert_eq!(plan.waiting[&path(3)], Waiting::Quota);
+    assert_eq!(plan.waiting[&path(4)], Waiting::Quota);
+    // One that stands still has its place already.
+    let warm = status(Phase::Warm { since_unix_ms: NOW });
+    let statuses = [(1, warm), (2, status(RUNNING)), (3, status(RUNNING))];
+    let plan = super::plan(&all, &observed(built(), statuses), LIMITS, NOW);
+    assert_eq!(plan.actions, [start_action()]);
+}
