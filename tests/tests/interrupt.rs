@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use std::fs;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::time::Duration;
 
+use mvm_tests::run::tool;
 use mvm_tests::{LIMIT, Node, Output, Running, until};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// How long an interrupted command may take to end.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -101,6 +105,36 @@ fn exec_and_logs_end_at_once_and_leave_nothing_in_the_guest() {
     command.wait(PROMPT).fails_with(130);
     until("the program is gone", LIMIT, || is_gone().then_some(()));
     assert_eq!(node.instance(&path)["boots"], 1);
+}
+
+#[test]
+fn a_copy_into_a_guest_that_is_cut_off_leaves_nothing_there() {
+    let Some(node) = Node::new() else { return };
+    node.small_pool("acme/web", &[]);
+    let path = node.boot("acme/web");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), vec![7; 1 << 20]).unwrap();
+    let archive = dir.path().join("archive");
+    let [dir, archive] = [dir.path(), &archive].map(|path| path.to_str().unwrap());
+    tool("tar", &["-C", dir, "-cf", archive, "file"]).ok();
+    let archive = fs::read(archive).unwrap();
+    node.guest(&path, "mkdir /root/into");
+    let into = format!("{path}:/root/into/");
+    let is_writing = || {
+        node.guest(&path, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c /root/into/; true") == "1"
+    };
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        let mut command = node.command(&["cp", "-", &into]);
+        let mut command = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // The rest never comes.
+        let mut stdin = command.stdin.take().unwrap();
+        stdin.write_all(&archive[..archive.len() / 2]).unwrap();
+        until("the guest writes", LIMIT, || is_writing().then_some(()));
+        kill_process(Pid::from_child(&command), signal).unwrap();
+        until("the command has ended", PROMPT, || command.try_wait().unwrap());
+        until("the guest's side has ended", LIMIT, || (!is_writing()).then_some(()));
+        assert_eq!(node.guest(&path, "ls -A /root/into"), "", "{signal:?}");
+    }
 }
 
 #[test]

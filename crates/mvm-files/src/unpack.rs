@@ -1,8 +1,10 @@
 //! From a stream to files.
 //!
 //! The directories from the target to the entry at hand are held open, each opened by its own name
-//! in its parent: nothing in the stream is ever resolved as a path. Files and links are made under
-//! a name of our own and renamed, so that what is there is always the old or the new one, whole.
+//! in its parent: nothing in the stream is ever resolved as a path. What is there is always the old
+//! or the new file, whole: a file gets its name once it is complete, and one that is to be replaced
+//! is replaced by a rename. Until then it has no name at all where the filesystem can do that, so
+//! that nothing is left of a copy that is killed.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -284,10 +286,8 @@ impl Unpacker {
             Some((dir, own)) => (dir.as_fd(), own),
             None => (self.here(), name),
         };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let private = Mode::from_raw_mode(0o600);
-        let file = openat(here, &temporary, flags, private).map_err(self.failed("make", name))?;
-        let mut file = File::from(file);
+        let made = Unfinished::make(here, &temporary).map_err(self.failed("make", name))?;
+        let Unfinished { mut file, is_named } = made;
         let mut buffer = std::mem::take(&mut self.buffer);
         let filled = fill(&mut file, entry, &mut buffer);
         self.buffer = buffer;
@@ -303,7 +303,17 @@ impl Unpacker {
             Err(Broken::File(error)) => Err(self.failed::<io::Error>("write", name)(error)),
         };
         let here = through.as_ref().map_or(self.here(), |(dir, _)| dir.as_fd());
-        self.settle(here, &temporary, own, made)
+        if is_named {
+            return self.settle(here, &temporary, own, made);
+        }
+        made?;
+        match link_open_file(&file, here, own) {
+            Err(Errno::EXIST) => {
+                let made = link_open_file(&file, here, &temporary);
+                self.settle(here, &temporary, own, made.map_err(self.failed("replace", name)))
+            }
+            linked => linked.map_err(self.failed("make", name)),
+        }
     }
 
     /// Where a file goes whose name is a link's: what the link leads to is written, as `cp` does.
@@ -430,6 +440,32 @@ impl Unpacker {
         path.push(OsStr::from_bytes(name.to_bytes()));
         FilesError::at(action, &path)
     }
+}
+
+/// A file that is being written.
+struct Unfinished {
+    file: File,
+    /// Whether it can be found, under its temporary name.
+    is_named: bool,
+}
+
+impl Unfinished {
+    fn make(here: BorrowedFd<'_>, temporary: &CString) -> rustix::io::Result<Self> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let private = Mode::from_raw_mode(0o600);
+        // Not every filesystem has files without a name.
+        if let Ok(file) = openat(here, c".", flags | OFlags::TMPFILE, private) {
+            return Ok(Self { file: File::from(file), is_named: false });
+        }
+        let file = openat(here, temporary, flags | OFlags::CREATE | OFlags::EXCL, private)?;
+        Ok(Self { file: File::from(file), is_named: true })
+    }
+}
+
+/// Gives a file without a name one, unless something has that name.
+fn link_open_file(file: &File, here: BorrowedFd<'_>, name: &CString) -> rustix::io::Result<()> {
+    let shown = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, shown, here, name, AtFlags::SYMLINK_FOLLOW)
 }
 
 impl Meta {

@@ -1,8 +1,10 @@
 //! What is packed comes back as it was, and only where it belongs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -83,6 +85,52 @@ fn a_tree_comes_back_with_modes_times_and_links() {
     // Once more over itself: everything is replaced, nothing is in the way.
     copy(&format!("{}/.", tree.display()), dir.path().join("copy").to_str().unwrap()).unwrap();
     assert_eq!(facts(&tree), facts(&dir.path().join("copy")));
+}
+
+/// A stream that looks at a directory each time somebody reads.
+struct Watched<'a> {
+    stream: &'a [u8],
+    dir: &'a Path,
+    seen: Vec<Vec<OsString>>,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let names = fs::read_dir(self.dir)?.map(|entry| entry.map(|entry| entry.file_name()));
+        self.seen.push(names.collect::<io::Result<_>>()?);
+        let len = buffer.len().min(1000);
+        self.stream.read(&mut buffer[..len])
+    }
+}
+
+#[test]
+fn a_file_has_no_name_until_it_is_whole_so_that_a_killed_copy_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    if tempfile_without_name(dir.path()).is_err() {
+        return;
+    }
+    let (source, into) = (dir.path().join("source"), dir.path().join("into"));
+    fs::create_dir(&into).unwrap();
+    for content in [b"x", b"y"] {
+        let content = content.repeat(100_000);
+        fs::write(&source, &content).unwrap();
+        let before: Vec<_> = fs::read_dir(&into).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let stream = packed(&source);
+        let mut watched = Watched { stream: &stream, dir: &into, seen: Vec::new() };
+        let target = Target::As { path: into.join("file"), name: "source".into() };
+        unpack(&mut watched, &target, HOSTILE).unwrap();
+        let is_done = |names: &Vec<OsString>| names == &["file"];
+        let of_file = &watched.seen[..100];
+        assert!(of_file.iter().all(|names| names == &before), "{of_file:?}");
+        assert!(watched.seen.last().is_some_and(is_done));
+        assert_eq!(fs::read(into.join("file")).unwrap(), content);
+    }
+}
+
+fn tempfile_without_name(dir: &Path) -> io::Result<()> {
+    /// `O_TMPFILE`, which contains `O_DIRECTORY`.
+    const O_TMPFILE: i32 = 0o20_200_000;
+    fs::File::options().write(true).custom_flags(O_TMPFILE).open(dir).map(drop)
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::machine;
+use mvm_core::guest::ExecRequest;
 use mvm_files::{FilesError, Links, Options, Owners, Summary, Target};
 
 /// Runs the program that these arguments name.
@@ -40,6 +41,11 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether an exec is of a program that removes what it has not finished when its input ends early.
+pub(crate) fn clears_up(request: &ExecRequest) -> bool {
+    request.builtin && request.argv.first().is_some_and(|name| name == "unpack")
 }
 
 fn pack(path: &Path) -> Result<(), String> {

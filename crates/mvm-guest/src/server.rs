@@ -414,7 +414,7 @@ impl<'a> Server<'a> {
     fn end_streams(&mut self) {
         self.parts.clear();
         for stream in std::mem::take(&mut self.streams).into_values() {
-            stop(stream);
+            self.stop(stream);
         }
         self.detach_main();
     }
@@ -422,7 +422,7 @@ impl<'a> Server<'a> {
     /// Ends a stream with an error.
     fn fail(&mut self, id: u32, error: GuestError) {
         if let Some(stream) = self.streams.remove(&id) {
-            stop(stream);
+            self.stop(stream);
         }
         if let Some(main) = self.main_on(id) {
             main.detach();
@@ -430,15 +430,20 @@ impl<'a> Server<'a> {
         self.link(id).message(&GuestMessage::Error(error));
     }
 
+    /// Ends what runs on a stream that is over.
+    fn stop(&mut self, stream: Stream) {
+        match stream {
+            Stream::Exec(mut exec) => {
+                if exec.stop(Instant::now()) {
+                    self.detached.insert(exec.pid(), exec);
+                }
+            }
+            Stream::Hooks(hooks) => hooks.kill(),
+            Stream::Forward(_) | Stream::KernelLog(_) => {}
+        }
+    }
+
     fn link(&self, stream: u32) -> Link<'_> {
         Link { outbox: &self.outbox, stream }
-    }
-}
-
-fn stop(stream: Stream) {
-    match stream {
-        Stream::Exec(exec) => exec.kill(),
-        Stream::Hooks(hooks) => hooks.kill(),
-        Stream::Forward(_) | Stream::KernelLog(_) => {}
     }
 }

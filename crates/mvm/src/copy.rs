@@ -1,7 +1,9 @@
 //! One stream of files into or out of a guest: a program there, a thread here, and a connection
 //! between them.
 
+use std::future::pending;
 use std::io::{self, Read, Write};
+use std::pin::pin;
 use std::thread;
 use std::time::Duration;
 
@@ -9,8 +11,10 @@ use mvm_core::frame::{KIND_STDERR, KIND_STDIN, KIND_STDOUT};
 use mvm_core::guest::{ExecRequest, ExitStatus};
 use mvm_core::name::{InstancePath, Selector};
 use mvm_files::{FilesError, Summary};
-use mvm_wire::{ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply};
-use tokio::sync::{mpsc, oneshot};
+use mvm_wire::{
+    ApiError, Call, Connection, ConnectionError, ErrorCode, Item, ReadHalf, Reply, WriteHalf,
+};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::cli::Context;
@@ -88,45 +92,16 @@ pub(crate) async fn send(
     context: &Context,
     selector: Selector,
     request: ExecRequest,
-    mut pieces: mpsc::Receiver<Vec<u8>>,
+    pieces: mpsc::Receiver<Vec<u8>>,
     read: impl FnOnce() -> Result<Summary> + Send + 'static,
 ) -> Result<Summary> {
     let connection = context.client.start(&Call::Exec { selector, request }).await?;
-    let Connection { read: receiving, mut write } = connection;
+    let Connection { read: receiving, write } = connection;
     let mut guest = Guest::new(receiving);
     let mut progress = Progress::new(context);
     let mut packed = on_thread(read);
-    let mut is_interrupted = false;
-    // What the guest or the agent said before it had everything.
-    let mut early = None;
-    {
-        let send = async {
-            while let Some(piece) = pieces.recv().await {
-                progress.add(piece.len());
-                if write.data(KIND_STDIN, &piece).await.is_err() {
-                    break;
-                }
-            }
-        };
-        tokio::select! {
-            () = send => {}
-            ended = guest.end() => early = Some(ended),
-            _ = tokio::signal::ctrl_c() => is_interrupted = true,
-        }
-    }
-    // The thread has nobody to write to any more.
-    drop(pieces);
-    let ended = match early {
-        Some(ended) => ended,
-        None => {
-            // An archive that ends in the middle makes the guest remove what is unfinished.
-            let _ = write.data(KIND_STDIN, &[]).await;
-            match is_interrupted {
-                true => timeout(CLEAR, guest.end()).await.unwrap_or(Ok(())).and(Err(Error::HungUp)),
-                false => guest.end().await,
-            }
-        }
-    };
+    let sent = |bytes| progress.add(bytes);
+    let ended = feed(&mut guest, write, pieces, sent, tokio::signal::ctrl_c()).await;
     drop(progress);
     ended?;
     guest.tell_complaints(context);
@@ -139,6 +114,52 @@ pub(crate) async fn send(
         }
         Err(error) => Err(error),
         Ok(summary) => guest.verdict().map(|()| summary),
+    }
+}
+
+/// Gives the program in the guest all pieces as its standard input, and waits for its end. When the
+/// person interrupts, the input ends there.
+async fn feed<T>(
+    guest: &mut Guest,
+    mut write: WriteHalf,
+    mut pieces: mpsc::Receiver<Vec<u8>>,
+    mut sent: impl FnMut(usize),
+    interrupted: impl Future<Output = T>,
+) -> Result<()> {
+    let no_more = Notify::new();
+    let sending = async {
+        loop {
+            // A piece that is being sent is always sent whole: the agent could not tell what comes
+            // after half of one.
+            let piece = tokio::select! {
+                biased;
+                () = no_more.notified() => None,
+                piece = pieces.recv() => piece,
+            };
+            let Some(piece) = piece else { break };
+            sent(piece.len());
+            if write.data(KIND_STDIN, &piece).await.is_err() {
+                break;
+            }
+        }
+        // An archive that ends in the middle makes the guest remove what is unfinished.
+        let _ = write.data(KIND_STDIN, &[]).await;
+        pending::<()>().await;
+    };
+    let exchange = async {
+        tokio::select! {
+            // It may end before it has everything.
+            ended = guest.end() => ended,
+            () = sending => Ok(()),
+        }
+    };
+    let mut exchange = pin!(exchange);
+    tokio::select! {
+        ended = &mut exchange => ended,
+        _ = interrupted => {
+            no_more.notify_one();
+            timeout(CLEAR, exchange).await.unwrap_or(Ok(())).and(Err(Error::HungUp))
+        }
     }
 }
 
@@ -309,5 +330,46 @@ impl Write for ChannelWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_interruption_in_the_middle_of_a_piece_still_ends_the_guests_input_in_order() {
+        const PIECE: usize = 10_000;
+        // Less than a piece: one is always under way.
+        let (ours, theirs) = duplex(1024);
+        let (pieces, receiver) = mpsc::channel(PIECES);
+        for _ in 0..PIECES {
+            pieces.send(vec![7; PIECE]).await.unwrap();
+        }
+        let (interrupt, interrupted) = oneshot::channel::<()>();
+        let command = tokio::spawn(async move {
+            let Connection { read, write } = Connection::new(ours);
+            feed(&mut Guest::new(read), write, receiver, |_| {}, interrupted).await
+        });
+        let mut agent = Connection::new(theirs);
+        let is_piece =
+            |item: &Item| matches!(item, Item::Data { bytes, .. } if bytes.len() == PIECE);
+        assert!(agent.read.next().await.unwrap().is_some_and(|item| is_piece(&item)));
+        interrupt.send(()).unwrap();
+        let mut more = 0;
+        loop {
+            let item = agent.read.next().await.unwrap().unwrap();
+            match item {
+                Item::Data { kind: KIND_STDIN, bytes } if bytes.is_empty() => break,
+                item => assert!(is_piece(&item)),
+            }
+            more += 1;
+        }
+        assert!(more < PIECES - 1, "the rest is not sent");
+        let exit = Reply::ExecExit(ExitStatus::Exited { code: 1 });
+        agent.write.message(&exit).await.unwrap();
+        assert!(matches!(command.await.unwrap(), Err(Error::HungUp)));
     }
 }

@@ -27,6 +27,7 @@ use mvm_core::guest::{ErrorKind, ExecRequest, ExitStatus, GuestError, GuestMessa
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use crate::builtin;
 use crate::failure::{failure, invalid};
 use crate::process;
 use crate::session::Link;
@@ -37,6 +38,9 @@ use program::ChildStep;
 pub(crate) use program::Program;
 use stdio::{Input, InputEnd, Output, QUIET};
 pub(crate) use surroundings::Surroundings;
+
+/// How long a program has to remove what it has not finished, once its input has ended.
+const CLEAR_UP: Duration = Duration::from_secs(10);
 
 /// Which of an exec's descriptors is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,8 @@ pub(crate) struct Exec {
     terminal: Option<OwnedFd>,
     /// Whether it is to run on without the host.
     is_detaching: bool,
+    /// Whether it removes what it has not finished when its input ends early.
+    clears_up: bool,
     deadline: Option<Instant>,
     is_timed_out: bool,
 }
@@ -100,6 +106,7 @@ impl Exec {
             has_terminal: request.terminal.is_some(),
             terminal: child.ends.terminal,
             is_detaching: request.detach,
+            clears_up: builtin::clears_up(request),
             deadline: request.timeout_ms.map(|ms| now + Duration::from_millis(ms.min(FOREVER_MS))),
             is_timed_out: false,
         })
@@ -221,6 +228,21 @@ impl Exec {
         if self.status.is_none() {
             process::signal(self.pid, signal);
         }
+    }
+
+    /// Ends it, as nobody waits for it any more, and says whether it may still run for a while: it
+    /// may if it has something to clear up. A copy would leave a part of a file behind.
+    pub(crate) fn stop(&mut self, now: Instant) -> bool {
+        let may_clear_up =
+            self.clears_up && self.status.is_none() && matches!(self.start, Start::Done);
+        if may_clear_up {
+            self.stdin.give_up();
+            self.outputs.iter_mut().for_each(Output::discard);
+            self.deadline = Some(now + CLEAR_UP);
+        } else {
+            self.kill();
+        }
+        may_clear_up
     }
 
     /// Kills the process group. The process itself is named too, because it may not have reached

@@ -8,7 +8,7 @@ use mvm_core::guest::{
     MAX_PUBLISHED, MAX_STREAMS,
 };
 
-use super::{Server, Source, Stream, main_process, stop};
+use super::{Server, Source, Stream, main_process};
 use crate::exec::Exec;
 use crate::failure::{failure, invalid};
 use crate::forward::Forward;
@@ -63,7 +63,7 @@ impl Server<'_> {
             (HostMessage::Cancel, _) => {
                 self.parts.forget(id);
                 if let Some(stream) = self.streams.remove(&id) {
-                    stop(stream);
+                    self.stop(stream);
                 }
                 Ok(())
             }
