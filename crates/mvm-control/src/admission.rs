@@ -100,6 +100,7 @@ async fn admit(
         foreign_net_ids: occupied.net_ids,
         foreign_subnets: occupied.subnets,
         ended: ended(&mirror),
+        finished: mirror.finished(),
         up: up(&mirror),
         ready: ready(&mirror),
         images: mirror.observed.pools.clone(),

@@ -40,7 +40,7 @@ pub(crate) async fn node(control: &Control) -> Result<NodeView, ApiError> {
         accel: machine.accel,
         chosen_because: machine.chosen_because,
         capacity: machine.capacity,
-        reserved: node_usage(&mirror.desired),
+        reserved: node_usage(&mirror.desired, &mirror.finished()),
         tenants: mirror.desired.tenants.len() as u64,
         bad_records: bad
             .map(|(key, reason)| BadRecordView { key: key.clone(), reason: reason.clone() })
@@ -99,7 +99,7 @@ pub(crate) fn tenant(mirror: &Mirror, record: &TenantRecord) -> TenantView {
         gateway: record.network.gateway(),
         bridge: record.network.bridge(),
         quota: record.quota.clone(),
-        reserved: tenant_usage(&mirror.desired, &record.name),
+        reserved: tenant_usage(&mirror.desired, &mirror.finished(), &record.name),
         created_unix_ms: record.created_unix_ms,
         removing: record.existence == Existence::Removed,
     }

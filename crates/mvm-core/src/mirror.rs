@@ -4,6 +4,8 @@
 //! document that it was given. A record that does not parse is kept aside, by key: its object is not
 //! touched until it is mended.
 
+use std::collections::BTreeSet;
+
 use imbl::OrdMap;
 use serde::de::DeserializeOwned;
 
@@ -12,6 +14,7 @@ use crate::lifecycle::{InstanceStatus, Outcome, Phase};
 use crate::local::LocalIntent;
 use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use crate::net::{NetworkConflict, NodeNetwork};
+use crate::plan::has_ended_for_good;
 use crate::record::{self, Desired, Existence, InstanceRecord, Observed};
 
 /// Everything that is known, at one moment.
@@ -175,6 +178,16 @@ impl Mirror {
     pub fn is_untouchable(&self, path: &InstancePath) -> bool {
         self.bad.contains_key(&record::instance_status_key(path))
             || self.bad.contains_key(&record::local_key(path))
+    }
+
+    /// Instances that were to run and have ended for good.
+    pub fn finished(&self) -> BTreeSet<InstancePath> {
+        let wanted = self.desired.instances.values();
+        wanted
+            .filter(|record| !self.is_untouchable(&record.path))
+            .filter(|record| has_ended_for_good(record, &self.status(&record.path)))
+            .map(|record| record.path.clone())
+            .collect()
     }
 
     /// What is desired without what must not be touched: instances whose status does not parse, and tenants

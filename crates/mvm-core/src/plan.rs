@@ -324,14 +324,7 @@ fn plan_instance(
                     start(plan, record, status, image, start_slots);
                 }
                 Phase::Stopped | Phase::Failed => {
-                    let rebooted =
-                        status.last_death.as_ref().is_some_and(|d| d.cause == Cause::GuestReboot);
-                    let again = match record.spec.restart {
-                        RestartPolicy::Always => true,
-                        RestartPolicy::OnFailure => rebooted || status.phase == Phase::Failed,
-                        RestartPolicy::Never => false,
-                    };
-                    if !again {
+                    if has_ended_for_good(record, status) {
                         let policy = record.spec.restart;
                         plan.waiting.insert(path.clone(), Waiting::RestartPolicy { policy });
                         auto_remove(plan, record);
@@ -394,6 +387,23 @@ fn plan_rest(
         }
         RestStep::Pause => plan.actions.push(Action::Pause { instance }),
         RestStep::Wake => start(plan, record, status, image, start_slots),
+    }
+}
+
+/// Whether an instance that was to run has ended and is not started again without a request.
+pub fn has_ended_for_good(record: &InstanceRecord, status: &InstanceStatus) -> bool {
+    if !record.desired.is_alive()
+        || status.generation < record.generation
+        || !matches!(status.phase, Phase::Stopped | Phase::Failed)
+    {
+        return false;
+    }
+    let has_rebooted =
+        status.last_death.as_ref().is_some_and(|death| death.cause == Cause::GuestReboot);
+    match record.spec.restart {
+        RestartPolicy::Always => false,
+        RestartPolicy::OnFailure => !has_rebooted && status.phase == Phase::Stopped,
+        RestartPolicy::Never => true,
     }
 }
 

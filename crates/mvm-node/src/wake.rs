@@ -23,7 +23,8 @@ enum Obstacle {
 pub(crate) async fn wake(node: &Node, path: &InstancePath) -> Result<(), ApiError> {
     let capacity = node.config.capacity;
     let decide = async |mirror: std::sync::Arc<Mirror>| {
-        let decided = local::wake(&mirror.desired, capacity, path).map_err(Obstacle::Denied)?;
+        let decided = local::wake(&mirror.desired, capacity, &mirror.finished(), path);
+        let decided = decided.map_err(Obstacle::Denied)?;
         let Some(intent) = decided else { return Ok((vec![], false)) };
         let op = encode(record::local_key(path), &intent).map_err(Obstacle::Encode)?;
         Ok((vec![op], true))

@@ -62,6 +62,22 @@ async fn a_success_ends_the_instance_and_is_left_so_by_default() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_ended_for_good_reserves_nothing_but_its_disk() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    for (restart, running) in [("on-failure", 0), ("never", 0), ("always", 1)] {
+        run(&agent, &["echo", "done"], json!({ "restart": restart })).await;
+        let view = until_ended(&agent).await;
+        let Reply::Node(node) = agent.call(Call::Node).await.unwrap() else { panic!() };
+        let reserved = node.reserved;
+        assert_eq!((reserved.running, reserved.vcpus, reserved.instances), (running, running, 1));
+        let selector = view.path.to_string().parse().unwrap();
+        agent.submit(Request::InstanceDestroy { selector, all: false, force: true }).await.unwrap();
+        agent.until("it is gone", <[InstanceView]>::is_empty).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_is_kept_with_its_exit_code_if_nothing_is_to_start_again() {
     let machine = Machine::new();
     let agent = machine.agent().await;

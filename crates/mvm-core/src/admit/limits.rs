@@ -1,15 +1,16 @@
 //! Quotas and capacity, checked on the whole result of a request. The size of a subnet needs no
 //! check here: an instance without a free slot cannot be made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Capacity, Denial, Limit};
-use crate::name::{PoolPath, TenantName};
+use crate::name::{InstancePath, PoolPath, TenantName};
 use crate::record::{Desired, DiskRecord, Existence, InstanceRecord, PoolRecord};
 
-/// What is reserved by what is desired.
+/// What is reserved by what is desired. What has ended for good, and is not started again without
+/// being asked, reserves neither processors nor memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Virtual CPUs of instances that are to run or to stand by warm.
@@ -28,10 +29,10 @@ pub struct Usage {
 
 impl Usage {
     /// An instance that is being destroyed holds its disk until it is gone, and nothing else.
-    fn add(&mut self, instance: &InstanceRecord) {
+    fn add(&mut self, instance: &InstanceRecord, finished: &BTreeSet<InstancePath>) {
         self.disk_mib += u64::from(instance.spec.disk_mib);
         self.instances += 1;
-        if instance.desired.is_up() {
+        if instance.desired.is_up() && !finished.contains(&instance.path) {
             self.vcpus += u64::from(instance.spec.vcpus);
             self.mem_mib += u64::from(instance.spec.mem_mib);
             self.running += 1;
@@ -44,18 +45,22 @@ impl Usage {
     }
 }
 
-/// What a tenant has reserved.
-pub fn tenant_usage(desired: &Desired, tenant: &TenantName) -> Usage {
+/// What a tenant has reserved, if these instances have ended for good.
+pub fn tenant_usage(
+    desired: &Desired,
+    finished: &BTreeSet<InstancePath>,
+    tenant: &TenantName,
+) -> Usage {
     let mut usage = Usage { pools: kept(desired.pools_of(tenant)), ..Usage::default() };
-    desired.instances_of(tenant).for_each(|instance| usage.add(instance));
+    desired.instances_of(tenant).for_each(|instance| usage.add(instance, finished));
     desired.disks_of(tenant).for_each(|disk| usage.add_disk(disk));
     usage
 }
 
-/// What all tenants have reserved.
-pub fn node_usage(desired: &Desired) -> Usage {
+/// What all tenants have reserved, if these instances have ended for good.
+pub fn node_usage(desired: &Desired, finished: &BTreeSet<InstancePath>) -> Usage {
     let mut usage = Usage { pools: kept(desired.pools.values()), ..Usage::default() };
-    desired.instances.values().for_each(|instance| usage.add(instance));
+    desired.instances.values().for_each(|instance| usage.add(instance, finished));
     desired.disks.values().for_each(|disk| usage.add_disk(disk));
     usage
 }
@@ -66,10 +71,23 @@ fn kept<'a>(pools: impl Iterator<Item = &'a PoolRecord>) -> u64 {
 
 /// Refuses a request that raises a reservation above its limit. What is over a limit already (a
 /// lowered quota) may stay or shrink.
-pub(super) fn check(before: &Desired, after: &Desired, capacity: Capacity) -> Result<(), Denial> {
+pub(super) fn check(
+    before: &Desired,
+    after: &Desired,
+    capacity: Capacity,
+    was_finished: &BTreeSet<InstancePath>,
+) -> Result<(), Denial> {
+    // A fresh wish and another restart policy may have one run again.
+    let reason_to_run = |desired: &Desired, path: &InstancePath| {
+        let instance = desired.instances.get(path);
+        instance.map(|instance| (instance.generation, instance.spec.restart))
+    };
+    let stays = |path: &&InstancePath| reason_to_run(before, path) == reason_to_run(after, path);
+    let is_finished = &was_finished.iter().filter(stays).cloned().collect();
     for tenant in after.tenants.values() {
         let name = &tenant.name;
-        let (used, wanted) = (tenant_usage(before, name), tenant_usage(after, name));
+        let (used, wanted) =
+            (tenant_usage(before, was_finished, name), tenant_usage(after, is_finished, name));
         let quota = &tenant.quota;
         let of = format!("the quota of tenant {name}");
         let raise = |flag: &str, to: u64| {
@@ -95,7 +113,7 @@ pub(super) fn check(before: &Desired, after: &Desired, capacity: Capacity) -> Re
             }
         }
     }
-    let (used, wanted) = (node_usage(before), node_usage(after));
+    let (used, wanted) = (node_usage(before, was_finished), node_usage(after, is_finished));
     for (what, used, wanted, allowed) in [
         ("vCPUs", used.vcpus, wanted.vcpus, capacity.vcpus),
         ("MiB of memory", used.mem_mib, wanted.mem_mib, capacity.mem_mib),

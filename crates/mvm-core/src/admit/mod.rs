@@ -322,6 +322,9 @@ pub struct NodeFacts {
     pub foreign_subnets: Vec<Ipv4Net>,
     /// Instances that were to run and ended by themselves: a request to run them is a fresh wish.
     pub ended: BTreeSet<InstancePath>,
+    /// Of these, the ones that are not started again without a request
+    /// ([`crate::plan::has_ended_for_good`]).
+    pub finished: BTreeSet<InstancePath>,
     /// Instances that have, or are getting or losing, a microVM.
     pub up: BTreeSet<InstancePath>,
     /// Instances that stand by and could go on at once.
@@ -420,7 +423,7 @@ pub fn admit(
         Request::Apply { document } => draft.apply(document)?,
         Request::Remove { document } => draft.remove(document)?,
     }
-    check_result(desired, &draft.edit.desired, node.capacity)?;
+    check_result(desired, &draft.edit.desired, node.capacity, &node.finished)?;
     Ok(draft.edit)
 }
 
@@ -432,10 +435,11 @@ pub(crate) fn check_result(
     before: &Desired,
     after: &Desired,
     capacity: Capacity,
+    finished: &BTreeSet<InstancePath>,
 ) -> Result<(), Denial> {
     published::check(before, after)?;
     disks::check_holders(before, after)?;
-    limits::check(before, after, capacity)
+    limits::check(before, after, capacity, finished)
 }
 
 /// A request being carried out on a copy.

@@ -74,6 +74,30 @@ fn to_start_what_ended_by_itself_is_a_fresh_wish() {
 }
 
 #[test]
+fn what_has_ended_for_good_reserves_nothing_until_it_is_to_run_again() {
+    let mut node = Node::new();
+    let quota = Quota { running: Some(1), ..Quota::default() };
+    node.accept(tenant_with("demo", quota, None));
+    node.accept(pool(WEB));
+    node.accept(create(WEB, 1, true));
+    assert!(matches!(node.deny(create(WEB, 1, true)), Denial::OverLimit(_)));
+    let path = node.instances(WEB)[0].path.clone();
+    node.facts.ended.insert(path.clone());
+    assert!(matches!(node.deny(create(WEB, 1, true)), Denial::OverLimit(_)), "it starts again");
+    node.facts.finished.insert(path.clone());
+    node.accept(create(WEB, 1, true));
+    let usage = node_usage(&node.desired, &node.facts.finished);
+    assert_eq!((usage.running, usage.instances), (1, 2));
+    let first = path.id.to_string();
+    assert!(matches!(node.deny(start(&first, false)), Denial::OverLimit(_)));
+    let second = node.instances(WEB)[1].path.id.to_string();
+    node.accept(stop(&second, false));
+    node.accept(start(&first, false));
+    node.facts.finished.clear();
+    assert!(matches!(node.deny(start(&second, false)), Denial::OverLimit(_)));
+}
+
+#[test]
 fn a_stop_says_how_long_the_guest_has() {
     let mut node = Node::with_pool();
     node.accept(create(WEB, 1, true));
