@@ -214,10 +214,13 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Says what a stop of an instance that is to sleep costs.
+    /// Says what a stop of an instance that sleeps costs. One that is only on its way there, or could
+    /// not be put to sleep, is shut down in order.
     fn note_lost_memory(&mut self, path: &InstancePath) {
         let desired = self.edit.desired.instances.get(path).map(|instance| instance.desired);
-        if desired == Some(DesiredState::Sleeping) && !self.node.ended.contains(path) {
+        let has_microvm = self.node.up.contains(path);
+        let has_ended = self.node.ended.contains(path);
+        if desired == Some(DesiredState::Sleeping) && !has_ended && !has_microvm {
             self.note(format!(
                 "{path} sleeps: what it has in memory is given up, and its disk stays as it was when it fell asleep; wake it first with `mvm start {}` to have its programs stopped in order",
                 path.id

@@ -74,6 +74,21 @@ fn to_start_what_ended_by_itself_is_a_fresh_wish() {
 }
 
 #[test]
+fn a_stop_says_what_is_lost_only_of_what_sleeps_already() {
+    for (is_up, notes) in [(false, 1), (true, 0)] {
+        let mut node = Node::with_pool();
+        node.accept(create(WEB, 1, true));
+        let selector: Selector = WEB.parse().unwrap();
+        node.accept(Request::InstanceSleep { selector, all: false, hooks_ms: 1 });
+        if is_up {
+            let path = node.instances(WEB)[0].path.clone();
+            node.facts.up.insert(path);
+        }
+        assert_eq!(node.accept(stop(WEB, false)).notes.len(), notes);
+    }
+}
+
+#[test]
 fn what_has_ended_for_good_reserves_nothing_until_it_is_to_run_again() {
     let mut node = Node::new();
     let quota = Quota { running: Some(1), ..Quota::default() };
