@@ -216,9 +216,13 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
         (Some(death), []) => death.console_tail.as_slice(),
         (_, tail) => tail,
     };
-    // One that runs as it is to has no use for its boot's messages.
-    let is_well = view.state == State::Running && view.activity.is_none() && view.waiting.is_none();
-    if is_well && view.last_death.is_none() {
+    // One that runs as it is to, or has ended in order, has no use for its boot's messages.
+    let is_settled = match view.state {
+        State::Running => view.activity.is_none() && view.waiting.is_none(),
+        State::Stopped => view.last_death.is_some(),
+        _ => false,
+    };
+    if is_settled && view.last_death.as_ref().is_none_or(ended_well) {
         let _ = writeln!(text, "Its console: `mvm logs {} --source console`.", view.path);
     } else if !console.is_empty() && !is_told {
         let _ = writeln!(text, "\nThe last lines of its console:");
@@ -227,6 +231,17 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
         }
     }
     text
+}
+
+/// Whether nothing went wrong at the end: the main process succeeded, or an operator's stop was in order.
+fn ended_well(death: &Death) -> bool {
+    let is_in_order =
+        death.exit.as_ref().is_some_and(|exit| exit.process == ProcessEnd::Exited { code: 0 });
+    match death.cause {
+        Cause::Exited { code } => code == 0,
+        Cause::Operator => is_in_order,
+        _ => false,
+    }
 }
 
 fn last_end(death: &Death, now: u64) -> String {
@@ -414,6 +429,37 @@ The last lines of its console:
         assert!(text.ends_with(words), "{text}");
         let text = why(Cause::GuestOom);
         assert!(text.contains(words) && text.contains("  | reboot: Power down\n"), "{text}");
+    }
+
+    #[test]
+    fn why_shows_no_boot_messages_of_what_ended_in_order() {
+        let why = |state, cause, process| {
+            let exit = Some(VmExit { process, reason: None });
+            let console_tail = vec!["Run /init as init process".to_owned()];
+            let last_death = Some(Death { cause, at_unix_ms: NOW, exit, console_tail });
+            let instance = InstanceView { state, waiting: None, last_death, ..failing() };
+            let (summary, console_tail) = (String::new(), vec![]);
+            let output_tail = vec![];
+            let view = WhyView { instance, summary, activity: None, output_tail, console_tail };
+            super::why(&view, NOW)
+        };
+        let in_order = ProcessEnd::Exited { code: 0 };
+        for cause in [Cause::Operator, Cause::Exited { code: 0 }] {
+            for state in [State::Stopped, State::Running] {
+                let text = why(state, cause.clone(), in_order);
+                assert!(text.ends_with("--source console`.\n"), "{text}");
+                assert!(!text.contains("/init"), "{text}");
+            }
+        }
+        for (cause, process) in [
+            (Cause::Operator, ProcessEnd::Signaled { signal: 9 }),
+            (Cause::GuestShutdown, in_order),
+            (Cause::Exited { code: 1 }, in_order),
+        ] {
+            assert!(
+                why(State::Stopped, cause, process).contains("  | Run /init as init process\n")
+            );
+        }
     }
 
     #[test]
