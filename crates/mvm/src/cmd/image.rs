@@ -119,6 +119,12 @@ impl Image {
 
 /// The one image whose revision begins like this.
 fn one<'a>(views: &'a [ImageView], text: &str) -> Result<&'a ImageView> {
+    // Every name begins with nothing, such as a variable that is not set.
+    if text.is_empty() {
+        return Err(ApiError::new(ErrorCode::Invalid, "the name of an image is empty")
+            .hint("see `mvm image list`")
+            .into());
+    }
     let matching: Vec<&ImageView> =
         views.iter().filter(|view| view.revision.as_str().starts_with(text)).collect();
     match matching.as_slice() {
@@ -132,5 +138,29 @@ fn one<'a>(views: &'a [ImageView], text: &str) -> Result<&'a ImageView> {
                 format!("{text} is the beginning of several images: {}", names.join(", "));
             Err(ApiError::new(ErrorCode::Invalid, message).hint("write more of it").into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_name_is_no_image_even_if_there_is_only_one() {
+        let view = ImageView {
+            revision: RevisionId::from_digest([1; 8]),
+            source: String::new(),
+            bytes: 0,
+            built_unix_ms: 0,
+            kernel: String::new(),
+            config: Default::default(),
+            layers: vec![],
+            used_by: vec![],
+            damage: None,
+        };
+        let views = [view];
+        assert!(one(&views, "r-0").is_ok());
+        let error = one(&views, "").unwrap_err().to_string();
+        assert!(error.contains("empty"), "{error}");
     }
 }
