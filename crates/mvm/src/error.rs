@@ -67,6 +67,11 @@ pub(crate) enum Error {
     /// The agent went away under a program that it ran for this command.
     #[error("the agent ended, and with it the connection to the program, which ends too")]
     ProgramLost(#[source] ConnectionError),
+    /// The agent went away while what it had accepted was waited for.
+    #[error(
+        "the agent ended before this was done; the request is recorded, and the next agent goes on with it"
+    )]
+    WaitLost(#[source] ConnectionError),
     /// No agent runs, and the command does not start one.
     #[error("no agent runs for {}", .state_dir.display())]
     NoAgent {
@@ -271,6 +276,7 @@ impl Error {
             Self::Api(error) => api_exit_code(error.code),
             Self::Connection(_)
             | Self::ProgramLost(_)
+            | Self::WaitLost(_)
             | Self::NoAgent { .. }
             | Self::Unreachable { .. } => exit::UNREACHABLE,
             Self::AgentStart { .. } | Self::AgentDied { .. } | Self::NoAnswer { .. } => {
@@ -378,6 +384,7 @@ impl Error {
             Self::Failed(failure) => return Some(failure.hint.clone()),
             Self::WaitTimeout { .. } => "the request goes on in the background: `mvm ps -a` shows how far it is".to_owned(),
             Self::StoppedWaiting => "`mvm ps -a` shows how far it is".to_owned(),
+            Self::WaitLost(_) => "`mvm ps -a` starts an agent if none runs, and shows how far it is".to_owned(),
             Self::Usage { hint, .. } => hint.clone(),
             Self::NotReady { .. } => "run `mvm bootstrap`, or pass --yes to have it done".to_owned(),
             Self::NetworkDiffers(_) => "the agent puts links and firewall right within 10 s, and `mvm node info` says what it cannot; an instance that has lost its tap gets another with `mvm restart`".to_owned(),

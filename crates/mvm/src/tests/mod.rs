@@ -234,7 +234,10 @@ fn an_agent_that_goes_away_ends_the_wait() {
         Call::Submit(_) => vec![Act::Reply(Reply::Accepted(accepted()))],
         _ => vec![Act::Reply(snapshot(vec![starting()], vec![])), Act::HangUp],
     });
-    assert_eq!(run(&agent, "start demo/hello").code, 7);
+    let ran = run(&agent, "start demo/hello");
+    assert_eq!(ran.code, 7);
+    let told = ["the request is recorded, and the next agent goes on with it", "`mvm ps -a`"];
+    assert!(told.iter().all(|words| ran.talk.contains(words)), "{}", ran.talk);
 }
 
 #[test]

@@ -65,13 +65,13 @@ pub(crate) async fn wait(
     let (mut refreshes, mut problems) = (0, Vec::new());
     loop {
         tokio::select! {
-            reply = connection.read.message::<Reply>() => match reply? {
+            reply = connection.read.message::<Reply>() => match reply.map_err(agent_lost)? {
                 Reply::Snapshot { instances, pools, tenant_exists, disks } => {
                     let snapshot = Snapshot::new(instances, pools, tenant_exists);
                     latest = Some(snapshot.with_disks(disks));
                 }
                 Reply::Error(error) => return Err(error.into()),
-                Reply::Done => return Err(ConnectionError::HungUp.into()),
+                Reply::Done => return Err(agent_lost(ConnectionError::HungUp)),
                 other => return Err(unexpected(&other)),
             },
             _ = refresh.tick() => {
@@ -97,6 +97,14 @@ pub(crate) async fn wait(
                 waiting = items;
             }
         }
+    }
+}
+
+/// What was accepted is durable, whatever becomes of the agent.
+fn agent_lost(error: ConnectionError) -> Error {
+    match error {
+        ConnectionError::HungUp | ConnectionError::Io(_) => Error::WaitLost(error),
+        other => other.into(),
     }
 }
 
