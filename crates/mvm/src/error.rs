@@ -325,6 +325,8 @@ impl Error {
         match self {
             Self::StoppedWaiting => Self::GivenUp,
             Self::Failed(failure) => Self::Failed(Failure { hint: hint(&failure.hint), ..failure }),
+            // What is in the way is still there.
+            Self::Api(error) if error.code == ErrorCode::OverLimit => Self::Api(error),
             Self::Api(error) => match error.hint {
                 Some(text)
                     if ["mvm why", "mvm logs", "mvm ps", "mvm start", "mvm pool build"]

@@ -114,8 +114,10 @@ fn no_hint_is_at_what_is_gone() {
         assert!(!hint.contains("web-1") && !hint.contains("i-0"), "{hint}");
     }
     assert!(Error::StoppedWaiting.after_removal().hint().is_none());
-    let kept = ApiError::new(ErrorCode::OverLimit, "x").hint("`mvm tenant update`");
-    assert_eq!(Error::Api(kept).after_removal().hint().unwrap(), "`mvm tenant update`");
+    for hint in ["`mvm tenant update`", "stop or destroy something first: `mvm ps -a`"] {
+        let kept = ApiError::new(ErrorCode::OverLimit, "x").hint(hint);
+        assert_eq!(Error::Api(kept).after_removal().hint().unwrap(), hint);
+    }
 }
 
 #[test]
