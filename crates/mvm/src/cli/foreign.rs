@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const ALIKE: f64 = 0.8;
 
 /// Verbs of Docker, Compose, kubectl and their like, and what to type instead.
-const VERBS: [(&str, &str); 34] = [
+const VERBS: [(&str, &str); 41] = [
     (
         "build",
         "mvm reads images that others build: build one with `buildah` or `docker build`, and run it as oci:DIR, docker-archive:FILE or from a registry; `mvm pool build` builds a pool's",
@@ -26,9 +26,11 @@ const VERBS: [(&str, &str); 34] = [
         "mvm does not list what changed on an instance's disk; `mvm cp INSTANCE:/PATH .` fetches it",
     ),
     ("events", "`mvm agent serve` logs what happens; `mvm why` tells it of one instance"),
+    ("export", "`mvm cp -a INSTANCE:/PATH - >FILE` makes a tar archive of what is there"),
     ("get", "`mvm ps`, `mvm pool list`, `mvm tenant list` or `mvm disk list`"),
     ("history", "`mvm pool info` lists a pool's earlier images"),
     ("images", "`mvm image list`"),
+    ("import", "a tar archive is an image as it is: `mvm run rootfs:FILE -- COMMAND`"),
     ("info", "`mvm node info` for this machine, `mvm instance info` for an instance"),
     ("init", "`mvm bootstrap` makes this machine ready; `mvm up FILE` starts a tenant"),
     (
@@ -45,6 +47,7 @@ const VERBS: [(&str, &str); 34] = [
     ("ls", "`mvm ps`"),
     ("network", "each tenant has a network of its own: `mvm net --help`"),
     ("pause", "`mvm warm`, and `mvm resume` to go on; `mvm sleep` gives the memory back, too"),
+    ("pin", "`mvm instance pin`"),
     ("port", "`mvm pool info` shows a pool's published ports; `mvm forward` opens one for a while"),
     ("prune", "`mvm image gc` removes what no pool needs"),
     (
@@ -54,12 +57,19 @@ const VERBS: [(&str, &str); 34] = [
     ("push", "mvm only reads registries: `skopeo copy` writes to them"),
     ("rename", "names are fixed: create another, and `mvm rm` this one"),
     ("rmi", "`mvm image rm`, or `mvm image gc` for all that nothing uses"),
+    ("save", "mvm writes no images: `docker save`, `skopeo copy` or `buildah push` do"),
     ("scale", "`mvm pool scale`"),
     ("search", "mvm does not search registries: name the image as IMAGE:TAG"),
     ("system", "`mvm node info`, `mvm image gc` or `mvm doctor`"),
+    ("tag", "an image is named where it comes from; a pool has a name: `mvm run --name`"),
     ("top", "`mvm stats`, or `mvm exec INSTANCE -- ps`"),
     ("unpause", "`mvm resume`"),
+    ("unpin", "`mvm instance unpin`"),
     ("volume", "`mvm disk`, and `-v NAME:/PATH` to attach one"),
+    (
+        "wait",
+        "`mvm attach` waits for a program's end and has its exit code; so has `mvm instance info`",
+    ),
 ];
 
 /// Options of the same origin.
@@ -104,6 +114,11 @@ pub(super) fn advise(error: &mut clap::Error) {
         let advice = vec![advice.into()];
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(advice));
         return;
+    }
+    // Nothing that begins with a dash is a name, so that no option was meant as one.
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+        error.remove(ContextKind::TrailingArg);
     }
     let is_near = |name: &String| strsim::jaro_winkler(bare(&typed), bare(name)) >= ALIKE;
     match error.get(tip) {

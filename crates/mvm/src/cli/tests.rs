@@ -162,6 +162,9 @@ fn words_of_other_tools_are_answered_with_mvms_own() {
         ("mvm inspect web", "mvm instance info"),
         ("mvm pause web", "mvm warm"),
         ("mvm compose up", "mvm up FILE"),
+        ("mvm wait web", "mvm attach"),
+        ("mvm export web", "mvm cp -a"),
+        ("mvm pin web", "mvm instance pin"),
         ("mvm volume ls", "mvm disk"),
         ("mvm run --network host builtin", "--tenant"),
         ("mvm run --hostname=foo builtin", "instance's id"),
@@ -178,7 +181,7 @@ fn a_slip_of_the_finger_gets_a_tip_and_another_word_none() {
     assert!(refusal("mvm sotp web").contains("stop"));
     assert!(refusal("mvm run --publsh 1:2 builtin").contains("--publish"));
     let text = refusal("mvm run --bogus builtin");
-    assert!(!text.contains("tip") || text.contains("to pass '--bogus' as a value"), "{text}");
+    assert!(!text.contains("tip"), "{text}");
 }
 
 #[test]
