@@ -10,10 +10,10 @@ use mvm_core::lifecycle::Phase;
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, Selector, TenantName};
 use mvm_core::record::{self, Desired, Purpose};
+use mvm_core::stored::{Stored, versioned};
 use mvm_store::{ChangeError, CommitError, Op, Room, StoreError, encode};
 use mvm_wire::door::{Answer, Occupied, Question, Veto};
 use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
-use serde::Serialize;
 
 use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
 use crate::{Control, Prepared};
@@ -215,7 +215,7 @@ fn ended(mirror: &Mirror) -> BTreeSet<InstancePath> {
 
 /// The records that differ.
 pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, StoreError> {
-    fn changes<K: Ord, V: Serialize + PartialEq>(
+    fn changes<K: Ord, V: Stored + PartialEq>(
         before: &OrdMap<K, V>,
         after: &OrdMap<K, V>,
         key: fn(&K) -> String,
@@ -224,7 +224,7 @@ pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, S
         for change in before.diff(after) {
             ops.push(match change {
                 DiffItem::Add(name, record) | DiffItem::Update { new: (name, record), .. } => {
-                    encode(key(name), record)?
+                    encode(key(name), &versioned(record))?
                 }
                 DiffItem::Remove(name, _) => Op::Delete { key: key(name) },
             });

@@ -28,14 +28,36 @@ pub(crate) async fn serve(
     let call = match connection.read.message::<Call>().await {
         Ok(call) => call,
         Err(error) => {
-            let error = ApiError::new(ErrorCode::Invalid, chain(&error));
-            drop(connection.write.message(&Reply::Error(error)).await);
+            drop(connection.write.message(&Reply::Error(not_understood(&error))).await);
             return;
         }
     };
     if let Err(error) = answer(control, call, connection, hang_up).await {
         tracing::debug!(error = chain(&error), "a caller hung up");
     }
+}
+
+/// A call that does not parse: one of a newer caller may have what this agent does not know.
+fn not_understood(error: &ConnectionError) -> ApiError {
+    let unknown = match error {
+        ConnectionError::Message(error) => Some(error.to_string()).filter(|text| {
+            text.starts_with("unknown field") || text.starts_with("unknown variant")
+        }),
+        _ => None,
+    };
+    match unknown {
+        Some(unknown) => {
+            unsupported(format!("this agent does not know all of the call: {unknown}"))
+        }
+        None => ApiError::new(ErrorCode::Invalid, chain(error)),
+    }
+}
+
+fn unsupported(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::Unsupported, message).hint(
+        "the agent may be older than the command (`mvm node info` shows its version): `mvm agent stop`, \
+         then try again",
+    )
 }
 
 async fn answer(
@@ -202,8 +224,7 @@ async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
         Call::Records { prefix } => records(control, prefix).await,
         Call::RecordMend { key, text } => mend(control, key, text).await,
         Call::Signal { .. } | Call::Resize { .. } | Call::Detach | Call::Unknown => {
-            Err(ApiError::new(ErrorCode::Unsupported, "this agent does not know the call")
-                .hint("the agent may be older than the command: `mvm agent stop`, then try again"))
+            Err(unsupported("this agent does not know the call"))
         }
         Call::Watch { .. }
         | Call::Exec { .. }

@@ -9,6 +9,7 @@
 
 pub mod accept;
 pub mod admit;
+mod authored;
 pub mod credit;
 pub mod death;
 pub mod disk;
@@ -35,5 +36,6 @@ pub mod settings;
 pub mod sleep_policy;
 pub mod snapshot;
 pub mod spec;
+pub mod stored;
 mod text;
 pub mod vmm;

@@ -41,7 +41,7 @@ const SIGNALS: [&str; 31] = [
 
 /// What a pool says about the main process of its instances; what it leaves open is the image's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct ProcessSpec {
     /// The program and its first arguments, instead of the image's entrypoint and `cmd`.
     pub entrypoint: Option<Vec<String>>,

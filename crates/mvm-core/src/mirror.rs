@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 
 use imbl::OrdMap;
-use serde::de::DeserializeOwned;
 
 use crate::document::{NodeDocument, NodeNotes, NodeReport};
 use crate::lifecycle::{InstanceStatus, Outcome, Phase};
@@ -16,6 +15,7 @@ use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use crate::net::{NetworkConflict, NodeNetwork};
 use crate::plan::has_ended_for_good;
 use crate::record::{self, Desired, Existence, InstanceRecord, Observed};
+use crate::stored::{self, Stored};
 
 /// Everything that is known, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,17 +82,14 @@ impl Mirror {
     }
 
     fn try_apply(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), String> {
-        fn put<K: Ord + Clone, V: DeserializeOwned + Clone>(
+        fn put<K: Ord + Clone, V: Stored + Clone>(
             map: &mut OrdMap<K, V>,
             key: K,
             value: Option<&[u8]>,
         ) -> Result<(), String> {
             match value {
                 None => drop(map.remove(&key)),
-                Some(bytes) => {
-                    let record = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-                    map.insert(key, record);
-                }
+                Some(bytes) => drop(map.insert(key, stored::decode(bytes)?)),
             }
             Ok(())
         }

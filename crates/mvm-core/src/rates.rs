@@ -18,7 +18,7 @@ pub const DISK_OPS_S_MAX: u32 = 10_000_000;
 
 /// Upper limits; one that is absent is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Rates {
     /// What it sends, and what it receives, in Mbit/s (10^6 bits per second) each.
     pub net_mbit_s: Option<u32>,

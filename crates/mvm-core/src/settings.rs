@@ -39,7 +39,7 @@ const NR_OPEN: u64 = 1024 * 1024;
 
 /// What is set before any program of the image runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Settings {
     /// Values of the guest kernel's parameters, by name.
     #[serde(deserialize_with = "sysctls")]

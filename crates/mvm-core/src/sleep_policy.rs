@@ -11,8 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::guest::Health;
 use crate::lifecycle::Phase;
@@ -32,7 +31,7 @@ pub const SAMPLE_MAX_MS: u64 = 10_000;
 
 /// When a pool's instances are put to rest by themselves. Without times they are not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct SleepPolicy {
     /// Seconds without use after which an instance's vCPUs are stopped.
     pub warm_after_s: Option<u32>,
@@ -60,13 +59,6 @@ impl Default for SleepPolicy {
             ignore_neighbours: false,
         }
     }
-}
-
-/// Reads the policy of a record, which an earlier release may have written: `keep_vmm` is ignored.
-pub(crate) fn of_record<'de, D: Deserializer<'de>>(from: D) -> Result<SleepPolicy, D::Error> {
-    let mut fields = serde_json::Map::deserialize(from)?;
-    fields.remove("keep_vmm");
-    serde_json::from_value(fields.into()).map_err(D::Error::custom)
 }
 
 /// Why a sleep policy makes no sense.

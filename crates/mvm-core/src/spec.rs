@@ -5,8 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::authored::Strict;
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::init::InitMode;
@@ -15,7 +16,7 @@ use crate::name::{DiskName, PoolName, TenantName};
 use crate::publish::{Publish, PublishError, check_published};
 use crate::rates::{RateError, Rates};
 use crate::settings::{Settings, SettingsError, Ulimit, sysctls};
-use crate::sleep_policy::{self, PolicyError, SleepPolicy};
+use crate::sleep_policy::{PolicyError, SleepPolicy};
 use crate::vmm::VmmKind;
 
 /// Smallest guest memory in MiB: below it the kernel and the initrd do not fit.
@@ -33,7 +34,7 @@ pub const READY_MAX: u32 = 64;
 
 /// A tenant's limits; an absent limit means that only the node's capacity limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Quota {
     /// Virtual CPUs of all instances that are to run.
     pub vcpus: Option<u64>,
@@ -149,7 +150,7 @@ crate::serde_as_text!(NetMode, RestartPolicy);
 
 /// What every instance of a pool is like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct PoolSpec {
     /// Where the root filesystem comes from.
     pub image: ImageSpec,
@@ -178,7 +179,6 @@ pub struct PoolSpec {
     /// Ports that the node listens on for the pool.
     pub publish: Vec<Publish>,
     /// When instances that nobody uses are put to rest.
-    #[serde(deserialize_with = "sleep_policy::of_record")]
     pub sleep_policy: SleepPolicy,
     /// New instances that stand by, ready, if the pool has a base.
     pub ready: u32,
@@ -309,9 +309,10 @@ impl PoolSpec {
     }
 }
 
-/// The document of `mvm up FILE`: a tenant, its pools and how many instances of each run.
+/// The document of `mvm up FILE`: a tenant, its pools and how many instances of each run. A field that is
+/// not known, of whatever is in it, is refused wherever a document is read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Document {
     /// The tenant's name.
     pub tenant: TenantName,
@@ -329,9 +330,20 @@ pub struct Document {
     pub pools: BTreeMap<PoolName, DocumentPool>,
 }
 
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::deserialize(Strict(from))
+    }
+}
+
+impl Serialize for Document {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, to)
+    }
+}
+
 /// One data disk of a [`Document`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DocumentDisk {
     /// Its size in MiB; sparse, so it costs what is written.
     pub size_mib: u64,
@@ -349,9 +361,9 @@ pub struct DocumentPool {
     pub spec: PoolSpec,
 }
 
-/// [`DocumentPool`] as written: flat, and strict about unknown fields (which `flatten` is not).
+/// [`DocumentPool`] as written: flat, without `flatten`, which would hide unknown fields.
 #[derive(Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 struct DocumentPoolFields {
     running: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -504,16 +516,19 @@ mod tests {
     }
 
     #[test]
-    fn a_record_may_have_what_an_earlier_release_wrote_and_a_document_may_not() {
-        let policy = r#"{"sleep_after_s":60,"keep_vmm":true}"#;
-        let record = format!(r#"{{"vcpus":2,"sleep_policy":{policy}}}"#);
-        let spec: PoolSpec = serde_json::from_str(&record).unwrap();
-        assert_eq!((spec.vcpus, spec.sleep_policy.sleep_after_s), (2, Some(60)));
-        assert!(!serde_json::to_string(&spec).unwrap().contains("keep_vmm"));
-        assert!(serde_json::from_str::<PoolSpec>(&record.replace("keep", "have")).is_err());
-        let document =
-            format!(r#"{{"tenant":"demo","pools":{{"a":{{"sleep_policy":{policy}}}}}}}"#);
-        assert!(serde_json::from_str::<Document>(&document).is_err());
+    fn a_record_may_have_what_another_release_wrote_and_a_document_may_not() {
+        for part in [
+            r#""sleep_policy":{"sleep_after_s":60,"keep_vmm":true}"#,
+            r#""disks":[{"name":"a","path":"/a","cached":true}]"#,
+            r#""rates":{"net_packets_s":1}"#,
+            r#""numa_node":1"#,
+        ] {
+            let record = format!(r#"{{"vcpus":2,{part}}}"#);
+            assert_eq!(serde_json::from_str::<PoolSpec>(&record).unwrap().vcpus, 2);
+            let document = format!(r#"{{"tenant":"demo","pools":{{"a":{record}}}}}"#);
+            let error = serde_json::from_str::<Document>(&document).unwrap_err().to_string();
+            assert!(error.starts_with("unknown field `"), "{error}");
+        }
     }
 
     #[test]

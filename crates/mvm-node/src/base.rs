@@ -3,6 +3,7 @@
 
 use mvm_core::name::{InstancePath, PoolPath, SnapshotId};
 use mvm_core::record::{self, Base, PoolStatus};
+use mvm_core::stored::versioned;
 use mvm_store::{StoreError, encode};
 use mvm_wire::{ApiError, ErrorCode};
 
@@ -40,7 +41,10 @@ async fn name_it(node: &Node, pool: &PoolPath, base: Base) -> Result<(), ApiErro
         }
         let status = mirror.observed.pools.get(pool).cloned().unwrap_or_default();
         let status = PoolStatus { base: Some(base), ..status };
-        Ok::<_, StoreError>((vec![encode(record::pool_status_key(pool), &status)?], true))
+        Ok::<_, StoreError>((
+            vec![encode(record::pool_status_key(pool), &versioned(&status))?],
+            true,
+        ))
     });
     match named.await {
         Ok(true) => Ok(()),
@@ -62,7 +66,7 @@ pub(crate) async fn give_up(node: &Node, pool: &PoolPath, id: &SnapshotId, reaso
         let Some(status) = mirror.observed.pools.get(pool) else { return Ok((vec![], ())) };
         let without = status.clone().without_base(id, reason);
         let is_new = without != *status && mirror.desired.pools.contains_key(pool);
-        let op = encode(record::pool_status_key(pool), &without)?;
+        let op = encode(record::pool_status_key(pool), &versioned(&without))?;
         Ok::<_, StoreError>((if is_new { vec![op] } else { vec![] }, ()))
     });
     let given_up = given_up.await.map_err(|error| chain(&error));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mvm_core::record::{self, BuildState, PoolRecord, PoolStatus};
+use mvm_core::stored::versioned;
 use mvm_host::images::BuiltImage;
 use mvm_store::{StoreError, encode};
 use tokio::sync::mpsc;
@@ -78,7 +79,7 @@ async fn write(node: &Node, pool: &PoolRecord, change: impl FnOnce(PoolStatus) -
             let is_there = mirror.desired.pools.contains_key(&pool.path);
             let status = mirror.observed.pools.get(&pool.path).cloned().unwrap_or_default();
             let status = change(status);
-            let op = encode(record::pool_status_key(&pool.path), &status)?;
+            let op = encode(record::pool_status_key(&pool.path), &versioned(&status))?;
             Ok::<_, StoreError>((if is_there { vec![op] } else { vec![] }, ()))
         })
         .await;

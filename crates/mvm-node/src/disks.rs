@@ -7,6 +7,7 @@ use mvm_core::disk::DiskMount;
 use mvm_core::guest::DiskConfiguration;
 use mvm_core::name::DiskPath;
 use mvm_core::record::{self, Desired, DesiredState, DiskFailure, DiskStatus, InstanceRecord};
+use mvm_core::stored::versioned;
 use mvm_host::vmm::{Disk, DiskAccess};
 use mvm_store::{Op, StoreError, encode};
 
@@ -38,7 +39,7 @@ pub(crate) async fn make(node: Arc<Node>, path: DiskPath) {
         .change(async |mirror| {
             // A disk that was removed meanwhile must not come back as a stray record.
             let is_there = mirror.desired.disks.contains_key(&path);
-            let op = encode(record::disk_status_key(&path), &status)?;
+            let op = encode(record::disk_status_key(&path), &versioned(&status))?;
             Ok::<_, StoreError>((if is_there { vec![op] } else { vec![] }, ()))
         })
         .await;

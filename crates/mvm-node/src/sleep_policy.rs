@@ -12,6 +12,7 @@ use mvm_core::local;
 use mvm_core::name::InstancePath;
 use mvm_core::record::{self, Existence, PoolRecord};
 use mvm_core::sleep_policy::{Activity, Rest, RestAction, Sample, decide};
+use mvm_core::stored::versioned;
 use mvm_store::{ChangeError, StoreError, encode};
 use tokio::task::JoinSet;
 
@@ -128,7 +129,7 @@ async fn rest(node: &Node, action: &RestAction) -> Result<(), ChangeError<StoreE
         let Some(intent) = local::rest(&mirror.desired, has_ended, action, now) else {
             return Ok((vec![], ()));
         };
-        Ok((vec![encode(record::local_key(path), &intent)?], ()))
+        Ok((vec![encode(record::local_key(path), &versioned(&intent))?], ()))
     };
     node.state.change(decide).await?;
     node.poke();

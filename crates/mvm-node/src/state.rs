@@ -7,6 +7,7 @@ use mvm_core::lifecycle::InstanceStatus;
 use mvm_core::mirror::Mirror;
 use mvm_core::name::InstancePath;
 use mvm_core::record::{self, BuildState, PoolStatus};
+use mvm_core::stored::versioned;
 use mvm_host::space::Reserve;
 use mvm_store::{
     ChangeError, CommitError, Fold, Infallible, Mirrored, Op, Room, Store, StoreError, encode,
@@ -42,7 +43,7 @@ impl State {
         for (path, status) in &state.now().observed.pools {
             if matches!(status.build, BuildState::Building { .. }) {
                 let status = PoolStatus { build: BuildState::Idle, ..status.clone() };
-                abandoned.push(encode(record::pool_status_key(path), &status)?);
+                abandoned.push(encode(record::pool_status_key(path), &versioned(&status))?);
             }
         }
         state.write(abandoned).await?;
@@ -81,7 +82,7 @@ impl State {
         path: &InstancePath,
         status: &InstanceStatus,
     ) -> Result<(), CommitError> {
-        self.write(vec![encode(record::instance_status_key(path), status)?]).await
+        self.write(vec![encode(record::instance_status_key(path), &versioned(status))?]).await
     }
 
     /// Writes records whatever the present state is.

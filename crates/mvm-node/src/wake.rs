@@ -5,6 +5,7 @@ use mvm_core::local;
 use mvm_core::mirror::Mirror;
 use mvm_core::name::InstancePath;
 use mvm_core::record;
+use mvm_core::stored::versioned;
 use mvm_store::{ChangeError, StoreError, encode};
 use mvm_wire::{ApiError, ErrorCode};
 
@@ -26,7 +27,7 @@ pub(crate) async fn wake(node: &Node, path: &InstancePath) -> Result<(), ApiErro
         let decided = local::wake(&mirror.desired, capacity, &mirror.finished(), path);
         let decided = decided.map_err(Obstacle::Denied)?;
         let Some(intent) = decided else { return Ok((vec![], false)) };
-        let op = encode(record::local_key(path), &intent).map_err(Obstacle::Encode)?;
+        let op = encode(record::local_key(path), &versioned(&intent)).map_err(Obstacle::Encode)?;
         Ok((vec![op], true))
     };
     match node.state.change(decide).await {

@@ -31,6 +31,7 @@ pub use limits::{Usage, node_usage, tenant_usage};
 pub use spares::{spare_fits, spares_of};
 pub use upkeep::{forget, take_over};
 
+use crate::authored;
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::name::{
@@ -48,15 +49,17 @@ pub const DEFAULT_GRACE_MS: u64 = 10_000;
 /// Most instances that one request may create.
 pub const MAX_CREATE: u32 = 1_000;
 
-/// What a person or program asks of a node.
+/// What a person or program asks of a node. It is read strictly, at any depth: to ignore a field that is not
+/// known would be to do something else than was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "snake_case")]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Makes a tenant.
     TenantCreate {
         /// Its name.
         name: TenantName,
         /// Its limits.
+        #[serde(with = "authored")]
         quota: Quota,
         /// Its subnet; chosen if absent.
         subnet: Option<Ipv4Net>,
@@ -66,6 +69,7 @@ pub enum Request {
         /// Its name.
         name: TenantName,
         /// The new limits.
+        #[serde(with = "authored")]
         quota: Quota,
         /// Names of limits to lift.
         lift: Vec<String>,
@@ -89,6 +93,7 @@ pub enum Request {
         /// Its path.
         path: PoolPath,
         /// What its instances are like.
+        #[serde(with = "authored")]
         spec: Box<PoolSpec>,
     },
     /// Builds a pool's image, or finds it built.
@@ -104,7 +109,7 @@ pub enum Request {
         /// The image; the same as before if absent.
         image: Option<ImageSpec>,
         /// Settings that are added to, or replace, those that it has.
-        #[serde(default, skip_serializing_if = "Settings::is_default")]
+        #[serde(default, with = "authored", skip_serializing_if = "Settings::is_default")]
         settings: Settings,
     },
     /// Gives new instances of a pool the revision before the present one.
@@ -152,6 +157,7 @@ pub enum Request {
         /// Its path.
         path: PoolPath,
         /// The policy.
+        #[serde(with = "authored")]
         policy: SleepPolicy,
     },
     /// Makes instances, stopped.
@@ -163,7 +169,7 @@ pub enum Request {
         /// Whether they are started at once.
         start: bool,
         /// Data disks that they have besides those of the pool.
-        #[serde(default)]
+        #[serde(default, with = "authored")]
         disks: Vec<DiskMount>,
         /// Whether they boot although their pool has a base.
         #[serde(default)]

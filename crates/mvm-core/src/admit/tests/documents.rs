@@ -228,3 +228,32 @@ fn instances_that_a_changed_pool_leaves_behind_are_told_from_new_ones() {
     node.accept(Request::InstanceRestart { selector, all: true, grace_ms: 0 });
     assert_eq!(all(&node, Some(&one))[..2], [behind.clone(), behind], "a restart keeps the spec");
 }
+
+#[test]
+fn a_request_with_an_unknown_field_is_refused_by_its_name_at_any_depth() {
+    for text in [
+        r#"{"request":"pool_build","path":"demo/web","when":"now"}"#,
+        r#"{"request":"pool_create","path":"demo/web","spec":{"when":1}}"#,
+        r#"{"request":"pool_create","path":"demo/web","spec":{"rates":{"when":1}}}"#,
+        r#"{"request":"pool_policy","path":"demo/web","policy":{"when":1}}"#,
+        r#"{"request":"pool_update","path":"demo/web","settings":{"when":{}}}"#,
+        r#"{"request":"tenant_create","name":"demo","quota":{"when":1}}"#,
+        r#"{"request":"instance_create","pool":"demo/web","count":1,"start":true,
+            "disks":[{"name":"a","path":"/a","when":1}]}"#,
+        r#"{"request":"apply","document":{"tenant":"demo","pools":{"a":{"when":1}}}}"#,
+    ] {
+        let error = serde_json::from_str::<Request>(text).unwrap_err().to_string();
+        assert!(error.starts_with("unknown field `when`"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_spec_is_asked_for_without_what_it_does_not_use() {
+    let spec = PoolSpec { ready: 2, ..PoolSpec::default() };
+    let request =
+        Request::PoolCreate { path: "demo/web".parse().unwrap(), spec: Box::new(spec.clone()) };
+    let json = serde_json::to_value(&request).unwrap();
+    assert_eq!((&json["spec"]["ready"], &json["spec"]["mem_mib"]), (&2.into(), &256.into()));
+    assert_eq!(json["spec"].get("vmm"), None);
+    assert_eq!(serde_json::from_value::<Request>(json).unwrap(), request);
+}
