@@ -80,9 +80,16 @@ async fn damage_is_refused_with_the_file_and_the_way_to_mend_it() {
     }
     let mut garbled_header = whole.clone();
     garbled_header[..16].fill(b'x');
-    let cut = whole[..whole.len() / 2].to_vec();
+    let cut = |len: usize| whole[..len].to_vec();
 
-    for (what, bytes) in [("pages", garbled), ("header", garbled_header), ("cut", cut)] {
+    for (what, bytes) in [
+        ("pages", garbled),
+        ("header", garbled_header),
+        ("half", cut(whole.len() / 2)),
+        ("one page", cut(4096)),
+        ("less than a header", cut(50)),
+        ("all but the last byte", cut(whole.len() - 1)),
+    ] {
         fs::write(&path, &bytes).unwrap();
         let error = refusal(&path).await;
         assert!(matches!(error, OpenError::Store(StoreError::Damaged { .. })), "{what}: {error:?}");
@@ -111,6 +118,51 @@ async fn a_newer_schema_is_refused_with_both_versions_and_the_fix() {
     for part in [path.to_str().unwrap(), "schema 41", "up to 1", "run the mvm that wrote it"] {
         assert!(message.contains(part), "{message}");
     }
+}
+
+#[tokio::test]
+async fn a_newer_schema_one_version_ahead_is_refused_before_anything_is_touched() {
+    let (directory, path) = database();
+    filled(&path, 3).await;
+    let newer = Connection::open(&path).unwrap();
+    newer
+        .execute_batch(
+            "ALTER TABLE kv ADD COLUMN lease INTEGER;
+             UPDATE meta SET value = value + 1 WHERE name = 'schema_version'",
+        )
+        .unwrap();
+    // As after a crash of the newer mvm, what it wrote last is in the log beside the file.
+    let (_killed, copy) = database();
+    let log = |path: &Path| path.with_extension("db-wal");
+    fs::copy(&path, &copy).unwrap();
+    fs::copy(log(&path), log(&copy)).unwrap();
+    drop(newer);
+
+    for path in [path, copy] {
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let state = || (fs::read(&path).unwrap(), fs::read(log(&path)).ok(), mode(&path));
+        let before = state();
+        let error = refusal(&path).await;
+        assert!(matches!(error, OpenError::NewerSchema { found: 2, known: 1, .. }), "{error:?}");
+        assert!(state() == before, "a refused file was changed");
+        let newer = Connection::open(&path).unwrap();
+        let count = "SELECT count(lease IS NULL) FROM kv";
+        assert_eq!(newer.query_row(count, [], |row| row.get::<_, u32>(0)).unwrap(), 3);
+    }
+    drop(directory);
+}
+
+#[tokio::test]
+async fn a_database_that_another_program_holds_is_refused_with_its_name_and_opened_later() {
+    let (_directory, path) = database();
+    filled(&path, 1).await;
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let error = refusal(&path).await;
+    assert!(matches!(error, OpenError::Store(StoreError::Busy { .. })), "{error:?}");
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    drop(other);
+    SqliteStore::open(&path).await.unwrap();
 }
 
 #[tokio::test]
