@@ -11,6 +11,7 @@ mod signals;
 mod socket;
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_control::{Ambient, Control, Kept};
@@ -82,13 +83,17 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     let listener = mvm_host::unix_socket::bind(&socket)
         .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     tracing::info!(state_dir = %dir.display(), "serving");
-    tokio::select! {
-        never = socket::run(node.control.clone(), listener, open_files) => match never {},
-        () = node.stopped() => {}
-        () = signals.until_end() => {}
+    {
+        let mut server = pin!(socket::run(node.control.clone(), listener, open_files));
+        tokio::select! {
+            never = &mut server => match never {},
+            () = node.stopped() => {}
+            () = signals.until_end() => {}
+        }
+        // The socket goes before the lock, so that a caller never meets a socket of the past; and before the
+        // connections, whose callers would take one that is left for that of an agent that died.
+        drop(std::fs::remove_file(&socket));
     }
-    // The socket goes before the lock, so that a caller never meets a socket of the past.
-    drop(std::fs::remove_file(&socket));
     node.end().await;
     tracing::info!("ended; microVMs keep running");
     Ok(())

@@ -8,8 +8,8 @@ use imbl::ordmap::DiffItem;
 use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
 use mvm_core::lifecycle::Phase;
 use mvm_core::mirror::Mirror;
-use mvm_core::name::{InstancePath, Selector, TenantName};
-use mvm_core::record::{self, Desired, Purpose};
+use mvm_core::name::{InstancePath, RequestId, Selector, TenantName};
+use mvm_core::record::{self, Desired, Purpose, RequestRecord};
 use mvm_core::stored::{Stored, versioned};
 use mvm_store::{ChangeError, CommitError, Op, Room, StoreError, encode};
 use mvm_wire::door::{Answer, Occupied, Question, Veto};
@@ -30,7 +30,24 @@ enum Refusal {
 }
 
 /// Admits a request and makes it durable.
-pub(crate) async fn submit(control: &Arc<Control>, request: Request) -> Result<Accepted, ApiError> {
+pub(crate) async fn submit(control: &Control, request: Request) -> Result<Accepted, ApiError> {
+    carry_out(control, &request, None).await
+}
+
+/// The same once: a request whose id was used lately is answered with what it was answered then.
+pub(crate) async fn submit_once(
+    control: &Control,
+    request: Request,
+    id: &RequestId,
+) -> Result<Accepted, ApiError> {
+    carry_out(control, &request, Some(id)).await
+}
+
+async fn carry_out(
+    control: &Control,
+    request: &Request,
+    id: Option<&RequestId>,
+) -> Result<Accepted, ApiError> {
     let mut attempts = 0;
     loop {
         attempts += 1;
@@ -38,11 +55,17 @@ pub(crate) async fn submit(control: &Arc<Control>, request: Request) -> Result<A
             Answer::Occupied(occupied) => occupied,
             other => return Err(other.unexpected()),
         };
-        let change = |mirror| admit(control, mirror, &request, occupied);
-        match control.change(room_of(&request), change).await {
-            Ok((revision, (edit, prepared))) => {
-                prepared.keep();
-                return Ok(accepted(revision, edit));
+        let change = |mirror| admit(control, mirror, request, id, occupied);
+        match control.change(room_of(request), change).await {
+            Ok((revision, admitted)) => {
+                let accepted = match admitted {
+                    Admitted::Before(accepted) => accepted,
+                    Admitted::Now(accepted, prepared) => {
+                        prepared.keep();
+                        accepted
+                    }
+                };
+                return Ok(Accepted { revision, ..accepted });
             }
             Err(ChangeError::Refused(Refusal::Vetoed(Veto::Taken(_))))
                 if attempts < CLAIM_ATTEMPTS => {}
@@ -86,12 +109,26 @@ fn room_of(request: &Request) -> Room {
     }
 }
 
+/// A request that may be answered.
+enum Admitted {
+    /// It was carried out before.
+    Before(Accepted),
+    /// It is being carried out.
+    Now(Accepted, Box<dyn Prepared>),
+}
+
 async fn admit(
     control: &Control,
     mirror: Arc<Mirror>,
     request: &Request,
+    id: Option<&RequestId>,
     occupied: Occupied,
-) -> Result<(Vec<Op>, (Edit, Box<dyn Prepared>)), Refusal> {
+) -> Result<(Vec<Op>, Admitted), Refusal> {
+    if let Some(known) = id.and_then(|id| mirror.requests.get(id))
+        && let Ok(accepted) = serde_json::from_value(known.answer.clone())
+    {
+        return Ok((vec![], Admitted::Before(accepted)));
+    }
     if let Some((key, reason)) = bad_record(&mirror, request) {
         return Err(Refusal::BadRecord { key: key.to_owned(), reason: reason.to_owned() });
     }
@@ -109,9 +146,28 @@ async fn admit(
     let mut entropy = || (control.ambient.entropy)();
     let edit = admit::admit(&mirror.desired, &facts, request, &mut entropy, now)
         .map_err(Refusal::Denied)?;
-    let ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
+    let mut ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
     let prepared = control.link.prepare(&mirror.desired, &edit.desired).await;
-    Ok((ops, (edit, prepared.map_err(Refusal::Vetoed)?)))
+    let accepted = accepted(edit);
+    if let Some(id) = id {
+        ops.extend(remembered(&mirror, id, &accepted, now).map_err(Refusal::Encode)?);
+    }
+    Ok((ops, Admitted::Now(accepted, prepared.map_err(Refusal::Vetoed)?)))
+}
+
+/// Remembers the answer to a request, and forgets old ones.
+fn remembered(
+    mirror: &Mirror,
+    id: &RequestId,
+    accepted: &Accepted,
+    now: u64,
+) -> Result<Vec<Op>, StoreError> {
+    let answer = serde_json::to_value(accepted).unwrap_or_default();
+    let record = RequestRecord { answer, at_unix_ms: now };
+    let old = mirror.old_requests(now).into_iter().filter(|old| old != id);
+    let mut ops: Vec<Op> = old.map(|old| Op::Delete { key: record::request_key(&old) }).collect();
+    ops.push(encode(record::request_key(id), &versioned(&record))?);
+    Ok(ops)
 }
 
 /// The instances that stand by and could go on at once.
@@ -239,12 +295,13 @@ pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, S
     Ok(ops)
 }
 
-fn accepted(revision: u64, edit: Edit) -> Accepted {
+/// The answer, but for the revision.
+fn accepted(edit: Edit) -> Accepted {
     let instances = edit.instances.iter().filter_map(|path| edit.desired.instances.get(path));
     let disks = edit.disks.iter().filter_map(|path| edit.desired.disks.get(path));
     let pools = edit.pools.iter().filter_map(|path| edit.desired.pools.get(path));
     Accepted {
-        revision,
+        revision: 0,
         instances: instances
             .map(|record| InstanceTarget {
                 path: record.path.clone(),

@@ -163,6 +163,9 @@ async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
     let mirror = control.state.now();
     match call {
         Call::Submit(request) => admission::submit(control, request).await.map(Reply::Accepted),
+        Call::SubmitOnce { id, change } => {
+            admission::submit_once(control, change, &id).await.map(Reply::Accepted)
+        }
         Call::Node => Ok(Reply::Node(Box::new(views::node(control).await?))),
         Call::Tenants { name } => {
             let tenants = views::tenants(&mirror, name.as_ref());

@@ -11,10 +11,10 @@ use imbl::OrdMap;
 use crate::document::{NodeDocument, NodeNotes, NodeReport};
 use crate::lifecycle::{InstanceStatus, Outcome, Phase};
 use crate::local::LocalIntent;
-use crate::name::{DiskPath, InstancePath, PoolPath, TenantName};
+use crate::name::{DiskPath, InstancePath, PoolPath, RequestId, TenantName};
 use crate::net::{NetworkConflict, NodeNetwork};
 use crate::plan::has_ended_for_good;
-use crate::record::{self, Desired, Existence, InstanceRecord, Observed};
+use crate::record::{self, Desired, Existence, InstanceRecord, Observed, RequestRecord};
 use crate::stored::{self, Stored};
 
 /// Everything that is known, at one moment.
@@ -28,6 +28,8 @@ pub struct Mirror {
     pub observed: Observed,
     /// What the node decided by itself, and control has not taken over yet.
     pub local: OrdMap<InstancePath, LocalIntent>,
+    /// Requests that were carried out lately.
+    pub requests: OrdMap<RequestId, RequestRecord>,
     /// Keys of records that do not parse, with the reason.
     pub bad: OrdMap<String, String>,
     /// What the node says besides records.
@@ -42,6 +44,7 @@ enum Key {
     Pool(PoolPath),
     Instance(InstancePath),
     Disk(DiskPath),
+    Request(RequestId),
     PoolStatus(PoolPath),
     InstanceStatus(InstancePath),
     DiskStatus(DiskPath),
@@ -58,6 +61,7 @@ impl Key {
             ("desired", "pool") => Ok(Self::Pool(path.parse().map_err(bad)?)),
             ("desired", "instance") => Ok(Self::Instance(path.parse().map_err(bad)?)),
             ("desired", "disk") => Ok(Self::Disk(path.parse().map_err(bad)?)),
+            ("desired", "request") => Ok(Self::Request(path.parse().map_err(bad)?)),
             ("observed", "disk") => Ok(Self::DiskStatus(path.parse().map_err(bad)?)),
             ("observed", "pool") => Ok(Self::PoolStatus(path.parse().map_err(bad)?)),
             ("observed", "instance") => Ok(Self::InstanceStatus(path.parse().map_err(bad)?)),
@@ -74,6 +78,8 @@ impl Mirror {
             Ok(()) => {
                 self.bad.remove(key);
             }
+            // Nothing rests on it: the same request is carried out again.
+            Err(_) if record::is_request(key) => {}
             Err(reason) => {
                 let _ = self.try_apply(key, None);
                 self.bad.insert(key.to_owned(), reason);
@@ -101,6 +107,7 @@ impl Mirror {
             Key::Pool(path) => put(&mut self.desired.pools, path, value),
             Key::Instance(path) => put(&mut self.desired.instances, path, value),
             Key::Disk(path) => put(&mut self.desired.disks, path, value),
+            Key::Request(id) => put(&mut self.requests, id, value),
             Key::DiskStatus(path) => put(&mut self.observed.disks, path, value),
             Key::PoolStatus(path) => put(&mut self.observed.pools, path, value),
             Key::InstanceStatus(path) => put(&mut self.observed.instances, path, value),
@@ -157,6 +164,18 @@ impl Mirror {
         };
         let settled = self.local.iter().filter(|(path, local)| is_settled(path, local));
         settled.map(|(path, _)| record::local_key(path)).collect()
+    }
+
+    /// Requests that need no longer be known at this time, or are too many.
+    pub fn old_requests(&self, now: u64) -> Vec<RequestId> {
+        let is_old = |at: u64| at.saturating_add(record::REQUEST_KEPT_MS) < now;
+        let mut by_age: Vec<(u64, &RequestId)> =
+            self.requests.iter().map(|(id, request)| (request.at_unix_ms, id)).collect();
+        by_age.sort_unstable();
+        let surplus = by_age.len().saturating_sub(record::MAX_REQUESTS);
+        let mut by_age = by_age.into_iter().enumerate();
+        let old = by_age.by_ref().filter(|(nth, (at, _))| *nth < surplus || is_old(*at));
+        old.map(|(_, (_, id))| id.clone()).collect()
     }
 
     /// An instance's status; one that was never acted upon has the default.

@@ -156,6 +156,20 @@ text_type!(
     |what, text| check_id(what, text, "s-", 8, "`s-` and 8 hexadecimal digits")
 );
 
+text_type!(
+    /// The id of a request, drawn by who makes it: `q-` and 32 hexadecimal digits.
+    RequestId,
+    "request id",
+    |what, text| check_id(what, text, "q-", 32, "`q-` and 32 hexadecimal digits")
+);
+
+impl RequestId {
+    /// The id with these 128 bits.
+    pub fn from_bits(bits: u128) -> Self {
+        Self(format!("q-{bits:032x}"))
+    }
+}
+
 impl InstanceId {
     /// The id with these 32 bits.
     pub fn from_bits(bits: u32) -> Self {

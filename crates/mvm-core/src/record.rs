@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::lifecycle::InstanceStatus;
-use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, SnapshotId, TenantName};
+use crate::name::{
+    DiskPath, InstancePath, PoolPath, RequestId, RevisionId, Selector, SnapshotId, TenantName,
+};
 use crate::net::{InstanceNetwork, Slot, TenantNetwork};
 use crate::sleep_policy::Rested;
 use crate::spec::{NetMode, PoolSpec, Quota};
@@ -334,6 +336,21 @@ pub enum BuildState {
     },
 }
 
+/// A request that was carried out, and what was answered: the same one again, by its id, is answered with
+/// that and changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRecord {
+    /// The answer.
+    pub answer: serde_json::Value,
+    /// When it was carried out, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+}
+
+/// How long a request's id is known, in milliseconds: an hour.
+pub const REQUEST_KEPT_MS: u64 = 3_600_000;
+/// Most requests whose ids are known.
+pub const MAX_REQUESTS: usize = 1_000;
+
 /// Every desired record of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
@@ -417,8 +434,14 @@ pub fn pool_key(path: &PoolPath) -> String {
 /// Whether a key is that of a desired record which the node's network rests on: a tenant's or an
 /// instance's.
 pub fn has_network(key: &str) -> bool {
-    let of_another = |rest: &str| rest.starts_with("pool/") || rest.starts_with("disk/");
+    let kinds = ["pool/", "disk/", "request/"];
+    let of_another = |rest: &str| kinds.iter().any(|kind| rest.starts_with(kind));
     key.strip_prefix(DESIRED).is_some_and(|rest| !of_another(rest))
+}
+
+/// The key of a request that was carried out.
+pub fn request_key(id: &RequestId) -> String {
+    format!("{DESIRED}request/{id}")
 }
 
 /// The key of an instance's desired record.
@@ -449,6 +472,11 @@ pub fn instance_status_key(path: &InstancePath) -> String {
 /// The key of what a node decided of an instance by itself.
 pub fn local_key(path: &InstancePath) -> String {
     format!("{LOCAL}instance/{path}")
+}
+
+/// Whether a key is that of a request that was carried out: nothing of a tenant's rests on it.
+pub fn is_request(key: &str) -> bool {
+    key.strip_prefix(DESIRED).is_some_and(|rest| rest.starts_with("request/"))
 }
 
 /// The tenant that a record belongs to, taken from its key alone.

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::InstanceStatus;
 use crate::local::LocalIntent;
-use crate::record::{DiskRecord, DiskStatus, InstanceRecord, PoolRecord, PoolStatus, TenantRecord};
+use crate::record::{
+    DiskRecord, DiskStatus, InstanceRecord, PoolRecord, PoolStatus, RequestRecord, TenantRecord,
+};
 
 /// What the store holds.
 pub trait Stored: Serialize + DeserializeOwned {
@@ -27,6 +29,7 @@ impl Stored for PoolStatus {}
 impl Stored for InstanceStatus {}
 impl Stored for DiskStatus {}
 impl Stored for LocalIntent {}
+impl Stored for RequestRecord {}
 
 /// A record as it is written.
 #[derive(Debug, Serialize)]

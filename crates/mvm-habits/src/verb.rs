@@ -178,7 +178,9 @@ impl Verb {
 /// The row of a call. Requests that only the agent itself makes, on behalf of another verb, have none.
 pub fn verb_of(call: &Call) -> Option<Verb> {
     Some(match call {
-        Call::Submit(request) => return verb_of_request(request),
+        Call::Submit(request) | Call::SubmitOnce { change: request, .. } => {
+            return verb_of_request(request);
+        }
         Call::Node => Verb::Node,
         Call::Tenants { .. } => Verb::Tenants,
         Call::Pools { .. } => Verb::Pools,

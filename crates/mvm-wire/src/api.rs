@@ -2,7 +2,9 @@
 
 use mvm_core::admit::Request;
 use mvm_core::guest::{ExecRequest, ExitStatus, ForwardTarget, TerminalSize};
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, TenantName};
+use mvm_core::name::{
+    DiskPath, InstancePath, PoolPath, RequestId, RevisionId, Selector, TenantName,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::view::{
@@ -16,6 +18,14 @@ use crate::view::{
 pub enum Call {
     /// Changes what is desired. Reply: `accepted`.
     Submit(Request),
+    /// The same, once: with an id that was used lately, nothing is changed, and the answer is what it was
+    /// then. Reply: `accepted`.
+    SubmitOnce {
+        /// The id, drawn by the caller.
+        id: RequestId,
+        /// The request.
+        change: Request,
+    },
     /// The agent and its machine. Reply: `node`.
     Node,
     /// Tenants, all or one. Reply: `tenants`.
@@ -183,7 +193,9 @@ impl Call {
     /// Which instances it is about, if it selects some.
     pub fn selector_mut(&mut self) -> Option<&mut Selector> {
         match self {
-            Self::Submit(request) => request.selector_mut(),
+            Self::Submit(request) | Self::SubmitOnce { change: request, .. } => {
+                request.selector_mut()
+            }
             Self::Fork { selector, .. }
             | Self::Instances { selector }
             | Self::Exec { selector, .. }

@@ -9,13 +9,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, TenantName};
+use mvm_core::name::{
+    DiskPath, InstancePath, PoolPath, RequestId, RevisionId, Selector, TenantName,
+};
 use mvm_core::vmm::{Accel, VmmKind};
 use mvm_wire::view::{
     CollectedView, DiskView, ImageView, InstanceView, NodeView, PoolView, RecordView, SshView,
     StatsView, TenantView, VerifyView, WhyView,
 };
-use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
+use mvm_wire::{Accepted, Call, Connection, ConnectionError, ErrorCode, Reply};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -26,6 +28,8 @@ use crate::output::Ui;
 /// How long an agent has to answer a question; calls whose answers are streams have no limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often a change is asked for whose agents go away before they answer.
+const ATTEMPTS: u32 = 5;
 /// How often it is looked for an agent that comes back.
 const AGENT_POLL: Duration = Duration::from_millis(50);
 
@@ -193,6 +197,31 @@ impl Client {
         }
     }
 
+    /// Changes what is desired. An agent that went away before it answered may have made the change durable: the
+    /// next one is asked the same, with the same id, which changes nothing twice.
+    pub(crate) async fn submit(&self, request: Request) -> Result<Accepted> {
+        let id = RequestId::from_bits(random_bits());
+        let call = Call::SubmitOnce { id, change: request.clone() };
+        let mut attempts = 1;
+        let answered = loop {
+            match self.call(&call, WhenAbsent::Start).await {
+                Err(Error::Connection(error)) if is_lost(&error) && attempts < ATTEMPTS => {
+                    attempts += 1;
+                    tokio::time::sleep(AGENT_POLL).await;
+                }
+                // An agent of an earlier version.
+                Err(Error::Api(error)) if error.code == ErrorCode::Unsupported => {
+                    break self.call(&Call::Submit(request), WhenAbsent::Start).await?;
+                }
+                answered => break answered?,
+            }
+        };
+        match answered {
+            Reply::Accepted(accepted) => Ok(accepted),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// The running instance that a selector means; one that starts is waited for.
     pub(crate) async fn locate(&self, selector: Selector) -> Result<InstancePath> {
         match self.ask(&Call::Locate { selector }).await? {
@@ -262,6 +291,22 @@ impl Client {
     }
 }
 
+/// Bits that nobody else draws.
+fn random_bits() -> u128 {
+    let mut bytes = [0; 16];
+    // Without random bits, the time and the process are as good as unique.
+    if getrandom::fill(&mut bytes).is_err() {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        return now << 32 | u128::from(std::process::id());
+    }
+    u128::from_le_bytes(bytes)
+}
+
+/// Whether the agent went away before it answered.
+pub(crate) fn is_lost(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::HungUp | ConnectionError::Io(_))
+}
+
 /// Whether the agent ended before it read the call: the system says so of data that nobody took. An
 /// agent that is killed may leave its socket open for a moment, in a process that it has just made.
 fn is_unread(error: &ConnectionError) -> bool {
@@ -312,9 +357,6 @@ macro_rules! calls {
 }
 
 calls! {
-    /// Changes what is desired.
-    submit(request: Request) -> Accepted:
-        Call::Submit(request), Start, Reply::Accepted(accepted) => accepted;
     /// The agent and its machine.
     node() -> NodeView: Call::Node, Start, Reply::Node(node) => *node;
     /// Tenants, all or one.

@@ -336,3 +336,38 @@ async fn what_starts_again_keeps_its_image_and_spec_and_is_shown_as_outdated() {
     assert_ne!(new[0].revision, old.revision);
     assert_eq!((new[0].mem_mib, &*new[0].outdated, pool().await.outdated), (300, &[][..], 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_same_request_twice_is_one_also_for_the_next_agent() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(0) }).await.unwrap();
+    let id = mvm_core::name::RequestId::from_bits(7);
+    let create = |start| {
+        let pool: PoolPath = "demo/hello".parse().unwrap();
+        let change = Request::InstanceCreate { pool, count: 2, start, disks: vec![], cold: false };
+        Call::SubmitOnce { id: id.clone(), change }
+    };
+    let made = |reply: Result<Reply, _>| match reply {
+        Ok(Reply::Accepted(accepted)) => accepted.instances,
+        other => panic!("{other:?}"),
+    };
+    let (one, two) = tokio::join!(agent.call(create(true)), agent.call(create(true)));
+    let first = made(one);
+    assert_eq!(made(two), first);
+    agent.node.end().await;
+    let agent = machine.agent().await;
+    assert_eq!(made(agent.call(create(false)).await), first);
+    let all = agent.until_running(2).await;
+    let paths: Vec<_> = first.iter().map(|target| &target.path).collect();
+    assert!(all.iter().all(|view| paths.contains(&&view.path)), "{paths:?}");
+    // One that is refused may be asked for again.
+    let id = mvm_core::name::RequestId::from_bits(8);
+    let pool: PoolPath = "demo/later".parse().unwrap();
+    let change = Request::PoolBuild { path: pool.clone() };
+    let build = || Call::SubmitOnce { id: id.clone(), change: change.clone() };
+    assert_eq!(agent.call(build()).await.unwrap_err().code, ErrorCode::NotFound);
+    let spec = Box::new(PoolSpec::default());
+    agent.submit(Request::PoolCreate { path: pool, spec }).await.unwrap();
+    agent.call(build()).await.unwrap();
+}

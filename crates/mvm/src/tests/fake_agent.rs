@@ -84,6 +84,11 @@ async fn serve(stream: UnixStream, script: &impl Fn(Call) -> Vec<Act>) -> Next {
     let mut connection = Connection::new(UnixStream::from_std(stream).unwrap());
     // A caller that only looks whether somebody listens sends nothing.
     let Ok(call) = connection.read.message().await else { return Next::Listen };
+    // Scripts are about requests, and not about their ids.
+    let call = match call {
+        Call::SubmitOnce { change, .. } => Call::Submit(change),
+        call => call,
+    };
     for act in script(call) {
         let sent = match act {
             Act::Reply(reply) => connection.write.message(&reply).await.is_ok(),

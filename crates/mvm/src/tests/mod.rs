@@ -241,6 +241,42 @@ fn an_agent_that_goes_away_ends_the_wait() {
 }
 
 #[test]
+fn a_wait_goes_on_with_the_next_agent() {
+    let watches = std::sync::atomic::AtomicU32::new(0);
+    let agent = FakeAgent::new(move |call| match call {
+        Call::Submit(_) => vec![Act::Reply(Reply::Accepted(accepted()))],
+        Call::Watch { .. } => match watches.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => vec![Act::Reply(snapshot(vec![starting()], vec![])), Act::HangUp],
+            1 => vec![Act::HangUp],
+            _ => {
+                let running = InstanceView { generation: 9, ..samples::instance(INSTANCE) };
+                vec![Act::Reply(snapshot(vec![running], vec![]))]
+            }
+        },
+        other => panic!("{other:?}"),
+    });
+    let ran = run(&agent, "start demo/hello");
+    assert_eq!(ran.code, 0, "{}", ran.talk);
+}
+
+#[test]
+fn a_change_whose_agent_goes_away_is_asked_for_again_with_its_id() {
+    let asked = std::sync::atomic::AtomicU32::new(0);
+    let agent = FakeAgent::new(move |call| match call {
+        Call::Submit(_) if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 => {
+            vec![Act::HangUp]
+        }
+        Call::Submit(_) => vec![Act::Reply(Reply::Accepted(accepted()))],
+        _ => {
+            let running = InstanceView { generation: 9, ..samples::instance(INSTANCE) };
+            vec![Act::Reply(snapshot(vec![running], vec![]))]
+        }
+    });
+    let ran = run(&agent, "start demo/hello");
+    assert_eq!(ran.code, 0, "{}", ran.talk);
+}
+
+#[test]
 fn up_and_down_take_a_document_to_its_end() {
     let agent = FakeAgent::new(|call| match call {
         Call::Node => vec![Act::Reply(Reply::Node(Box::new(node())))],

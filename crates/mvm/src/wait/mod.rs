@@ -9,16 +9,22 @@ use std::future::Future;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mvm_core::name::{PoolPath, TenantName};
-use mvm_wire::{Accepted, Call, ConnectionError, Reply};
+use mvm_wire::{Accepted, Call, Connection, ConnectionError, Reply};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::client::{Client, unexpected};
+use crate::client::{Client, is_lost, unexpected};
 use crate::error::{Error, Result};
 use crate::units::Seconds;
 pub(crate) use progress::{Failure, Goal, Progress, Request, Snapshot, progress};
 
 /// What is done within this time needs no words about what was waited for.
 const WORDLESS: std::time::Duration = std::time::Duration::from_millis(500);
+/// How long an agent that went away has to be replaced.
+const AGENT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How many may go away within that time of each other.
+const MOST_LOSSES: u32 = 5;
+/// Pause after one went away.
+const AFTER_A_LOSS: std::time::Duration = std::time::Duration::from_millis(50);
 /// How often the line about what is waited for is brought up to date without news.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(1);
 /// How many of these pass until the node is asked for problems of its own, such as a full disk.
@@ -60,19 +66,35 @@ pub(crate) async fn wait(
     let mut refresh = tokio::time::interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(interrupt);
+    let mut losses = Losses::none();
     let mut latest: Option<Snapshot> = None;
     let mut waiting = vec!["the agent's first report".to_owned()];
     let (mut refreshes, mut problems) = (0, Vec::new());
     loop {
         tokio::select! {
-            reply = connection.read.message::<Reply>() => match reply.map_err(agent_lost)? {
+            reply = connection.read.message::<Reply>() => match reply {
+                Err(error) if is_lost(&error) && losses.is_another(MOST_LOSSES) => {
+                    tell("the agent went away: waiting for the next one");
+                    connection = tokio::select! {
+                        next = next_agent(client, &call, error) => next?,
+                        () = tokio::time::sleep_until(deadline) => {
+                            return Err(Error::WaitTimeout { after: timeout, waiting });
+                        }
+                        () = &mut interrupt => return Err(Error::StoppedWaiting),
+                    };
+                    continue;
+                }
+                Err(error) if is_lost(&error) => return Err(Error::WaitLost(error)),
+                Err(error) => return Err(error.into()),
+                Ok(reply) => match reply {
                 Reply::Snapshot { instances, pools, tenant_exists, disks } => {
                     let snapshot = Snapshot::new(instances, pools, tenant_exists);
                     latest = Some(snapshot.with_disks(disks));
                 }
                 Reply::Error(error) => return Err(error.into()),
-                Reply::Done => return Err(agent_lost(ConnectionError::HungUp)),
+                Reply::Done => return Err(Error::WaitLost(ConnectionError::HungUp)),
                 other => return Err(unexpected(&other)),
+                },
             },
             _ = refresh.tick() => {
                 refreshes += 1;
@@ -100,11 +122,35 @@ pub(crate) async fn wait(
     }
 }
 
-/// What was accepted is durable, whatever becomes of the agent.
-fn agent_lost(error: ConnectionError) -> Error {
-    match error {
-        ConnectionError::HungUp | ConnectionError::Io(_) => Error::WaitLost(error),
-        other => other.into(),
+/// The watch of the next agent: what was accepted is durable, whatever becomes of the one that accepted it.
+async fn next_agent(client: &Client, call: &Call, lost: ConnectionError) -> Result<Connection> {
+    // One that keeps going away is not asked at once again.
+    tokio::time::sleep(AFTER_A_LOSS).await;
+    match tokio::time::timeout(AGENT_LIMIT, client.start_again(call)).await {
+        Ok(connection) => connection,
+        Err(_) => Err(Error::WaitLost(lost)),
+    }
+}
+
+/// How often agents went away, shortly one after the other.
+struct Losses {
+    count: u32,
+    last: Instant,
+}
+
+impl Losses {
+    fn none() -> Self {
+        Self { count: 0, last: Instant::now() }
+    }
+
+    /// Counts another one: whether there were at most so many.
+    fn is_another(&mut self, most: u32) -> bool {
+        if self.last.elapsed() > AGENT_LIMIT {
+            self.count = 0;
+        }
+        self.count += 1;
+        self.last = Instant::now();
+        self.count <= most
     }
 }
 
