@@ -126,3 +126,138 @@ pub fn rest(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use imbl::OrdMap;
+
+    use super::*;
+    use crate::admit::{NodeFacts, Request, admit, take_over};
+    use crate::document::NodeDocument;
+    use crate::mirror::Mirror;
+    use crate::name::Selector;
+    use crate::record;
+
+    const CAPACITY: Capacity = Capacity { vcpus: 100, mem_mib: 100_000, disk_mib: 1_000_000 };
+
+    fn ask(desired: &Desired, request: &Request) -> Desired {
+        let facts = NodeFacts { capacity: CAPACITY, ..NodeFacts::default() };
+        let mut id = desired.instances.len() as u32;
+        let mut entropy = || {
+            id += 1;
+            id
+        };
+        admit(desired, &facts, request, &mut entropy, 1).unwrap().desired
+    }
+
+    fn document(text: &str) -> Request {
+        Request::Apply { document: serde_json::from_str(text).unwrap() }
+    }
+
+    /// Two instances that sleep, of which one may run.
+    fn asleep() -> (Desired, InstancePath, InstancePath) {
+        let up = r#"{"tenant":"t","quota":{"running":2},"pools":{"p":{"running":2}}}"#;
+        let mut desired = ask(&Desired::default(), &document(up));
+        let sleep = Request::InstanceSleep { selector: Selector::All, all: true, hooks_ms: 0 };
+        desired = ask(&desired, &sleep);
+        let one = r#"{"tenant":"t","quota":{"running":1}}"#;
+        desired = ask(&desired, &document(one));
+        let mut paths = desired.instances.keys().cloned();
+        let (first, second) = (paths.next().unwrap(), paths.next().unwrap());
+        (desired, first, second)
+    }
+
+    fn decide(desired: &Desired, path: &InstancePath) -> Result<Option<LocalIntent>, Denial> {
+        wake(desired, CAPACITY, &BTreeSet::new(), path)
+    }
+
+    /// A node that was given this, and has decided that.
+    fn node(given: &Desired, decided: &[(&InstancePath, &LocalIntent)]) -> Mirror {
+        let mut mirror = Mirror::default();
+        for (path, intent) in decided {
+            let bytes = serde_json::to_vec(intent).unwrap();
+            mirror.apply(&record::local_key(path), Some(&bytes));
+        }
+        mirror.set_document(&NodeDocument { desired: given.clone(), ..NodeDocument::default() });
+        mirror
+    }
+
+    #[test]
+    fn a_wake_is_decided_within_the_quota_and_once() {
+        let (given, first, second) = asleep();
+        let intent = decide(&given, &first).unwrap().unwrap();
+        let mirror = node(&given, &[(&first, &intent)]);
+        assert_eq!(mirror.desired.instances[&first].desired, DesiredState::Running);
+        assert_eq!(decide(&mirror.desired, &first).unwrap(), None, "it is to run already");
+        let denied = decide(&mirror.desired, &second).unwrap_err();
+        assert!(matches!(denied, Denial::OverLimit(_)), "{denied:?}");
+    }
+
+    #[test]
+    fn a_decision_is_void_once_somebody_asks_whoever_was_first() {
+        let (given, first, _) = asleep();
+        let intent = decide(&given, &first).unwrap().unwrap();
+        let selector = Selector::from(&first);
+        for asked in [
+            Request::InstanceSleep { selector: selector.clone(), all: false, hooks_ms: 0 },
+            Request::InstanceStop { selector: selector.clone(), all: false, grace_ms: 0 },
+            Request::InstanceDestroy { selector: selector.clone(), all: false, force: true },
+        ] {
+            let later = ask(&given, &asked);
+            let mirror = node(&later, &[(&first, &intent)]);
+            assert_eq!(mirror.desired.instances[&first], later.instances[&first], "{asked:?}");
+            assert_eq!(mirror.settled_local(), [record::local_key(&first)]);
+            // Control does not take over what is void.
+            let decided = OrdMap::unit(first.clone(), intent.clone());
+            assert_eq!(take_over(&later, &decided), later);
+        }
+    }
+
+    #[test]
+    fn a_decision_that_is_taken_over_is_forgotten_and_a_later_one_is_not() {
+        let (given, first, _) = asleep();
+        let intent = decide(&given, &first).unwrap().unwrap();
+        let decided = OrdMap::unit(first.clone(), intent.clone());
+        let taken = take_over(&given, &decided);
+        assert_eq!(taken.instances[&first].desired, DesiredState::Running);
+        assert_eq!(taken.pools.values().next().unwrap().running, 1);
+        assert_eq!(take_over(&taken, &decided), taken, "once is enough");
+        let mirror = node(&taken, &[(&first, &intent)]);
+        assert_eq!(mirror.settled_local(), [record::local_key(&first)]);
+        // The node decides again before it hears that.
+        let mut action = mirror.desired.clone();
+        let pool = action.pools.get_mut(&first.pool).unwrap();
+        pool.spec.sleep_policy.sleep_after_s = Some(1);
+        let reason = crate::sleep_policy::RestReason::Idle { idle_s: 1, after_s: 1 };
+        let rested = RestAction { instance: first.clone(), rest: Rest::Sleep, reason };
+        let later = rest(&action, false, &rested, 5).unwrap();
+        assert!(later.number > intent.number);
+        let mirror = node(&taken, &[(&first, &later)]);
+        assert_eq!(mirror.desired.instances[&first].desired, DesiredState::Sleeping);
+        assert_eq!(mirror.settled_local(), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_things_with_one_name_only_the_one_that_is_gone_is_forgotten() {
+        use crate::admit::forget;
+        use crate::document::Gone;
+        let up = r#"{"tenant":"t","pools":{"p":{"running":0}}}"#;
+        let up = ask(&Desired::default(), &document(up));
+        let removed = Request::TenantDestroy { name: "t".parse().unwrap(), force: true };
+        let going = ask(&up, &removed);
+        let (tenant, pool): (crate::name::TenantName, crate::name::PoolPath) =
+            ("t".parse().unwrap(), "t/p".parse().unwrap());
+        let made = going.tenants[&tenant].created_unix_ms;
+        let gone = |tenants, pools| Gone { tenants, pools, ..Gone::default() };
+        let both = gone([(tenant.clone(), made)].into(), [(pool.clone(), made)].into());
+        assert_eq!(forget(&up, &both), up, "what is to stay stays");
+        assert_eq!(forget(&going, &both), Desired::default());
+        let tenant_alone = gone([(tenant.clone(), made)].into(), [].into());
+        assert_eq!(forget(&going, &tenant_alone), going, "its pool is still there");
+        let another = gone([(tenant, made + 1)].into(), [(pool, made + 1)].into());
+        assert_eq!(forget(&going, &another), going);
+        let mut known = both;
+        known.retain_of(&Desired::default());
+        assert!(known.is_empty());
+    }
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
+mod alone;
 mod attach;
 mod base;
 mod clocks;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mvm_agent::{Clock, Host, NodeConfig, RunningNode};
 use mvm_core::admit::{Capacity, Request};
+use mvm_core::document::NodeDocument;
 use mvm_core::frame;
 use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
@@ -58,6 +59,24 @@ impl Machine {
 
     /// Starts an agent on the machine.
     pub(crate) async fn agent(&self) -> Agent {
+        let (config, host) = self.parts();
+        Agent { node: RunningNode::start(config, host, self.store.clone()).await.unwrap() }
+    }
+
+    /// What control keeps, without control.
+    pub(crate) async fn kept(&self) -> mvm_control::Kept {
+        let nothing = Box::new(|| false);
+        mvm_control::Kept::load(self.store.clone(), nothing).await.unwrap()
+    }
+
+    /// Starts a node without control.
+    pub(crate) async fn node_alone(&self, document: &NodeDocument) -> mvm_node::RunningNode {
+        let (config, host) = self.parts();
+        let store = self.store.clone();
+        mvm_node::RunningNode::start(config, host, store, document).await.unwrap()
+    }
+
+    fn parts(&self) -> (NodeConfig, Host) {
         let config = NodeConfig {
             state_dir: self.dir.path().to_owned(),
             capacity: self.capacity,
@@ -74,7 +93,7 @@ impl Machine {
             disks: Arc::new(self.disks.clone()),
             memory: self.memory.clone(),
         };
-        Agent { node: RunningNode::start(config, host, self.store.clone()).await.unwrap() }
+        (config, host)
     }
 
     /// What is left on the machine: microVMs, links, claims, files, records.
