@@ -36,8 +36,8 @@ pub(crate) async fn node(control: &Control) -> Result<NodeView, ApiError> {
         started_unix_ms: control.started_unix_ms,
         state_dir: machine.state_dir,
         hostname: machine.hostname,
-        vmm: machine.vmm,
-        accel: machine.accel,
+        vmm: machine.vmm.into(),
+        accel: machine.accel.into(),
         chosen_because: machine.chosen_because,
         capacity: machine.capacity,
         reserved: node_usage(&mirror.desired, &mirror.finished()),
@@ -129,7 +129,7 @@ fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
     });
     PoolView {
         path: record.path.clone(),
-        spec: record.spec.clone(),
+        spec: record.spec.clone().into(),
         desired_running: record.running,
         running: running as u32,
         instances: instances().count() as u32,
@@ -228,8 +228,8 @@ fn instance(mirror: &Mirror, record: &InstanceRecord) -> InstanceView {
         state,
         activity,
         lacks_space: mirror.notes.lacking_space.contains(&record.path),
-        purpose: record.purpose,
-        desired: record.desired,
+        purpose: record.purpose.into(),
+        desired: record.desired.into(),
         generation,
         waiting: mirror.notes.waiting.get(&record.path).cloned(),
         address: network.map(|net| net.address()),
@@ -242,9 +242,9 @@ fn instance(mirror: &Mirror, record: &InstanceRecord) -> InstanceView {
         revision,
         outdated: outdated(mirror, record),
         exposed_ports: BTreeSet::new(),
-        vmm: vm.as_ref().map(|vm| vm.vmm),
+        vmm: vm.as_ref().map(|vm| vm.vmm.into()),
         pid: vm.as_ref().map(|vm| vm.pid),
-        accel: vm.as_ref().map(|vm| vm.accel),
+        accel: vm.as_ref().map(|vm| vm.accel.into()),
         running_since_unix_ms: match phase {
             Phase::Running { since_unix_ms } => Some(since_unix_ms),
             _ => None,
@@ -259,10 +259,10 @@ fn instance(mirror: &Mirror, record: &InstanceRecord) -> InstanceView {
         boots,
         wakes,
         setback,
-        rested: record.rested,
+        rested: record.rested.map(Into::into),
         pinned: record.pinned,
         cold_boot,
-        restart: record.spec.restart,
+        restart: record.spec.restart.into(),
         network_problem: mirror.notes.cut_off.get(&record.path).cloned(),
         failures,
         last_death,
@@ -291,8 +291,8 @@ pub(crate) fn summary(view: &InstanceView, traces: &Traces) -> String {
     if let Some(words) = traces.lacks_space.clone().filter(|_| view.lacks_space) {
         return words;
     }
-    match (&view.activity, view.state, view.desired) {
-        (Some(_), State::Running, DesiredState::Running) if view.exit_code.is_some() => {
+    match (&view.activity, view.state, view.desired.known()) {
+        (Some(_), State::Running, Some(DesiredState::Running)) if view.exit_code.is_some() => {
             let code = view.exit_code.unwrap_or_default();
             format!("its main process ended with {code}, and so it is stopping")
         }
@@ -308,11 +308,14 @@ pub(crate) fn summary(view: &InstanceView, traces: &Traces) -> String {
         (None, State::Sleeping, _) => {
             "it sleeps, and goes on with `mvm wake` or when it is needed".to_owned()
         }
-        (None, State::Created, DesiredState::Running) => "it is about to be started".to_owned(),
+        (None, State::Created, Some(DesiredState::Running)) => {
+            "it is about to be started".to_owned()
+        }
         (None, State::Created, _) => "it was created and never started".to_owned(),
         (None, State::Stopped | State::Failed, _) => {
             death.unwrap_or_else(|| "it was stopped before it ran".to_owned())
         }
         (None, State::Destroyed, _) => "it is gone".to_owned(),
+        (None, State::Unknown, _) => "its state is not known".to_owned(),
     }
 }

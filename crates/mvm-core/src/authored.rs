@@ -48,6 +48,18 @@ fn leave_out_empty(value: &mut Value, default: &Value) {
     }
 }
 
+/// Leaves out what is not said, in a document.
+pub(crate) fn leave_out_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(leave_out_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(leave_out_nulls),
+        _ => {}
+    }
+}
+
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,

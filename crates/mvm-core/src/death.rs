@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::ExitStatus;
+use crate::shown::Shown;
 use crate::vmm::{ProcessEnd, ShutdownReason, VmExit};
 
 /// Lines of the console that are kept with a death.
@@ -63,6 +64,9 @@ pub enum Cause {
     HostReboot,
     /// The VMM went away while no agent was watching.
     Unobserved,
+    /// A cause of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why a program cannot be started, as far as shells tell it by exit codes.
@@ -99,6 +103,7 @@ impl fmt::Display for Cause {
             }
             Self::HostReboot => write!(f, "the host was rebooted"),
             Self::Unobserved => write!(f, "the VMM went away while no agent was running"),
+            Self::Unknown => write!(f, "it ended for a reason that this version does not know"),
         }
     }
 }
@@ -127,7 +132,7 @@ pub struct Death {
     pub at_unix_ms: u64,
     /// How the VMM's process ended, if there was one.
     #[serde(default)]
-    pub exit: Option<VmExit>,
+    pub exit: Option<Shown<VmExit>>,
     /// The console's last lines.
     #[serde(default)]
     pub console_tail: Vec<String>,

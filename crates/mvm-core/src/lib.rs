@@ -33,6 +33,7 @@ pub mod publish;
 pub mod rates;
 pub mod record;
 pub mod settings;
+pub mod shown;
 pub mod sleep_policy;
 pub mod snapshot;
 pub mod spec;

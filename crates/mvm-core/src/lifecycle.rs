@@ -75,6 +75,9 @@ pub enum State {
     Failed,
     /// It is gone.
     Destroyed,
+    /// A state of a newer agent.
+    #[serde(other)]
+    Unknown,
 }
 
 impl std::fmt::Display for State {
@@ -87,6 +90,7 @@ impl std::fmt::Display for State {
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Destroyed => "destroyed",
+            Self::Unknown => "unknown",
         })
     }
 }
@@ -253,6 +257,9 @@ pub enum RestStep {
     },
     /// Go on from the snapshot.
     Wake,
+    /// A step of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 impl std::fmt::Display for RestStep {
@@ -261,6 +268,7 @@ impl std::fmt::Display for RestStep {
             Self::Pause => "paused",
             Self::Sleep { .. } => "put to sleep",
             Self::Wake => "woken",
+            Self::Unknown => "put into its state",
         })
     }
 }

@@ -39,6 +39,9 @@ pub enum SpecPart {
     Process,
     /// What is set in the guest's kernel.
     Settings,
+    /// A part of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 impl fmt::Display for SpecPart {
@@ -56,6 +59,7 @@ impl fmt::Display for SpecPart {
             Self::Disks => "disks",
             Self::Process => "process",
             Self::Settings => "settings",
+            Self::Unknown => "unknown",
         })
     }
 }

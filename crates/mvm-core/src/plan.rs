@@ -17,6 +17,7 @@ use crate::name::{DiskPath, InstancePath, PoolPath, RevisionId, TenantName};
 use crate::record::{
     BuildState, Desired, DesiredState, Existence, InstanceRecord, Observed, PoolRecord, PoolStatus,
 };
+use crate::shown::Shown;
 use crate::spec::RestartPolicy;
 
 use grants::Grants;
@@ -141,10 +142,13 @@ pub enum Waiting {
     /// It ended by itself and its restart policy leaves it so.
     RestartPolicy {
         /// The policy.
-        policy: RestartPolicy,
+        policy: Shown<RestartPolicy>,
     },
     /// An earlier step has to end first.
     Step,
+    /// It waits for what only a newer agent knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a node may do at once.
@@ -326,7 +330,8 @@ fn plan_instance(
                 Phase::Stopped | Phase::Failed => {
                     if has_ended_for_good(record, status) {
                         let policy = record.spec.restart;
-                        plan.waiting.insert(path.clone(), Waiting::RestartPolicy { policy });
+                        plan.waiting
+                            .insert(path.clone(), Waiting::RestartPolicy { policy: policy.into() });
                         auto_remove(plan, record);
                         return;
                     }
@@ -386,7 +391,7 @@ fn plan_rest(
             plan.actions.push(Action::Sleep { instance, request, hooks_ms: record.hooks_ms });
         }
         RestStep::Pause => plan.actions.push(Action::Pause { instance }),
-        RestStep::Wake => start(plan, record, status, image, start_slots),
+        RestStep::Wake | RestStep::Unknown => start(plan, record, status, image, start_slots),
     }
 }
 

@@ -334,6 +334,9 @@ pub enum BuildState {
         /// Failures in a row.
         failures: u32,
     },
+    /// A state of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A request that was carried out, and what was answered: the same one again, by its id, is answered with

@@ -150,8 +150,6 @@ impl Sample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Use {
-    /// It is not known: its guest was not asked twice yet, or does not tell.
-    Unknown,
     /// A program in the guest asks not to be put to rest.
     Busy,
     /// Programs run in it for somebody, or connections into it are open.
@@ -169,6 +167,9 @@ pub enum Use {
         /// Bytes per second, both directions.
         bytes_per_s: u64,
     },
+    /// It is not known: its guest was not asked twice yet, or does not tell.
+    #[serde(other)]
+    Unknown,
 }
 
 impl fmt::Display for Use {
@@ -319,6 +320,9 @@ pub enum RestReason {
         /// What is to stay available, in MiB.
         wanted_mib: u64,
     },
+    /// A reason of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 impl fmt::Display for RestReason {
@@ -331,6 +335,7 @@ impl fmt::Display for RestReason {
                 f,
                 "memory ran short ({available_mib} MiB of {wanted_mib} MiB that are to stay available), and it was idle the longest, for {idle_s}s"
             ),
+            Self::Unknown => f.write_str("for a reason that this version does not know"),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::authored::Strict;
+use crate::authored::{self, Strict};
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::init::InitMode;
@@ -338,7 +338,10 @@ impl<'de> Deserialize<'de> for Document {
 
 impl Serialize for Document {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, to)
+        let mut written = Self::serialize(self, serde_json::value::Serializer)
+            .map_err(serde::ser::Error::custom)?;
+        authored::leave_out_nulls(&mut written);
+        Serialize::serialize(&written, to)
     }
 }
 
@@ -376,11 +379,14 @@ struct DocumentPoolFields {
     boot_timeout_s: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     vmm: Option<VmmKind>,
-    #[serde(skip_serializing_if = "Rates::is_default")]
+    #[serde(serialize_with = "authored::serialize", skip_serializing_if = "Rates::is_default")]
     rates: Rates,
     disks: Vec<DiskMount>,
     publish: Vec<Publish>,
-    #[serde(skip_serializing_if = "SleepPolicy::is_default")]
+    #[serde(
+        serialize_with = "authored::serialize",
+        skip_serializing_if = "SleepPolicy::is_default"
+    )]
     sleep_policy: SleepPolicy,
     #[serde(skip_serializing_if = "is_zero")]
     ready: u32,

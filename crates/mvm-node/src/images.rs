@@ -23,7 +23,7 @@ pub(crate) async fn list(node: &Node, mirror: &Mirror) -> Result<Vec<ImageView>,
         bytes: image.bytes,
         built_unix_ms: image.built_unix_ms,
         kernel: image.kernel,
-        config: image.config,
+        config: image.config.into(),
         layers: image.layers,
         damage: image.damage,
     };

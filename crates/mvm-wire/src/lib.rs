@@ -11,6 +11,7 @@ pub mod connection;
 pub mod door;
 mod hang_up;
 mod pieces;
+mod shown_spec;
 pub mod view;
 
 pub use api::{
@@ -20,3 +21,4 @@ pub use api::{
 pub use connection::{Connection, ConnectionError, Item, ReadHalf, WriteHalf};
 pub use hang_up::{HangUp, NeverHangsUp};
 pub use pieces::INSTANCES_AT_ONCE;
+pub use shown_spec::ShownSpec;

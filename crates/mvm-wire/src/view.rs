@@ -14,10 +14,13 @@ use mvm_core::net::{MacAddr, Traffic};
 use mvm_core::outdated::SpecPart;
 use mvm_core::plan::Waiting;
 use mvm_core::record::{BuildState, DesiredState, PastRevision, Purpose};
+use mvm_core::shown::Shown;
 use mvm_core::sleep_policy::{Activity, Rested};
-use mvm_core::spec::{PoolSpec, Quota, RestartPolicy};
+use mvm_core::spec::{Quota, RestartPolicy};
 use mvm_core::vmm::{Accel, DiskIo, VmmKind};
 use serde::{Deserialize, Serialize};
+
+use crate::shown_spec::ShownSpec;
 
 /// The agent and its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,9 +36,9 @@ pub struct NodeView {
     /// The machine's host name.
     pub hostname: String,
     /// The VMM for new microVMs.
-    pub vmm: VmmKind,
+    pub vmm: Shown<VmmKind>,
     /// The accelerator for new microVMs.
-    pub accel: Accel,
+    pub accel: Shown<Accel>,
     /// Why these were chosen.
     pub chosen_because: String,
     /// What the node can hold.
@@ -105,7 +108,7 @@ pub struct PoolView {
     pub path: PoolPath,
     /// What its instances are like.
     #[serde(flatten)]
-    pub spec: PoolSpec,
+    pub spec: ShownSpec,
     /// How many of its instances are to run.
     pub desired_running: u32,
     /// How many run.
@@ -188,7 +191,7 @@ pub struct ImageView {
     /// The release of its kernel.
     pub kernel: String,
     /// How it wants to be run.
-    pub config: ImageConfig,
+    pub config: Shown<ImageConfig>,
     /// The layers that it was made of, from the bottom.
     pub layers: Vec<String>,
     /// The pools and instances that use it.
@@ -233,9 +236,9 @@ pub struct InstanceView {
     pub lacks_space: bool,
     /// What it is there for.
     #[serde(default)]
-    pub purpose: Purpose,
+    pub purpose: Shown<Purpose>,
     /// What it is to do.
-    pub desired: DesiredState,
+    pub desired: Shown<DesiredState>,
     /// The generation of the wish that the state answers.
     pub generation: u64,
     /// Why it is not where it is wished to be.
@@ -264,11 +267,11 @@ pub struct InstanceView {
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,
     /// The VMM that runs it.
-    pub vmm: Option<VmmKind>,
+    pub vmm: Option<Shown<VmmKind>>,
     /// The VMM's process id.
     pub pid: Option<u32>,
     /// What executes its instructions.
-    pub accel: Option<Accel>,
+    pub accel: Option<Shown<Accel>>,
     /// When it became ready, in milliseconds since the Unix epoch.
     pub running_since_unix_ms: Option<u64>,
     /// When it became warm or fell asleep, in milliseconds since the Unix epoch.
@@ -286,7 +289,7 @@ pub struct InstanceView {
     pub setback: Option<Setback>,
     /// What its pool's sleep policy did to it, until somebody asks something else of it.
     #[serde(default)]
-    pub rested: Option<Rested>,
+    pub rested: Option<Shown<Rested>>,
     /// Whether its pool's sleep policy leaves it alone.
     #[serde(default)]
     pub pinned: bool,
@@ -295,7 +298,7 @@ pub struct InstanceView {
     pub cold_boot: Option<ColdBoot>,
     /// What happens when it ends by itself.
     #[serde(default)]
-    pub restart: RestartPolicy,
+    pub restart: Shown<RestartPolicy>,
     /// Why it has no network although it runs.
     #[serde(default)]
     pub network_problem: Option<String>,

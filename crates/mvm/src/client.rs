@@ -45,7 +45,7 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// Whether an agent that uses these will do.
     fn accepts(self, node: &NodeView) -> bool {
-        self.vmm.is_none_or(|vmm| vmm == node.vmm) && self.accel.is_none_or(|a| a == node.accel)
+        self.vmm.is_none_or(|vmm| node.vmm == vmm) && self.accel.is_none_or(|a| node.accel == a)
     }
 
     fn text(self) -> String {

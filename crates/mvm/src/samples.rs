@@ -14,8 +14,8 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         state: State::Running,
         activity: None,
         lacks_space: false,
-        purpose: Purpose::Use,
-        desired: DesiredState::Running,
+        purpose: Purpose::Use.into(),
+        desired: DesiredState::Running.into(),
         generation: 1,
         waiting: None,
         address: Some([10, 240, 0, 3].into()),
@@ -40,7 +40,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
         rested: None,
         pinned: false,
         cold_boot: None,
-        restart: RestartPolicy::OnFailure,
+        restart: RestartPolicy::OnFailure.into(),
         network_problem: None,
         failures: 0,
         last_death: None,
@@ -52,7 +52,7 @@ pub(crate) fn instance(path: &str) -> InstanceView {
 pub(crate) fn pool(path: &str) -> PoolView {
     PoolView {
         path: path.parse().unwrap(),
-        spec: PoolSpec::default(),
+        spec: PoolSpec::default().into(),
         desired_running: 1,
         running: 1,
         instances: 1,

@@ -6,7 +6,7 @@ use mvm_core::admit::Request;
 use mvm_core::guest::ExecRequest;
 use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
-use mvm_core::sleep_policy::{HostMemory, Rest, RestReason, SleepPolicy, Use};
+use mvm_core::sleep_policy::{HostMemory, Rest, RestReason, Rested, SleepPolicy, Use};
 use mvm_wire::view::{InstanceView, StatsView, WhyView};
 use mvm_wire::{Call, Reply};
 
@@ -55,6 +55,10 @@ async fn why(agent: &Agent) -> WhyView {
     }
 }
 
+fn rested(view: &InstanceView) -> Rested {
+    *view.rested.as_ref().unwrap().known().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_instance_is_warm_then_sleeps_and_wakes_for_whoever_needs_it() {
     let machine = Machine::new();
@@ -66,12 +70,12 @@ async fn an_idle_instance_is_warm_then_sleeps_and_wakes_for_whoever_needs_it() {
     assert!(activity.idle_since_unix_ms.is_some() && activity.used_by.is_none(), "{activity:?}");
     pass(30).await;
     assert_eq!(states(&agent).await, [State::Warm]);
-    assert!(matches!(agent.instances().await[0].rested.unwrap().rest, Rest::Warm));
+    assert_eq!(rested(&agent.instances().await[0]).rest, Rest::Warm);
     pass(200).await;
     assert_eq!(states(&agent).await, [State::Warm]);
     pass(40).await;
     assert_eq!(states(&agent).await, [State::Sleeping]);
-    let rested = why(&agent).await.instance.rested.unwrap();
+    let rested = rested(&why(&agent).await.instance);
     let RestReason::Idle { idle_s, after_s: 300 } = rested.reason else { panic!("{rested:?}") };
     assert!((300..=310).contains(&idle_s), "{idle_s}");
     assert!(machine.world.running().is_empty());
@@ -161,7 +165,7 @@ async fn short_memory_puts_the_coldest_to_sleep_until_there_is_enough() {
     let all = agent.until("one sleeps", |all| asleep(all, 1)).await;
     assert_eq!(all[2].state, State::Sleeping);
     assert!(matches!(
-        all[2].rested.unwrap().reason,
+        rested(&all[2]).reason,
         RestReason::Memory { available_mib: 100, wanted_mib: 512, .. }
     ));
     let all = agent.until("two sleep", |all| asleep(all, 2)).await;

@@ -80,7 +80,8 @@ async fn a_stop_waits_for_space_and_then_is_orderly_or_ends_with_its_time() {
         assert!(waits[0].lacks_space);
         machine.world.set_full(&id, !comes_back);
         let stopped = agent.until("stopped", |all| all[0].state == State::Stopped).await;
-        let exit = stopped[0].last_death.as_ref().and_then(|death| death.exit).unwrap();
+        let exit = stopped[0].last_death.as_ref().and_then(|death| death.exit.clone()).unwrap();
+        let exit = *exit.known().unwrap();
         let is_orderly = exit.reason == Some(ShutdownReason::GuestShutdown);
         assert_eq!(is_orderly, comes_back, "{exit:?}");
         assert!(!stopped[0].lacks_space);

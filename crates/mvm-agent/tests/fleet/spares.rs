@@ -58,7 +58,7 @@ async fn one_that_stands_by_is_taken_and_another_takes_its_place() {
         .until("it runs", |all| all.iter().any(|view| view.path == taken && is_running(view)))
         .await;
     let view = all.iter().find(|view| view.path == taken).unwrap();
-    assert_eq!((view.boots, view.purpose), (0, Purpose::Use));
+    assert_eq!((view.boots, view.purpose.clone()), (0, Purpose::Use.into()));
     let hostname = agent.exec(&taken.to_string(), &["hostname"]).await.unwrap().0;
     assert_eq!(hostname.trim(), format!("web-{}", taken.id), "it is its own");
     let after = until_spares(&agent, 2).await;

@@ -381,7 +381,8 @@ impl InstanceStatus {
 
     fn died(&mut self, cause: Cause, now: u64, exit: Option<VmExit>, console_tail: Vec<String>) {
         self.settle_series(now);
-        self.last_death = Some(Death { cause, at_unix_ms: now, exit, console_tail });
+        self.last_death =
+            Some(Death { cause, at_unix_ms: now, exit: exit.map(Into::into), console_tail });
     }
 
     /// Ends a series of failures, and of short runs, if the run that ends now was a stable one.
@@ -466,7 +467,7 @@ impl InstanceStatus {
                     if did_it_itself {
                         death.cause = found;
                     }
-                    death.exit = Some(exit);
+                    death.exit = Some(exit.into());
                     death.console_tail = console_tail;
                 }
                 return self.release(Outcome::Failed);

@@ -274,7 +274,8 @@ async fn fate(context: &Context, path: &InstancePath) -> Result<Fate> {
 
 fn judge(view: InstanceView) -> Fate {
     let has_ended = matches!(view.state, State::Stopped | State::Failed) && view.activity.is_none();
-    let is_wanted = !matches!(view.desired, DesiredState::Stopped | DesiredState::Destroyed);
+    let is_wanted =
+        view.desired != DesiredState::Stopped && view.desired != DesiredState::Destroyed;
     match (&view.waiting, view.activity.as_deref()) {
         (Some(Waiting::RestartPolicy { .. }), _) => Fate::Ended(Box::new(view)),
         _ if has_ended && !is_wanted => Fate::Ended(Box::new(view)),
@@ -316,16 +317,16 @@ mod tests {
 
     #[test]
     fn what_becomes_of_an_instance_is_told_from_its_state_and_what_it_waits_for() {
-        let view = |state, activity: Option<&str>, desired, waiting| InstanceView {
+        let view = |state, activity: Option<&str>, desired: DesiredState, waiting| InstanceView {
             state,
             activity: activity.map(str::to_owned),
-            desired,
+            desired: desired.into(),
             waiting,
             ..samples::instance("demo/hello/i-00000001")
         };
         use DesiredState::{Running, Stopped};
         let backoff = Waiting::Backoff { failures: 0, short_runs: 1, until_unix_ms: 1 };
-        let policy = Waiting::RestartPolicy { policy: RestartPolicy::OnFailure };
+        let policy = Waiting::RestartPolicy { policy: RestartPolicy::OnFailure.into() };
         let name = |fate| match fate {
             Fate::Runs { .. } => "runs",
             Fate::IsToRun => "is to run",

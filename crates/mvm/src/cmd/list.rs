@@ -103,16 +103,16 @@ mod tests {
 
     #[test]
     fn what_is_at_rest_as_wished_is_not_active() {
-        let view = |state, desired, activity: Option<&str>| InstanceView {
+        let view = |state, desired: DesiredState, activity: Option<&str>| InstanceView {
             state,
-            desired,
+            desired: desired.into(),
             activity: activity.map(str::to_owned),
             ..samples::instance("demo/hello/i-00000001")
         };
         assert!(!is_active(&view(State::Stopped, DesiredState::Stopped, None)));
         assert!(!is_active(&view(State::Created, DesiredState::Stopped, None)));
         let ended = InstanceView {
-            waiting: Some(Waiting::RestartPolicy { policy: RestartPolicy::Never }),
+            waiting: Some(Waiting::RestartPolicy { policy: RestartPolicy::Never.into() }),
             ..view(State::Stopped, DesiredState::Running, None)
         };
         assert!(!is_active(&ended));

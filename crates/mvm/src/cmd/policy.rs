@@ -117,13 +117,13 @@ impl Policy {
         let Self { path, policy } = self;
         let pool = || async { only(context.client.pools(None, Some(path.clone())).await?) };
         if !policy.is_empty() {
-            let spec = pool().await?.spec;
-            let policy = policy.change(spec.sleep_policy);
+            let spec = pool().await?.spec.into_known();
+            let policy = policy.change(spec.sleep_policy.clone());
             spec_check::check(&PoolSpec { sleep_policy: policy.clone(), ..spec })?;
             let request = Request::PoolPolicy { path: path.clone(), policy };
             context.client.submit(request).await?;
         }
-        let policy = pool().await?.spec.sleep_policy;
+        let policy = pool().await?.spec.sleep_policy.clone();
         context.ui.data(&policy, || policy::line(&policy))
     }
 }

@@ -63,7 +63,7 @@ impl Up {
 /// Whether the agent runs no real microVMs and so needs nothing of the machine.
 pub(crate) async fn is_simulated(context: &Context) -> Result<bool> {
     let vmm = match context.client.running_agent().await? {
-        Some(node) => Some(node.vmm),
+        Some(node) => node.vmm.known().copied(),
         None => context.client.wanted().vmm,
     };
     Ok(vmm == Some(VmmKind::Sim))

@@ -43,7 +43,6 @@ fn size(bytes: u64) -> String {
 
 /// One image in full.
 pub(crate) fn info(view: &ImageView) -> String {
-    let ImageView { config, .. } = view;
     let words = |words: &[String]| or_dash((!words.is_empty()).then(|| words.join(" ")));
     let text = |text: &str| or_dash((!text.is_empty()).then_some(text));
     let mut rows = vec![
@@ -53,16 +52,21 @@ pub(crate) fn info(view: &ImageView) -> String {
         ("built", utc_text(view.built_unix_ms)),
         ("kernel", view.kernel.clone()),
         ("layers", view.layers.len().to_string()),
-        ("entrypoint", words(&config.entrypoint)),
-        ("command", words(&config.cmd)),
-        ("user", text(&config.user)),
-        ("working directory", text(&config.working_dir)),
-        ("stop signal", or_dash(config.stop_signal.as_ref())),
-        ("init", or_dash(config.init.as_ref())),
-        ("exposed ports", ports(&config.exposed_ports)),
-        ("volumes", or_dash(volumes(&config.volumes))),
-        ("health check", or_dash(config.has_healthcheck.then_some(NO_HEALTHCHECK))),
     ];
+    match view.config.known() {
+        Some(config) => rows.extend([
+            ("entrypoint", words(&config.entrypoint)),
+            ("command", words(&config.cmd)),
+            ("user", text(&config.user)),
+            ("working directory", text(&config.working_dir)),
+            ("stop signal", or_dash(config.stop_signal.as_ref())),
+            ("init", or_dash(config.init.as_ref())),
+            ("exposed ports", ports(&config.exposed_ports)),
+            ("volumes", or_dash(volumes(&config.volumes))),
+            ("health check", or_dash(config.has_healthcheck.then_some(NO_HEALTHCHECK))),
+        ]),
+        None => rows.push(("configuration", "unknown".to_owned())),
+    }
     rows.push(("used by", or_dash((!view.used_by.is_empty()).then(|| view.used_by.join(", ")))));
     rows.extend(view.damage.clone().map(|damage| ("damage", damage)));
     fields(rows)
@@ -106,7 +110,8 @@ mod tests {
             bytes: 3 * 1024 * 1024,
             built_unix_ms: 0,
             kernel: "6.1.0".to_owned(),
-            config: ImageConfig { cmd: vec!["nginx".into(), "-g".into()], ..Default::default() },
+            config: ImageConfig { cmd: vec!["nginx".into(), "-g".into()], ..Default::default() }
+                .into(),
             layers: vec!["sha256:a".into(), "sha256:b".into()],
             used_by: vec!["pool demo/web".into(), "instance demo/web/i-00000001".into()],
             damage: None,

@@ -6,6 +6,7 @@ use mvm_core::death::{Cause, Death, OUTPUT_TAIL_LINES};
 use mvm_core::lifecycle::State;
 use mvm_core::plan::Waiting;
 use mvm_core::record::{DesiredState, Purpose};
+use mvm_core::shown::Shown;
 use mvm_core::vmm::{ProcessEnd, VmExit};
 use mvm_wire::view::{InstanceView, StatsView, WhyView};
 
@@ -86,6 +87,7 @@ fn state(view: &InstanceView, now: u64) -> String {
             format!("retry in {}", duration_text(until_unix_ms.saturating_sub(now)))
         }
         (None, Some(Waiting::Setback { step, .. })) => format!("could not be {step}"),
+        (None, Some(Waiting::Unknown)) => "waiting".to_owned(),
         (None, _) if view.network_problem.is_some() => "no network".to_owned(),
         (None, _) if view.purpose == Purpose::Spare => "stands by".to_owned(),
         (None, _) if view.purpose == Purpose::Base => "for the base".to_owned(),
@@ -102,13 +104,14 @@ fn state(view: &InstanceView, now: u64) -> String {
     }
 }
 
-fn wish(desired: DesiredState) -> &'static str {
-    match desired {
-        DesiredState::Running => "running",
-        DesiredState::Warm => "warm",
-        DesiredState::Sleeping => "sleeping",
-        DesiredState::Stopped => "stopped",
-        DesiredState::Destroyed => "destroyed",
+fn wish(desired: &Shown<DesiredState>) -> &'static str {
+    match desired.known() {
+        Some(DesiredState::Running) => "running",
+        Some(DesiredState::Warm) => "warm",
+        Some(DesiredState::Sleeping) => "sleeping",
+        Some(DesiredState::Stopped) => "stopped",
+        Some(DesiredState::Destroyed) => "destroyed",
+        None => "unknown",
     }
 }
 
@@ -117,7 +120,7 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
     let mut rows = vec![
         ("instance", view.path.to_string()),
         ("state", state(view, now)),
-        ("desired", wish(view.desired).to_owned()),
+        ("desired", wish(&view.desired).to_owned()),
         ("generation", view.generation.to_string()),
         ("address", or_dash(view.address)),
         ("mac", or_dash(view.mac)),
@@ -133,8 +136,8 @@ pub(crate) fn info(view: &InstanceView, now: u64) -> String {
     }
     rows.extend([
         ("exposed ports", ports(&view.exposed_ports)),
-        ("vmm", or_dash(view.vmm)),
-        ("accelerator", or_dash(view.accel)),
+        ("vmm", or_dash(view.vmm.as_ref())),
+        ("accelerator", or_dash(view.accel.as_ref())),
         ("vmm pid", or_dash(view.pid)),
         ("uptime", or_dash(uptime(view, now))),
         ("boots", view.boots.to_string()),
@@ -174,11 +177,11 @@ fn moment(unix_ms: u64, now: u64) -> String {
 pub(crate) fn why(why: &WhyView, now: u64) -> String {
     let view = &why.instance;
     let mut text = format!("{} is {}: {}.\n", view.path, state(view, now), printable(&why.summary));
-    let _ = writeln!(text, "\nDesired state: {}.", wish(view.desired));
+    let _ = writeln!(text, "\nDesired state: {}.", wish(&view.desired));
     if let Some(reason) = view.waiting.as_ref().and_then(|waiting| reason(waiting, now)) {
         let _ = writeln!(text, "It is not there yet: {}.", printable(&reason));
     }
-    if let Some(rested) = &view.rested {
+    if let Some(rested) = view.rested.as_ref().and_then(Shown::known) {
         let _ = writeln!(text, "{}", policy::rested(rested, now));
     }
     if let Some(activity) = &why.activity {
@@ -235,8 +238,11 @@ pub(crate) fn why(why: &WhyView, now: u64) -> String {
 
 /// Whether nothing went wrong at the end: the main process succeeded, or an operator's stop was in order.
 fn ended_well(death: &Death) -> bool {
-    let is_in_order =
-        death.exit.as_ref().is_some_and(|exit| exit.process == ProcessEnd::Exited { code: 0 });
+    let is_in_order = death
+        .exit
+        .as_ref()
+        .and_then(Shown::known)
+        .is_some_and(|exit| exit.process == ProcessEnd::Exited { code: 0 });
     match death.cause {
         Cause::Exited { code } => code == 0,
         Cause::Operator => is_in_order,
@@ -246,7 +252,10 @@ fn ended_well(death: &Death) -> bool {
 
 fn last_end(death: &Death, now: u64) -> String {
     let Death { cause, at_unix_ms, exit, .. } = death;
-    let exit = exit.as_ref().map_or_else(String::new, |exit| format!("; {}", vmm_end(exit)));
+    let exit = exit
+        .as_ref()
+        .and_then(Shown::known)
+        .map_or_else(String::new, |exit| format!("; {}", vmm_end(exit)));
     let cause = printable(&cause.to_string());
     format!("Its last run ended {}: {cause}{exit}.", moment(*at_unix_ms, now))
 }
@@ -323,7 +332,7 @@ mod tests {
             last_death: Some(Death {
                 cause: Cause::GuestPanic,
                 at_unix_ms: NOW - 61_000,
-                exit: Some(VmExit { process: ProcessEnd::Exited { code: 0 }, reason: None }),
+                exit: Some(VmExit { process: ProcessEnd::Exited { code: 0 }, reason: None }.into()),
                 console_tail: vec!["Kernel panic - not syncing".into()],
             }),
             address: None,
@@ -436,7 +445,8 @@ The last lines of its console:
         let why = |state, cause, process| {
             let exit = Some(VmExit { process, reason: None });
             let console_tail = vec!["Run /init as init process".to_owned()];
-            let last_death = Some(Death { cause, at_unix_ms: NOW, exit, console_tail });
+            let last_death =
+                Some(Death { cause, at_unix_ms: NOW, exit: exit.map(Into::into), console_tail });
             let instance = InstanceView { state, waiting: None, last_death, ..failing() };
             let (summary, console_tail) = (String::new(), vec![]);
             let output_tail = vec![];

@@ -300,7 +300,7 @@ mod tests {
             bytes: 0,
             built_unix_ms: 0,
             kernel: words.clone(),
-            config,
+            config: config.into(),
             layers: vec![words.clone()],
             used_by: vec![],
             damage: Some(words.clone()),

@@ -96,6 +96,7 @@ fn build(state: &BuildState) -> &'static str {
         BuildState::Building { .. } => "building",
         BuildState::Built { .. } => "built",
         BuildState::Failed { .. } => "failed",
+        BuildState::Unknown => "unknown",
     }
 }
 
@@ -131,12 +132,18 @@ pub(super) fn ports(ports: &BTreeSet<String>) -> String {
 /// One pool in full.
 pub(crate) fn pool_info(view: &PoolView) -> String {
     let PoolView { spec, .. } = view;
+    let shown = |field, text: String| match spec.unknown().any(|unknown| unknown == field) {
+        true => "unknown".to_owned(),
+        false => text,
+    };
     let build = match &view.build {
         BuildState::Building { step } => format!("building: {step}"),
         BuildState::Failed { error, at_unix_ms, .. } => {
             format!("failed at {}: {error}", utc_text(*at_unix_ms))
         }
-        state @ (BuildState::Idle | BuildState::Built { .. }) => build(state).to_owned(),
+        state @ (BuildState::Idle | BuildState::Built { .. } | BuildState::Unknown) => {
+            build(state).to_owned()
+        }
     };
     let rolled_back = if view.rolled_back { " (rolled back)" } else { "" };
     let revision = format!("{}{rolled_back}", or_dash(view.revision.as_ref()));
@@ -144,7 +151,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         view.history.iter().rev().map(|past| past.revision.to_string()).collect();
     let mut rows = vec![
         ("pool", format!("{}{}", view.path, removing(view.removing))),
-        ("image", spec.image.to_string()),
+        ("image", shown("image", spec.image.to_string())),
         ("revision", revision),
         ("earlier", or_dash((!earlier.is_empty()).then(|| earlier.join(", ")))),
         ("build", build),
@@ -161,12 +168,15 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("vcpus", spec.vcpus.to_string()),
         ("memory", mib_text(spec.mem_mib.into())),
         ("disk", mib_text(spec.disk_mib.into())),
-        ("network", spec.net.to_string()),
-        ("restart", spec.restart.to_string()),
+        ("network", shown("net", spec.net.to_string())),
+        ("restart", shown("restart", spec.restart.to_string())),
         ("boot timeout", format!("{}s", spec.boot_timeout_s)),
-        ("vmm", spec.vmm.map_or_else(|| "the node's".to_owned(), |vmm| vmm.to_string())),
-        ("rates", rates(&spec.rates)),
-        ("sleep policy", policy::line(&spec.sleep_policy)),
+        (
+            "vmm",
+            shown("vmm", spec.vmm.map_or_else(|| "the node's".to_owned(), |vmm| vmm.to_string())),
+        ),
+        ("rates", shown("rates", rates(&spec.rates))),
+        ("sleep policy", shown("sleep_policy", policy::line(&spec.sleep_policy))),
         ("created", utc_text(view.created_unix_ms)),
     ]);
     rows.extend(spec.disks.iter().map(|mount| ("data disk", mount.to_string())));
@@ -201,6 +211,8 @@ fn rates(rates: &Rates) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mvm_core::spec::PoolSpec;
+
     use super::*;
     use crate::samples;
 
@@ -231,7 +243,8 @@ mod tests {
         let text = pool_info(&view);
         let order = "`mvm instance create demo/hello --start`, then `mvm rm -f INSTANCE`";
         assert!(text.contains("2 of 3 (`mvm ps -a demo/hello`") && text.contains(order), "{text}");
-        view.spec.disks = vec!["data:/srv".parse().unwrap()];
+        let disks = vec!["data:/srv".parse().unwrap()];
+        view.spec = PoolSpec { disks, ..PoolSpec::default() }.into();
         let order = "`mvm rm -f INSTANCE`, then `mvm instance create demo/hello --start`";
         assert!(pool_info(&view).contains(order), "a disk has one writer");
     }

@@ -1,6 +1,7 @@
 //! Whole commands against an agent that the test plays, over a real Unix socket.
 
 mod fake_agent;
+mod skew;
 
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
@@ -77,8 +78,8 @@ fn node() -> NodeView {
         started_unix_ms: 0,
         state_dir: "/var/lib/mvm".into(),
         hostname: "host".into(),
-        vmm: VmmKind::Sim,
-        accel: Accel::Tcg,
+        vmm: VmmKind::Sim.into(),
+        accel: Accel::Tcg.into(),
         chosen_because: "it was requested".into(),
         capacity: Capacity::default(),
         reserved: Usage::default(),
@@ -397,7 +398,7 @@ fn ps_says_how_many_it_does_not_show() {
     use mvm_core::record::DesiredState;
     let stopped = InstanceView {
         state: State::Stopped,
-        desired: DesiredState::Stopped,
+        desired: DesiredState::Stopped.into(),
         ..samples::instance("demo/hello/i-00000002")
     };
     let views = vec![samples::instance(INSTANCE), stopped];

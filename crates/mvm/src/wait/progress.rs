@@ -250,7 +250,10 @@ fn instance_level(
             _ => superseded(format!("{path} was destroyed by another request")),
         };
     };
-    match (goal, view.desired) {
+    let Some(desired) = view.desired.known() else {
+        return superseded(format!("{path} is to be what only a newer mvm knows"));
+    };
+    match (goal, desired) {
         (Goal::Settled | Goal::Running, DesiredState::Running) => {
             running(request, target, view, snapshot, now)
         }
@@ -354,7 +357,7 @@ fn image(request: &Request<'_>, pool: &PoolView, now: u64) -> Level {
             ))
         }
         BuildState::Building { step } => Level::NotYet(building(path, step)),
-        BuildState::Idle | BuildState::Built { .. } => {
+        BuildState::Idle | BuildState::Built { .. } | BuildState::Unknown => {
             Level::NotYet(format!("{path}: looking for the image"))
         }
     }
@@ -411,10 +414,10 @@ fn instance_failure(view: &InstanceView) -> Failure {
     };
     let state = view.state;
     // What the loop will do next may not be in the view yet.
-    let is_tried_again = match view.restart {
-        RestartPolicy::Always => true,
-        RestartPolicy::OnFailure => state == State::Failed || has_rebooted(view),
-        RestartPolicy::Never => false,
+    let is_tried_again = match view.restart.known() {
+        Some(RestartPolicy::Always) => true,
+        Some(RestartPolicy::OnFailure) => state == State::Failed || has_rebooted(view),
+        Some(RestartPolicy::Never) | None => false,
     };
     let hint = match is_tried_again {
         false => format!("see `mvm why {path}` and `mvm logs {path}`"),
@@ -493,6 +496,7 @@ pub(crate) fn reason(waiting: &Waiting, now: u64) -> Option<String> {
             Some(format!("left so by its restart policy `{policy}`"))
         }
         Waiting::Step => None,
+        Waiting::Unknown => Some("waiting for what only a newer mvm knows".to_owned()),
     }
 }
 

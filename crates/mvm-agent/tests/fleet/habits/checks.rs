@@ -218,5 +218,5 @@ fn has_come_to(view: Option<&InstanceView>, end: End) -> bool {
 
 /// Whether what is to run has begun to.
 fn has_begun(view: &InstanceView) -> bool {
-    !view.desired.is_up() || view.state != State::Created
+    !view.desired.known().is_some_and(|desired| desired.is_up()) || view.state != State::Created
 }

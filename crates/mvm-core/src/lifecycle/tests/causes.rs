@@ -124,7 +124,10 @@ fn a_boot_timeout_keeps_its_cause_after_the_kill() {
         let end = Event::Exited { exit: signalled(9), console_tail: tail.clone() };
         let death = step(&status, end, at_the_limit + 2).0.last_death.unwrap();
         assert_eq!(death.cause, Cause::BootTimeout);
-        assert_eq!((death.at_unix_ms, death.exit), (at_the_limit, Some(signalled(9))));
+        assert_eq!(
+            (death.at_unix_ms, death.exit.clone()),
+            (at_the_limit, Some(signalled(9).into()))
+        );
         assert_eq!(death.console_tail, tail);
     }
 }

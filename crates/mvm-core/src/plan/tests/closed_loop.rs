@@ -113,7 +113,7 @@ fn what_a_guest_ended_itself_stays_ended_under_the_policy() {
     node.settle(FOREVER);
     let plan = node.plan_at(node.now + BACKOFF_MAX_MS);
     let policy = RestartPolicy::OnFailure;
-    assert_eq!(plan.waiting, [(first, Waiting::RestartPolicy { policy })].into());
+    assert_eq!(plan.waiting, [(first, Waiting::RestartPolicy { policy: policy.into() })].into());
     assert_eq!(plan.actions, []);
 }
 

@@ -129,7 +129,10 @@ fn the_restart_policy_decides_over_what_ended_by_itself() {
                 assert_eq!(plan.actions, [start_action()], "{policy} {phase:?}");
             } else {
                 assert_eq!(plan.actions, [], "{policy} {phase:?}");
-                assert_eq!(plan.waiting[&path(1)], Waiting::RestartPolicy { policy });
+                assert_eq!(
+                    plan.waiting[&path(1)],
+                    Waiting::RestartPolicy { policy: policy.into() }
+                );
             }
         }
     }

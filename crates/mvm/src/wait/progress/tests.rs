@@ -87,7 +87,7 @@ fn a_failure_of_this_wish_ends_the_wait_with_cause_and_console() {
 #[test]
 fn a_guest_that_powers_itself_off_at_once_is_a_failure_to_run() {
     let view = InstanceView {
-        waiting: Some(Waiting::RestartPolicy { policy: RestartPolicy::OnFailure }),
+        waiting: Some(Waiting::RestartPolicy { policy: RestartPolicy::OnFailure.into() }),
         ..died(instance(State::Stopped, 2), Cause::GuestShutdown)
     };
     let failure = failure(judge(&Goal::Settled, vec![view], vec![]));
@@ -105,7 +105,8 @@ fn a_failed_start_is_said_to_be_tried_again_only_if_it_is() {
     ] {
         let program = Some(ProgramFault::NotFound);
         let cause = Cause::StartFailed { error: "no app".into(), program };
-        let view = InstanceView { restart, ..died(instance(State::Failed, 2), cause) };
+        let view =
+            InstanceView { restart: restart.into(), ..died(instance(State::Failed, 2), cause) };
         let failure = failure(judge(&Goal::Settled, vec![view], vec![]));
         assert_eq!(failure.hint.contains("tried again"), is_tried, "{restart}");
         assert_eq!(failure.program, program);
@@ -128,7 +129,7 @@ fn an_image_that_fails_ends_the_wait_unless_it_failed_before_the_request() {
 #[test]
 fn stopped_means_at_rest() {
     let stopped = |state, activity: Option<&str>| InstanceView {
-        desired: DesiredState::Stopped,
+        desired: DesiredState::Stopped.into(),
         activity: activity.map(str::to_owned),
         ..instance(state, 1)
     };
@@ -146,7 +147,10 @@ fn stopped_means_at_rest() {
 
 #[test]
 fn a_request_that_another_one_took_over_is_a_conflict() {
-    let desired = |desired| InstanceView { desired, ..instance(State::Stopped, 2) };
+    let desired = |desired: DesiredState| InstanceView {
+        desired: desired.into(),
+        ..instance(State::Stopped, 2)
+    };
     for (goal, views) in [
         (Goal::Running, vec![desired(DesiredState::Stopped)]),
         (Goal::Running, vec![desired(DesiredState::Destroyed)]),
@@ -226,7 +230,7 @@ fn reasons_are_told_in_words() {
             "it ended, and is started again in 1s",
         ),
         (
-            Waiting::RestartPolicy { policy: RestartPolicy::Never },
+            Waiting::RestartPolicy { policy: RestartPolicy::Never.into() },
             "left so by its restart policy `never`",
         ),
     ] {
