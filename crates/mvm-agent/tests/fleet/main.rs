@@ -9,6 +9,7 @@ mod base;
 mod clocks;
 mod disks;
 mod faults;
+mod fixtures;
 mod fork;
 mod habits;
 mod held;
