@@ -215,9 +215,9 @@ impl Node {
         let processes = host::processes(&self.dir).into_iter();
         let agents = processes.filter(|process| cleanup::holds_lock(process, &self.dir));
         let pids: Vec<u32> = agents.map(|process| process.pid).collect();
-        // What an agent starts has its files until it is the program that it is to be.
-        let is_started = |pid: &u32| host::parent(*pid).is_some_and(|it| pids.contains(&it));
-        pids.iter().copied().filter(|pid| !is_started(pid)).collect()
+        // What an agent starts has its files until it is the program that it is to be, or has ended by now.
+        let is_agent = |pid: &u32| host::parent(*pid).is_some_and(|it| !pids.contains(&it));
+        pids.iter().copied().filter(is_agent).collect()
     }
 
     /// The agent, if one runs.

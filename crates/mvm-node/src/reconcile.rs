@@ -46,8 +46,8 @@ pub(crate) async fn run(node: Arc<Node>, listeners: Listeners) {
     loop {
         let next_unix_ms = rounds.round();
         let planned = next_unix_ms.map(|at| rounds.node.clock.instant(at));
-        let is_tick = rounds.wait(planned.map_or(tick, |planned| planned.min(tick))).await;
-        if is_tick && Instant::now() >= tick {
+        rounds.wait(planned.map_or(tick, |planned| planned.min(tick))).await;
+        if Instant::now() >= tick {
             housekeeping::begin(&rounds.node, &mut rounds.workers);
             rounds.watch_resting(true);
             tick = Instant::now() + TICK;
@@ -94,14 +94,14 @@ impl Reconciler {
         next_unix_ms
     }
 
-    /// Waits until another round is due, or something came: tells whether it was time.
-    async fn wait(&mut self, due: Instant) -> bool {
+    /// Waits until another round is due, by time or because something has changed.
+    async fn wait(&mut self, due: Instant) {
         loop {
             let is_any_resting = !self.resting.is_empty();
             let policy = self.policy_due;
             tokio::select! {
-                () = self.node.poked() => return false,
-                () = sleep_until(due) => return true,
+                () = self.node.poked() => return,
+                () = sleep_until(due) => return,
                 () = sleep_until(policy.unwrap_or(due)), if policy.is_some() => {
                     self.begin_policy();
                 }
