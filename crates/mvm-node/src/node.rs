@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mvm_core::admit::Capacity;
 use mvm_core::document::{Gone, Needs, NodeDocument};
@@ -97,6 +98,8 @@ pub(crate) struct Node {
     /// Instances that stand still because the host's filesystem is full.
     lacking_space: Mutex<BTreeSet<InstancePath>>,
     poke: Notify,
+    /// How many rounds there were, and how long the last one took.
+    rounds: watch::Sender<(u64, Duration)>,
     /// What has been made of the machine's network.
     pub(crate) network: Made,
     /// Running microVMs that have lost their taps.
@@ -134,6 +137,7 @@ impl Node {
             problems: Mutex::default(),
             lacking_space: Mutex::default(),
             poke: Notify::new(),
+            rounds: watch::Sender::default(),
             network: Made::default(),
             cut_off: CutOff::default(),
             published,
@@ -179,6 +183,16 @@ impl Node {
     /// Resolves when the loop was poked.
     pub(crate) async fn poked(&self) {
         self.poke.notified().await;
+    }
+
+    /// Notes that a round took this long.
+    pub(crate) fn note_round(&self, took: Duration) {
+        self.rounds.send_modify(|(number, last)| (*number, *last) = (*number + 1, took));
+    }
+
+    /// How many rounds there were, and how long the last one took.
+    pub(crate) fn rounds(&self) -> watch::Receiver<(u64, Duration)> {
+        self.rounds.subscribe()
     }
 
     /// The handle of an instance's actor.

@@ -44,7 +44,9 @@ pub(crate) async fn run(node: Arc<Node>, listeners: Listeners) {
     housekeeping::look_after_space(&rounds.node);
     let mut tick = Instant::now() + TICK;
     loop {
+        let began = std::time::Instant::now();
         let next_unix_ms = rounds.round();
+        rounds.node.note_round(began.elapsed());
         let planned = next_unix_ms.map(|at| rounds.node.clock.instant(at));
         rounds.wait(planned.map_or(tick, |planned| planned.min(tick))).await;
         if Instant::now() >= tick {

@@ -3,14 +3,17 @@
 //! Speed is a ratio to a peer that is measured in the same run: the bare VMM, or the program doing
 //! nothing. A benchmark fails if a target is missed. It cleans up after itself however it ends.
 
+mod adopt;
 mod agent_log;
 mod asleep;
 mod client;
 mod cp;
 mod create;
+mod create_many;
 mod exec;
 mod files;
 mod firecracker;
+mod fleet;
 mod fork;
 mod idle;
 mod image;
@@ -20,10 +23,12 @@ mod logs;
 mod microvm;
 mod on_demand;
 mod parallel;
+mod plan;
 mod process;
 mod raw;
 mod report;
 mod rest;
+mod round;
 mod sleep;
 mod start;
 mod statistics;
@@ -37,6 +42,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use lab::{Lab, Machines};
 use report::Report;
+
+use crate::cargo::cargo;
 
 /// Measures one promise.
 #[derive(Args)]
@@ -102,16 +109,27 @@ enum Name {
     Fork,
     /// A connection that wakes an instance, against a wake by request.
     OnDemand,
+    /// A round of the loop with nothing to do for 10,000 simulated instances, and CPU of that agent.
+    Round,
+    /// Planning the start of 10,000 instances.
+    Plan,
+    /// An agent's start with 1,000 simulated instances that run; memory of one that sleeps.
+    Adopt,
+    /// Requests for one instance each from 50 clients at once, and the list of 10,000.
+    CreateMany,
     /// Starts, wakes, sleeps and memory on Firecracker, against a bare one.
     #[value(skip)]
     Firecracker,
 }
 
 impl Name {
-    fn machines(self) -> Machines {
+    /// What the agent of the release binary runs; none where it is not that binary which is measured, but
+    /// its parts in this process.
+    fn machines(self) -> Option<Machines> {
         match self {
-            Self::List | Self::Asleep => Machines::Simulated,
-            Self::Firecracker => Machines::Firecracker,
+            Self::Round | Self::Plan | Self::Adopt | Self::CreateMany => None,
+            Self::List | Self::Asleep => Some(Machines::Simulated),
+            Self::Firecracker => Some(Machines::Firecracker),
             Self::Start
             | Self::Create
             | Self::Parallel
@@ -124,7 +142,7 @@ impl Name {
             | Self::Wake
             | Self::Sleep
             | Self::Fork
-            | Self::OnDemand => Machines::Real,
+            | Self::OnDemand => Some(Machines::Real),
         }
     }
 
@@ -136,7 +154,9 @@ impl Name {
             Self::List | Self::Asleep => 30,
             Self::Idle => 1,
             Self::Exec => 100,
-            Self::Cp | Self::Logs => 5,
+            Self::Cp | Self::Logs | Self::Adopt | Self::CreateMany => 5,
+            Self::Plan => 20,
+            Self::Round => 50,
         }
     }
 }
@@ -146,6 +166,9 @@ impl Name {
 /// # Errors
 /// It could not be carried out, or a target was missed.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.name().machines().is_none() && cfg!(debug_assertions) {
+        return run_optimised();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(measure(args))?;
     let mut out = std::io::stdout().lock();
@@ -161,15 +184,32 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs this benchmark in an optimised build of this program.
+fn run_optimised() -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--release", "--quiet", "--package", "xtask", "--"]);
+    let status = command.args(std::env::args_os().skip(1)).status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the benchmark failed");
+    }
+    Ok(())
+}
+
 /// Measures, and cleans up whether that succeeded or not.
 async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     // Caught from here on, so that nothing is left by a Ctrl-C at any point.
     let mut interrupts = Interrupts::new()?;
+    let runs = args.runs.unwrap_or(args.name().default_runs());
+    let Some(machines) = args.name().machines() else {
+        return tokio::select! {
+            measured = measure_here(args.name(), runs) => measured,
+            () = interrupts.next() => Err(anyhow::anyhow!("interrupted")),
+        };
+    };
     let lab = tokio::select! {
-        lab = Lab::open(args.name().machines()) => lab?,
+        lab = Lab::open(machines) => lab?,
         () = interrupts.next() => bail!("interrupted"),
     };
-    let runs = args.runs.unwrap_or(args.name().default_runs());
     let measuring = async {
         match args.name() {
             Name::Start => start::run(&lab, runs).await,
@@ -188,6 +228,9 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
             Name::Fork => fork::run(&lab, runs).await,
             Name::OnDemand => on_demand::run(&lab, runs).await,
             Name::Firecracker => firecracker::run(&lab, runs).await,
+            Name::Round | Name::Plan | Name::Adopt | Name::CreateMany => {
+                measure_here(args.name(), runs).await
+            }
         }
     };
     let measured = tokio::select! {
@@ -199,6 +242,17 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
         (Err(error), Ok(())) => Err(error),
         (Ok(_), Err(error)) => Err(error.context("cannot clean up")),
         (Err(error), Err(left)) => Err(error.context(format!("cannot clean up: {left:#}"))),
+    }
+}
+
+/// Measures what is in this process.
+async fn measure_here(name: Name, runs: u32) -> anyhow::Result<Report> {
+    match name {
+        Name::Round => round::run(runs).await,
+        Name::Plan => plan::run(runs),
+        Name::Adopt => adopt::run(runs).await,
+        Name::CreateMany => create_many::run(runs).await,
+        _ => bail!("it is the release binary that is measured"),
     }
 }
 
