@@ -1,15 +1,13 @@
 //! Requests: admitted by the pure core, written in one transaction, answered with what to wait for.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
-use mvm_core::lifecycle::Phase;
 use mvm_core::mirror::Mirror;
-use mvm_core::name::{InstancePath, RequestId, Selector, TenantName};
-use mvm_core::record::{self, Desired, Purpose, RequestRecord};
+use mvm_core::name::{RequestId, Selector, TenantName};
+use mvm_core::record::{self, Desired, RequestRecord};
 use mvm_core::stored::{Stored, versioned};
 use mvm_store::{ChangeError, CommitError, Op, Room, StoreError, encode};
 use mvm_wire::door::{Answer, Occupied, Question, Veto};
@@ -51,10 +49,7 @@ async fn carry_out(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let occupied = match control.link.ask(Question::Occupied).await? {
-            Answer::Occupied(occupied) => occupied,
-            other => return Err(other.unexpected()),
-        };
+        let occupied = occupied(control, request).await?;
         let change = |mirror| admit(control, mirror, request, id, occupied);
         match control.change(room_of(request), change).await {
             Ok((revision, admitted)) => {
@@ -85,6 +80,18 @@ async fn carry_out(
             }
             Err(ChangeError::Store(error)) => return Err(ApiError::internal(&error)),
         }
+    }
+}
+
+/// What others have of the machine's networks, if the request may take one.
+async fn occupied(control: &Control, request: &Request) -> Result<Occupied, ApiError> {
+    match request {
+        Request::TenantCreate { .. } | Request::TenantMove { .. } | Request::Apply { .. } => {}
+        _ => return Ok(Occupied::default()),
+    }
+    match control.link.ask(Question::Occupied).await? {
+        Answer::Occupied(occupied) => Ok(occupied),
+        other => Err(other.unexpected()),
     }
 }
 
@@ -136,11 +143,8 @@ async fn admit(
         capacity: control.machine.capacity,
         foreign_net_ids: occupied.net_ids,
         foreign_subnets: occupied.subnets,
-        ended: ended(&mirror),
-        finished: mirror.finished(),
-        up: up(&mirror),
-        ready: ready(&mirror),
-        images: mirror.observed.pools.clone(),
+        observed: mirror.observed.clone(),
+        unknown: mirror.untouchable(),
     };
     let now = (control.ambient.now_ms)();
     let mut entropy = || (control.ambient.entropy)();
@@ -168,16 +172,6 @@ fn remembered(
     let mut ops: Vec<Op> = old.map(|old| Op::Delete { key: record::request_key(&old) }).collect();
     ops.push(encode(record::request_key(id), &versioned(&record))?);
     Ok(ops)
-}
-
-/// The instances that stand by and could go on at once.
-fn ready(mirror: &Mirror) -> BTreeSet<InstancePath> {
-    let records = mirror.desired.instances.values();
-    let spares = records.filter(|record| record.purpose == Purpose::Spare);
-    let is_warm = |path: &InstancePath| {
-        matches!(mirror.status(path).phase, Phase::Warm { .. }) && !mirror.is_untouchable(path)
-    };
-    spares.map(|record| record.path.clone()).filter(is_warm).collect()
 }
 
 /// A record of the request's tenant that does not parse: what it holds is not known, so nothing of
@@ -224,8 +218,8 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
                 Some(pool.tenant.clone())
             }
             Selector::Id { pool: None, .. } => {
-                let mut paths = mirror.desired.instances.keys();
-                paths.find(|path| selector.matches(path)).map(|path| path.pool.tenant.clone())
+                let first = mirror.desired.instances_meant(selector).next();
+                first.map(|record| record.path.pool.tenant.clone())
             }
         },
         Request::DiskCreate { path, .. }
@@ -235,38 +229,6 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
             mirror.desired.tenants.contains_key(&document.tenant).then(|| document.tenant.clone())
         }
     }
-}
-
-/// Instances that have, or are getting or losing, a microVM; one that nothing is known of may.
-fn up(mirror: &Mirror) -> BTreeSet<InstancePath> {
-    let is_up = |path: &&InstancePath| {
-        mirror.is_untouchable(path)
-            || !matches!(
-                mirror.status(path).phase,
-                Phase::Created
-                    | Phase::Sleeping { .. }
-                    | Phase::Stopped
-                    | Phase::Failed
-                    | Phase::Destroyed
-            )
-    };
-    mirror.desired.instances.keys().filter(is_up).cloned().collect()
-}
-
-/// Instances that were to run and ended by themselves.
-fn ended(mirror: &Mirror) -> BTreeSet<InstancePath> {
-    let wanted = mirror.desired.instances.values();
-    wanted
-        .filter(|record| record.desired.is_alive())
-        .filter(|record| {
-            mirror
-                .observed
-                .instances
-                .get(&record.path)
-                .is_some_and(|status| status.has_ended() && status.generation == record.generation)
-        })
-        .map(|record| record.path.clone())
-        .collect()
 }
 
 /// The records that differ.

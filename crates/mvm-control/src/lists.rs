@@ -14,8 +14,7 @@ pub(crate) async fn instances(
     write: &mut WriteHalf,
 ) -> Result<(), ConnectionError> {
     let mirror = control.state.now();
-    let records = mirror.desired.instances.values();
-    let records: Vec<_> = records.filter(|record| selector.matches(&record.path)).collect();
+    let records: Vec<_> = mirror.desired.instances_meant(selector).collect();
     if records.is_empty()
         && let Err(error) = known(&mirror, selector)
     {

@@ -71,6 +71,7 @@ async fn answer(
     }
     let reply = match call {
         Call::Watch { instances, pools, tenant, disks } => {
+            let instances = instances.into_iter().collect();
             let watched = watch::Watched { instances, pools, tenant, disks };
             return watch::watch(control, &watched, connection).await;
         }
@@ -280,7 +281,7 @@ pub(crate) fn known(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError
 
 /// The one instance that a selector means.
 pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, ApiError> {
-    let mut matches = mirror.desired.instances.keys().filter(|path| selector.matches(path));
+    let mut matches = mirror.desired.instances_meant(selector).map(|record| &record.path);
     match (matches.next(), matches.next()) {
         (Some(path), None) => Ok(path.clone()),
         (None, _) => {
@@ -301,10 +302,8 @@ pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, 
 /// What is meant by a selector exists.
 fn some(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
     let is_named = matches!(selector, Selector::Id { .. });
-    let is_meant = |record: &InstanceRecord| {
-        selector.matches(&record.path) && (is_named || record.purpose.is_use())
-    };
-    match mirror.desired.instances.values().any(is_meant) {
+    let is_meant = |record: &InstanceRecord| is_named || record.purpose.is_use();
+    match mirror.desired.instances_meant(selector).any(is_meant) {
         true => Ok(()),
         // It says why there is none.
         false => one(mirror, selector).map(drop),
@@ -313,8 +312,8 @@ fn some(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
 
 async fn stats(control: &Control, selector: &Selector) -> Result<Reply, ApiError> {
     let mirror = control.state.now();
-    let paths = mirror.desired.instances.keys().filter(|path| selector.matches(path));
-    let instances: Vec<InstancePath> = paths.cloned().collect();
+    let records = mirror.desired.instances_meant(selector);
+    let instances: Vec<InstancePath> = records.map(|record| record.path.clone()).collect();
     if instances.is_empty() {
         known(&mirror, selector)?;
     }
@@ -330,7 +329,7 @@ async fn why(control: &Control, selector: &Selector) -> Result<Reply, ApiError> 
     if let Some((key, reason)) = mirror.bad_record_of(&path.pool.tenant) {
         return Err(ApiError::bad_record(key, reason));
     }
-    let mut views = views::instances(&mirror, |other| *other == path);
+    let mut views = views::instances(&mirror, [&path]);
     configs::add_ports_to_instances(control, &mut views).await;
     let Some(instance) = views.into_iter().next() else {
         return Err(missing(&mirror, Kind::Instance, &path.to_string()));

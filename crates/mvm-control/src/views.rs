@@ -40,7 +40,7 @@ pub(crate) async fn node(control: &Control) -> Result<NodeView, ApiError> {
         accel: machine.accel.into(),
         chosen_because: machine.chosen_because,
         capacity: machine.capacity,
-        reserved: node_usage(&mirror.desired, &mirror.finished()),
+        reserved: node_usage(&mirror.desired, &|path| mirror.is_finished(path)),
         tenants: mirror.desired.tenants.len() as u64,
         bad_records: bad
             .map(|(key, reason)| BadRecordView { key: key.clone(), reason: reason.clone() })
@@ -99,7 +99,7 @@ pub(crate) fn tenant(mirror: &Mirror, record: &TenantRecord) -> TenantView {
         gateway: record.network.gateway(),
         bridge: record.network.bridge(),
         quota: record.quota.clone(),
-        reserved: tenant_usage(&mirror.desired, &mirror.finished(), &record.name),
+        reserved: tenant_usage(&mirror.desired, &|path| mirror.is_finished(path), &record.name),
         created_unix_ms: record.created_unix_ms,
         removing: record.existence == Existence::Removed,
     }
@@ -202,7 +202,7 @@ pub(crate) fn disks(mirror: &Mirror, wanted: impl Fn(&DiskPath) -> bool) -> Vec<
 }
 
 fn instance(mirror: &Mirror, record: &InstanceRecord) -> InstanceView {
-    let status = mirror.status(&record.path);
+    let status = mirror.status(&record.path).clone();
     let network = mirror.desired.network_of(record);
     let (state, activity) = (status.state(), status.activity().map(str::to_owned));
     let InstanceStatus {
@@ -270,11 +270,11 @@ fn instance(mirror: &Mirror, record: &InstanceRecord) -> InstanceView {
     }
 }
 
-pub(crate) fn instances(
+pub(crate) fn instances<'a>(
     mirror: &Mirror,
-    wanted: impl Fn(&InstancePath) -> bool,
+    wanted: impl IntoIterator<Item = &'a InstancePath>,
 ) -> Vec<InstanceView> {
-    let records = mirror.desired.instances.values().filter(|record| wanted(&record.path));
+    let records = wanted.into_iter().filter_map(|path| mirror.desired.instances.get(path));
     instances_of(mirror, records)
 }
 

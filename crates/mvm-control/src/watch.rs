@@ -1,5 +1,7 @@
 //! The call that watches.
 
+use std::collections::BTreeSet;
+
 use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
 use mvm_wire::{Connection, ConnectionError, Reply};
 
@@ -7,7 +9,7 @@ use crate::{Control, configs, views};
 
 /// What a caller watches.
 pub(crate) struct Watched {
-    pub(crate) instances: Vec<InstancePath>,
+    pub(crate) instances: BTreeSet<InstancePath>,
     pub(crate) pools: Vec<PoolPath>,
     /// A tenant's existence.
     pub(crate) tenant: Option<TenantName>,
@@ -25,7 +27,7 @@ pub(crate) async fn watch(
     let mut last = None;
     loop {
         let mirror = state.borrow_and_update().clone();
-        let mut instances = views::instances(&mirror, |path| watched.instances.contains(path));
+        let mut instances = views::instances(&mirror, &watched.instances);
         let mut pools = views::pools(&mirror, |path| watched.pools.contains(path));
         let mut disks = views::disks(&mirror, |path| watched.disks.contains(path));
         configs::add_ports_to_instances(control, &mut instances).await;

@@ -57,7 +57,7 @@ pub struct NodeReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeNotes {
     /// Why instances wait.
-    pub waiting: BTreeMap<InstancePath, Waiting>,
+    pub waiting: OrdMap<InstancePath, Waiting>,
     /// Instances that stand still because the host's filesystem is full.
     pub lacking_space: BTreeSet<InstancePath>,
     /// Running instances without a network, with the reason.

@@ -3,11 +3,9 @@
 //!
 //! A decision is about one wish: when somebody asks for something else, it is void, whoever was first.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
-use crate::admit::{Capacity, Denial, check_result};
+use crate::admit::{Capacity, Denial, IsFinished, check_result};
 use crate::name::InstancePath;
 use crate::record::{DEFAULT_HOOKS_MS, Desired, DesiredState, InstanceRecord, Purpose};
 use crate::sleep_policy::{Rest, RestAction, Rested};
@@ -69,14 +67,14 @@ impl LocalIntent {
 /// Wakes an instance that rests, if the quota of its tenant, the node and what has its disks allow it;
 /// nothing if it is to run anyway, or not to be alive.
 ///
-/// `desired` has what the node decided before in it; `finished` are instances that have ended for good.
+/// `desired` has what the node decided before in it; `is_finished` knows what has ended for good.
 ///
 /// # Errors
 /// It may not run.
 pub fn wake(
     desired: &Desired,
     capacity: Capacity,
-    finished: &BTreeSet<InstancePath>,
+    is_finished: IsFinished<'_>,
     path: &InstancePath,
 ) -> Result<Option<LocalIntent>, Denial> {
     let resting = desired
@@ -87,7 +85,7 @@ pub fn wake(
     let intent = LocalIntent::beyond(record, DesiredState::Running);
     let mut after = desired.clone();
     after.instances.insert(path.clone(), intent.over(record));
-    check_result(desired, &after, capacity, finished)?;
+    check_result(desired, &after, capacity, is_finished)?;
     Ok(Some(intent))
 }
 

@@ -5,6 +5,7 @@
 //! touched until it is mended.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use imbl::OrdMap;
 
@@ -179,8 +180,9 @@ impl Mirror {
     }
 
     /// An instance's status; one that was never acted upon has the default.
-    pub fn status(&self, path: &InstancePath) -> InstanceStatus {
-        self.observed.instances.get(path).cloned().unwrap_or_default()
+    pub fn status(&self, path: &InstancePath) -> &InstanceStatus {
+        static NEVER: LazyLock<InstanceStatus> = LazyLock::new(InstanceStatus::default);
+        self.observed.instances.get(path).unwrap_or(&NEVER)
     }
 
     /// The first record of a tenant that does not parse.
@@ -196,14 +198,20 @@ impl Mirror {
             || self.bad.contains_key(&record::local_key(path))
     }
 
-    /// Instances that were to run and have ended for good.
-    pub fn finished(&self) -> BTreeSet<InstancePath> {
-        let wanted = self.desired.instances.values();
-        wanted
-            .filter(|record| !self.is_untouchable(&record.path))
-            .filter(|record| has_ended_for_good(record, &self.status(&record.path)))
-            .map(|record| record.path.clone())
-            .collect()
+    /// Whether an instance was to run and has ended for good.
+    pub fn is_finished(&self, path: &InstancePath) -> bool {
+        let record = self.desired.instances.get(path);
+        let has_ended = record.is_some_and(|record| has_ended_for_good(record, self.status(path)));
+        has_ended && !self.is_untouchable(path)
+    }
+
+    /// The instances of which [`is_untouchable`](Self::is_untouchable) is so.
+    pub fn untouchable(&self) -> BTreeSet<InstancePath> {
+        let of_key = |key: &String| match Key::parse(key) {
+            Ok(Key::InstanceStatus(path) | Key::Local(path)) => Some(path),
+            _ => None,
+        };
+        self.bad.keys().filter_map(of_key).collect()
     }
 
     /// What is desired without what must not be touched: instances whose status does not parse, and tenants

@@ -225,6 +225,23 @@ impl PoolPath {
     }
 }
 
+// Where what belongs together begins among all paths in their order.
+impl TenantName {
+    pub(crate) fn before_pools(&self) -> PoolPath {
+        PoolPath { tenant: self.clone(), pool: PoolName(String::new()) }
+    }
+
+    pub(crate) fn before_disks(&self) -> DiskPath {
+        DiskPath { tenant: self.clone(), disk: DiskName(String::new()) }
+    }
+}
+
+impl PoolPath {
+    pub(crate) fn before_instances(&self) -> InstancePath {
+        self.instance(InstanceId(String::new()))
+    }
+}
+
 impl PoolPath {
     /// Parses what a person types: a pool named without a tenant is in [`DEFAULT_TENANT`].
     ///

@@ -391,23 +391,45 @@ impl Desired {
     }
 
     /// The pools of a tenant.
-    pub fn pools_of(&self, tenant: &TenantName) -> impl Iterator<Item = &PoolRecord> {
-        self.pools.values().filter(move |pool| pool.path.tenant == *tenant)
+    pub fn pools_of<'a>(&'a self, tenant: &TenantName) -> impl Iterator<Item = &'a PoolRecord> {
+        let is_its = |path: &PoolPath| path.tenant == *tenant;
+        values_from(&self.pools, tenant.before_pools(), is_its)
     }
 
     /// The instances of a tenant.
-    pub fn instances_of(&self, tenant: &TenantName) -> impl Iterator<Item = &InstanceRecord> {
-        self.instances.values().filter(move |instance| instance.path.pool.tenant == *tenant)
+    pub fn instances_of<'a>(
+        &'a self,
+        tenant: &TenantName,
+    ) -> impl Iterator<Item = &'a InstanceRecord> {
+        let is_its = |path: &InstancePath| path.pool.tenant == *tenant;
+        values_from(&self.instances, tenant.before_pools().before_instances(), is_its)
     }
 
     /// The data disks of a tenant.
-    pub fn disks_of(&self, tenant: &TenantName) -> impl Iterator<Item = &DiskRecord> {
-        self.disks.values().filter(move |disk| disk.path.tenant == *tenant)
+    pub fn disks_of<'a>(&'a self, tenant: &TenantName) -> impl Iterator<Item = &'a DiskRecord> {
+        let is_its = |path: &DiskPath| path.tenant == *tenant;
+        values_from(&self.disks, tenant.before_disks(), is_its)
     }
 
     /// The instances of a pool.
-    pub fn instances_in(&self, pool: &PoolPath) -> impl Iterator<Item = &InstanceRecord> {
-        self.instances.values().filter(move |instance| instance.path.pool == *pool)
+    pub fn instances_in<'a>(&'a self, pool: &PoolPath) -> impl Iterator<Item = &'a InstanceRecord> {
+        let is_its = |path: &InstancePath| path.pool == *pool;
+        values_from(&self.instances, pool.before_instances(), is_its)
+    }
+
+    /// The instances that a selector covers.
+    pub fn instances_meant<'a>(
+        &'a self,
+        selector: &'a Selector,
+    ) -> impl Iterator<Item = &'a InstanceRecord> {
+        let candidates: Box<dyn Iterator<Item = &InstanceRecord>> = match selector {
+            Selector::All | Selector::Id { pool: None, .. } => Box::new(self.instances.values()),
+            Selector::Tenant(tenant) => Box::new(self.instances_of(tenant)),
+            Selector::Pool(pool) | Selector::Id { pool: Some(pool), .. } => {
+                Box::new(self.instances_in(pool))
+            }
+        };
+        candidates.filter(|record| selector.matches(&record.path))
     }
 
     /// An instance's place in its tenant's network, or `None` if it has no interface.
@@ -422,6 +444,15 @@ impl Desired {
             }
         }
     }
+}
+
+/// The values from this key on, as far as their keys are wanted: those of one owner lie side by side.
+fn values_from<K: Ord, V>(
+    map: &OrdMap<K, V>,
+    first: K,
+    is_wanted: impl Fn(&K) -> bool,
+) -> impl Iterator<Item = &V> {
+    map.range(first..).take_while(move |(key, _)| is_wanted(key)).map(|(_, value)| value)
 }
 
 /// The key of a tenant's desired record.

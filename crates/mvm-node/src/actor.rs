@@ -26,7 +26,8 @@ use crate::node::{InstanceHandle, Node, chain};
 use crate::sleep;
 use crate::vcpus::{self, VcpuOrder};
 
-/// Messages that may wait in an actor's mailbox.
+/// Messages that may wait in an actor's mailbox, which has room for some even if there are none: so they
+/// are boxed.
 const MAILBOX: usize = 64;
 /// Pause before a status that could not be written is written again.
 const WRITE_RETRY: Duration = Duration::from_secs(1);
@@ -65,7 +66,7 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, given: Given, tasks: 
         node: node.clone(),
         path: path.clone(),
         given: Arc::new(given),
-        status: node.state.now().status(path),
+        status: node.state.now().status(path).clone(),
         mailbox,
         session: session_tx,
         vm: vm_tx,
@@ -87,7 +88,7 @@ struct Actor {
     /// What it is to be, as of its last start.
     given: Arc<Given>,
     status: InstanceStatus,
-    mailbox: mpsc::Sender<Message>,
+    mailbox: mpsc::Sender<Box<Message>>,
     session: watch::Sender<Option<Session>>,
     vm: watch::Sender<Option<Arc<dyn Vm>>>,
     main: Arc<MainHub>,
@@ -108,12 +109,12 @@ struct Actor {
 }
 
 impl Actor {
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    async fn run(mut self, mut messages: mpsc::Receiver<Box<Message>>) {
         self.recover().await;
         while self.status.phase != Phase::Destroyed {
             let deadline = self.status.deadline_unix_ms();
             let message = tokio::select! {
-                Some(message) = messages.recv() => message,
+                Some(message) = messages.recv() => *message,
                 () = sleep_until(&self.node, deadline) => Message::Event(Event::Tick),
                 Some(_) = self.tasks.join_next() => continue,
                 Some(_) = self.run_tasks.join_next() => continue,
@@ -428,10 +429,10 @@ fn wake_reason(phase: &Phase) -> Option<WakeReason> {
     }
 }
 
-async fn report(mailbox: mpsc::Sender<Message>, task: impl Future<Output = Message>) {
+async fn report(mailbox: mpsc::Sender<Box<Message>>, task: impl Future<Output = Message>) {
     let message = task.await;
     // The mailbox is closed only when the actor has ended.
-    let _ = mailbox.send(message).await;
+    let _ = mailbox.send(Box::new(message)).await;
 }
 
 async fn sleep_until(node: &Node, deadline_unix_ms: Option<u64>) {

@@ -23,7 +23,7 @@ async fn save(node: &Node, instance: &InstancePath, snapshot: &SnapshotId) -> Re
     let pool = &instance.pool;
     let mirror = node.state.now();
     let spec = mirror.desired.instances.get(instance).map(|record| record.spec.clone());
-    let revision = mirror.status(instance).revision;
+    let revision = mirror.status(instance).revision.clone();
     let (spec, revision) = spec.zip(revision).ok_or_else(|| gone(pool))?;
     let captured = capture::capture(node, instance, snapshot).await.ok_or_else(|| gone(pool))?;
     captured.map_err(|error| failed(pool, &error))?;

@@ -51,7 +51,7 @@ pub(crate) async fn capture_held(
     source: &InstancePath,
 ) -> Result<(SnapshotId, RevisionId), ApiError> {
     let gone = || ApiError::new(ErrorCode::Conflict, format!("{source} is being destroyed"));
-    let revision = node.state.now().status(source).revision;
+    let revision = node.state.now().status(source).revision.clone();
     let snapshot = node.shared.hold();
     let captured = match capture(node, source, &snapshot).await {
         None => Err(gone()),
@@ -81,7 +81,7 @@ pub(crate) async fn capture(
     let handle = actor_of(node, source).await?;
     let (done, captured) = oneshot::channel();
     let capture = Message::Capture(node.shared.dir(snapshot), done);
-    handle.mailbox.send(capture).await.ok()?;
+    handle.mailbox.send(Box::new(capture)).await.ok()?;
     captured.await.ok()
 }
 

@@ -47,7 +47,7 @@ pub(crate) async fn finish(
 /// The one instance that a selector means, in what the node was given.
 pub(crate) fn one(node: &Node, selector: &Selector) -> Result<InstancePath, ApiError> {
     let mirror = node.state.now();
-    let mut matches = mirror.desired.instances.keys().filter(|path| selector.matches(path));
+    let mut matches = mirror.desired.instances_meant(selector).map(|record| &record.path);
     match (matches.next(), matches.next()) {
         (Some(path), None) => Ok(path.clone()),
         (None, _) => {

@@ -412,7 +412,8 @@ async fn open_session(
 ) -> Result<(Session, Option<Attached>), EffectError> {
     let session = say_hello(guest, timeout).await?;
     configure_over(node, given, &session).await?;
-    let revision = node.state.now().status(given.path()).revision.ok_or(EffectError::NoRevision)?;
+    let revision = node.state.now().status(given.path()).revision.clone();
+    let revision = revision.ok_or(EffectError::NoRevision)?;
     let image = node.host.images.files(&revision).await?.config;
     let spec = &given.record.spec.process;
     let main = main_process::attach(node, &guest.hub, &session, &image, spec).await?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use imbl::OrdMap;
 use mvm_core::admit::Capacity;
 use mvm_core::document::{Gone, Needs, NodeDocument};
 use mvm_core::name::{InstanceId, InstancePath};
@@ -69,7 +70,7 @@ pub struct NodeConfig {
 #[derive(Clone)]
 pub(crate) struct InstanceHandle {
     /// The actor's mailbox.
-    pub(crate) mailbox: mpsc::Sender<Message>,
+    pub(crate) mailbox: mpsc::Sender<Box<Message>>,
     /// The session with the guest, while there is one.
     pub(crate) session: watch::Receiver<Option<Session>>,
     /// The microVM, while there is one.
@@ -87,7 +88,7 @@ pub(crate) struct Node {
     instances: Mutex<BTreeMap<InstancePath, InstanceHandle>>,
     /// Epoch and generation of the document that the state has in it.
     document: Mutex<(u64, u64)>,
-    waiting: watch::Sender<BTreeMap<InstancePath, Waiting>>,
+    waiting: watch::Sender<OrdMap<InstancePath, Waiting>>,
     /// What was to go and is gone.
     gone: Mutex<Gone>,
     /// What only control can do.
@@ -130,7 +131,7 @@ impl Node {
             clock,
             instances: Mutex::default(),
             document: Mutex::new(document),
-            waiting: watch::Sender::new(BTreeMap::new()),
+            waiting: watch::Sender::default(),
             gone: Mutex::default(),
             needs: Mutex::default(),
             news: watch::Sender::new(0),
@@ -215,16 +216,18 @@ impl Node {
     }
 
     /// Why instances wait, as of the last round.
-    pub(crate) fn waiting(&self) -> watch::Receiver<BTreeMap<InstancePath, Waiting>> {
+    pub(crate) fn waiting(&self) -> watch::Receiver<OrdMap<InstancePath, Waiting>> {
         self.waiting.subscribe()
     }
 
     /// Publishes why instances wait.
     pub(crate) fn set_waiting(&self, waiting: BTreeMap<InstancePath, Waiting>) {
         self.waiting.send_if_modified(|before| {
-            let changed = *before != waiting;
-            *before = waiting;
-            changed
+            let has_changed = !before.iter().eq(&waiting);
+            if has_changed {
+                *before = waiting.into_iter().collect();
+            }
+            has_changed
         });
     }
 

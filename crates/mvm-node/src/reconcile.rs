@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::lifecycle::Event;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, PoolPath};
 use mvm_core::net::InstanceNetwork;
 use mvm_core::plan::{Action, Plan, PlanLimits, Waiting, plan};
-use mvm_core::record::{self, Desired, PoolRecord};
+use mvm_core::record::{self, Desired, InstanceRecord, PoolRecord};
 use mvm_store::Op;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -36,9 +38,10 @@ pub(crate) async fn run(node: Arc<Node>, listeners: Listeners) {
         listeners: Arc::new(tokio::sync::Mutex::new(listeners)),
         node,
         actors: JoinSet::new(),
-        spawned: BTreeSet::new(),
+        with_actors: OrdMap::new(),
         workers: Workers::default(),
         resting: BTreeMap::new(),
+        resting_of: Default::default(),
         policy_due: None,
     };
     housekeeping::look_after_space(&rounds.node);
@@ -60,11 +63,14 @@ pub(crate) async fn run(node: Arc<Node>, listeners: Listeners) {
 struct Reconciler {
     node: Arc<Node>,
     actors: JoinSet<()>,
-    spawned: BTreeSet<InstancePath>,
+    /// The instances of the last round that had actors by then.
+    with_actors: OrdMap<InstancePath, InstanceRecord>,
     workers: Workers,
     listeners: Arc<tokio::sync::Mutex<Listeners>>,
     /// What rests and is woken by a neighbour's packet.
     resting: BTreeMap<InstanceNetwork, InstancePath>,
+    /// What that follows from.
+    resting_of: (Desired, OrdMap<InstancePath, InstanceStatus>),
     /// When guests are asked next what they do, if any pool has a sleep policy.
     policy_due: Option<Instant>,
     clocks: GuestClocks,
@@ -161,10 +167,17 @@ impl Reconciler {
 
     /// Looks out for neighbours of what rests; again if others rest than before, or now and then.
     fn watch_resting(&mut self, is_due: bool) {
-        let wanted = neighbours::resting(&self.node.state.now());
-        if self.workers.is_busy(&Work::Neighbours)
-            || (wanted == self.resting && (!is_due || wanted.is_empty()))
-        {
+        if self.workers.is_busy(&Work::Neighbours) {
+            return;
+        }
+        let mirror = self.node.state.now();
+        let of = (mirror.desired.clone(), mirror.observed.instances.clone());
+        if of == self.resting_of && !is_due {
+            return;
+        }
+        self.resting_of = of;
+        let wanted = neighbours::resting(&mirror);
+        if wanted == self.resting && (!is_due || wanted.is_empty()) {
             return;
         }
         let places: BTreeSet<InstanceNetwork> = wanted.keys().copied().collect();
@@ -199,15 +212,16 @@ impl Reconciler {
     }
 
     fn spawn_actors(&mut self, mirror: &Mirror) {
-        self.spawned.retain(|path| mirror.desired.instances.contains_key(path));
-        for path in mirror.desired.instances.keys() {
-            if self.spawned.contains(path) || mirror.is_untouchable(path) {
-                continue;
-            }
+        let before = std::mem::replace(&mut self.with_actors, mirror.desired.instances.clone());
+        for change in before.diff(&mirror.desired.instances) {
+            let DiffItem::Add(path, _) = change else { continue };
             // One whose tenant is not known waits until it is.
-            if let Some(given) = Given::of(&mirror.desired, path) {
-                self.spawned.insert(path.clone());
+            let given = Given::of(&mirror.desired, path).filter(|_| !mirror.is_untouchable(path));
+            if let Some(given) = given {
                 actor::spawn(&self.node, path, given, &mut self.actors);
+            } else {
+                // It is new in the next round, too.
+                self.with_actors.remove(path);
             }
         }
     }
@@ -276,7 +290,7 @@ impl Reconciler {
 
     fn send(&self, instance: &InstancePath, message: Message) {
         if let Some(handle) = self.node.instance(instance) {
-            let _ = handle.mailbox.try_send(message);
+            let _ = handle.mailbox.try_send(Box::new(message));
         }
     }
 

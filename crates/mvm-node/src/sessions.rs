@@ -8,7 +8,7 @@ use mvm_core::lifecycle::{Outcome, Phase, State};
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_core::plan::Waiting;
-use mvm_core::record::{DesiredState, InstanceRecord};
+use mvm_core::record::DesiredState;
 use mvm_host::guest::{Session, SessionError};
 use mvm_wire::{ApiError, ErrorCode};
 use tokio::time::Instant;
@@ -32,13 +32,14 @@ pub(crate) async fn session(
 ) -> Result<(InstancePath, Session), ApiError> {
     let mut state = node.state.follow();
     let rejoined_by = Instant::now() + REJOIN_LIMIT;
+    // One that is there for something else than use is meant only by its own name.
+    let is_named = matches!(selector, Selector::Id { .. });
     loop {
         let mirror = state.borrow_and_update().clone();
         let candidates: Vec<&InstancePath> = mirror
             .desired
-            .instances
-            .values()
-            .filter(|record| is_meant(selector, record))
+            .instances_meant(selector)
+            .filter(|record| is_named || record.purpose.is_use())
             .map(|record| &record.path)
             .collect();
         let can_answer =
@@ -102,13 +103,6 @@ pub(crate) fn ready(node: &Node, pool: &PoolPath) -> Vec<(InstancePath, Session)
     let running = of_use.map(|record| &record.path);
     let ready = running.filter(|path| is_ready(node, &mirror, path));
     ready.filter_map(|path| Some((path.clone(), session_of(node, path)?))).collect()
-}
-
-/// Whether a selector means an instance. One that is there for something else than use is meant only
-/// by its own name.
-fn is_meant(selector: &Selector, record: &InstanceRecord) -> bool {
-    let is_named = matches!(selector, Selector::Id { .. });
-    selector.matches(&record.path) && (is_named || record.purpose.is_use())
 }
 
 fn session_of(node: &Node, path: &InstancePath) -> Option<Session> {

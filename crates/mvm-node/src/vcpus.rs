@@ -57,7 +57,7 @@ pub(crate) async fn work(
     vm: Arc<dyn Vm>,
     (session, is_ending): (watch::Receiver<Option<Session>>, watch::Receiver<bool>),
     mut orders: mpsc::UnboundedReceiver<VcpuOrder>,
-    mailbox: mpsc::Sender<Message>,
+    mailbox: mpsc::Sender<Box<Message>>,
 ) {
     let mut is_paused = false;
     let mut space = Space::of(&node, &path);
@@ -113,7 +113,7 @@ pub(crate) async fn work(
         };
         if let Some(event) = event {
             // The mailbox is closed only when the actor has ended.
-            let _ = mailbox.send(Message::Event(event)).await;
+            let _ = mailbox.send(Box::new(Message::Event(event))).await;
         }
     }
 }

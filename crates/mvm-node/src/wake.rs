@@ -24,7 +24,8 @@ enum Obstacle {
 pub(crate) async fn wake(node: &Node, path: &InstancePath) -> Result<(), ApiError> {
     let capacity = node.config.capacity;
     let decide = async |mirror: std::sync::Arc<Mirror>| {
-        let decided = local::wake(&mirror.desired, capacity, &mirror.finished(), path);
+        let decided =
+            local::wake(&mirror.desired, capacity, &|path| mirror.is_finished(path), path);
         let decided = decided.map_err(Obstacle::Denied)?;
         let Some(intent) = decided else { return Ok((vec![], false)) };
         let op = encode(record::local_key(path), &versioned(&intent)).map_err(Obstacle::Encode)?;

@@ -14,6 +14,7 @@ use mvm_core::lifecycle::{InstanceStatus, Phase, State};
 use mvm_core::name::{InstancePath, PoolPath, RevisionId, Selector};
 use mvm_core::record::{self, BuildState, Desired, DesiredState, Observed, PoolStatus};
 use mvm_core::spec::{PoolSpec, Quota};
+use mvm_core::stored::versioned;
 use mvm_core::vmm::Accel;
 use mvm_host::disks::SimDisks;
 use mvm_host::images::SimImages;
@@ -117,14 +118,17 @@ impl Fleet {
 
     fn ops(&self) -> impl Iterator<Item = Result<Op, mvm_store::StoreError>> {
         let Self { desired, observed } = self;
-        let tenants = desired.tenants.iter().map(|(key, it)| encode(record::tenant_key(key), it));
-        let pools = desired.pools.iter().map(|(key, it)| encode(record::pool_key(key), it));
+        let tenants =
+            desired.tenants.iter().map(|(key, it)| encode(record::tenant_key(key), &versioned(it)));
+        let pools =
+            desired.pools.iter().map(|(key, it)| encode(record::pool_key(key), &versioned(it)));
         let instances = desired.instances.iter();
-        let instances = instances.map(|(key, it)| encode(record::instance_key(key), it));
+        let instances =
+            instances.map(|(key, it)| encode(record::instance_key(key), &versioned(it)));
         let built = observed.pools.iter();
-        let built = built.map(|(key, it)| encode(record::pool_status_key(key), it));
+        let built = built.map(|(key, it)| encode(record::pool_status_key(key), &versioned(it)));
         let seen = observed.instances.iter();
-        let seen = seen.map(|(key, it)| encode(record::instance_status_key(key), it));
+        let seen = seen.map(|(key, it)| encode(record::instance_status_key(key), &versioned(it)));
         tenants.chain(pools).chain(instances).chain(built).chain(seen)
     }
 }

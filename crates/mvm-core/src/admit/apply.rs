@@ -77,7 +77,7 @@ impl Draft<'_> {
     /// Says what keeps instances of a pool from standing by.
     fn note_missing_base(&mut self, path: &PoolPath) {
         let Some(pool) = self.edit.desired.pools.get(path) else { return };
-        let status = self.node.images.get(path);
+        let status = self.node.image(path);
         let has_base = status.is_some_and(|status| status.base_for(&pool.spec).is_some());
         let ready = pool.spec.ready;
         if ready > 0 && !has_base {

@@ -4,7 +4,9 @@
 //! instances that are to run: by one that writes, or by any number that only read. What holds a
 //! disk is judged on the whole result of a request, so that no verb can be a way around it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use imbl::ordmap::DiffItem;
 
 use super::{Denial, DiskConflict, Draft};
 use crate::disk::{DATA_DISK_MIB_MAX, DATA_DISK_MIB_MIN, DiskMount, check_mounts};
@@ -132,26 +134,32 @@ struct Holder {
 }
 
 fn holders(desired: &Desired, path: &DiskPath) -> Vec<Holder> {
-    all_holders(desired).remove(path).unwrap_or_default()
+    let alive = desired.instances_of(&path.tenant).filter(|i| i.desired.is_alive());
+    let held = alive.flat_map(|instance| {
+        let mounts = instance.spec.disks.iter().filter(|mount| mount.name == path.disk);
+        mounts.map(|mount| Holder { instance: instance.path.clone(), read_only: mount.read_only })
+    });
+    held.collect()
 }
 
-fn all_holders(desired: &Desired) -> BTreeMap<DiskPath, Vec<Holder>> {
-    let mut holders: BTreeMap<DiskPath, Vec<Holder>> = BTreeMap::new();
-    let running = desired.instances.values().filter(|i| i.desired.is_alive());
-    for instance in running {
-        for mount in &instance.spec.disks {
-            holders
-                .entry(mount.disk(&instance.path.pool.tenant))
-                .or_default()
-                .push(Holder { instance: instance.path.clone(), read_only: mount.read_only });
-        }
-    }
-    holders
+/// The disks of instances that a request changes or makes: only those may have other holders than before.
+fn disks_of_changed(before: &Desired, after: &Desired) -> BTreeSet<DiskPath> {
+    let changes = before.instances.diff(&after.instances);
+    let changed = changes.filter_map(|change| match change {
+        DiffItem::Add(_, instance) | DiffItem::Update { new: (_, instance), .. } => Some(instance),
+        DiffItem::Remove(..) => None,
+    });
+    let disks = changed.flat_map(|instance| {
+        let tenant = &instance.path.pool.tenant;
+        instance.spec.disks.iter().map(|mount| mount.disk(tenant))
+    });
+    disks.collect()
 }
 
 /// Refuses a result in which an instance that writes a disk is not the only one to hold it.
 pub(super) fn check_holders(before: &Desired, after: &Desired) -> Result<(), Denial> {
-    for (path, holders) in all_holders(after) {
+    for path in disks_of_changed(before, after) {
+        let holders = holders(after, &path);
         if holders.len() < 2 || holders.iter().all(|holder| holder.read_only) {
             continue;
         }

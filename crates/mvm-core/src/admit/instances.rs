@@ -126,7 +126,7 @@ impl Draft<'_> {
         };
         let base = match begin {
             Begin::Base | Begin::Spare => {
-                self.node.images.get(pool).and_then(|status| status.base_for(&spec))
+                self.node.image(pool).and_then(|status| status.base_for(&spec))
             }
             Begin::Boot | Begin::Template => None,
         };
@@ -218,9 +218,8 @@ impl Draft<'_> {
     /// not be put to sleep, is shut down in order.
     fn note_lost_memory(&mut self, path: &InstancePath) {
         let desired = self.edit.desired.instances.get(path).map(|instance| instance.desired);
-        let has_microvm = self.node.up.contains(path);
-        let has_ended = self.node.ended.contains(path);
-        if desired == Some(DesiredState::Sleeping) && !has_ended && !has_microvm {
+        let is_at_rest = !self.has_ended(path) && !self.node.is_up(path);
+        if desired == Some(DesiredState::Sleeping) && is_at_rest {
             self.note(format!(
                 "{path} sleeps: what it has in memory is given up, and its disk stays as it was when it fell asleep; wake it first with `mvm start {}` to have its programs stopped in order",
                 path.id
@@ -265,7 +264,7 @@ impl Draft<'_> {
         let paths = self.select(selector, all)?;
         let is_alive = |path: &InstancePath| {
             let desired = self.edit.desired.instances.get(path).map(|instance| instance.desired);
-            desired.is_some_and(DesiredState::is_alive) && !self.node.ended.contains(path)
+            desired.is_some_and(DesiredState::is_alive) && !self.has_ended(path)
         };
         let (alive, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_alive);
         match others.into_iter().next() {
@@ -304,9 +303,8 @@ impl Draft<'_> {
         let paths = match self.select(selector, all) {
             // Once more is no error: who asks wants it gone, and it is going.
             Err(Denial::BeingRemoved { .. }) if matches!(selector, Selector::Id { .. }) => {
-                let instances = self.edit.desired.instances.keys();
-                let going: Vec<_> =
-                    instances.filter(|path| selector.matches(path)).cloned().collect();
+                let going = self.edit.desired.instances_meant(selector);
+                let going: Vec<_> = going.map(|instance| instance.path.clone()).collect();
                 going.iter().for_each(|path| self.concerns(path));
                 return Ok(());
             }
@@ -316,7 +314,7 @@ impl Draft<'_> {
         // One that has ended by itself is to run by its record alone.
         let is_running = |path: &&InstancePath| {
             let is_alive = instances.get(*path).is_some_and(|i| i.desired.is_alive());
-            is_alive && !self.node.ended.contains(*path)
+            is_alive && !self.has_ended(path)
         };
         let running: Vec<InstancePath> = paths.iter().filter(is_running).cloned().collect();
         if !force && !running.is_empty() {
@@ -362,9 +360,9 @@ impl Draft<'_> {
         all: bool,
     ) -> Result<Vec<InstancePath>, Denial> {
         let is_named = matches!(selector, Selector::Id { .. });
-        let instances = self.edit.desired.instances.values();
+        let instances = self.edit.desired.instances_meant(selector);
         let matches: Vec<InstancePath> = instances
-            .filter(|i| selector.matches(&i.path) && i.desired != DesiredState::Destroyed)
+            .filter(|i| i.desired != DesiredState::Destroyed)
             .filter(|i| is_named || i.purpose.is_use())
             .map(|instance| instance.path.clone())
             .collect();
@@ -377,10 +375,8 @@ impl Draft<'_> {
                     Selector::Tenant(tenant) => self.require_tenant(tenant)?,
                     Selector::Pool(pool) => self.require_pool(pool)?,
                     Selector::Id { .. } => {
-                        let going =
-                            self.edit.desired.instances.keys().find(|i| selector.matches(i));
-                        return Err(match going {
-                            Some(path) => Denial::BeingRemoved { object: path.to_string() },
+                        return Err(match self.edit.desired.instances_meant(selector).next() {
+                            Some(going) => Denial::BeingRemoved { object: going.path.to_string() },
                             None => Denial::NoSuchInstance { selector: as_typed(selector) },
                         });
                     }
@@ -403,7 +399,7 @@ impl Draft<'_> {
         desired: DesiredState,
         grace_ms: u64,
     ) {
-        let again = desired.is_alive() && self.node.ended.contains(path);
+        let again = desired.is_alive() && self.has_ended(path);
         if let Some(instance) = self.edit.desired.instances.get_mut(path) {
             instance.grace_ms = grace_ms;
             if again || instance.desired != desired || instance.rested.is_some() {

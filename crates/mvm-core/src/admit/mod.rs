@@ -20,25 +20,26 @@ mod upkeep;
 
 use std::collections::BTreeSet;
 
-use imbl::OrdMap;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use copies::make_own;
 pub use denial::{Denial, DiskConflict, Limit};
 pub use instances::check_forkable;
-pub use limits::{Usage, node_usage, tenant_usage};
+pub use limits::{IsFinished, Usage, node_usage, tenant_usage};
 pub use spares::{spare_fits, spares_of};
 pub use upkeep::{forget, take_over};
 
 use crate::authored;
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
+use crate::lifecycle::{InstanceStatus, Phase};
 use crate::name::{
     DiskPath, InstanceId, InstancePath, PoolPath, RevisionId, Selector, SnapshotId, TenantName,
 };
 use crate::net::NetId;
-use crate::record::{Desired, Existence, PoolStatus};
+use crate::plan::has_ended_for_good;
+use crate::record::{Desired, Existence, Observed, PoolStatus};
 use crate::settings::Settings;
 use crate::sleep_policy::SleepPolicy;
 use crate::spec::{Document, PoolSpec, Quota};
@@ -326,17 +327,46 @@ pub struct NodeFacts {
     pub foreign_net_ids: BTreeSet<NetId>,
     /// Subnets that the host itself is connected to or routes.
     pub foreign_subnets: Vec<Ipv4Net>,
-    /// Instances that were to run and ended by themselves: a request to run them is a fresh wish.
-    pub ended: BTreeSet<InstancePath>,
-    /// Of these, the ones that are not started again without a request
-    /// ([`crate::plan::has_ended_for_good`]).
-    pub finished: BTreeSet<InstancePath>,
-    /// Instances that have, or are getting or losing, a microVM.
-    pub up: BTreeSet<InstancePath>,
-    /// Instances that stand by and could go on at once.
-    pub ready: BTreeSet<InstancePath>,
-    /// What is known of pools' images.
-    pub images: OrdMap<PoolPath, PoolStatus>,
+    /// What is known of instances and of pools' images.
+    pub observed: Observed,
+    /// Instances of which nothing is known.
+    pub unknown: BTreeSet<InstancePath>,
+}
+
+impl NodeFacts {
+    /// What is known of a pool's image.
+    fn image(&self, pool: &PoolPath) -> Option<&PoolStatus> {
+        self.observed.pools.get(pool)
+    }
+
+    /// Whether an instance has, or is getting or losing, a microVM; one of which nothing is known may.
+    fn is_up(&self, path: &InstancePath) -> bool {
+        let is_down = |status: &InstanceStatus| {
+            matches!(
+                status.phase,
+                Phase::Created
+                    | Phase::Sleeping { .. }
+                    | Phase::Stopped
+                    | Phase::Failed
+                    | Phase::Destroyed
+            )
+        };
+        self.unknown.contains(path) || !self.observed.instances.get(path).is_none_or(is_down)
+    }
+
+    /// Whether an instance was to run and has ended for good.
+    fn is_finished(&self, desired: &Desired, path: &InstancePath) -> bool {
+        let known = desired.instances.get(path).zip(self.observed.instances.get(path));
+        !self.unknown.contains(path)
+            && known.is_some_and(|(record, status)| has_ended_for_good(record, status))
+    }
+
+    /// Whether an instance that stands by could go on at once.
+    fn is_ready(&self, path: &InstancePath) -> bool {
+        let status = self.observed.instances.get(path);
+        let is_warm = status.is_some_and(|status| matches!(status.phase, Phase::Warm { .. }));
+        is_warm && !self.unknown.contains(path)
+    }
 }
 
 /// What a node can hold.
@@ -429,7 +459,8 @@ pub fn admit(
         Request::Apply { document } => draft.apply(document)?,
         Request::Remove { document } => draft.remove(document)?,
     }
-    check_result(desired, &draft.edit.desired, node.capacity, &node.finished)?;
+    let is_finished = |path: &InstancePath| node.is_finished(desired, path);
+    check_result(desired, &draft.edit.desired, node.capacity, &is_finished)?;
     Ok(draft.edit)
 }
 
@@ -441,16 +472,19 @@ pub(crate) fn check_result(
     before: &Desired,
     after: &Desired,
     capacity: Capacity,
-    finished: &BTreeSet<InstancePath>,
+    is_finished: IsFinished<'_>,
 ) -> Result<(), Denial> {
     published::check(before, after)?;
     disks::check_holders(before, after)?;
-    limits::check(before, after, capacity, finished)
+    limits::check(before, after, capacity, is_finished)
 }
 
 /// A request being carried out on a copy.
 struct Draft<'a> {
+    before: &'a Desired,
     edit: Edit,
+    /// Those that are among the edit's instances.
+    concerned: BTreeSet<InstancePath>,
     node: &'a NodeFacts,
     entropy: &'a mut dyn FnMut() -> u32,
     now: u64,
@@ -459,7 +493,7 @@ struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// Nothing is changed yet.
     fn of(
-        desired: &Desired,
+        desired: &'a Desired,
         node: &'a NodeFacts,
         entropy: &'a mut dyn FnMut() -> u32,
         now: u64,
@@ -471,7 +505,7 @@ impl<'a> Draft<'a> {
             disks: Vec::new(),
             notes: Vec::new(),
         };
-        Self { edit, node, entropy, now }
+        Self { before: desired, edit, concerned: BTreeSet::new(), node, entropy, now }
     }
 }
 
@@ -481,9 +515,17 @@ impl Draft<'_> {
     }
 
     fn concerns(&mut self, path: &InstancePath) {
-        if !self.edit.instances.contains(path) {
+        if self.concerned.insert(path.clone()) {
             self.edit.instances.push(path.clone());
         }
+    }
+
+    /// Whether an instance was to run and has ended by itself: a request to run it is a fresh wish.
+    fn has_ended(&self, path: &InstancePath) -> bool {
+        let record = self.before.instances.get(path).filter(|record| record.desired.is_alive());
+        record.zip(self.node.observed.instances.get(path)).is_some_and(|(record, status)| {
+            status.has_ended() && status.generation == record.generation
+        })
     }
 
     fn fresh_id(&mut self) -> InstanceId {

@@ -109,6 +109,7 @@ impl Draft<'_> {
             self.set_desired(&instance, DesiredState::Destroyed, 0);
         }
         self.edit.instances.clear();
+        self.concerned.clear();
         self.retry_failed_build(path);
         self.create_some(path, 1, DesiredState::Running, &[], Begin::Template)
     }
@@ -116,7 +117,7 @@ impl Draft<'_> {
     /// Asks for the latest of the earlier revisions, together with its image.
     pub(super) fn pool_rollback(&mut self, path: &PoolPath) -> Result<(), Denial> {
         self.require_pool(path)?;
-        let history = self.node.images.get(path).map(|status| status.history.as_slice());
+        let history = self.node.image(path).map(|status| status.history.as_slice());
         let Some(past) = history.and_then(<[_]>::last) else {
             return Err(Denial::NoEarlierRevision { pool: path.clone() });
         };
@@ -132,7 +133,7 @@ impl Draft<'_> {
 
     /// A person who asks again does not wait for the planner's next attempt.
     fn retry_failed_build(&mut self, path: &PoolPath) {
-        let status = self.node.images.get(path);
+        let status = self.node.image(path);
         let has_failed =
             status.is_some_and(|status| matches!(status.build, BuildState::Failed { .. }));
         if let Some(pool) = self.edit.desired.pools.get_mut(path).filter(|_| has_failed) {
@@ -259,28 +260,26 @@ impl Draft<'_> {
         self.edit.pools.push(path.clone());
     }
 
-    pub(super) fn running_in(&self, path: &PoolPath) -> Vec<InstancePath> {
-        let instances = self.edit.desired.instances_in(path);
-        let running =
-            instances.filter(|i| i.desired == DesiredState::Running && i.purpose.is_use());
-        running.map(|instance| instance.path.clone()).collect()
-    }
-
     /// Instances that run, stand still or sleep, and have not ended by themselves.
     pub(super) fn alive_in(&self, path: &PoolPath) -> Vec<InstancePath> {
         let instances = self.edit.desired.instances_in(path);
         // What stands by is nobody's yet.
         let is_spare = |instance: &&InstanceRecord| instance.purpose == Purpose::Spare;
-        let has_ended = |instance: &&InstanceRecord| self.node.ended.contains(&instance.path);
+        let has_ended = |instance: &&InstanceRecord| self.has_ended(&instance.path);
         let alive = instances.filter(|i| i.desired.is_alive() && !is_spare(i) && !has_ended(i));
         alive.map(|instance| instance.path.clone()).collect()
     }
 
     /// Keeps a pool's count what it says: how many of its instances are to run.
     pub(super) fn recount(&mut self, path: &PoolPath) {
-        let running = self.running_in(path).len();
-        if let Some(pool) = self.edit.desired.pools.get_mut(path) {
-            pool.running = u32::try_from(running).unwrap_or(u32::MAX);
+        let is_counted =
+            |i: &&InstanceRecord| i.desired == DesiredState::Running && i.purpose.is_use();
+        let running = self.edit.desired.instances_in(path).filter(is_counted).count();
+        let running = u32::try_from(running).unwrap_or(u32::MAX);
+        let is_as_before =
+            self.edit.desired.pools.get(path).is_none_or(|pool| pool.running == running);
+        if !is_as_before && let Some(pool) = self.edit.desired.pools.get_mut(path) {
+            pool.running = running;
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::record::{Desired, Existence};
 /// Refuses a port that another pool listens on. What two pools already share (a record written by
 /// hand) is no reason to refuse something else.
 pub(super) fn check(before: &Desired, after: &Desired) -> Result<(), Denial> {
+    if before.pools == after.pools {
+        return Ok(());
+    }
     let mut by_port: BTreeMap<u16, Vec<(&PoolPath, &Publish)>> = BTreeMap::new();
     for (pool, publish) in published(after) {
         let others = by_port.entry(SocketAddr::port(&publish.listen())).or_default();

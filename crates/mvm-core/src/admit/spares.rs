@@ -35,10 +35,10 @@ impl Draft<'_> {
         let Some(spec) = self.edit.desired.pools.get(path).map(|pool| pool.spec.clone()) else {
             return Err(Denial::NoSuchPool { path: path.clone() });
         };
-        let status = self.node.images.get(path);
+        let status = self.node.image(path);
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for spare in spares_of(&self.edit.desired, path) {
-            let is_ended = self.node.ended.contains(&spare.path);
+            let is_ended = self.has_ended(&spare.path);
             let to =
                 if spare_fits(spare, &spec, status) && !is_ended { &mut kept } else { &mut gone };
             to.push((spare.created_unix_ms, spare.path.clone()));
@@ -65,9 +65,9 @@ impl Draft<'_> {
         desired: DesiredState,
         spec: &PoolSpec,
     ) -> usize {
-        let status = self.node.images.get(pool);
+        let status = self.node.image(pool);
         let is_ready = |spare: &&InstanceRecord| {
-            self.node.ready.contains(&spare.path) && spare_fits(spare, spec, status)
+            self.node.is_ready(&spare.path) && spare_fits(spare, spec, status)
         };
         let spares = spares_of(&self.edit.desired, pool).filter(is_ready);
         let taken: Vec<InstancePath> = spares.take(count).map(|spare| spare.path.clone()).collect();

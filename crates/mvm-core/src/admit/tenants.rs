@@ -58,7 +58,7 @@ impl Draft<'_> {
     pub(super) fn tenant_move(&mut self, name: &TenantName, subnet: Ipv4Net) -> Result<(), Denial> {
         self.require_tenant(name)?;
         let instances = || self.edit.desired.instances_of(name);
-        let is_up = |it: &&InstanceRecord| it.desired.is_up() || self.node.up.contains(&it.path);
+        let is_up = |it: &&InstanceRecord| it.desired.is_up() || self.node.is_up(&it.path);
         let up: Vec<InstancePath> = instances().filter(is_up).map(|it| it.path.clone()).collect();
         if !up.is_empty() {
             return Err(Denial::SubnetInUse { name: name.clone(), instances: up });

@@ -69,6 +69,13 @@ impl Node {
         }
     }
 
+    /// An instance is seen in a phase, of what was asked of it last.
+    fn observe(&mut self, path: &InstancePath, phase: Phase) {
+        let generation = self.desired.instances[path].generation;
+        let status = InstanceStatus { phase, generation, ..InstanceStatus::default() };
+        self.facts.observed.instances.insert(path.clone(), status);
+    }
+
     /// Removes the records of what is to go, as the executor does once it is gone.
     fn forget_the_gone(&mut self) {
         let Desired { tenants, pools, instances, disks } = &self.desired;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::ordmap::DiffItem;
 use mvm_core::name::PoolPath;
 use mvm_core::publish::Publish;
 use mvm_core::record::{Desired, Existence};
@@ -61,12 +62,12 @@ pub(crate) async fn prepare(
     before: &Desired,
     after: &Desired,
 ) -> Result<Prepared, Veto> {
-    let had = published(before);
     let mut prepared = Prepared { node: node.clone(), addresses: Vec::new() };
-    for (pool, publish) in published(after) {
-        if had.contains(&(pool.clone(), publish)) {
-            continue;
-        }
+    let (had, wanted) = match before.pools == after.pools {
+        true => (BTreeSet::new(), BTreeSet::new()),
+        false => (published(before), published(after)),
+    };
+    for (pool, publish) in wanted.difference(&had).cloned() {
         let is_ours = {
             let state = node.published.state();
             state.reserved.contains_key(&publish.listen())
@@ -83,9 +84,12 @@ pub(crate) async fn prepare(
             Err(error) => return Err(Veto::Refused(unavailable(&pool, &publish, &error))),
         }
     }
-    for (name, tenant) in &after.tenants {
-        let net_id = tenant.network.net_id;
-        let had = before.tenants.get(name).map(|before| before.network.net_id);
+    for change in before.tenants.diff(&after.tenants) {
+        let (had, net_id) = match change {
+            DiffItem::Add(_, new) => (None, new.network.net_id),
+            DiffItem::Update { old, new } => (Some(old.1.network.net_id), new.1.network.net_id),
+            DiffItem::Remove(..) => continue,
+        };
         if had != Some(net_id) {
             let claimed = node.host.network.claim(net_id).await;
             claimed.map_err(|error| Veto::Taken(chain(&error)))?;

@@ -21,7 +21,7 @@ pub(super) fn with_base() -> Node {
         given_up: None,
     };
     let status = PoolStatus { revision: Some(revision), base: Some(base), ..PoolStatus::default() };
-    node.facts.images.insert(web(), status);
+    node.facts.observed.pools.insert(web(), status);
     node
 }
 
@@ -56,7 +56,7 @@ fn a_base_that_is_not_what_a_boot_would_make_is_not_begun_with() {
     node.desired.pools.get_mut(&web()).unwrap().spec.mem_mib += 1;
     node.accept(create("demo/web", 1, true));
     node.desired.pools.get_mut(&web()).unwrap().spec.mem_mib -= 1;
-    let status = node.facts.images.get_mut(&web()).unwrap();
+    let status = node.facts.observed.pools.get_mut(&web()).unwrap();
     status.revision = Some(RevisionId::from_digest([2; 8]));
     node.accept(create("demo/web", 1, true));
     assert_eq!(origins(&node), [true, false, false]);

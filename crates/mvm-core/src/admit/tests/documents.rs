@@ -96,11 +96,11 @@ fn a_second_up_after_a_failed_build_builds_at_once() {
     let before = node.desired.pools[&path].build_generation;
     let build = BuildState::Failed { error: "no mirror".into(), at_unix_ms: 1, failures: 9 };
     let status = PoolStatus { build_generation: before, build, ..PoolStatus::default() };
-    node.facts.images.insert(path.clone(), status);
+    node.facts.observed.pools.insert(path.clone(), status);
     node.accept(Request::Apply { document });
     assert_eq!(node.desired.pools[&path].build_generation, before + 1);
     let observed = crate::record::Observed {
-        pools: node.facts.images.clone(),
+        pools: node.facts.observed.pools.clone(),
         ..crate::record::Observed::default()
     };
     let limits = crate::plan::PlanLimits { starting: 1 };
@@ -124,7 +124,7 @@ fn an_update_builds_and_a_rollback_goes_back_one_revision_at_a_time() {
         .built(one.clone(), &image("app:1").unwrap())
         .built(two, &image("app:2").unwrap());
     node.accept(update(image("app:2")));
-    node.facts.images.insert(path.clone(), status);
+    node.facts.observed.pools.insert(path.clone(), status);
     node.accept(Request::PoolRollback { path: path.clone() });
     let pool = &node.desired.pools[&path];
     assert_eq!((pool.rolled_back_to.as_ref(), pool.build_generation), (Some(&one), 2));

@@ -67,7 +67,7 @@ fn to_start_what_ended_by_itself_is_a_fresh_wish() {
         let mut node = Node::with_pool();
         node.accept(create(WEB, 1, true));
         let path = node.instances(WEB)[0].path.clone();
-        node.facts.ended.insert(path);
+        node.observe(&path, Phase::Failed);
         node.accept(request);
         assert_eq!(node.instances(WEB)[0].generation, 2);
     }
@@ -82,7 +82,7 @@ fn a_stop_says_what_is_lost_only_of_what_sleeps_already() {
         node.accept(Request::InstanceSleep { selector, all: false, hooks_ms: 1 });
         if is_up {
             let path = node.instances(WEB)[0].path.clone();
-            node.facts.up.insert(path);
+            node.observe(&path, Phase::Suspending { since_unix_ms: 1 });
         }
         assert_eq!(node.accept(stop(WEB, false)).notes.len(), notes);
     }
@@ -97,18 +97,18 @@ fn what_has_ended_for_good_reserves_nothing_until_it_is_to_run_again() {
     node.accept(create(WEB, 1, true));
     assert!(matches!(node.deny(create(WEB, 1, true)), Denial::OverLimit(_)));
     let path = node.instances(WEB)[0].path.clone();
-    node.facts.ended.insert(path.clone());
+    node.observe(&path, Phase::Failed);
     assert!(matches!(node.deny(create(WEB, 1, true)), Denial::OverLimit(_)), "it starts again");
-    node.facts.finished.insert(path.clone());
+    node.observe(&path, Phase::Stopped);
     node.accept(create(WEB, 1, true));
-    let usage = node_usage(&node.desired, &node.facts.finished);
+    let is_finished = |path: &InstancePath| node.facts.is_finished(&node.desired, path);
+    let usage = node_usage(&node.desired, &is_finished);
     assert_eq!((usage.running, usage.instances), (1, 2));
     let first = path.id.to_string();
     assert!(matches!(node.deny(start(&first, false)), Denial::OverLimit(_)));
     let second = node.instances(WEB)[1].path.id.to_string();
     node.accept(stop(&second, false));
     node.accept(start(&first, false));
-    node.facts.finished.clear();
     assert!(matches!(node.deny(start(&second, false)), Denial::OverLimit(_)));
 }
 
@@ -260,7 +260,7 @@ fn what_has_ended_by_itself_is_removed_without_force_and_once_more_is_no_error()
         let path = node.instances(WEB)[0].path.clone();
         let id = path.id.to_string();
         assert!(matches!(node.deny(request(&id)), Denial::StillRunning { .. }));
-        node.facts.ended.insert(path.clone());
+        node.observe(&path, Phase::Failed);
         node.accept(request(&id));
         assert_eq!(node.instances(WEB)[0].desired, DesiredState::Destroyed);
         let edit = node.accept(destroy(&id, false, false));

@@ -1,5 +1,7 @@
 //! The policy of a pool, who is left alone, and what the policy asks for.
 
+use imbl::OrdMap;
+
 use super::*;
 use crate::local;
 use crate::sleep_policy::{Rest, RestAction, RestReason};
@@ -30,7 +32,8 @@ fn pin(path: &InstancePath, pinned: bool) -> Request {
 /// What the node decides because of the policy, taken over.
 fn rest(node: &mut Node, instance: &InstancePath, rest: Rest) -> (DesiredState, u64, bool) {
     let action = RestAction { instance: instance.clone(), rest, reason: REASON };
-    let has_ended = node.facts.ended.contains(instance);
+    let has_ended =
+        node.facts.observed.instances.get(instance).is_some_and(InstanceStatus::has_ended);
     if let Some(intent) = local::rest(&node.desired, has_ended, &action, node.now) {
         let decided = OrdMap::unit(instance.clone(), intent);
         node.desired = take_over(&node.desired, &decided);
@@ -87,7 +90,7 @@ fn a_policy_that_comes_too_late_changes_nothing() {
     );
     unchanged(
         |node, path| {
-            node.facts.ended.insert(path.clone());
+            node.observe(path, Phase::Failed);
         },
         Running,
     );

@@ -10,7 +10,7 @@ fn spares(node: &mut Node, count: u32) -> Vec<InstancePath> {
     let pool = web();
     let spares = spares_of(&node.desired, &pool);
     let paths: Vec<InstancePath> = spares.map(|spare| spare.path.clone()).collect();
-    node.facts.ready = paths.iter().cloned().collect();
+    paths.iter().for_each(|path| node.observe(path, Phase::Warm { since_unix_ms: 1 }));
     paths
 }
 
@@ -58,7 +58,7 @@ fn one_that_is_not_wanted_or_not_ready_is_left() {
         Request::InstanceCreate { pool: web(), count: 1, start: true, disks: vec![], cold: true };
     node.accept(cold);
     assert_eq!(purpose(&node, &spare).0, Purpose::Spare);
-    node.facts.ready.clear();
+    node.observe(&spare, Phase::Created);
     node.accept(create("demo/web", 1, true));
     assert_eq!(purpose(&node, &spare).0, Purpose::Spare, "it is still being made");
     assert_eq!(node.instances("demo/web").len(), 4);
@@ -69,9 +69,9 @@ fn one_that_is_not_what_a_new_instance_would_be_is_not_taken_and_goes() {
     for change in [
         (|node: &mut Node| node.desired.pools.get_mut(&web()).unwrap().spec.mem_mib += 1)
             as fn(&mut Node),
-        |node| node.facts.images.get_mut(&web()).unwrap().base = None,
+        |node| node.facts.observed.pools.get_mut(&web()).unwrap().base = None,
         |node| {
-            let status = node.facts.images.get_mut(&web()).unwrap();
+            let status = node.facts.observed.pools.get_mut(&web()).unwrap();
             status.base.as_mut().unwrap().id = SnapshotId::from_bits(8);
         },
     ] {
@@ -84,7 +84,7 @@ fn one_that_is_not_what_a_new_instance_would_be_is_not_taken_and_goes() {
     }
     let mut node = with_base();
     let spare = spares(&mut node, 1).remove(0);
-    node.facts.ended.insert(spare.clone());
+    node.observe(&spare, Phase::Failed);
     assert!(!spares(&mut node, 1).contains(&spare), "one that ended is replaced");
 }
 

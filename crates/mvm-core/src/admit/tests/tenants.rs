@@ -1,6 +1,7 @@
 //! Tenants, their networks and the removal of what is in them.
 
 use super::*;
+use crate::lifecycle::Outcome;
 
 fn subnet_of(node: &Node, name: &str) -> String {
     node.desired.tenants[&name.parse::<TenantName>().unwrap()].network.subnet.to_string()
@@ -124,9 +125,9 @@ fn a_tenants_subnet_changes_only_while_none_of_its_instances_is_up() {
     node.accept(scale("demo/web", 0));
     // Stopped it shall be, and is not yet.
     let instance = node.desired.instances.keys().next().unwrap().clone();
-    node.facts.up.insert(instance);
+    node.observe(&instance, Phase::Releasing { retry_unix_ms: None, outcome: Outcome::Stopped });
     assert!(matches!(node.deny(to("10.99.0.0/24")), Denial::SubnetInUse { .. }));
-    node.facts.up.clear();
+    node.observe(&instance, Phase::Stopped);
     let other = node.desired.tenants[&"other".parse::<TenantName>().unwrap()].network.subnet;
     assert!(matches!(node.deny(to(&other.to_string())), Denial::SubnetOverlaps { .. }));
     node.accept(to("10.99.0.0/24"));
