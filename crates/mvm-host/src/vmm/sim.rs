@@ -276,9 +276,8 @@ impl Vmm for SimVmm {
         spec: &VmSpec,
     ) -> Result<Option<Arc<dyn Vm>>, VmmError> {
         self.world.held.pass(&spec.id).await;
-        let mut state = self.world.state();
-        state.bury();
-        Ok(state.find(handle).map(|machine| Arc::new(SimVm::new(machine)) as Arc<dyn Vm>))
+        let found = self.world.state().find(handle).filter(|machine| machine.exit().is_none());
+        Ok(found.map(|machine| Arc::new(SimVm::new(machine)) as Arc<dyn Vm>))
     }
 
     async fn end_strays(&self, spec: &VmSpec) -> Result<(), VmmError> {
