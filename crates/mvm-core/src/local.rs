@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn decide(desired: &Desired, path: &InstancePath) -> Result<Option<LocalIntent>, Denial> {
-        wake(desired, CAPACITY, &BTreeSet::new(), path)
+        wake(desired, CAPACITY, &|_| false, path)
     }
 
     /// A node that was given this, and has decided that.

@@ -49,7 +49,7 @@ pub(crate) async fn look(node: &Node) -> Result<Vec<InstanceNetwork>, NetworkErr
         .values()
         .filter_map(|record| {
             let status = mirror.status(&record.path);
-            let vm = settled_vm(&status)?.clone();
+            let vm = settled_vm(status)?.clone();
             Some((record.path.clone(), vm, mirror.desired.network_of(record)?))
         })
         .collect();
@@ -58,7 +58,7 @@ pub(crate) async fn look(node: &Node) -> Result<Vec<InstanceNetwork>, NetworkErr
     // One that has ended since, or is on its way, had its tap removed with good reason.
     let after = node.state.now();
     let is_present =
-        |path: &InstancePath, vm: &VmHandle| settled_vm(&after.status(path)) == Some(vm);
+        |path: &InstancePath, vm: &VmHandle| settled_vm(after.status(path)) == Some(vm);
     let found: Vec<_> = running
         .into_iter()
         .filter(|(path, vm, place)| lost.contains(place) && is_present(path, vm))

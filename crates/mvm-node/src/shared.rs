@@ -128,7 +128,7 @@ fn needed(mirror: &Mirror) -> BTreeSet<SnapshotId> {
         let status = mirror.status(&record.path);
         let has_run = status.boots + status.wakes > 0;
         needed.extend(record.origin.clone().filter(|_| !has_run));
-        needed.extend(images(&status).cloned());
+        needed.extend(images(status).cloned());
     }
     needed
 }

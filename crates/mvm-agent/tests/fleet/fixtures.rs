@@ -179,7 +179,7 @@ async fn is_gone_on_from(name: &str, records: &Records) {
     };
     let [running] = &of(State::Running)[..] else { panic!("{mirror:#?}") };
     let (stopped, failed) = (of(State::Stopped), of(State::Failed));
-    let handle = mirror.status(running).vm.unwrap();
+    let handle = mirror.status(running).vm.clone().unwrap();
     launch(&machine, running, &handle).await;
 
     let agent = machine.agent().await;

@@ -67,11 +67,11 @@ pub(crate) async fn prepare(
         true => (BTreeSet::new(), BTreeSet::new()),
         false => (published(before), published(after)),
     };
-    for (pool, publish) in wanted.difference(&had).cloned() {
+    for (pool, publish) in wanted.difference(&had) {
         let is_ours = {
             let state = node.published.state();
             state.reserved.contains_key(&publish.listen())
-                || state.listening.iter().any(|(_, other)| other.collides_with(&publish))
+                || state.listening.iter().any(|(_, other)| other.collides_with(publish))
         };
         if is_ours {
             continue;
@@ -81,7 +81,7 @@ pub(crate) async fn prepare(
                 node.published.state().reserved.insert(publish.listen(), listener);
                 prepared.addresses.push(publish.listen());
             }
-            Err(error) => return Err(Veto::Refused(unavailable(&pool, &publish, &error))),
+            Err(error) => return Err(Veto::Refused(unavailable(pool, publish, &error))),
         }
     }
     for change in before.tenants.diff(&after.tenants) {
