@@ -278,6 +278,24 @@ fn a_change_whose_agent_goes_away_is_asked_for_again_with_its_id() {
 }
 
 #[test]
+fn an_agent_that_knows_no_request_ids_is_asked_without_one() {
+    let asked = std::sync::atomic::AtomicU32::new(0);
+    let agent = FakeAgent::new(move |call| match call {
+        Call::Submit(_) if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 => {
+            let error = ApiError::new(ErrorCode::Unsupported, "the call is not known");
+            vec![Act::Reply(Reply::Error(error))]
+        }
+        Call::Submit(_) => vec![Act::Reply(Reply::Accepted(accepted()))],
+        _ => {
+            let running = InstanceView { generation: 9, ..samples::instance(INSTANCE) };
+            vec![Act::Reply(snapshot(vec![running], vec![]))]
+        }
+    });
+    let ran = run(&agent, "start demo/hello");
+    assert_eq!(ran.code, 0, "{}", ran.talk);
+}
+
+#[test]
 fn up_and_down_take_a_document_to_its_end() {
     let agent = FakeAgent::new(|call| match call {
         Call::Node => vec![Act::Reply(Reply::Node(Box::new(node())))],
