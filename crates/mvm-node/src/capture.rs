@@ -34,6 +34,11 @@ pub(crate) async fn settled(node: &Node, source: &InstancePath) {
                 | Phase::Releasing { outcome: Outcome::Asleep, .. } => true,
                 // The next round starts it, if nothing is in its way.
                 Phase::Created => !node.waiting().borrow().contains_key(source),
+                // The next round puts it to sleep, likewise.
+                Phase::Running { .. } | Phase::Warm { .. } => {
+                    desired == Some(DesiredState::Sleeping)
+                        && !node.waiting().borrow().contains_key(source)
+                }
                 _ => false,
             };
         if !is_coming {
