@@ -9,6 +9,7 @@ use mvm_host::process::find_program;
 use mvm_tests::run::tool;
 use mvm_tests::slow_proxy::SlowProxy;
 use mvm_tests::{LIMIT, Node, Registry, buildah, until};
+use rustix::process::Signal;
 
 /// What makes the images.
 const TOOLS: [&str; 3] = ["skopeo", "umoci", "busybox"];
@@ -136,12 +137,14 @@ fn a_pull_goes_on_where_an_agent_that_was_killed_stopped() {
         let files = fs::read_dir(&downloads).into_iter().flatten().flatten();
         files.map(|file| file.metadata().unwrap().len()).sum::<u64>()
     };
-    let build = node.spawn(&["pool", "build", "demo/p"]);
+    let mut build = node.spawn(&["pool", "build", "demo/p"]);
     until("the download has stopped", LIMIT, || {
         (proxy.has_stopped() && have() > 2 << 20).then_some(())
     });
-    node.kill_agent();
+    // A command that waits would have the next agent started, which goes on.
+    build.signal(Signal::KILL);
     drop(build.wait(LIMIT));
+    node.kill_agent();
     let kept = have();
     assert!(kept > 2 << 20, "{kept}");
     assert!(!proxy.requests().to_ascii_lowercase().contains("\nrange:"));
