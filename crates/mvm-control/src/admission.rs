@@ -153,7 +153,8 @@ async fn admit(
     let mut ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
     let prepared = control.link.prepare(&mirror.desired, &edit.desired).await;
     let accepted = accepted(edit);
-    if let Some(id) = id {
+    // One that changes nothing may be asked again and again.
+    if let Some(id) = id.filter(|_| !ops.is_empty()) {
         ops.extend(remembered(&mirror, id, &accepted, now).map_err(Refusal::Encode)?);
     }
     Ok((ops, Admitted::Now(accepted, prepared.map_err(Refusal::Vetoed)?)))

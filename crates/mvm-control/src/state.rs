@@ -11,7 +11,7 @@ use mvm_store::{
 use tokio::sync::watch;
 
 /// Prefixes of control's own records, which nobody else writes.
-const OWN: &[&str] = &[record::DESIRED];
+const OWN: &[&str] = &[record::DESIRED, record::REQUEST];
 
 /// Control's records and its node's report.
 pub(crate) struct State {

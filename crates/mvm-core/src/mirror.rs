@@ -62,7 +62,7 @@ impl Key {
             ("desired", "pool") => Ok(Self::Pool(path.parse().map_err(bad)?)),
             ("desired", "instance") => Ok(Self::Instance(path.parse().map_err(bad)?)),
             ("desired", "disk") => Ok(Self::Disk(path.parse().map_err(bad)?)),
-            ("desired", "request") => Ok(Self::Request(path.parse().map_err(bad)?)),
+            ("request", "change") => Ok(Self::Request(path.parse().map_err(bad)?)),
             ("observed", "disk") => Ok(Self::DiskStatus(path.parse().map_err(bad)?)),
             ("observed", "pool") => Ok(Self::PoolStatus(path.parse().map_err(bad)?)),
             ("observed", "instance") => Ok(Self::InstanceStatus(path.parse().map_err(bad)?)),

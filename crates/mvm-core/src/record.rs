@@ -21,6 +21,8 @@ use crate::spec::{NetMode, PoolSpec, Quota};
 pub const DESIRED: &str = "desired/";
 /// Prefix of every observed record.
 pub const OBSERVED: &str = "observed/";
+/// Prefix of every record of a request that was carried out.
+pub const REQUEST: &str = "request/";
 /// Prefix of every record of what a node decided by itself.
 pub const LOCAL: &str = "local/";
 
@@ -468,14 +470,13 @@ pub fn pool_key(path: &PoolPath) -> String {
 /// Whether a key is that of a desired record which the node's network rests on: a tenant's or an
 /// instance's.
 pub fn has_network(key: &str) -> bool {
-    let kinds = ["pool/", "disk/", "request/"];
-    let of_another = |rest: &str| kinds.iter().any(|kind| rest.starts_with(kind));
+    let of_another = |rest: &str| rest.starts_with("pool/") || rest.starts_with("disk/");
     key.strip_prefix(DESIRED).is_some_and(|rest| !of_another(rest))
 }
 
 /// The key of a request that was carried out.
 pub fn request_key(id: &RequestId) -> String {
-    format!("{DESIRED}request/{id}")
+    format!("{REQUEST}change/{id}")
 }
 
 /// The key of an instance's desired record.
@@ -510,7 +511,7 @@ pub fn local_key(path: &InstancePath) -> String {
 
 /// Whether a key is that of a request that was carried out: nothing of a tenant's rests on it.
 pub fn is_request(key: &str) -> bool {
-    key.strip_prefix(DESIRED).is_some_and(|rest| rest.starts_with("request/"))
+    key.starts_with(REQUEST)
 }
 
 /// The tenant that a record belongs to, taken from its key alone.
