@@ -13,7 +13,7 @@ use mvm_core::lifecycle::State;
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
 use mvm_core::record::{BuildState, Purpose};
-use mvm_wire::door::{Answer, Question};
+use mvm_wire::door::{Answer, Question, base_failed, base_gone};
 use mvm_wire::{Accepted, ApiError, ErrorCode, HangUp};
 use tokio::time::timeout;
 
@@ -73,11 +73,11 @@ pub(crate) async fn warm_up(control: &Arc<Control>, pool: &PoolPath) -> Result<(
     let request = Request::PoolTemplate { path: pool.clone() };
     let accepted = admission::submit(control, request).await?;
     let Some(template) = accepted.instances.first().map(|target| target.path.clone()) else {
-        return Err(gone(pool));
+        return Err(base_gone(pool));
     };
     let made = make_base(control, &template).await;
     let destroyed = destroy(control, &template).await;
-    // Who looks next sees the pool's own instances; what holds its removal up is told there.
+    // The next list shows only the pool's own instances, or why this one is still there.
     let mut state = control.state.follow();
     let is_gone = |mirror: &Arc<Mirror>| !mirror.desired.instances.contains_key(&template);
     drop(timeout(REMOVAL_LIMIT, state.wait_for(is_gone)).await);
@@ -118,7 +118,7 @@ async fn until_running(control: &Control, template: &InstancePath) -> Result<(),
     loop {
         let mirror = state.borrow_and_update().clone();
         if !mirror.desired.instances.contains_key(template) {
-            return Err(gone(pool));
+            return Err(base_gone(pool));
         }
         let status = mirror.status(template);
         if status.state() == State::Running && status.activity().is_none() {
@@ -126,31 +126,17 @@ async fn until_running(control: &Control, template: &InstancePath) -> Result<(),
         }
         if let Some(death) = &status.last_death {
             let error = format!("the instance that boots for it ended: {}", death.cause);
-            return Err(failed(pool, &error));
+            return Err(base_failed(pool, &error));
         }
         let image = mirror.observed.pools.get(pool).cloned().unwrap_or_default();
         let asked = mirror.desired.pools.get(pool).map_or(0, |record| record.build_generation);
         if let (None, BuildState::Failed { error, .. }) = (&image.revision, &image.build)
             && image.build_generation >= asked
         {
-            return Err(failed(pool, &format!("its image cannot be built: {error}")));
+            return Err(base_failed(pool, &format!("its image cannot be built: {error}")));
         }
         if state.changed().await.is_err() {
             return Err(ApiError::new(ErrorCode::Internal, "the agent is ending"));
         }
     }
-}
-
-fn gone(pool: &PoolPath) -> ApiError {
-    ApiError::new(
-        ErrorCode::Conflict,
-        format!("pool {pool}, or what was made for its base, is being removed"),
-    )
-}
-
-fn failed(pool: &PoolPath, error: &str) -> ApiError {
-    let message = format!("pool {pool} gets no base: {error}");
-    ApiError::new(ErrorCode::Conflict, message).hint(format!(
-        "boot one with `mvm instance create {pool} --start --cold`, and see `mvm why`"
-    ))
 }

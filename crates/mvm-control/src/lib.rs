@@ -68,8 +68,8 @@ impl Kept {
         self.state.document()
     }
 
-    /// Makes what is kept that of another state directory, as `change` says, which is told of a record
-    /// that does not parse.
+    /// Replaces what is kept by what `change` returns. Its second argument is the key of a record that does not
+    /// parse, if there is one.
     ///
     /// # Errors
     /// `change` refused, or the store failed.

@@ -299,13 +299,13 @@ pub(crate) fn one(mirror: &Mirror, selector: &Selector) -> Result<InstancePath, 
     }
 }
 
-/// What is meant by a selector exists.
+/// Checks that a selector matches an instance.
 fn some(mirror: &Mirror, selector: &Selector) -> Result<(), ApiError> {
     let is_named = matches!(selector, Selector::Id { .. });
     let is_meant = |record: &InstanceRecord| is_named || record.purpose.is_use();
     match mirror.desired.instances_meant(selector).any(is_meant) {
         true => Ok(()),
-        // It says why there is none.
+        // The error says why nothing matches.
         false => one(mirror, selector).map(drop),
     }
 }

@@ -1,7 +1,7 @@
 //! What a node decides by itself: to wake an instance that somebody needs, and to put one to rest that nobody
 //! uses. It is written down before it is acted on, and control takes it over when it hears of it.
 //!
-//! A decision is about one wish: when somebody asks for something else, it is void, whoever was first.
+//! A decision belongs to one request. A later request voids it, in whichever order the two arrive.
 
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ pub fn wake(
     Ok(Some(intent))
 }
 
-/// Puts an instance to rest as its pool's policy wants it, unless it may not be touched any more: the
+/// Puts an instance to rest as its pool's policy wants it, unless that is no longer allowed: the
 /// node may have heard of something else meanwhile.
 pub fn rest(
     desired: &Desired,

@@ -3,7 +3,7 @@
 //!
 //! A record is written with the version of its format, `v`; one without is of version 1. Fields that are
 //! not known are ignored, and lost when the record is next written; fields that are absent have their
-//! defaults. So a new field needs no new version, unless whoever ignores it would do harm.
+//! defaults. So a new field needs no new version, unless a release that ignores it would do harm.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

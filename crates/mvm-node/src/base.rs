@@ -5,7 +5,8 @@ use mvm_core::name::{InstancePath, PoolPath, SnapshotId};
 use mvm_core::record::{self, Base, PoolStatus};
 use mvm_core::stored::versioned;
 use mvm_store::{StoreError, encode};
-use mvm_wire::{ApiError, ErrorCode};
+use mvm_wire::ApiError;
+use mvm_wire::door::{base_failed, base_gone};
 
 use crate::capture;
 use crate::node::{Node, chain};
@@ -24,9 +25,10 @@ async fn save(node: &Node, instance: &InstancePath, snapshot: &SnapshotId) -> Re
     let mirror = node.state.now();
     let spec = mirror.desired.instances.get(instance).map(|record| record.spec.clone());
     let revision = mirror.status(instance).revision.clone();
-    let (spec, revision) = spec.zip(revision).ok_or_else(|| gone(pool))?;
-    let captured = capture::capture(node, instance, snapshot).await.ok_or_else(|| gone(pool))?;
-    captured.map_err(|error| failed(pool, &error))?;
+    let (spec, revision) = spec.zip(revision).ok_or_else(|| base_gone(pool))?;
+    let captured =
+        capture::capture(node, instance, snapshot).await.ok_or_else(|| base_gone(pool))?;
+    captured.map_err(|error| base_failed(pool, &error))?;
     let made_unix_ms = node.clock.now_ms();
     let base = Base { id: snapshot.clone(), revision, spec, made_unix_ms, given_up: None };
     tracing::info!(%pool, base = %base.id, "its base is made");
@@ -48,7 +50,7 @@ async fn name_it(node: &Node, pool: &PoolPath, base: Base) -> Result<(), ApiErro
     });
     match named.await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(gone(pool)),
+        Ok(false) => Err(base_gone(pool)),
         Err(error) => Err(ApiError::internal(&error)),
     }
 }
@@ -71,18 +73,4 @@ pub(crate) async fn give_up(node: &Node, pool: &PoolPath, id: &SnapshotId, reaso
     });
     let given_up = given_up.await.map_err(|error| chain(&error));
     node.set_problem(&format!("giving up the base of pool {pool}"), given_up.err());
-}
-
-fn gone(pool: &PoolPath) -> ApiError {
-    ApiError::new(
-        ErrorCode::Conflict,
-        format!("pool {pool}, or what was made for its base, is being removed"),
-    )
-}
-
-fn failed(pool: &PoolPath, error: &str) -> ApiError {
-    let message = format!("pool {pool} gets no base: {error}");
-    ApiError::new(ErrorCode::Conflict, message).hint(format!(
-        "boot one with `mvm instance create {pool} --start --cold`, and see `mvm why`"
-    ))
 }

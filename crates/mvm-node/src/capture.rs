@@ -69,7 +69,7 @@ pub(crate) async fn capture_held(
     match captured {
         Ok(revision) => Ok((snapshot, revision)),
         Err(error) => {
-            // Nothing needs it any more.
+            // No record needs it.
             node.shared.let_go(&snapshot);
             Err(error)
         }

@@ -14,7 +14,7 @@ use mvm_core::sleep_policy::Activity;
 use mvm_core::vmm::{Accel, VmmKind};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{ApiError, LogQuery};
+use crate::api::{ApiError, ErrorCode, LogQuery};
 use crate::view::{CollectedView, ImageView, RecordView, SshView, StatsView, VerifyView};
 
 /// A byte stream to an instance.
@@ -174,7 +174,7 @@ impl Answer {
     /// The failure of a node that answers something else than it was asked.
     pub fn unexpected(self) -> ApiError {
         let message = format!("the node answered something else than it was asked: {self:?}");
-        ApiError::new(crate::ErrorCode::Internal, message)
+        ApiError::new(ErrorCode::Internal, message)
     }
 }
 
@@ -259,4 +259,20 @@ pub enum Veto {
     Taken(String),
     /// It cannot.
     Refused(ApiError),
+}
+
+/// The failure of a base whose pool, or instance, goes.
+pub fn base_gone(pool: &PoolPath) -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        format!("pool {pool}, or what was made for its base, is being removed"),
+    )
+}
+
+/// The failure of a base that cannot be made, with what to do without one.
+pub fn base_failed(pool: &PoolPath, error: &str) -> ApiError {
+    let message = format!("pool {pool} gets no base: {error}");
+    ApiError::new(ErrorCode::Conflict, message).hint(format!(
+        "boot one with `mvm instance create {pool} --start --cold`, and see `mvm why`"
+    ))
 }

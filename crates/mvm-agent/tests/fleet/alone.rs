@@ -68,7 +68,7 @@ async fn a_node_wakes_and_rests_by_itself_durably_and_hears_of_it_when_control_i
     assert!(matches!(exec(&node, &path).await, Reply::ExecExit(_)));
     until(&node, "it runs", |report| state(report, &path) == Some(State::Running)).await;
     assert_eq!(node.reports().borrow().local[&path].desired, DesiredState::Running);
-    // Nobody uses it any more.
+    // No client uses it now.
     until(&node, "it rests", |report| state(report, &path) == Some(State::Sleeping)).await;
     assert!(matches!(exec(&node, &path).await, Reply::ExecExit(_)));
     until(&node, "it runs again", |report| state(report, &path) == Some(State::Running)).await;

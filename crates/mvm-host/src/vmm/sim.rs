@@ -104,7 +104,7 @@ impl SimWorld {
         self
     }
 
-    /// Holds up whoever looks for, starts or ends a microVM of this instance from now on, or lets it go.
+    /// Blocks every search for, start and end of this instance's microVM from now on, or unblocks it.
     pub fn hold(&self, id: &InstanceId, is_held: bool) {
         self.held.hold(id.clone(), is_held);
     }

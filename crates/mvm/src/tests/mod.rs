@@ -260,38 +260,31 @@ fn a_wait_goes_on_with_the_next_agent() {
     assert_eq!(ran.code, 0, "{}", ran.talk);
 }
 
-#[test]
-fn a_change_whose_agent_goes_away_is_asked_for_again_with_its_id() {
+/// An agent that does this with the first request, and accepts the second.
+fn agent_that_first(act: Act) -> FakeAgent {
     let asked = std::sync::atomic::AtomicU32::new(0);
-    let agent = FakeAgent::new(move |call| match call {
+    FakeAgent::new(move |call| match call {
         Call::Submit(_) if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 => {
-            vec![Act::HangUp]
+            vec![act.clone()]
         }
         Call::Submit(_) => vec![Act::Reply(Reply::Accepted(accepted()))],
         _ => {
             let running = InstanceView { generation: 9, ..samples::instance(INSTANCE) };
             vec![Act::Reply(snapshot(vec![running], vec![]))]
         }
-    });
-    let ran = run(&agent, "start demo/hello");
+    })
+}
+
+#[test]
+fn a_change_whose_agent_goes_away_is_asked_for_again_with_its_id() {
+    let ran = run(&agent_that_first(Act::HangUp), "start demo/hello");
     assert_eq!(ran.code, 0, "{}", ran.talk);
 }
 
 #[test]
 fn an_agent_that_knows_no_request_ids_is_asked_without_one() {
-    let asked = std::sync::atomic::AtomicU32::new(0);
-    let agent = FakeAgent::new(move |call| match call {
-        Call::Submit(_) if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 => {
-            let error = ApiError::new(ErrorCode::Unsupported, "the call is not known");
-            vec![Act::Reply(Reply::Error(error))]
-        }
-        Call::Submit(_) => vec![Act::Reply(Reply::Accepted(accepted()))],
-        _ => {
-            let running = InstanceView { generation: 9, ..samples::instance(INSTANCE) };
-            vec![Act::Reply(snapshot(vec![running], vec![]))]
-        }
-    });
-    let ran = run(&agent, "start demo/hello");
+    let error = ApiError::new(ErrorCode::Unsupported, "the call is not known");
+    let ran = run(&agent_that_first(Act::Reply(Reply::Error(error))), "start demo/hello");
     assert_eq!(ran.code, 0, "{}", ran.talk);
 }
 
