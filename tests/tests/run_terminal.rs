@@ -10,9 +10,11 @@ const SOON: Duration = Duration::from_secs(30);
 /// Leaves a program alone.
 const DETACH: &str = "\x10\x11";
 /// Says its size at once and at each change, counts interrupts, and ends with what it is told.
+/// BusyBox's `read` sleeps through a signal that arrives just before it waits, and looks again after
+/// a second here.
 const PROGRAM: &str = "trap 'echo \"<$(stty size)>\"' WINCH; trap 'echo interrupted' INT; \
                        echo \"<$(stty size)> <$TERM>\"; \
-                       while :; do if read -r line; then echo \"got <$line>\"; \
+                       while :; do if read -r -t 1 line; then echo \"got <$line>\"; \
                        case $line in exit*) exit ${line#exit };; esac; fi; done";
 
 fn run(node: &Node, options: &[&str], script: &str) -> Terminal {
