@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use mvm_core::admit::{self, Denial, Edit, NodeFacts, Request};
+use mvm_core::admit::{self, Denial, Edit, NodeFacts, OwnRequest, Request};
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{RequestId, Selector, TenantName};
 use mvm_core::record::{self, Desired, RequestRecord};
@@ -12,6 +12,7 @@ use mvm_core::stored::{Stored, versioned};
 use mvm_store::{ChangeError, CommitError, Op, Room, StoreError, encode};
 use mvm_wire::door::{Answer, Occupied, Question, Veto};
 use mvm_wire::{Accepted, ApiError, DiskTarget, ErrorCode, InstanceTarget, PoolTarget};
+use serde::{Deserialize, Serialize};
 
 use crate::suggest::{Kind, did_you_mean, did_you_mean_selector};
 use crate::{Control, Prepared};
@@ -27,9 +28,50 @@ enum Refusal {
     Encode(StoreError),
 }
 
+/// Who asks for what.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    /// A person or a program.
+    Outside(&'a Request),
+    /// Control itself.
+    Own(&'a OwnRequest),
+}
+
+/// What a request was answered, as it is kept.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Answered {
+    Accepted(Accepted),
+    Refused(ApiError),
+}
+
+impl From<Answered> for Result<Accepted, ApiError> {
+    fn from(answered: Answered) -> Self {
+        match answered {
+            Answered::Accepted(accepted) => Ok(accepted),
+            Answered::Refused(error) => Err(error),
+        }
+    }
+}
+
+/// What a request was answered lately; nothing if that is not known, or was written by a newer agent.
+pub(crate) fn answered(mirror: &Mirror, id: &RequestId) -> Option<Answered> {
+    let known = mirror.requests.get(id)?;
+    serde_json::from_value(known.answer.clone()).ok()
+}
+
 /// Admits a request and makes it durable.
 pub(crate) async fn submit(control: &Control, request: Request) -> Result<Accepted, ApiError> {
-    carry_out(control, &request, None).await
+    carry_out(control, Asked::Outside(&request), None).await
+}
+
+/// The same of a request of control's own; with an id, once, as the answer to the request of that id.
+pub(crate) async fn submit_own(
+    control: &Control,
+    request: &OwnRequest,
+    id: Option<&RequestId>,
+) -> Result<Accepted, ApiError> {
+    carry_out(control, Asked::Own(request), id).await
 }
 
 /// The same once: a request whose id was used lately is answered with what it was answered then.
@@ -38,12 +80,12 @@ pub(crate) async fn submit_once(
     request: Request,
     id: &RequestId,
 ) -> Result<Accepted, ApiError> {
-    carry_out(control, &request, Some(id)).await
+    carry_out(control, Asked::Outside(&request), Some(id)).await
 }
 
 async fn carry_out(
     control: &Control,
-    request: &Request,
+    request: Asked<'_>,
     id: Option<&RequestId>,
 ) -> Result<Accepted, ApiError> {
     let mut attempts = 0;
@@ -54,7 +96,7 @@ async fn carry_out(
         match control.change(room_of(request), change).await {
             Ok((revision, admitted)) => {
                 let accepted = match admitted {
-                    Admitted::Before(accepted) => accepted,
+                    Admitted::Before(answer) => answer?,
                     Admitted::Now(accepted, prepared) => {
                         prepared.keep();
                         accepted
@@ -84,9 +126,11 @@ async fn carry_out(
 }
 
 /// What others have of the machine's networks, if the request may take one.
-async fn occupied(control: &Control, request: &Request) -> Result<Occupied, ApiError> {
+async fn occupied(control: &Control, request: Asked<'_>) -> Result<Occupied, ApiError> {
     match request {
-        Request::TenantCreate { .. } | Request::TenantMove { .. } | Request::Apply { .. } => {}
+        Asked::Outside(
+            Request::TenantCreate { .. } | Request::TenantMove { .. } | Request::Apply { .. },
+        ) => {}
         _ => return Ok(Occupied::default()),
     }
     match control.link.ask(Question::Occupied).await? {
@@ -104,14 +148,16 @@ fn too_much(what: &str) -> ApiError {
 
 /// What a request may use of a filesystem that is full: what ends something frees space, or keeps
 /// others from it.
-fn room_of(request: &Request) -> Room {
+fn room_of(request: Asked<'_>) -> Room {
     match request {
-        Request::InstanceStop { .. }
-        | Request::InstanceDestroy { .. }
-        | Request::PoolDestroy { .. }
-        | Request::TenantDestroy { .. }
-        | Request::DiskRemove { .. }
-        | Request::Remove { .. } => Room::Reserved,
+        Asked::Outside(
+            Request::InstanceStop { .. }
+            | Request::InstanceDestroy { .. }
+            | Request::PoolDestroy { .. }
+            | Request::TenantDestroy { .. }
+            | Request::DiskRemove { .. }
+            | Request::Remove { .. },
+        ) => Room::Reserved,
         _ => Room::Ordinary,
     }
 }
@@ -119,7 +165,7 @@ fn room_of(request: &Request) -> Room {
 /// A request that may be answered.
 enum Admitted {
     /// It was carried out before.
-    Before(Accepted),
+    Before(Result<Accepted, ApiError>),
     /// It is being carried out.
     Now(Accepted, Box<dyn Prepared>),
 }
@@ -127,14 +173,12 @@ enum Admitted {
 async fn admit(
     control: &Control,
     mirror: Arc<Mirror>,
-    request: &Request,
+    request: Asked<'_>,
     id: Option<&RequestId>,
     occupied: Occupied,
 ) -> Result<(Vec<Op>, Admitted), Refusal> {
-    if let Some(known) = id.and_then(|id| mirror.requests.get(id))
-        && let Ok(accepted) = serde_json::from_value(known.answer.clone())
-    {
-        return Ok((vec![], Admitted::Before(accepted)));
+    if let Some(answered) = id.and_then(|id| answered(&mirror, id)) {
+        return Ok((vec![], Admitted::Before(answered.into())));
     }
     if let Some((key, reason)) = bad_record(&mirror, request) {
         return Err(Refusal::BadRecord { key: key.to_owned(), reason: reason.to_owned() });
@@ -148,26 +192,34 @@ async fn admit(
     };
     let now = (control.ambient.now_ms)();
     let mut entropy = || (control.ambient.entropy)();
-    let edit = admit::admit(&mirror.desired, &facts, request, &mut entropy, now)
-        .map_err(Refusal::Denied)?;
+    let edit = match request {
+        Asked::Outside(request) => {
+            admit::admit(&mirror.desired, &facts, request, &mut entropy, now)
+        }
+        Asked::Own(request) => {
+            admit::admit_own(&mirror.desired, &facts, request, &mut entropy, now)
+        }
+    };
+    let edit = edit.map_err(Refusal::Denied)?;
     let mut ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
     let prepared = control.link.prepare(&mirror.desired, &edit.desired).await;
     let accepted = accepted(edit);
     // One that changes nothing may be asked again and again.
     if let Some(id) = id.filter(|_| !ops.is_empty()) {
-        ops.extend(remembered(&mirror, id, &accepted, now).map_err(Refusal::Encode)?);
+        let answered = Answered::Accepted(accepted.clone());
+        ops.extend(remembered(&mirror, id, &answered, now).map_err(Refusal::Encode)?);
     }
     Ok((ops, Admitted::Now(accepted, prepared.map_err(Refusal::Vetoed)?)))
 }
 
 /// Remembers the answer to a request, and forgets old ones.
-fn remembered(
+pub(crate) fn remembered(
     mirror: &Mirror,
     id: &RequestId,
-    accepted: &Accepted,
+    answered: &Answered,
     now: u64,
 ) -> Result<Vec<Op>, StoreError> {
-    let answer = serde_json::to_value(accepted).unwrap_or_default();
+    let answer = serde_json::to_value(answered).unwrap_or_default();
     let record = RequestRecord { answer, at_unix_ms: now };
     let old = mirror.old_requests(now).into_iter().filter(|old| old != id);
     let mut ops: Vec<Op> = old.map(|old| Op::Delete { key: record::request_key(&old) }).collect();
@@ -177,7 +229,7 @@ fn remembered(
 
 /// A record of the request's tenant that does not parse: what it holds is not known, so nothing of
 /// that tenant can be admitted.
-fn bad_record<'a>(mirror: &'a Mirror, request: &Request) -> Option<(&'a str, &'a str)> {
+fn bad_record<'a>(mirror: &'a Mirror, request: Asked<'_>) -> Option<(&'a str, &'a str)> {
     if mirror.bad.is_empty() {
         return None;
     }
@@ -187,7 +239,11 @@ fn bad_record<'a>(mirror: &'a Mirror, request: &Request) -> Option<(&'a str, &'a
     }
 }
 
-fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
+fn tenant_of(mirror: &Mirror, request: Asked<'_>) -> Option<TenantName> {
+    let request = match request {
+        Asked::Outside(request) => request,
+        Asked::Own(request) => return request.pool(&mirror.desired).map(|it| it.tenant.clone()),
+    };
     match request {
         // A new tenant takes a network, and what the others hold must be known for that.
         Request::TenantCreate { .. } => None,
@@ -196,16 +252,14 @@ fn tenant_of(mirror: &Mirror, request: &Request) -> Option<TenantName> {
         | Request::TenantDestroy { name, .. } => Some(name.clone()),
         Request::PoolCreate { path, .. }
         | Request::PoolBuild { path }
-        | Request::PoolTemplate { path }
+        | Request::PoolWarmUp { path }
         | Request::PoolUpdate { path, .. }
         | Request::PoolRollback { path }
         | Request::PoolScale { path, .. }
         | Request::PoolPolicy { path, .. }
         | Request::PoolReady { path, .. }
-        | Request::PoolSpares { path, .. }
         | Request::PoolDestroy { path, .. } => Some(path.tenant.clone()),
         Request::InstanceCreate { pool, .. } => Some(pool.tenant.clone()),
-        Request::InstanceFork { source, .. } => Some(source.pool.tenant.clone()),
         Request::InstanceStart { selector, .. }
         | Request::InstanceStop { selector, .. }
         | Request::InstanceWarm { selector, .. }
@@ -255,6 +309,14 @@ pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, S
     changes(&before.pools, &after.pools, record::pool_key, &mut ops)?;
     changes(&before.instances, &after.instances, record::instance_key, &mut ops)?;
     changes(&before.disks, &after.disks, record::disk_key, &mut ops)?;
+    for change in before.forks.diff(&after.forks) {
+        let (id, fork, is_there) = match change {
+            DiffItem::Add(id, fork) | DiffItem::Update { new: (id, fork), .. } => (id, fork, true),
+            DiffItem::Remove(id, fork) => (id, fork, false),
+        };
+        let key = record::fork_key(&fork.source.pool.tenant, id);
+        ops.push(if is_there { encode(key, &versioned(fork))? } else { Op::Delete { key } });
+    }
     Ok(ops)
 }
 
@@ -275,6 +337,7 @@ fn accepted(edit: Edit) -> Accepted {
             .map(|record| PoolTarget {
                 path: record.path.clone(),
                 build_generation: record.build_generation,
+                base_generation: record.base_generation,
             })
             .collect(),
         disks: disks

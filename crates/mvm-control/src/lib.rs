@@ -10,6 +10,7 @@
 //! through its [`Link`] alone; what it reports is what is observed, and what it decided by itself is taken over.
 
 mod admission;
+mod bases;
 mod configs;
 mod forks;
 mod link;
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_core::document::NodeDocument;
+use mvm_core::name::RequestId;
 use mvm_core::record::Desired;
 use mvm_store::{ChangeError, CommitError, GiveUpSpace, Op, Room, Store, StoreError};
 use mvm_wire::door::Machine;
@@ -130,11 +132,15 @@ impl Control {
             problems: Mutex::default(),
             stop: Notify::new(),
         });
-        // Before anybody asks for a base, which would be taken for a leftover.
-        forks::end_leftovers(&control).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(upkeep::run(control.clone(), reports));
         Ok((control, tasks))
+    }
+
+    /// An id for a request whose caller drew none.
+    fn request_id(&self) -> RequestId {
+        let bits = || u128::from((self.ambient.entropy)());
+        RequestId::from_bits((0..4).fold(0, |id, _| id << 32 | bits()))
     }
 
     /// Serves one connection, which carries one call.

@@ -17,7 +17,7 @@ use mvm_wire::{
 
 use crate::admission::{self, denied};
 use crate::suggest::{Kind, did_you_mean};
-use crate::{Control, configs, forks, lists, views, watch};
+use crate::{Control, bases, configs, forks, lists, views, watch};
 
 /// Serves one connection.
 pub(crate) async fn serve(
@@ -122,8 +122,13 @@ async fn answer(
         Call::Instances { selector } => {
             return lists::instances(control, &selector, &mut connection.write).await;
         }
-        Call::Fork { selector, count } => {
-            match forks::fork(control, &selector, count, hang_up).await {
+        Call::Fork { .. } | Call::ForkOnce { .. } => {
+            let (id, selector, count) = match call {
+                Call::ForkOnce { id, selector, count } => (id, selector, count),
+                Call::Fork { selector, count } => (control.request_id(), selector, count),
+                _ => return Ok(()),
+            };
+            match forks::fork(control, &id, &selector, count, hang_up).await {
                 Some(forked) => forked.map(Reply::Accepted),
                 None => return Ok(()),
             }
@@ -214,7 +219,7 @@ async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
             collected(control.link.ask(Question::ImageCollect { dry_run }).await?)
         }
         Call::WarmUp { pool } => {
-            forks::warm_up(control, &pool).await?;
+            bases::warm_up(control, &pool).await?;
             let mut pools = views::pools(&control.state.now(), |path| *path == pool);
             views::complete_pools(control, &mut pools).await;
             Ok(Reply::Pools(pools))
@@ -233,6 +238,7 @@ async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
         Call::Watch { .. }
         | Call::Exec { .. }
         | Call::Fork { .. }
+        | Call::ForkOnce { .. }
         | Call::Attach { .. }
         | Call::Instances { .. }
         | Call::Forward { .. }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_core::admit::{self, Request};
+use mvm_core::admit::{self, OwnRequest, Request};
 use mvm_core::document::NodeReport;
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, PoolPath, Selector};
@@ -15,7 +15,7 @@ use mvm_wire::{ErrorCode, chain};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::{Control, admission};
+use crate::{Control, admission, forks};
 
 /// How often what could not be done is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -27,6 +27,7 @@ pub(crate) async fn run(control: Arc<Control>, mut reports: watch::Receiver<Arc<
         let report = reports.borrow_and_update().clone();
         control.state.set_report(&report);
         settle(&control, &report).await;
+        forks::conclude(&control, &report).await;
         for path in &report.needs.removal {
             remove(&control, path).await;
         }
@@ -58,7 +59,7 @@ async fn settle(control: &Control, report: &NodeReport) {
     control.set_problem("taking over what the node reports", problem);
 }
 
-/// Removes an instance that goes at its end.
+/// Removes an instance that goes at its end, or after what it was made for.
 async fn remove(control: &Arc<Control>, path: &InstancePath) {
     let desired = control.state.now().desired.instances.get(path).map(|record| record.desired);
     if desired.is_none_or(|desired| desired == DesiredState::Destroyed) {
@@ -69,7 +70,7 @@ async fn remove(control: &Arc<Control>, path: &InstancePath) {
     let refusal = admission::submit(control, request).await.err();
     // Somebody may have removed it already.
     let refusal = refusal.filter(|e| !matches!(e.code, ErrorCode::NotFound | ErrorCode::Conflict));
-    let what = format!("removing {path}, which goes at its end");
+    let what = format!("removing {path}, which is not needed any more");
     control.set_problem(&what, refusal.map(|error| error.to_string()));
 }
 
@@ -88,8 +89,8 @@ impl Spares {
             if !is_due && self.asked.get(pool) == Some(count) {
                 continue;
             }
-            let request = Request::PoolSpares { path: pool.clone(), count: *count };
-            let refusal = admission::submit(control, request).await.err();
+            let request = OwnRequest::Spares { pool: pool.clone(), count: *count };
+            let refusal = admission::submit_own(control, &request, None).await.err();
             let what = format!("keeping instances of {pool} ready");
             control.set_problem(&what, refusal.map(|error| error.to_string()));
         }

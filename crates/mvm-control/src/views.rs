@@ -17,7 +17,7 @@ use mvm_wire::view::{
     BadRecordView, BaseView, DiskUserView, DiskView, InstanceView, NodeView, PoolView, TenantView,
 };
 
-use crate::{Control, configs};
+use crate::{Control, bases, configs};
 
 /// The agent and its machine.
 pub(crate) async fn node(control: &Control) -> Result<NodeView, ApiError> {
@@ -141,6 +141,8 @@ fn pool(mirror: &Mirror, record: &PoolRecord) -> PoolView {
         build: status.build,
         build_generation: status.build_generation,
         base,
+        base_generation: bases::carried_out(mirror, &record.path),
+        base_failure: bases::failure(mirror, &record.path),
         exposed_ports: BTreeSet::new(),
         volumes: BTreeSet::new(),
         has_healthcheck: false,

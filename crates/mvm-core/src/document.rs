@@ -101,7 +101,7 @@ impl Gone {
 /// What only control can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
-    /// Instances that go at their end, and have ended for good.
+    /// Instances that go at their end, and have ended for good; and those that were made for a base, after that.
     pub removal: BTreeSet<InstancePath>,
     /// How many instances of pools are to stand by, where others do.
     pub spares: BTreeMap<PoolPath, u32>,

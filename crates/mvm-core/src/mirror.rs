@@ -45,10 +45,12 @@ enum Key {
     Pool(PoolPath),
     Instance(InstancePath),
     Disk(DiskPath),
+    Fork(RequestId),
     Request(RequestId),
     PoolStatus(PoolPath),
     InstanceStatus(InstancePath),
     DiskStatus(DiskPath),
+    Capture(RequestId),
     Local(InstancePath),
 }
 
@@ -57,15 +59,21 @@ impl Key {
         let (half, rest) = key.split_once('/').ok_or("the key has no kind")?;
         let (kind, path) = rest.split_once('/').ok_or("the key has no name")?;
         let bad = |error: crate::name::NameError| error.to_string();
+        let request = || {
+            let (_tenant, id) = path.split_once('/').ok_or("the key has no request")?;
+            id.parse().map_err(bad)
+        };
         match (half, kind) {
             ("desired", "tenant") => Ok(Self::Tenant(path.parse().map_err(bad)?)),
             ("desired", "pool") => Ok(Self::Pool(path.parse().map_err(bad)?)),
             ("desired", "instance") => Ok(Self::Instance(path.parse().map_err(bad)?)),
             ("desired", "disk") => Ok(Self::Disk(path.parse().map_err(bad)?)),
+            ("desired", "fork") => Ok(Self::Fork(request()?)),
             ("request", "change") => Ok(Self::Request(path.parse().map_err(bad)?)),
             ("observed", "disk") => Ok(Self::DiskStatus(path.parse().map_err(bad)?)),
             ("observed", "pool") => Ok(Self::PoolStatus(path.parse().map_err(bad)?)),
             ("observed", "instance") => Ok(Self::InstanceStatus(path.parse().map_err(bad)?)),
+            ("observed", "capture") => Ok(Self::Capture(request()?)),
             ("local", "instance") => Ok(Self::Local(path.parse().map_err(bad)?)),
             _ => Err(format!("`{half}/{kind}` is not a kind of record")),
         }
@@ -108,10 +116,12 @@ impl Mirror {
             Key::Pool(path) => put(&mut self.desired.pools, path, value),
             Key::Instance(path) => put(&mut self.desired.instances, path, value),
             Key::Disk(path) => put(&mut self.desired.disks, path, value),
+            Key::Fork(id) => put(&mut self.desired.forks, id, value),
             Key::Request(id) => put(&mut self.requests, id, value),
             Key::DiskStatus(path) => put(&mut self.observed.disks, path, value),
             Key::PoolStatus(path) => put(&mut self.observed.pools, path, value),
             Key::InstanceStatus(path) => put(&mut self.observed.instances, path, value),
+            Key::Capture(id) => put(&mut self.observed.captures, id, value),
             Key::Local(path) => {
                 put(&mut self.local, path.clone(), value)?;
                 self.overlay(&path);
@@ -220,7 +230,7 @@ impl Mirror {
         if self.bad.is_empty() {
             return self.desired.clone();
         }
-        let Desired { tenants, pools, instances, disks } = self.desired.clone();
+        let Desired { tenants, pools, instances, disks, forks } = self.desired.clone();
         let bad = |tenant: &TenantName| self.bad_record_of(tenant).is_some();
         let is_made = |path: &DiskPath, size_mib| {
             let status = self.observed.disks.get(path);
@@ -243,6 +253,7 @@ impl Mirror {
                     !bad(&path.tenant) || may_be_used
                 })
                 .collect(),
+            forks: forks.into_iter().filter(|(_, it)| !bad(&it.source.pool.tenant)).collect(),
         }
     }
 

@@ -64,6 +64,9 @@ pub struct PoolRecord {
     pub running: u32,
     /// Raised by each request to build; the builder reports the last one that it carried out.
     pub build_generation: u64,
+    /// Raised by each request for a base; the node reports the last one that it carried out.
+    #[serde(default)]
+    pub base_generation: u64,
     /// The earlier revision that new instances get, instead of what the image is now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back_to: Option<RevisionId>,
@@ -193,6 +196,45 @@ pub struct DiskRecord {
     pub existence: Existence,
 }
 
+/// Forks that were asked for and cannot be made yet: their source is being saved first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkRecord {
+    /// The instance that they begin where it is.
+    pub source: InstancePath,
+    /// How many.
+    pub count: u32,
+    /// When they were asked for, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+}
+
+/// What came of saving an instance for forks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// The instance.
+    pub source: InstancePath,
+    /// What came of it.
+    #[serde(flatten)]
+    pub outcome: Captured,
+}
+
+/// How an instance was saved, or why it was not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Captured {
+    /// It is saved.
+    Saved {
+        /// As this snapshot.
+        snapshot: SnapshotId,
+        /// The revision that it runs.
+        revision: RevisionId,
+    },
+    /// It cannot be saved.
+    Failed {
+        /// Why, with sources.
+        error: String,
+    },
+}
+
 /// What is known of a data disk's file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -246,6 +288,11 @@ pub struct PoolStatus {
     /// What new instances begin with instead of booting, if it still is what a boot would make.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
+    /// The last request for a base that was carried out, successfully or not.
+    pub base_generation: u64,
+    /// Why that request came to nothing, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_failure: Option<String>,
 }
 
 /// A pool's base: the snapshot of an instance that has booted and done nothing else.
@@ -271,6 +318,15 @@ impl PoolStatus {
         let base = self.base.as_ref()?;
         let is_present = self.revision.as_ref() == Some(&base.revision) && base.given_up.is_none();
         (is_present && base.spec.makes_same_guest(spec)).then_some(base)
+    }
+
+    /// After a request for a base was carried out. One that came to nothing leaves the base before.
+    #[must_use]
+    pub fn with_base(mut self, generation: u64, made: Result<Base, String>) -> Self {
+        self.base_generation = generation;
+        self.base_failure = made.as_ref().err().cloned();
+        self.base = made.ok().or(self.base);
+        self
     }
 
     /// After an instance could not begin with this base, whatever became of the pool's since.
@@ -367,6 +423,9 @@ pub struct Desired {
     pub instances: OrdMap<InstancePath, InstanceRecord>,
     /// Data disks by path.
     pub disks: OrdMap<DiskPath, DiskRecord>,
+    /// Forks that are being made, by the request for them.
+    #[serde(default)]
+    pub forks: OrdMap<RequestId, ForkRecord>,
 }
 
 /// Every observed record of a node.
@@ -378,6 +437,9 @@ pub struct Observed {
     pub instances: OrdMap<InstancePath, InstanceStatus>,
     /// Data disks by path.
     pub disks: OrdMap<DiskPath, DiskStatus>,
+    /// What was saved for forks, by the request for them.
+    #[serde(default)]
+    pub captures: OrdMap<RequestId, Capture>,
 }
 
 impl Desired {
@@ -470,7 +532,8 @@ pub fn pool_key(path: &PoolPath) -> String {
 /// Whether a key is that of a desired record which the node's network rests on: a tenant's or an
 /// instance's.
 pub fn has_network(key: &str) -> bool {
-    let of_another = |rest: &str| rest.starts_with("pool/") || rest.starts_with("disk/");
+    let of_another =
+        |rest: &str| ["pool/", "disk/", "fork/"].iter().any(|kind| rest.starts_with(kind));
     key.strip_prefix(DESIRED).is_some_and(|rest| !of_another(rest))
 }
 
@@ -487,6 +550,16 @@ pub fn instance_key(path: &InstancePath) -> String {
 /// The key of a data disk's desired record.
 pub fn disk_key(path: &DiskPath) -> String {
     format!("{DESIRED}disk/{path}")
+}
+
+/// The key of the record of forks that are being made.
+pub fn fork_key(tenant: &TenantName, id: &RequestId) -> String {
+    format!("{DESIRED}fork/{tenant}/{id}")
+}
+
+/// The key of what was saved for forks.
+pub fn capture_key(tenant: &TenantName, id: &RequestId) -> String {
+    format!("{OBSERVED}capture/{tenant}/{id}")
 }
 
 /// The key of a data disk's observed record.
@@ -540,7 +613,11 @@ mod tests {
         assert!(!has_network(&pool_key(&pool)) && !has_network(&disk_key(&disk)));
         let tenant: TenantName = "demo".parse().unwrap();
         let instance: InstancePath = "demo/web/i-00000001".parse().unwrap();
+        let request = RequestId::from_bits(1);
+        assert!(!has_network(&fork_key(&tenant, &request)));
         for key in [
+            fork_key(&tenant, &request),
+            capture_key(&tenant, &request),
             tenant_key(&tenant),
             pool_key(&instance.pool),
             instance_key(&instance),

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::InstanceStatus;
 use crate::local::LocalIntent;
 use crate::record::{
-    DiskRecord, DiskStatus, InstanceRecord, PoolRecord, PoolStatus, RequestRecord, TenantRecord,
+    Capture, DiskRecord, DiskStatus, ForkRecord, InstanceRecord, PoolRecord, PoolStatus,
+    RequestRecord, TenantRecord,
 };
 
 /// What the store holds.
@@ -30,6 +31,8 @@ impl Stored for InstanceStatus {}
 impl Stored for DiskStatus {}
 impl Stored for LocalIntent {}
 impl Stored for RequestRecord {}
+impl Stored for ForkRecord {}
+impl Stored for Capture {}
 
 /// A record as it is written.
 #[derive(Debug, Serialize)]

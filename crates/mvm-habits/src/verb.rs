@@ -188,7 +188,7 @@ pub fn verb_of(call: &Call) -> Option<Verb> {
         Call::Images => Verb::Images,
         Call::ImageRemove { .. } => Verb::ImageRemove,
         Call::ImageCollect { .. } => Verb::ImageCollect,
-        Call::Fork { .. } => Verb::Fork,
+        Call::Fork { .. } | Call::ForkOnce { .. } => Verb::Fork,
         Call::WarmUp { .. } => Verb::WarmUp,
         Call::Instances { .. } => Verb::Instances,
         Call::Watch { .. } => Verb::Watch,
@@ -247,9 +247,6 @@ pub fn verb_of_request(request: &Request) -> Option<Verb> {
         Request::DiskRemove { .. } => Verb::DiskRemove,
         Request::Apply { .. } => Verb::Up,
         Request::Remove { .. } => Verb::Down,
-        // For `pool warm-up`, `fork`, the instances that stand by, and the sleep policy.
-        Request::PoolTemplate { .. }
-        | Request::InstanceFork { .. }
-        | Request::PoolSpares { .. } => return None,
+        Request::PoolWarmUp { .. } => Verb::WarmUp,
     })
 }

@@ -6,16 +6,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mvm_core::guest::{ExitStatus, WakeReason};
 use mvm_core::lifecycle::{Effect, Event, InstanceStatus, Phase, StartFrom, step};
 use mvm_core::name::InstancePath;
 use mvm_core::record;
+use mvm_core::stored::versioned;
 use mvm_core::vmm::VmHandle;
 use mvm_host::guest::{Session, SessionMode};
 use mvm_host::vmm::Vm;
-use mvm_store::Op;
+use mvm_store::{Op, encode};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -29,8 +29,6 @@ use crate::vcpus::{self, VcpuOrder};
 /// Messages that may wait in an actor's mailbox, which has room for some even if there are none: so they
 /// are boxed.
 const MAILBOX: usize = 64;
-/// Pause before a status that could not be written is written again.
-const WRITE_RETRY: Duration = Duration::from_secs(1);
 
 /// What an actor is told.
 pub(crate) enum Message {
@@ -301,21 +299,14 @@ impl Actor {
 
     /// Makes the status durable, however long that takes: no effect may run before.
     async fn persist(&self) {
-        let what = format!("writing the status of {}", self.path);
-        loop {
-            let written = if self.status.phase == Phase::Destroyed {
-                let keys = [record::instance_status_key(&self.path), record::local_key(&self.path)];
-                let ops = keys.into_iter().map(|key| Op::Delete { key });
-                self.node.state.write(ops.collect()).await
-            } else {
-                self.node.state.put_instance_status(&self.path, &self.status).await
-            };
-            match written {
-                Ok(()) => return self.node.set_problem(&what, None),
-                Err(error) => self.node.set_problem(&what, Some(chain(&error))),
-            }
-            tokio::time::sleep(WRITE_RETRY).await;
-        }
+        let key = record::instance_status_key(&self.path);
+        let ops = if self.status.phase == Phase::Destroyed {
+            let keys = [key, record::local_key(&self.path)];
+            Ok(keys.map(|key| Op::Delete { key }).to_vec())
+        } else {
+            encode(key, &versioned(&self.status)).map(|op| vec![op])
+        };
+        self.node.write_at_last(&format!("writing the status of {}", self.path), ops).await;
     }
 
     /// Runs a task to its end; its message comes back through the mailbox.

@@ -1,16 +1,20 @@
 //! Saving an instance for others to begin from: with a copy of its disk, and it goes on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::lifecycle::{Outcome, Phase};
-use mvm_core::name::{InstancePath, RevisionId, SnapshotId};
-use mvm_core::record::DesiredState;
-use mvm_wire::{ApiError, ErrorCode};
+use mvm_core::mirror::Mirror;
+use mvm_core::name::{InstancePath, RequestId, SnapshotId};
+use mvm_core::record::{self, Capture, Captured, Desired, DesiredState};
+use mvm_core::stored::versioned;
+use mvm_store::{Op, encode};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::actor::Message;
 use crate::node::{InstanceHandle, Node};
+use crate::workers::{Work, Workers};
 
 /// How long an agent has to spawn the actors of the instances that it finds.
 const ACTOR_LIMIT: Duration = Duration::from_secs(10);
@@ -19,9 +23,48 @@ const ACTOR_POLL: Duration = Duration::from_millis(10);
 /// How often it is looked whether an instance that is to start still may.
 const WAITING_POLL: Duration = Duration::from_millis(100);
 
+/// Saves what forks wait for, and forgets what was saved for those that wait no more.
+pub(crate) fn begin(node: &Arc<Node>, workers: &mut Workers, mirror: &Mirror, desired: &Desired) {
+    let captures = &mirror.observed.captures;
+    for (id, fork) in desired.forks.iter().filter(|(id, _)| !captures.contains_key(*id)) {
+        let (node, id, source) = (node.clone(), id.clone(), fork.source.clone());
+        workers.begin(Work::Capture(id.clone()), || save(node, id, source));
+    }
+    let over = captures.iter().filter(|(id, _)| !mirror.desired.forks.contains_key(*id));
+    let over: Vec<Op> = over
+        .map(|(id, capture)| Op::Delete {
+            key: record::capture_key(&capture.source.pool.tenant, id),
+        })
+        .collect();
+    if !over.is_empty() {
+        let node = node.clone();
+        workers.begin(Work::Captures, || async move {
+            node.write_at_last("forgetting what was saved for forks", Ok(over)).await;
+        });
+    }
+}
+
+/// Saves an instance for forks, once it has settled, and records what came of it.
+async fn save(node: Arc<Node>, id: RequestId, source: InstancePath) {
+    settled(&node, &source).await;
+    let revision = node.state.now().status(&source).revision.clone();
+    let snapshot = node.shared.hold();
+    let gone = || "it is being destroyed".to_owned();
+    let saved = capture(&node, &source, &snapshot).await.unwrap_or_else(|| Err(gone()));
+    let outcome = match saved.and_then(|()| revision.ok_or_else(gone)) {
+        Ok(revision) => Captured::Saved { snapshot: snapshot.clone(), revision },
+        Err(error) => Captured::Failed { error },
+    };
+    let key = record::capture_key(&source.pool.tenant, &id);
+    let op = encode(key, &versioned(&Capture { source, outcome }));
+    node.write_at_last("recording what is saved for forks", op.map(|op| vec![op])).await;
+    // From now on it is that record which keeps it, and then those of the forks.
+    node.shared.let_go(&snapshot);
+}
+
 /// Waits until an instance that starts, or is about to, can be forked, as an exec does; also until one
 /// that falls asleep has.
-pub(crate) async fn settled(node: &Node, source: &InstancePath) {
+async fn settled(node: &Node, source: &InstancePath) {
     let mut state = node.state.follow();
     loop {
         let mirror = state.borrow_and_update().clone();
@@ -46,33 +89,6 @@ pub(crate) async fn settled(node: &Node, source: &InstancePath) {
         }
         // What it waits for is not part of the state that is followed.
         drop(timeout(WAITING_POLL, state.changed()).await);
-    }
-}
-
-/// Saves an instance as a snapshot that others begin from: kept until it is let go of, and as long as a record
-/// names it. Tells which revision the instance runs.
-pub(crate) async fn capture_held(
-    node: &Node,
-    source: &InstancePath,
-) -> Result<(SnapshotId, RevisionId), ApiError> {
-    let gone = || ApiError::new(ErrorCode::Conflict, format!("{source} is being destroyed"));
-    let revision = node.state.now().status(source).revision.clone();
-    let snapshot = node.shared.hold();
-    let captured = match capture(node, source, &snapshot).await {
-        None => Err(gone()),
-        Some(Err(error)) => {
-            Err(ApiError::new(ErrorCode::Conflict, format!("{source} cannot be forked: {error}"))
-                .hint(format!("see `mvm why {}`", source.id)))
-        }
-        Some(Ok(())) => revision.ok_or_else(gone),
-    };
-    match captured {
-        Ok(revision) => Ok((snapshot, revision)),
-        Err(error) => {
-            // No record needs it.
-            node.shared.let_go(&snapshot);
-            Err(error)
-        }
     }
 }
 

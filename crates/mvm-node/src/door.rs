@@ -16,7 +16,7 @@ use mvm_wire::{ApiError, Connection, ConnectionError, ErrorCode, HangUp, Reply, 
 use tokio::task::JoinSet;
 
 use crate::node::{InstanceHandle, Node};
-use crate::{attach, base, capture, cut_off, exec, forward, images, logs, sessions, space, ssh};
+use crate::{attach, cut_off, exec, forward, images, logs, sessions, space, ssh};
 
 /// Carries bytes between a connection and an instance.
 pub(crate) async fn open(
@@ -99,24 +99,6 @@ pub(crate) async fn ask(node: &Arc<Node>, question: Question) -> Result<Answer, 
             Ok(Answer::Located(instance))
         }
         Question::Ssh { selector } => ssh::prepare(node, &selector).await.map(Answer::Ssh),
-        Question::Settled { instance } => {
-            capture::settled(node, &instance).await;
-            Ok(Answer::Done)
-        }
-        Question::Capture { instance } => {
-            let (snapshot, revision) = capture::capture_held(node, &instance).await?;
-            Ok(Answer::Captured { snapshot, revision })
-        }
-        Question::LetGo { snapshot } => {
-            node.shared.let_go(&snapshot);
-            node.poke();
-            Ok(Answer::Done)
-        }
-        Question::MakeBase { instance } => {
-            base::make(node, &instance).await?;
-            node.poke();
-            Ok(Answer::Done)
-        }
         Question::Records { prefix } => {
             let records = node.state.raw(&prefix).await;
             let records = records.map_err(|error| ApiError::internal(&error))?.into_iter();

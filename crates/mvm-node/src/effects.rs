@@ -24,7 +24,7 @@ use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, TapPlace, Vm, VmSpec};
 use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
-use crate::base;
+use crate::bases;
 use crate::clock::wall_clock_unix_ns;
 use crate::contact::{Contact, Reach};
 use crate::disks;
@@ -211,7 +211,7 @@ async fn place_layer(
     let has_run = status.boots + status.wakes > 0;
     let images = &node.host.images;
     match &record.origin {
-        Some(id) if !has_run && !layer.exists() && !base::is_base(node, &record.path.pool, id) => {
+        Some(id) if !has_run && !layer.exists() && !bases::is_base(node, &record.path.pool, id) => {
             Ok(images.copy_layer(&node.shared.dir(id).join(LAYER), layer, uid).await?)
         }
         _ => Ok(images.ensure_layer(layer, record.spec.disk_mib, uid).await?),

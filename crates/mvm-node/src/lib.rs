@@ -13,7 +13,7 @@
 
 mod actor;
 mod attach;
-mod base;
+mod bases;
 mod builder;
 mod capture;
 mod clock;

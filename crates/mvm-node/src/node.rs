@@ -17,6 +17,7 @@ use mvm_host::net::Network;
 use mvm_host::platform::MemoryGauge;
 use mvm_host::snapshots::Trust;
 use mvm_host::vmm::{Vm, Vmm};
+use mvm_store::{Op, StoreError};
 pub(crate) use mvm_wire::chain;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -31,6 +32,9 @@ use crate::shared::SharedSnapshots;
 use crate::sleep_policy::Activities;
 use crate::space;
 use crate::state::State;
+
+/// Pause before a record that could not be written is written again.
+pub(crate) const WRITE_RETRY: Duration = Duration::from_secs(1);
 
 /// The seams to the machine that instances run on.
 #[derive(Clone)]
@@ -302,6 +306,22 @@ impl Node {
 
     fn lock_lacking(&self) -> std::sync::MutexGuard<'_, BTreeSet<InstancePath>> {
         self.lacking_space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes records, however long that takes: a write that fails is a problem until it succeeds.
+    pub(crate) async fn write_at_last(&self, what: &str, ops: Result<Vec<Op>, StoreError>) {
+        loop {
+            let written = match &ops {
+                Ok(ops) => self.state.write(ops.clone()).await.map_err(|error| chain(&error)),
+                Err(error) => Err(chain(error)),
+            };
+            let is_written = written.is_ok();
+            self.set_problem(what, written.err());
+            if is_written {
+                return;
+            }
+            tokio::time::sleep(WRITE_RETRY).await;
+        }
     }
 
     /// Records that something of the node itself fails, or works again.

@@ -26,7 +26,9 @@ use crate::guest_clocks::GuestClocks;
 use crate::node::{Node, chain};
 use crate::publish::Listeners;
 use crate::workers::{Work, Workers};
-use crate::{builder, disks, housekeeping, images, neighbours, network, sleep_policy, spares};
+use crate::{
+    bases, builder, capture, disks, housekeeping, images, neighbours, network, sleep_policy, spares,
+};
 
 /// Longest time between two rounds, and how often housekeeping runs.
 const TICK: Duration = Duration::from_secs(10);
@@ -92,11 +94,13 @@ impl Reconciler {
             Action::RemoveEnded(instance) => Some(instance.clone()),
             _ => None,
         });
-        let ended = ended.collect();
-        self.node.set_needs(|needs| needs.removal = ended);
+        let removal = ended.chain(bases::left_over(&mirror)).collect();
+        self.node.set_needs(|needs| needs.removal = removal);
         for action in std::mem::take(&mut plan.actions) {
             self.perform(&desired, action, &mut plan);
         }
+        bases::begin(&self.node, &mut self.workers, &mirror);
+        capture::begin(&self.node, &mut self.workers, &mirror, &desired);
         let next_unix_ms = self.apply_rules(&mirror, plan.next_unix_ms);
         self.node.set_waiting(plan.waiting);
         next_unix_ms

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use mvm_core::lifecycle::{InstanceStatus, Phase, StartFrom};
 use mvm_core::name::SnapshotId;
+use mvm_core::record::Captured;
 use mvm_core::snapshot::ImageRef;
 use mvm_host::snapshots::{self, SnapshotError};
 use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage};
@@ -124,6 +125,10 @@ impl SharedSnapshots {
 fn needed(mirror: &Mirror) -> BTreeSet<SnapshotId> {
     let bases = mirror.observed.pools.values().filter_map(|status| status.base.as_ref());
     let mut needed: BTreeSet<SnapshotId> = bases.map(|base| base.id.clone()).collect();
+    needed.extend(mirror.observed.captures.values().filter_map(|it| match &it.outcome {
+        Captured::Saved { snapshot, .. } => Some(snapshot.clone()),
+        Captured::Failed { .. } => None,
+    }));
     for record in mirror.desired.instances.values() {
         let status = mirror.status(&record.path);
         let has_run = status.boots + status.wakes > 0;

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
-use crate::base;
+use crate::bases;
 use crate::effects::{self, EffectError, Given, LAYER};
 use crate::node::{Node, chain, ms_since};
 use crate::space;
@@ -376,11 +376,11 @@ pub(crate) async fn restore(node: &Node, given: &Given, status: &InstanceStatus)
             let error = chain(&refused);
             tracing::warn!(instance = %path, error, "its snapshot cannot be restored");
             if let Phase::Starting { begin: StartFrom::Shared { id }, .. } = &status.phase
-                && base::is_base(node, &path.pool, id)
+                && bases::is_base(node, &path.pool, id)
             {
                 // It boots as without a base. A fork boots with the disk that it was forked with.
                 remove_layer(&node.instance_dir(&path.id));
-                base::give_up(node, &path.pool, id, &error).await;
+                bases::give_up(node, &path.pool, id, &error).await;
             }
             Message::Event(Event::RestoreRefused { error })
         }

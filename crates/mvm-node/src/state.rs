@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use mvm_core::document::NodeDocument;
-use mvm_core::lifecycle::InstanceStatus;
 use mvm_core::mirror::Mirror;
-use mvm_core::name::InstancePath;
 use mvm_core::record::{self, BuildState, PoolStatus};
 use mvm_core::stored::versioned;
 use mvm_host::space::Reserve;
@@ -74,15 +72,6 @@ impl State {
         F: Future<Output = Result<(Vec<Op>, T), E>>,
     {
         Ok(self.mirrored.change(Room::Reserved, change).await?.1)
-    }
-
-    /// Records what is observed of an instance.
-    pub(crate) async fn put_instance_status(
-        &self,
-        path: &InstancePath,
-        status: &InstanceStatus,
-    ) -> Result<(), CommitError> {
-        self.write(vec![encode(record::instance_status_key(path), &versioned(status))?]).await
     }
 
     /// Writes records whatever the present state is.

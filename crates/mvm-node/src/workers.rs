@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, TenantName};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, RequestId, TenantName};
 use tokio::task::{AbortHandle, JoinSet};
 
 /// What a worker works on.
@@ -32,6 +32,12 @@ pub(crate) enum Work {
     Build(PoolPath),
     /// A pool that goes.
     Pool(PoolPath),
+    /// A pool's base.
+    Base(PoolPath),
+    /// An instance that is saved for forks.
+    Capture(RequestId),
+    /// What was saved for forks that are there, or were given up.
+    Captures,
     /// A data disk.
     Disk(DiskPath),
     /// A guest's clock.

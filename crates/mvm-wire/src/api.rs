@@ -59,15 +59,26 @@ pub enum Call {
         /// Whether nothing is removed, but only told.
         dry_run: bool,
     },
-    /// Makes instances that begin where another is. Reply: `accepted`.
+    /// The same as `fork_once`, of an older caller. Reply: `accepted`.
     Fork {
         /// The instance.
         selector: Selector,
         /// How many.
         count: u32,
     },
-    /// Makes a pool's base, or makes it anew; answered when new instances begin with it. Reply:
-    /// `pools`.
+    /// Makes instances that begin where another is; answered when they are asked for, once that is saved. With an
+    /// id that was used lately, nothing is changed, and the answer is what it was then, or will be. Reply:
+    /// `accepted`.
+    ForkOnce {
+        /// The id, drawn by the caller.
+        id: RequestId,
+        /// The instance.
+        selector: Selector,
+        /// How many.
+        count: u32,
+    },
+    /// Makes a pool's base, or makes it anew; answered when new instances begin with it. Newer callers submit a
+    /// request and watch. Reply: `pools`.
     WarmUp {
         /// The pool.
         pool: PoolPath,
@@ -197,6 +208,7 @@ impl Call {
                 request.selector_mut()
             }
             Self::Fork { selector, .. }
+            | Self::ForkOnce { selector, .. }
             | Self::Instances { selector }
             | Self::Exec { selector, .. }
             | Self::Locate { selector }
@@ -372,6 +384,9 @@ pub struct PoolTarget {
     pub path: PoolPath,
     /// The generation of the build request.
     pub build_generation: u64,
+    /// The generation of the request for a base.
+    #[serde(default)]
+    pub base_generation: u64,
 }
 
 /// A data disk and the size to wait for.

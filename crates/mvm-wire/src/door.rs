@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use mvm_core::admit::Capacity;
 use mvm_core::guest::{ExecRequest, ForwardTarget};
 use mvm_core::image::ImageConfig;
-use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector, SnapshotId};
+use mvm_core::name::{DiskPath, InstancePath, PoolPath, RevisionId, Selector};
 use mvm_core::net::NetId;
 use mvm_core::sleep_policy::Activity;
 use mvm_core::vmm::{Accel, VmmKind};
@@ -94,27 +94,6 @@ pub enum Question {
         /// Which; any running one of a pool will do.
         selector: Selector,
     },
-    /// Waits until an instance that starts, or falls asleep, has. Answer: `done`.
-    Settled {
-        /// Which.
-        instance: InstancePath,
-    },
-    /// Saves an instance for others to begin from; kept until it is let go of, and as long as a record
-    /// names it. Answer: `captured`.
-    Capture {
-        /// Which.
-        instance: InstancePath,
-    },
-    /// Nobody but records needs a snapshot. Answer: `done`.
-    LetGo {
-        /// Which.
-        snapshot: SnapshotId,
-    },
-    /// Saves an instance as the base of its pool. Answer: `done`.
-    MakeBase {
-        /// Which.
-        instance: InstancePath,
-    },
     /// The node's own records, as stored. Answer: `records`.
     Records {
         /// The beginning of their keys.
@@ -159,13 +138,6 @@ pub enum Answer {
     Located(InstancePath),
     /// What an SSH client needs.
     Ssh(SshView),
-    /// A snapshot, and the revision that the instance runs.
-    Captured {
-        /// The snapshot.
-        snapshot: SnapshotId,
-        /// The revision.
-        revision: RevisionId,
-    },
     /// Records as stored.
     Records(Vec<RecordView>),
 }
@@ -259,20 +231,4 @@ pub enum Veto {
     Taken(String),
     /// It cannot.
     Refused(ApiError),
-}
-
-/// The failure of a base whose pool, or instance, goes.
-pub fn base_gone(pool: &PoolPath) -> ApiError {
-    ApiError::new(
-        ErrorCode::Conflict,
-        format!("pool {pool}, or what was made for its base, is being removed"),
-    )
-}
-
-/// The failure of a base that cannot be made, with what to do without one.
-pub fn base_failed(pool: &PoolPath, error: &str) -> ApiError {
-    let message = format!("pool {pool} gets no base: {error}");
-    ApiError::new(ErrorCode::Conflict, message).hint(format!(
-        "boot one with `mvm instance create {pool} --start --cold`, and see `mvm why`"
-    ))
 }

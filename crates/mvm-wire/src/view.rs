@@ -136,6 +136,12 @@ pub struct PoolView {
     /// What new instances begin with instead of booting.
     #[serde(default)]
     pub base: Option<BaseView>,
+    /// The last request for a base that was carried out, and of which nothing is left over.
+    #[serde(default)]
+    pub base_generation: u64,
+    /// Why that request came to nothing, if it did.
+    #[serde(default)]
+    pub base_failure: Option<String>,
     /// The ports that its image says it serves, `PORT` or `PORT/tcp|udp` each.
     #[serde(default)]
     pub exposed_ports: BTreeSet<String>,

@@ -202,24 +202,14 @@ impl Client {
     pub(crate) async fn submit(&self, request: Request) -> Result<Accepted> {
         let id = RequestId::from_bits(random_bits());
         let call = Call::SubmitOnce { id, change: request.clone() };
-        let mut attempts = 1;
-        let answered = loop {
-            match self.call(&call, WhenAbsent::Start).await {
-                Err(Error::Connection(error)) if is_lost(&error) && attempts < ATTEMPTS => {
-                    attempts += 1;
-                    tokio::time::sleep(AGENT_POLL).await;
-                }
-                // An agent of an earlier version.
-                Err(Error::Api(error)) if error.code == ErrorCode::Unsupported => {
-                    break self.call(&Call::Submit(request), WhenAbsent::Start).await?;
-                }
-                answered => break answered?,
+        let answered = until_answered(async || self.call(&call, WhenAbsent::Start).await).await;
+        accepted(match answered {
+            // An agent of an earlier version.
+            Err(Error::Api(error)) if error.code == ErrorCode::Unsupported => {
+                self.call(&Call::Submit(request), WhenAbsent::Start).await?
             }
-        };
-        match answered {
-            Reply::Accepted(accepted) => Ok(accepted),
-            other => Err(unexpected(&other)),
-        }
+            answered => answered?,
+        })
     }
 
     /// The running instance that a selector means; one that starts is waited for.
@@ -241,18 +231,9 @@ impl Client {
     /// Makes instances that begin where another is; saving that takes as long as its memory is
     /// large.
     pub(crate) async fn fork(&self, selector: Selector, count: u32) -> Result<Accepted> {
-        match self.ask(&Call::Fork { selector, count }).await? {
-            Reply::Accepted(accepted) => Ok(accepted),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Makes a pool's base; that takes as long as an instance takes to boot, and its image to build.
-    pub(crate) async fn warm_up(&self, pool: PoolPath) -> Result<PoolView> {
-        match self.ask(&Call::WarmUp { pool }).await? {
-            Reply::Pools(pools) => only(pools),
-            other => Err(unexpected(&other)),
-        }
+        let id = RequestId::from_bits(random_bits());
+        let call = Call::ForkOnce { id, selector, count };
+        accepted(until_answered(async || self.ask(&call).await).await?)
     }
 
     /// Sends a question and takes its one answer, however long the agent works on it.
@@ -288,6 +269,27 @@ impl Client {
             Ok(reply) => Ok(reply?),
             Err(_) => Err(Error::NoAnswer { socket: self.socket(), limit: ANSWER_LIMIT }),
         }
+    }
+}
+
+/// Asks the next agent the same if one went away before it answered.
+async fn until_answered(mut ask: impl AsyncFnMut() -> Result<Reply>) -> Result<Reply> {
+    let mut attempts = 1;
+    loop {
+        match ask().await {
+            Err(Error::Connection(error)) if is_lost(&error) && attempts < ATTEMPTS => {
+                attempts += 1;
+                tokio::time::sleep(AGENT_POLL).await;
+            }
+            answered => return answered,
+        }
+    }
+}
+
+fn accepted(reply: Reply) -> Result<Accepted> {
+    match reply {
+        Reply::Accepted(accepted) => Ok(accepted),
+        other => Err(unexpected(&other)),
     }
 }
 

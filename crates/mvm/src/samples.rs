@@ -64,6 +64,8 @@ pub(crate) fn pool(path: &str) -> PoolView {
         build: BuildState::Idle,
         build_generation: 0,
         base: None,
+        base_generation: 0,
+        base_failure: None,
         exposed_ports: BTreeSet::new(),
         volumes: BTreeSet::new(),
         has_healthcheck: false,

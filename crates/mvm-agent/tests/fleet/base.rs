@@ -70,22 +70,72 @@ async fn new_instances_begin_with_the_base_of_their_pool() {
     assert_eq!(snapshots(&machine), 0);
 }
 
+/// Asks for a base, and does not wait for it.
+async fn ask(agent: &Agent) -> u64 {
+    let asked = agent.submit(Request::PoolWarmUp { path: hello() }).await.unwrap();
+    assert!(asked.instances.is_empty());
+    asked.pools[0].base_generation
+}
+
+async fn pool(agent: &Agent) -> PoolView {
+    match agent.call(Call::Pools { tenant: None, path: Some(hello()) }).await.unwrap() {
+        Reply::Pools(mut pools) => pools.remove(0),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_ends_in_the_middle_leaves_no_template_and_the_base_as_it_was() {
+async fn a_base_that_an_agent_was_in_the_middle_of_is_made_by_the_next() {
     let machine = Machine::new();
     let agent = machine.agent().await;
     apply(&agent, 0, 256).await;
-    warm_up(&agent).await.unwrap();
-    let path = hello();
-    agent.submit(Request::PoolTemplate { path }).await.unwrap();
-    agent.until_running(1).await;
+    let first = warm_up(&agent).await.unwrap().base.unwrap().id;
     agent.node.end().await;
+    // Killed at any moment of it.
+    for (round, after_ms) in [0, 1, 50, 500, 2_000].into_iter().enumerate() {
+        let agent = machine.agent().await;
+        let asked = ask(&agent).await;
+        assert_eq!(asked, 2 + round as u64);
+        tokio::time::sleep(Duration::from_millis(after_ms)).await;
+        agent.node.end().await;
 
+        let agent = machine.agent().await;
+        agent.until("nothing is left of making it", |all| all.is_empty()).await;
+        let view = pool(&agent).await;
+        assert_eq!((view.base_generation, view.base_failure), (asked, None));
+        assert!(view.base.is_some_and(|base| base.in_use && base.id != first));
+        agent.node.end().await;
+    }
     let agent = machine.agent().await;
-    agent.until("gone", |all| all.is_empty()).await;
     apply(&agent, 1, 256).await;
     let view = agent.until_running(1).await.remove(0);
-    assert_eq!((view.boots, view.wakes), (0, 1), "the base has outlived the agent");
+    assert_eq!((view.boots, view.wakes), (0, 1));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(snapshots(&machine), 1, "what nobody begins with is removed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_a_base_is_over_with_the_one_that_took_its_place_or_with_its_instance() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    apply(&agent, 0, 256).await;
+    let (first, second) = tokio::join!(warm_up(&agent), warm_up(&agent));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(first.base.is_some_and(|base| base.in_use));
+    assert_eq!((second.base_generation, second.base_failure), (2, None));
+
+    // Somebody removes the instance that it is to be saved from.
+    ask(&agent).await;
+    let made = agent.instances().await.remove(0);
+    let selector = mvm_core::name::Selector::from(&made.path);
+    let destroy = Request::InstanceDestroy { selector, all: false, force: true };
+    agent.submit(destroy).await.unwrap();
+    agent.until("it is gone", |all| all.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let view = pool(&agent).await;
+    assert_eq!(view.base_generation, 3);
+    assert!(view.base_failure.is_some_and(|error| error.contains("removed")));
+    assert!(view.base.is_some_and(|base| base.in_use), "the one before still serves");
 }
 
 #[tokio::test(start_paused = true)]

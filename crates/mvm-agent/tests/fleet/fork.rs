@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
-use mvm_core::name::Selector;
+use mvm_core::name::{RequestId, Selector};
 use mvm_store::Transaction;
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Accepted, ApiError, Call, ErrorCode, Reply};
@@ -96,6 +96,69 @@ async fn a_fork_that_is_refused_leaves_nothing() {
     assert!(error.message.contains("not running"), "{error:?}");
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(snapshots(&machine), [""; 0]);
+}
+
+async fn fork_once(agent: &Agent, id: u128, source: &InstanceView) -> Result<Accepted, ApiError> {
+    let (id, selector) = (RequestId::from_bits(id), Selector::from(&source.path));
+    match agent.call(Call::ForkOnce { id, selector, count: 2 }).await? {
+        Reply::Accepted(accepted) => Ok(accepted),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_that_an_agent_was_in_the_middle_of_is_made_by_the_next_and_once() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    agent.node.end().await;
+    // Killed at any moment of it.
+    for (round, after_ms) in [0, 1, 5, 20, 100].into_iter().enumerate() {
+        let agent = machine.agent().await;
+        agent.until_running(1 + 2 * round).await;
+        let id = round as u128;
+        let asked = tokio::time::timeout(Duration::from_millis(after_ms), async {
+            drop(fork_once(&agent, id, &source).await);
+        });
+        // Whoever asked is gone.
+        drop(asked.await);
+        agent.node.end().await;
+
+        let agent = machine.agent().await;
+        let forks = fork_once(&agent, id, &source).await.unwrap();
+        assert_eq!(forks.instances.len(), 2);
+        assert_eq!(fork_once(&agent, id, &source).await.unwrap(), forks, "the same again");
+        let all = agent.until_running(3 + 2 * round).await;
+        assert_eq!(all.len(), 3 + 2 * round);
+        agent.node.end().await;
+    }
+    let agent = machine.agent().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let left = machine.store.list("desired/fork/").await.unwrap().entries;
+    let saved = machine.store.list("observed/capture/").await.unwrap().entries;
+    assert_eq!((left.len(), saved.len()), (0, 0));
+    let request = Request::TenantDestroy { name: "demo".parse().unwrap(), force: true };
+    agent.submit(request).await.unwrap();
+    agent.until("gone", |all| all.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(snapshots(&machine), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_that_came_to_nothing_is_answered_the_same_again() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    let selector = Selector::from(&source.path);
+    agent.submit(Request::InstanceStop { selector, all: false, grace_ms: 0 }).await.unwrap();
+    agent.until("stopped", |all| all[0].state == State::Stopped && all[0].activity.is_none()).await;
+    let error = fork_once(&agent, 7, &source).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    let selector = Selector::from(&source.path);
+    agent.submit(Request::InstanceStart { selector, all: false }).await.unwrap();
+    agent.until_running(1).await;
+    assert_eq!(fork_once(&agent, 7, &source).await.unwrap_err(), error);
+    assert_eq!(fork_once(&agent, 8, &source).await.unwrap().instances.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

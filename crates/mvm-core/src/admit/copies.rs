@@ -19,6 +19,8 @@ pub fn make_own(desired: &Desired, node: &NodeFacts, now: u64) -> Result<Edit, D
     let mut no_ids = || 0;
     let mut draft = Draft::of(desired, node, &mut no_ids, now);
     draft.stop_all();
+    // What was saved for them is the original's.
+    draft.edit.desired.forks.clear();
     draft.renumber_taken()?;
     Ok(draft.edit)
 }

@@ -38,7 +38,7 @@ pub(super) const NEVER_GENERATION: u64 = 0;
 ///
 /// # Errors
 /// It writes a disk, which its fork would too.
-pub fn check_forkable(source: &InstanceRecord) -> Result<(), Denial> {
+fn check_forkable(source: &InstanceRecord) -> Result<(), Denial> {
     let tenant = &source.path.pool.tenant;
     match source.spec.disks.iter().find(|mount| !mount.read_only) {
         None => Ok(()),

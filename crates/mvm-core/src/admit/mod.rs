@@ -11,6 +11,7 @@ mod denial;
 mod disks;
 mod instances;
 mod limits;
+mod own;
 mod pools;
 mod published;
 mod sleep_policy;
@@ -25,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 pub use copies::make_own;
 pub use denial::{Denial, DiskConflict, Limit};
-pub use instances::check_forkable;
 pub use limits::{IsFinished, Usage, node_usage, tenant_usage};
+pub use own::{OwnRequest, admit_own};
 pub use spares::{spare_fits, spares_of};
 pub use upkeep::{forget, take_over};
 
@@ -34,9 +35,7 @@ use crate::authored;
 use crate::disk::DiskMount;
 use crate::image::ImageSpec;
 use crate::lifecycle::{InstanceStatus, Phase};
-use crate::name::{
-    DiskPath, InstanceId, InstancePath, PoolPath, RevisionId, Selector, SnapshotId, TenantName,
-};
+use crate::name::{DiskPath, InstanceId, InstancePath, PoolPath, Selector, TenantName};
 use crate::net::NetId;
 use crate::plan::has_ended_for_good;
 use crate::record::{Desired, Existence, Observed, PoolStatus};
@@ -139,19 +138,17 @@ pub enum Request {
         /// Whether running instances are stopped and go with it.
         force: bool,
     },
+    /// Makes a pool's base, or makes it anew: what new instances begin with instead of booting.
+    PoolWarmUp {
+        /// Its path.
+        path: PoolPath,
+    },
     /// Sets how many new instances of a pool are to stand by.
     PoolReady {
         /// Its path.
         path: PoolPath,
         /// How many.
         ready: u32,
-    },
-    /// Makes the instances that stand by be so many, all of them as a new one would be now.
-    PoolSpares {
-        /// Its path.
-        path: PoolPath,
-        /// How many.
-        count: u32,
     },
     /// Says when a pool's instances are put to rest by themselves, those that exist included.
     PoolPolicy {
@@ -175,22 +172,6 @@ pub enum Request {
         /// Whether they boot although their pool has a base.
         #[serde(default)]
         cold: bool,
-    },
-    /// Makes the instance that a pool's base is saved from.
-    PoolTemplate {
-        /// The pool.
-        path: PoolPath,
-    },
-    /// Makes instances that begin where another is, in its pool.
-    InstanceFork {
-        /// The instance that was saved.
-        source: InstancePath,
-        /// What was saved of it.
-        snapshot: SnapshotId,
-        /// The revision that it runs.
-        revision: RevisionId,
-        /// How many.
-        count: u32,
     },
     /// Starts instances.
     InstanceStart {
@@ -304,11 +285,9 @@ impl Request {
             | Self::PoolScale { .. }
             | Self::PoolDestroy { .. }
             | Self::PoolReady { .. }
-            | Self::PoolSpares { .. }
             | Self::PoolPolicy { .. }
-            | Self::PoolTemplate { .. }
+            | Self::PoolWarmUp { .. }
             | Self::InstanceCreate { .. }
-            | Self::InstanceFork { .. }
             | Self::DiskCreate { .. }
             | Self::DiskResize { .. }
             | Self::DiskRemove { .. }
@@ -426,12 +405,9 @@ pub fn admit(
             draft.pool_scale(path, *running, *warm, *sleeping)?;
         }
         Request::PoolDestroy { path, force } => draft.pool_destroy(path, *force)?,
-        Request::PoolTemplate { path } => draft.pool_template(path)?,
+        Request::PoolWarmUp { path } => draft.pool_warm_up(path)?,
         Request::InstanceCreate { pool, count, start, disks, cold } => {
             draft.instance_create(pool, *count, *start, disks, *cold)?;
-        }
-        Request::InstanceFork { source, snapshot, revision, count } => {
-            draft.instance_fork(source, snapshot, revision, *count)?;
         }
         Request::InstanceStart { selector, all } => draft.instance_start(selector, *all)?,
         Request::InstanceStop { selector, all, grace_ms } => {
@@ -442,7 +418,6 @@ pub fn admit(
             draft.instance_sleep(selector, *all, *hooks_ms)?;
         }
         Request::PoolReady { path, ready } => draft.pool_ready(path, *ready)?,
-        Request::PoolSpares { path, count } => draft.pool_spares(path, *count)?,
         Request::PoolPolicy { path, policy } => draft.pool_policy(path, policy)?,
         Request::InstancePin { selector, all, pinned } => {
             draft.instance_pin(selector, *all, *pinned)?;

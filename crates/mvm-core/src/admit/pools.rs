@@ -34,6 +34,7 @@ impl Draft<'_> {
             spec: spec.clone(),
             running: 0,
             build_generation: NEVER_GENERATION,
+            base_generation: NEVER_GENERATION,
             rolled_back_to: None,
             created_unix_ms: self.now,
             existence: Existence::Kept,
@@ -86,9 +87,9 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Makes the instance that the pool's base is saved from. One that is there from a request that
-    /// came to nothing goes.
-    pub(super) fn pool_template(&mut self, path: &PoolPath) -> Result<(), Denial> {
+    /// Asks for a base, and makes the instance that it is saved from. One that is there from a request before
+    /// goes.
+    pub(super) fn pool_warm_up(&mut self, path: &PoolPath) -> Result<(), Denial> {
         self.require_pool(path)?;
         let spec = self.edit.desired.pools.get(path).map(|pool| &pool.spec);
         let why = match spec {
@@ -108,10 +109,16 @@ impl Draft<'_> {
         for instance in before {
             self.set_desired(&instance, DesiredState::Destroyed, 0);
         }
+        self.retry_failed_build(path);
+        self.create_some(path, 1, DesiredState::Running, &[], Begin::Template)?;
+        // It is the pool that is asked for something, and its instances are as before.
         self.edit.instances.clear();
         self.concerned.clear();
-        self.retry_failed_build(path);
-        self.create_some(path, 1, DesiredState::Running, &[], Begin::Template)
+        self.edit.pools = vec![path.clone()];
+        if let Some(pool) = self.edit.desired.pools.get_mut(path) {
+            pool.base_generation += 1;
+        }
+        Ok(())
     }
 
     /// Asks for the latest of the earlier revisions, together with its image.

@@ -15,6 +15,7 @@ mod tenants;
 
 use super::*;
 use crate::document::Gone;
+use crate::name::{RequestId, RevisionId, SnapshotId};
 use crate::record::{DesiredState, InstanceRecord};
 
 /// A node as admission sees it.
@@ -69,6 +70,31 @@ impl Node {
         }
     }
 
+    /// The same for what control asks of itself.
+    fn try_accept_own(&mut self, request: &OwnRequest) -> Result<Edit, Denial> {
+        let ids = &mut self.ids;
+        let mut entropy = || {
+            *ids += 1;
+            *ids
+        };
+        self.now += 1;
+        let edit = admit_own(&self.desired, &self.facts, request, &mut entropy, self.now)?;
+        self.desired = edit.desired.clone();
+        Ok(edit)
+    }
+
+    /// Makes one fork of an instance, which is saved at once.
+    fn try_fork(&mut self, source: &InstancePath) -> Result<Edit, Denial> {
+        let id = RequestId::from_bits(1);
+        let (snapshot, revision) = (SnapshotId::from_bits(9), RevisionId::from_digest([1; 8]));
+        let begin = OwnRequest::BeginFork { id: id.clone(), source: source.clone(), count: 1 };
+        assert!(self.try_accept_own(&begin)?.instances.is_empty(), "it is not saved yet");
+        assert_eq!(self.desired.forks.len(), 1);
+        let edit = self.try_accept_own(&OwnRequest::MakeForks { id, snapshot, revision })?;
+        assert!(self.desired.forks.is_empty());
+        Ok(edit)
+    }
+
     /// An instance is seen in a phase, of what was asked of it last.
     fn observe(&mut self, path: &InstancePath, phase: Phase) {
         let generation = self.desired.instances[path].generation;
@@ -78,7 +104,7 @@ impl Node {
 
     /// Removes the records of what is to go, as the executor does once it is gone.
     fn forget_the_gone(&mut self) {
-        let Desired { tenants, pools, instances, disks } = &self.desired;
+        let Desired { tenants, pools, instances, disks, forks: _ } = &self.desired;
         // All of them: what is to stay is not forgotten.
         let gone = Gone {
             tenants: tenants.iter().map(|(name, it)| (name.clone(), it.created_unix_ms)).collect(),

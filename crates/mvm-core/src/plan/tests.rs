@@ -70,6 +70,7 @@ fn desired(instances: impl IntoIterator<Item = InstanceRecord>) -> Desired {
         spec: PoolSpec::default(),
         running: 0,
         build_generation: 0,
+        base_generation: 0,
         rolled_back_to: None,
         created_unix_ms: 0,
         existence: Existence::Kept,
@@ -78,7 +79,7 @@ fn desired(instances: impl IntoIterator<Item = InstanceRecord>) -> Desired {
         tenants: OrdMap::unit(tenant.name.clone(), tenant),
         pools: OrdMap::unit(pool.path.clone(), pool),
         instances: instances.into_iter().map(|record| (record.path.clone(), record)).collect(),
-        disks: OrdMap::new(),
+        ..Desired::default()
     }
 }
 
@@ -105,7 +106,7 @@ fn observed(
     Observed {
         pools: OrdMap::unit(pool(), image),
         instances: instances.collect(),
-        disks: OrdMap::new(),
+        ..Observed::default()
     }
 }
 

@@ -36,6 +36,7 @@ impl Node {
             spec: spec.clone(),
             running: 0,
             build_generation: 0,
+            base_generation: 0,
             rolled_back_to: None,
             created_unix_ms: 0,
             existence: Existence::Kept,

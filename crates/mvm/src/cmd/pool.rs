@@ -197,6 +197,8 @@ struct WarmUp {
     /// fits is kept then, and 0 needs none.
     #[arg(long, value_name = "COUNT")]
     ready: Option<u32>,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// Set how many instances of a pool run.
@@ -262,7 +264,7 @@ impl Pool {
                 let view = only(context.client.pools(None, Some(path)).await?)?;
                 return context.ui.data(&view, || tenants::pool_info(&view));
             }
-            Verb::WarmUp(WarmUp { path, ready }) => {
+            Verb::WarmUp(WarmUp { path, ready, wait }) => {
                 if let Some(ready) = ready {
                     let request = Request::PoolReady { path: path.clone(), ready };
                     context.client.submit(request).await?;
@@ -280,7 +282,9 @@ impl Pool {
                 context
                     .ui
                     .remark("booting an instance for the base: this takes as long as a start");
-                let view = context.client.warm_up(path).await?;
+                let request = Request::PoolWarmUp { path: path.clone() };
+                carry_out(context, request, Goal::WarmedUp, &wait).await?;
+                let view = only(context.client.pools(None, Some(path)).await?)?;
                 return context.ui.data(&view, || view.path.to_string());
             }
             Verb::Policy(policy) => return policy.run(context).await,

@@ -161,6 +161,7 @@ pub(crate) fn pool_info(view: &PoolView) -> String {
         ("running", format!("{} of {} desired", view.running, view.desired_running)),
         ("instances", view.instances.to_string()),
     ];
+    rows.extend(view.base_failure.iter().map(|error| ("last warm-up", format!("failed: {error}"))));
     if view.outdated > 0 {
         rows.push(("outdated", outdated(view)));
     }

@@ -479,9 +479,16 @@ fn a_base_that_still_fits_is_not_made_anew_for_those_that_stand_by() {
         let reply = match call {
             Call::Submit(Request::PoolReady { ready: 2, .. }) => Reply::Accepted(accepted()),
             Call::Pools { .. } => Reply::Pools(vec![view]),
-            Call::WarmUp { .. } => {
+            Call::Submit(Request::PoolWarmUp { .. }) => {
                 counted.fetch_add(1, Ordering::Relaxed);
-                Reply::Pools(vec![view])
+                let path = view.path;
+                let target = mvm_wire::PoolTarget { path, build_generation: 0, base_generation: 1 };
+                Reply::Accepted(Accepted { pools: vec![target], ..Accepted::default() })
+            }
+            Call::Watch { .. } => {
+                let pools = vec![PoolView { base_generation: 1, ..view }];
+                let (instances, disks) = (vec![], vec![]);
+                Reply::Snapshot { instances, pools, tenant_exists: false, disks }
             }
             other => panic!("{other:?}"),
         };

@@ -36,6 +36,8 @@ pub(crate) enum Goal {
     Stopped,
     /// Every pool's image is built.
     Built,
+    /// New instances of every pool begin with its base.
+    WarmedUp,
     /// The instances, pools and disks, and the tenant if named, are gone.
     Gone {
         /// The tenant that is to go.
@@ -53,7 +55,8 @@ impl Goal {
             | Self::Warm
             | Self::Sleeping
             | Self::Stopped
-            | Self::Built => None,
+            | Self::Built
+            | Self::WarmedUp => None,
         }
     }
 }
@@ -161,6 +164,7 @@ pub(crate) fn progress(request: &Request<'_>, snapshot: &Snapshot, now_unix_ms: 
     let mut levels: Vec<Level> = Vec::new();
     match request.goal {
         Goal::Built => levels.extend(pools.iter().map(|pool| built(pool, snapshot))),
+        Goal::WarmedUp => levels.extend(pools.iter().map(|pool| warmed_up(pool, snapshot))),
         Goal::Gone { tenant } => {
             let instances = instances.iter().filter_map(|i| snapshot.instances.get(&i.path));
             levels.extend(instances.map(|view| Level::NotYet(describe(view, now_unix_ms))));
@@ -206,6 +210,7 @@ fn summarize(goal: &Goal, levels: Vec<Level>) -> Progress {
         (Goal::Sleeping, _) => format!("{done} of {total} asleep; {first}"),
         (Goal::Stopped, _) => format!("{done} of {total} stopped; {first}"),
         (Goal::Built, _) => format!("{done} of {total} built; {first}"),
+        (Goal::WarmedUp, _) => format!("{done} of {total} have a base; {first}"),
         (Goal::Gone { .. }, _) => format!("{total} to go; {first}"),
     };
     if items.len() > NAMED {
@@ -360,6 +365,30 @@ fn image(request: &Request<'_>, pool: &PoolView, now: u64) -> Level {
         BuildState::Idle | BuildState::Built { .. } | BuildState::Unknown => {
             Level::NotYet(format!("{path}: looking for the image"))
         }
+    }
+}
+
+fn warmed_up(target: &PoolTarget, snapshot: &Snapshot) -> Level {
+    let path = &target.path;
+    let Some(pool) = snapshot.pools.get(path) else {
+        return superseded(format!("pool {path} was destroyed by another request"));
+    };
+    match (&pool.build, &pool.base_failure) {
+        (_, None) if pool.base_generation >= target.base_generation => Level::Reached,
+        (_, Some(error)) if pool.base_generation >= target.base_generation => {
+            Level::Failed(Failure {
+                message: format!("pool {path} gets no base: {error}"),
+                console: Vec::new(),
+                hint: format!(
+                    "boot one with `mvm instance create {path} --start --cold`, and see `mvm why`"
+                ),
+                superseded: false,
+                others: 0,
+                program: None,
+            })
+        }
+        (BuildState::Building { step }, _) => Level::NotYet(building(path, step)),
+        _ => Level::NotYet(format!("{path}: booting an instance for its base")),
     }
 }
 

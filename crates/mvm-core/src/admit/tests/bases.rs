@@ -30,7 +30,19 @@ fn origins(node: &Node) -> Vec<bool> {
 }
 
 fn template() -> Request {
-    Request::PoolTemplate { path: web() }
+    Request::PoolWarmUp { path: web() }
+}
+
+/// Asks for a base, and returns the instance that it is to be saved from.
+fn ask_for_base(node: &mut Node) -> InstancePath {
+    let edit = node.accept(template());
+    assert_eq!((edit.instances.len(), edit.pools), (0, vec![web()]), "the pool's are as before");
+    let mut made = node.desired.instances.values().filter(|it| {
+        it.purpose == crate::record::Purpose::Base && it.desired != DesiredState::Destroyed
+    });
+    let path = made.next().unwrap().path.clone();
+    assert!(made.next().is_none());
+    path
 }
 
 #[test]
@@ -66,22 +78,19 @@ fn a_base_that_is_not_what_a_boot_would_make_is_not_begun_with() {
 fn the_instance_that_a_base_is_made_of_is_none_of_the_pools_own() {
     let mut node = with_base();
     node.accept(scale("demo/web", 1));
-    let made = node.accept(template()).instances;
-    assert_eq!((made.len(), origins(&node)), (1, vec![true, false]), "it boots");
+    let made = ask_for_base(&mut node);
+    assert_eq!(origins(&node), [true, false], "it boots");
     assert_eq!(node.desired.pools[&web()].running, 1);
     node.accept(scale("demo/web", 0));
-    assert_eq!(node.desired.instances[&made[0]].desired, DesiredState::Running);
+    assert_eq!(node.desired.instances[&made].desired, DesiredState::Running);
     node.accept(scale("demo/web", 1));
     assert_eq!(node.desired.pools[&web()].running, 1);
     assert_eq!(node.instances("demo/web").len(), 2, "the stopped one runs again");
 
-    let again = node.accept(template()).instances;
-    assert_eq!(again.len(), 1);
-    assert_eq!(node.desired.instances[&made[0]].desired, DesiredState::Destroyed);
-    let source = again[0].clone();
-    let revision = RevisionId::from_digest([1; 8]);
-    let snapshot = SnapshotId::from_bits(9);
-    let fork = node.accept(Request::InstanceFork { source, snapshot, revision, count: 1 });
+    let again = ask_for_base(&mut node);
+    assert_eq!(node.desired.instances[&made].desired, DesiredState::Destroyed);
+    assert_eq!(node.desired.pools[&web()].base_generation, 2);
+    let fork = node.try_fork(&again).unwrap();
     assert!(node.desired.instances[&fork.instances[0]].purpose.is_use());
 }
 

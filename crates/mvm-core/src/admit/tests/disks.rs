@@ -86,13 +86,8 @@ fn a_fork_of_a_writer_is_refused_by_the_names_of_its_source_and_disk() {
     node.accept(pool_with("demo/web", &["data:/data"]));
     node.accept(scale("demo/web", 1));
     let source = node.instances("demo/web")[0].path.clone();
-    let fork = |source: &InstancePath| Request::InstanceFork {
-        source: source.clone(),
-        snapshot: crate::name::SnapshotId::from_bits(1),
-        revision: RevisionId::from_digest([1; 8]),
-        count: 1,
-    };
-    let text = said(&node.deny(fork(&source)));
+    let text = said(&node.try_fork(&source).unwrap_err());
+    assert!(node.desired.forks.is_empty(), "nothing is saved for nothing");
     assert!(
         text.starts_with(&format!("{source} cannot be forked: it writes disk demo/data")),
         "{text}"
@@ -101,7 +96,7 @@ fn a_fork_of_a_writer_is_refused_by_the_names_of_its_source_and_disk() {
     node.accept(pool_with("demo/read", &["data:/data:ro"]));
     node.accept(scale("demo/read", 1));
     let source = node.instances("demo/read")[0].path.clone();
-    node.accept(fork(&source));
+    node.try_fork(&source).unwrap();
 }
 
 #[test]

@@ -135,12 +135,10 @@ impl Model {
         match request {
             Request::PoolUpdate { .. }
             | Request::PoolRollback { .. }
-            | Request::InstanceFork { .. }
-            | Request::PoolTemplate { .. }
+            | Request::PoolWarmUp { .. }
             | Request::TenantMove { .. }
             | Request::PoolPolicy { .. }
             | Request::PoolReady { .. }
-            | Request::PoolSpares { .. }
             | Request::InstancePin { .. }
             | Request::InstanceWarm { .. }
             | Request::InstanceSleep { .. } => {

@@ -5,7 +5,7 @@ use super::*;
 use crate::record::Purpose;
 
 fn spares(node: &mut Node, count: u32) -> Vec<InstancePath> {
-    node.accept(Request::PoolSpares { path: web(), count });
+    node.try_accept_own(&OwnRequest::Spares { pool: web(), count }).unwrap();
     node.forget_the_gone();
     let pool = web();
     let spares = spares_of(&node.desired, &pool);
@@ -111,7 +111,7 @@ fn they_count_against_the_quota_and_do_not_keep_a_pool() {
     let quota = Quota { mem_mib: Some(512), ..Quota::default() };
     let name = "demo".parse().unwrap();
     node.accept(Request::TenantUpdate { name, quota, lift: vec![] });
-    let denial = node.try_accept(&Request::PoolSpares { path: web(), count: 3 });
+    let denial = node.try_accept_own(&OwnRequest::Spares { pool: web(), count: 3 });
     assert!(matches!(denial, Err(Denial::OverLimit(_))));
     spares(&mut node, 2);
     node.accept(Request::PoolDestroy { path: web(), force: false });

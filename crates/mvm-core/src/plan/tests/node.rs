@@ -51,7 +51,8 @@ impl Node {
     fn observed(&self) -> Observed {
         let status = |(path, world): (&InstancePath, &World)| (path.clone(), world.status.clone());
         let instances = self.worlds.iter().map(status).collect();
-        Observed { pools: self.images.clone().into(), instances, disks: self.disks.clone().into() }
+        let (pools, disks) = (self.images.clone().into(), self.disks.clone().into());
+        Observed { pools, instances, disks, ..Observed::default() }
     }
 
     pub(super) fn plan_at(&self, now: u64) -> Plan {

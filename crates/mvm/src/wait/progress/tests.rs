@@ -31,7 +31,11 @@ fn judge(goal: &Goal, instances: Vec<InstanceView>, pools: Vec<PoolView>) -> Pro
             path: "demo/hello/i-00000001".parse().unwrap(),
             generation: 2,
         }],
-        pools: vec![PoolTarget { path: "demo/hello".parse().unwrap(), build_generation: 3 }],
+        pools: vec![PoolTarget {
+            path: "demo/hello".parse().unwrap(),
+            build_generation: 3,
+            base_generation: 5,
+        }],
         ..Accepted::default()
     };
     let request = Request { accepted: &accepted, goal, submitted_unix_ms: NOW };
@@ -237,4 +241,23 @@ fn reasons_are_told_in_words() {
         assert_eq!(reason(&waiting, NOW).as_deref(), Some(expected));
     }
     assert_eq!(reason(&Waiting::Step, NOW), None);
+}
+
+#[test]
+fn a_base_counts_from_its_request_on() {
+    let base = |base_generation, failure: Option<&str>| PoolView {
+        base_generation,
+        base_failure: failure.map(str::to_owned),
+        ..samples::pool("demo/hello")
+    };
+    let judge = |view| judge(&Goal::WarmedUp, vec![], vec![view]);
+    for failure in [None, Some("of the one before")] {
+        let before = line(judge(base(4, failure)));
+        assert_eq!(before, "demo/hello: booting an instance for its base");
+    }
+    assert_eq!(judge(base(5, None)), Progress::Done);
+    assert_eq!(judge(base(6, None)), Progress::Done);
+    let failed = failure(judge(base(5, Some("it ended"))));
+    assert_eq!(failed.message, "pool demo/hello gets no base: it ended");
+    assert!(failed.hint.contains("--cold"), "{failed:?}");
 }
