@@ -174,7 +174,7 @@ pub enum Phase {
     },
     /// Its VM has ended; what it held on the host is given back.
     Releasing {
-        /// When the release is tried again, if it failed.
+        /// When the release is tried again, if it failed; one is under way otherwise, and there are never two.
         #[serde(default)]
         retry_unix_ms: Option<u64>,
         /// What follows.

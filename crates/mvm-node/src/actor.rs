@@ -16,7 +16,7 @@ use mvm_core::vmm::VmHandle;
 use mvm_host::guest::{Session, SessionMode};
 use mvm_host::vmm::Vm;
 use mvm_store::{Op, encode};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::contact::Contact;
@@ -75,7 +75,6 @@ pub(crate) fn spawn(node: &Arc<Node>, path: &InstancePath, given: Given, tasks: 
         run_tasks: JoinSet::new(),
         vcpus: None,
         is_ending: watch::Sender::new(false),
-        releasing: Arc::default(),
     };
     tasks.spawn(actor.run(messages));
 }
@@ -102,8 +101,6 @@ struct Actor {
     vcpus: Option<mpsc::UnboundedSender<VcpuOrder>>,
     /// Whether the VM is to end: nobody needs what is being saved of it.
     is_ending: watch::Sender<bool>,
-    /// Releases come one after the other.
-    releasing: Arc<Mutex<()>>,
 }
 
 impl Actor {
@@ -397,9 +394,8 @@ impl Actor {
             }
             Effect::Release | Effect::ReleaseAll => {
                 let everything = effect == Effect::ReleaseAll;
-                let (releasing, status) = (self.releasing.clone(), self.status.clone());
+                let status = self.status.clone();
                 self.spawn(async move |node| {
-                    let _one_at_a_time = releasing.lock_owned().await;
                     effects::release(&node, &given, &status, everything).await
                 });
             }

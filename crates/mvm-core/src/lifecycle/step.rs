@@ -263,26 +263,35 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             vec![]
         }
         (
-            Phase::Releasing {
-                retry_unix_ms,
-                outcome: outcome @ (Outcome::Failed | Outcome::Asleep),
-            },
+            Phase::Releasing { retry_unix_ms, outcome: Outcome::Failed },
             Event::Stop { generation, .. },
         ) => {
             let retry_unix_ms = *retry_unix_ms;
-            if *outcome == Outcome::Asleep {
-                next.died(Cause::Operator, now, None, Vec::new());
-            }
             next.phase = Phase::Releasing { retry_unix_ms, outcome: Outcome::Stopped };
             next.generation = generation;
             vec![]
+        }
+        // What is kept of a sleeper is released, too. A release under way ends first: a wish that still holds then
+        // comes again.
+        (
+            Phase::Releasing { retry_unix_ms: Some(_), outcome: Outcome::Asleep },
+            Event::Stop { generation, .. },
+        ) => {
+            next.died(Cause::Operator, now, None, Vec::new());
+            next.generation = generation;
+            next.release(Outcome::Stopped)
         }
 
         (
             Phase::Created | Phase::Stopped | Phase::Failed | Phase::Sleeping { .. },
             Event::Destroy { .. },
         ) => next.release(Outcome::Destroyed),
-        (Phase::Releasing { outcome, .. }, Event::Destroy { .. })
+        // The release under way ends first.
+        (Phase::Releasing { retry_unix_ms: None, .. }, Event::Destroy { .. }) => {
+            next.phase = Phase::Releasing { retry_unix_ms: None, outcome: Outcome::Destroyed };
+            vec![]
+        }
+        (Phase::Releasing { retry_unix_ms: Some(_), outcome }, Event::Destroy { .. })
             if *outcome != Outcome::Destroyed =>
         {
             next.release(Outcome::Destroyed)
@@ -301,8 +310,8 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             vec![]
         }
         (Phase::Releasing { outcome, .. }, Event::Released { everything }) => match outcome {
-            // A release begun before the wish to destroy it: the greater one is under way.
-            Outcome::Destroyed if !everything => vec![],
+            // That was begun before the wish to destroy it.
+            Outcome::Destroyed if !everything => next.release(Outcome::Destroyed),
             Outcome::Stopped => {
                 next.phase = Phase::Stopped;
                 next.failures = 0;

@@ -61,13 +61,32 @@ fn steps(
     let mut now = NOW;
     let mut status = InstanceStatus::default();
     let mut steps = vec![];
+    let mut release = None;
     for (pause, event) in history {
         now += pause;
         // What was never launched cannot be found alive.
         if event == Event::FoundAlive && status.vm.is_none() {
             continue;
         }
+        // Nor does a release tell more than it was begun for, nor one that is not under way anything.
+        let event = match event {
+            Event::Released { .. } => match release {
+                Some(everything) => Event::Released { everything },
+                None => continue,
+            },
+            event => event,
+        };
+        if matches!(event, Event::Released { .. } | Event::ReleaseFailed | Event::FoundGone { .. })
+        {
+            release = None;
+        }
         let (next, effects) = step(&status, event.clone(), now);
+        for effect in &effects {
+            if let Effect::Release | Effect::ReleaseAll = effect {
+                assert_eq!(release, None, "two releases at once");
+                release = Some(*effect == Effect::ReleaseAll);
+            }
+        }
         steps.push((now, status, event, next.clone(), effects));
         status = next;
     }

@@ -117,6 +117,18 @@ fn stopping_a_sleeping_instance_gives_its_memory_up() {
 }
 
 #[test]
+fn what_is_kept_of_a_sleeper_is_given_back_when_it_is_stopped_on_the_way_to_sleep() {
+    let (falling, _) = step(&at("saved"), exited(signalled(9)), NOW);
+    assert_eq!(step(&falling, stop(2), NOW), (falling.clone(), vec![]), "one release at a time");
+    let asleep = step(&falling, Event::Released { everything: false }, NOW).0;
+    assert_eq!(step(&asleep, stop(2), NOW).1, [Effect::Release]);
+
+    let failed = step(&falling, Event::ReleaseFailed, NOW).0;
+    let (status, effects) = step(&failed, stop(2), NOW);
+    assert_eq!((effects, status.snapshot), (vec![Effect::Release], None));
+}
+
+#[test]
 fn a_new_instance_begins_from_the_snapshot_it_is_given_until_it_has_run() {
     let id: SnapshotId = "s-00000001".parse().unwrap();
     let origin = Some(id.clone());

@@ -162,10 +162,16 @@ fn a_destroy_overtakes_a_stop_and_a_stop_never_a_destroy() {
     for name in ["stopping", "stopping before launch", "stopping to fail"] {
         assert_eq!(outcome(&then(name, destroy()).0), Outcome::Destroyed, "{name}");
     }
-    for name in ["releasing", "releasing to fail", "created", "stopped", "failed"] {
+    for name in ["created", "stopped", "failed"] {
         let (status, effects) = then(name, destroy());
         assert_eq!(outcome(&status), Outcome::Destroyed, "{name}");
         assert_eq!(effects, [Effect::ReleaseAll], "{name}");
+    }
+    for name in ["releasing", "releasing to fail"] {
+        let (status, effects) = then(name, destroy());
+        assert_eq!((outcome(&status), effects), (Outcome::Destroyed, vec![]), "{name}");
+        let failed = step(&then(name, Event::ReleaseFailed).0, destroy(), NOW).1;
+        assert_eq!(failed, [Effect::ReleaseAll], "{name}: none is under way");
     }
     for name in ["stopping to go", "releasing to go"] {
         assert_eq!(outcome(&then(name, stop(9)).0), Outcome::Destroyed, "{name}");
@@ -208,7 +214,8 @@ fn a_release_ends_in_what_the_end_led_to() {
     }
     let (status, effects) = then("releasing to go", Event::Released { everything: true });
     assert_eq!((status.phase, effects), (Phase::Destroyed, vec![Effect::Forget]));
-    assert_eq!(then("releasing to go", part()), (at("releasing to go"), vec![]));
+    let all = (at("releasing to go"), vec![Effect::ReleaseAll]);
+    assert_eq!(then("releasing to go", part()), all, "it was begun before the wish to destroy it");
 }
 
 #[test]

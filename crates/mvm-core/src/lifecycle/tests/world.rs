@@ -131,6 +131,11 @@ impl World {
             !is_start(&task) || !self.tasks.iter().any(is_start),
             "two starts at once: {self:?}"
         );
+        let is_release = |task: &Task| matches!(task, Task::Release { .. });
+        assert!(
+            !is_release(&task) || !self.tasks.iter().any(is_release),
+            "two releases at once: {self:?}"
+        );
         self.tasks.push(task);
     }
 
