@@ -70,9 +70,9 @@ async fn answer(
         *selector = control.state.now().desired.meant(selector.clone());
     }
     let reply = match call {
-        Call::Watch { instances, pools, tenant, disks } => {
+        Call::Watch { instances, pools, tenant, disks, changes } => {
             let instances = instances.into_iter().collect();
-            let watched = watch::Watched { instances, pools, tenant, disks };
+            let watched = watch::Watched { instances, pools, tenant, disks, changes };
             return watch::watch(control, &watched, connection).await;
         }
         Call::Exec { selector, request } => {

@@ -89,7 +89,7 @@ pub enum Call {
         selector: Selector,
     },
     /// Instances and pools, now and after each change, until the caller hangs up.
-    /// Replies: `snapshot`.
+    /// Replies: `snapshot`, or `snapshot` once and then `changed`.
     Watch {
         /// Which instances; those that are gone are left out.
         instances: Vec<InstancePath>,
@@ -100,6 +100,9 @@ pub enum Call {
         /// Which data disks.
         #[serde(default)]
         disks: Vec<DiskPath>,
+        /// Whether what has changed is enough; an older agent sends everything each time.
+        #[serde(default)]
+        changes: bool,
     },
     /// Runs a program in a guest. Replies: `exec_started`, data, `exec_exit`. The caller sends
     /// standard input as data frames and ends it with an empty one.
@@ -315,6 +318,19 @@ pub enum Reply {
         tenant_exists: bool,
         /// The data disks that exist.
         #[serde(default)]
+        disks: Vec<DiskView>,
+    },
+    /// What has changed since the reply before.
+    Changed {
+        /// The instances that are new, or differ.
+        instances: Vec<InstanceView>,
+        /// The instances that are gone.
+        gone: Vec<InstancePath>,
+        /// All pools that exist.
+        pools: Vec<PoolView>,
+        /// Whether the tenant exists.
+        tenant_exists: bool,
+        /// All data disks that exist.
         disks: Vec<DiskView>,
     },
     /// The caller will see all that the main process does from now on.

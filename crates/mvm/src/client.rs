@@ -329,6 +329,7 @@ pub(crate) fn unexpected(reply: &Reply) -> Error {
         Reply::Collected(_) => "collected",
         Reply::Instances { .. } => "instances",
         Reply::Snapshot { .. } => "snapshot",
+        Reply::Changed { .. } => "changed",
         Reply::Attached { .. } => "attached",
         Reply::ExecStarted { .. } => "exec_started",
         Reply::ExecDetached => "exec detached",

@@ -78,7 +78,13 @@ impl Client {
 
     /// Follows instances.
     pub(super) async fn watch(&self, instances: Vec<InstancePath>) -> anyhow::Result<Watch> {
-        let call = Call::Watch { instances, pools: Vec::new(), tenant: None, disks: vec![] };
+        let call = Call::Watch {
+            instances,
+            pools: Vec::new(),
+            tenant: None,
+            disks: vec![],
+            changes: false,
+        };
         Ok(Watch(self.start(&call).await?))
     }
 
@@ -102,7 +108,13 @@ impl Client {
     async fn built(&self, path: &PoolPath, accepted: Accepted) -> anyhow::Result<()> {
         let Some(target) = accepted.pools.first() else { bail!("no pool was to be built") };
         let pools = vec![path.clone()];
-        let call = Call::Watch { instances: Vec::new(), pools, tenant: None, disks: vec![] };
+        let call = Call::Watch {
+            instances: Vec::new(),
+            pools,
+            tenant: None,
+            disks: vec![],
+            changes: false,
+        };
         let mut watch = Watch(self.start(&call).await?);
         loop {
             let Reply::Snapshot { pools, .. } = watch.next_reply().await? else { continue };
@@ -149,7 +161,13 @@ impl Client {
     pub(super) async fn destroy_tenant(&self, name: &TenantName) -> anyhow::Result<()> {
         self.submit(Request::TenantDestroy { name: name.clone(), force: true }).await?;
         let tenant = Some(name.clone());
-        let call = Call::Watch { instances: Vec::new(), pools: Vec::new(), tenant, disks: vec![] };
+        let call = Call::Watch {
+            instances: Vec::new(),
+            pools: Vec::new(),
+            tenant,
+            disks: vec![],
+            changes: false,
+        };
         let mut watch = Watch(self.start(&call).await?);
         while !matches!(watch.next_reply().await?, Reply::Snapshot { tenant_exists: false, .. }) {}
         Ok(())

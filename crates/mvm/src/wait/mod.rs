@@ -44,7 +44,7 @@ pub(crate) fn watch_call(accepted: &Accepted, tenant: Option<TenantName>) -> Cal
     pools.dedup();
     let instances = accepted.instances.iter().map(|instance| instance.path.clone()).collect();
     let disks = accepted.disks.iter().map(|disk| disk.path.clone()).collect();
-    Call::Watch { instances, pools, tenant, disks }
+    Call::Watch { instances, pools, tenant, disks, changes: true }
 }
 
 /// Waits until the goal is reached and returns what is there then. `tell` is called with a line
@@ -90,6 +90,10 @@ pub(crate) async fn wait(
                 Reply::Snapshot { instances, pools, tenant_exists, disks } => {
                     let snapshot = Snapshot::new(instances, pools, tenant_exists);
                     latest = Some(snapshot.with_disks(disks));
+                }
+                Reply::Changed { instances, gone, pools, tenant_exists, disks } => {
+                    let snapshot = Snapshot::new(instances, pools, tenant_exists);
+                    latest.get_or_insert_default().change(snapshot.with_disks(disks), &gone);
                 }
                 Reply::Error(error) => return Err(error.into()),
                 Reply::Done => return Err(Error::WaitLost(ConnectionError::HungUp)),

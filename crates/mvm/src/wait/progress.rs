@@ -101,6 +101,16 @@ impl Snapshot {
         }
     }
 
+    /// Takes over what has changed: some instances, and everything else as it is now.
+    pub(crate) fn change(&mut self, changed: Self, gone: &[InstancePath]) {
+        let mut instances = std::mem::take(&mut self.instances);
+        for path in gone {
+            instances.remove(path);
+        }
+        instances.extend(changed.instances);
+        *self = Self { instances, ..changed };
+    }
+
     /// The same with data disks.
     pub(crate) fn with_disks(mut self, disks: Vec<DiskView>) -> Self {
         self.disks = disks.into_iter().map(|view| (view.path.clone(), view)).collect();

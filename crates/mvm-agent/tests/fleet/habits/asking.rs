@@ -153,6 +153,7 @@ pub(super) fn call(verb: Verb, subject: &InstancePath, spec: &PoolSpec) -> Call 
                 pools: vec![path],
                 tenant: Some(name),
                 disks: vec![disk],
+                changes: false,
             };
         }
         Verb::WarmUp => return Call::WarmUp { pool: path },

@@ -162,7 +162,7 @@ impl Scene {
     ) -> Result<Option<InstanceView>, String> {
         let mut connection = self.agent().node.connect();
         let (instances, pools) = (vec![path.clone()], vec![]);
-        let call = Call::Watch { instances, pools, tenant: None, disks: vec![] };
+        let call = Call::Watch { instances, pools, tenant: None, disks: vec![], changes: false };
         let mut last = None;
         let watching = async {
             connection.write.message(&call).await?;
