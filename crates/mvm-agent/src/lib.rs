@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mvm_control::{Ambient, Control, Kept};
+use mvm_control::{Ambient, Control, Kept, Principal};
 use mvm_host::space::Reserve;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store, StoreError};
 use mvm_wire::{Connection, NeverHangsUp};
@@ -157,7 +157,7 @@ impl RunningNode {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         while connections.try_join_next().is_some() {}
         connections.spawn(async move {
-            control.serve(Connection::new(theirs), &NeverHangsUp).await;
+            control.serve(Connection::new(theirs), Principal::Process, &NeverHangsUp).await;
         });
         Connection::new(ours)
     }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_control::Control;
+use mvm_control::{Control, Principal};
 use mvm_host::unix_socket;
 use mvm_wire::{Connection, HangUp};
 use tokio::net::UnixListener;
@@ -45,9 +45,12 @@ pub(crate) async fn run(
                 let control = control.clone();
                 let hang_up = unix_socket::HangUp::of(&stream);
                 let caller = Caller(hang_up.unwrap_or_else(|_| unix_socket::HangUp::never()));
+                // The system knows who connected; the socket's directory is its owner's alone.
+                let user =
+                    stream.peer_cred().map_or(Principal::Process, |it| Principal::User(it.uid()));
                 let connection = Connection::new(stream);
                 connections.spawn(async move {
-                    control.serve(connection, &caller).await;
+                    control.serve(connection, user, &caller).await;
                     caller.0.drain(LAST_WORDS).await;
                 });
             }

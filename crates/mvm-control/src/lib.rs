@@ -15,6 +15,7 @@ mod configs;
 mod forks;
 mod link;
 mod lists;
+mod scope;
 mod server;
 mod state;
 mod suggest;
@@ -46,6 +47,24 @@ pub struct Ambient {
     pub now_ms: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Random bits, for ids.
     pub entropy: Arc<dyn Fn() -> u32 + Send + Sync>,
+}
+
+/// Who calls, as the transport knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Principal {
+    /// A user of this machine, by number.
+    User(u32),
+    /// The process itself.
+    Process,
+}
+
+impl std::fmt::Display for Principal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "uid {uid}"),
+            Self::Process => f.write_str("the agent itself"),
+        }
+    }
 }
 
 /// What is kept, before there is a node.
@@ -143,9 +162,14 @@ impl Control {
         RequestId::from_bits((0..4).fold(0, |id, _| id << 32 | bits()))
     }
 
-    /// Serves one connection, which carries one call.
-    pub async fn serve(self: &Arc<Self>, connection: Connection, hang_up: &dyn HangUp) {
-        server::serve(self, connection, hang_up).await;
+    /// Serves one connection, which carries one call of this principal.
+    pub async fn serve(
+        self: &Arc<Self>,
+        connection: Connection,
+        principal: Principal,
+        hang_up: &dyn HangUp,
+    ) {
+        server::serve(self, connection, principal, hang_up).await;
     }
 
     /// Resolves when a caller asked for the end.

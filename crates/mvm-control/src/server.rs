@@ -1,40 +1,82 @@
 //! The API server: one connection, one call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_core::admit::Denial;
 use mvm_core::death::Cause;
 use mvm_core::mirror::Mirror;
 use mvm_core::name::{InstancePath, Selector};
-use mvm_core::record::{self, InstanceRecord};
+use mvm_core::record::{self, Desired, InstanceRecord};
 use mvm_store::{ChangeError, Infallible, Op, Room};
 use mvm_wire::door::{Answer, Channel, Question};
 use mvm_wire::view::{RecordView, WhyView};
 use mvm_wire::{
-    ApiError, Call, Connection, ConnectionError, ErrorCode, HangUp, LogKind, LogQuery, Reply,
-    WriteHalf, chain,
+    ApiError, Call, Connection, ConnectionError, ErrorCode, HangUp, Hello, LogKind, LogQuery,
+    Reply, Welcome, WriteHalf, chain,
 };
+use tokio::time::timeout;
 
 use crate::admission::{self, denied};
 use crate::suggest::{Kind, did_you_mean};
-use crate::{Control, bases, configs, forks, lists, views, watch};
+use crate::{Control, Principal, bases, configs, forks, lists, scope, views, watch};
 
 /// Serves one connection.
 pub(crate) async fn serve(
     control: &Arc<Control>,
     mut connection: Connection,
+    principal: Principal,
     hang_up: &dyn HangUp,
 ) {
-    let call = match connection.read.message::<Call>().await {
-        Ok(call) => call,
+    let (call, hello) = match greet(control, &mut connection, principal).await {
+        Ok(asked) => asked,
         Err(error) => {
-            drop(connection.write.message(&Reply::Error(not_understood(&error))).await);
+            drop(connection.write.message(&Reply::Error(error)).await);
             return;
         }
     };
-    if let Err(error) = answer(control, call, connection, hang_up).await {
-        tracing::debug!(error = chain(&error), "a caller hung up");
+    let deadline = hello.and_then(|hello| hello.deadline_ms).map(Duration::from_millis);
+    if let Err(error) = answer(control, call, connection, deadline, hang_up).await {
+        tracing::debug!(error = chain(&error), %principal, "a caller hung up");
     }
+}
+
+/// The call, and what its caller said of itself before, if it did. One that confined itself has asked for nothing
+/// else.
+async fn greet(
+    control: &Control,
+    connection: &mut Connection,
+    principal: Principal,
+) -> Result<(Call, Option<Hello>), ApiError> {
+    let first = connection.read.message::<Call>().await;
+    let hello = match first.map_err(|error| not_understood(&error))? {
+        Call::Hello(hello) => hello,
+        call => return Ok((clear(call, &control.state.now().desired), None)),
+    };
+    let welcome = Welcome {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: hello.protocol()?,
+        principal: principal.to_string(),
+    };
+    let welcomed = connection.write.message(&Reply::Welcome(welcome)).await;
+    welcomed.map_err(|error| not_understood(&error))?;
+    let call = connection.read.message::<Call>().await;
+    let call = call.map_err(|error| not_understood(&error))?;
+    let desired = &control.state.now().desired;
+    let call = clear(call, desired);
+    let call = match &hello.scope {
+        Some(scope) => scope::confine(call, scope, desired)?,
+        None => call,
+    };
+    Ok((call, Some(hello)))
+}
+
+/// The call with what its selector means here.
+fn clear(mut call: Call, desired: &Desired) -> Call {
+    if let Some(selector) = call.selector_mut() {
+        *selector = desired.meant(selector.clone());
+    }
+    call
 }
 
 /// A call that does not parse: one of a newer caller may have what this agent does not know.
@@ -62,13 +104,11 @@ fn unsupported(message: impl Into<String>) -> ApiError {
 
 async fn answer(
     control: &Arc<Control>,
-    mut call: Call,
+    call: Call,
     mut connection: Connection,
+    deadline: Option<Duration>,
     hang_up: &dyn HangUp,
 ) -> Result<(), ConnectionError> {
-    if let Some(selector) = call.selector_mut() {
-        *selector = control.state.now().desired.meant(selector.clone());
-    }
     let reply = match call {
         Call::Watch { instances, pools, tenant, disks, changes } => {
             let instances = instances.into_iter().collect();
@@ -138,7 +178,7 @@ async fn answer(
             control.stop.notify_waiters();
             return Ok(());
         }
-        call => unary(control, call).await,
+        call => in_time(control, call, deadline).await,
     };
     finish(&mut connection.write, reply).await
 }
@@ -163,6 +203,31 @@ pub(crate) async fn finish(
     reply: Result<Reply, ApiError>,
 ) -> Result<(), ConnectionError> {
     write.message(&reply.unwrap_or_else(Reply::Error)).await
+}
+
+/// Answers a question within the time that its caller waits. What was begun goes on: a change may be durable.
+async fn in_time(
+    control: &Arc<Control>,
+    call: Call,
+    deadline: Option<Duration>,
+) -> Result<Reply, ApiError> {
+    // A base takes as long as it takes.
+    let Some(deadline) = deadline.filter(|_| !matches!(call, Call::WarmUp { .. })) else {
+        return unary(control, call).await;
+    };
+    let control = control.clone();
+    let answer = tokio::spawn(async move { unary(&control, call).await });
+    match timeout(deadline, answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => Err(ApiError::internal(&error)),
+        Err(_) => {
+            let waits = deadline.as_millis();
+            let message =
+                format!("there was no answer within the {waits} ms that the caller waits");
+            Err(ApiError::new(ErrorCode::Late, message)
+                .hint("what was asked for may still be done: look, and ask again"))
+        }
+    }
 }
 
 async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
@@ -232,9 +297,11 @@ async fn unary(control: &Arc<Control>, call: Call) -> Result<Reply, ApiError> {
         },
         Call::Records { prefix } => records(control, prefix).await,
         Call::RecordMend { key, text } => mend(control, key, text).await,
-        Call::Signal { .. } | Call::Resize { .. } | Call::Detach | Call::Unknown => {
-            Err(unsupported("this agent does not know the call"))
-        }
+        Call::Hello(_)
+        | Call::Signal { .. }
+        | Call::Resize { .. }
+        | Call::Detach
+        | Call::Unknown => Err(unsupported("this agent does not know the call")),
         Call::Watch { .. }
         | Call::Exec { .. }
         | Call::Fork { .. }

@@ -207,7 +207,11 @@ pub fn verb_of(call: &Call) -> Option<Verb> {
         Call::Records { .. } => Verb::Records,
         Call::RecordMend { .. } => Verb::RecordMend,
         Call::AgentStop => Verb::AgentStop,
-        Call::Signal { .. } | Call::Resize { .. } | Call::Detach | Call::Unknown => Verb::Unknown,
+        Call::Hello(_)
+        | Call::Signal { .. }
+        | Call::Resize { .. }
+        | Call::Detach
+        | Call::Unknown => Verb::Unknown,
     })
 }
 

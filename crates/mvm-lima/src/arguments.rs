@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use crate::VARIABLE;
 
 /// mvm's global options that are followed by a value: what comes after one is no verb.
-pub const OPTIONS_WITH_VALUES: [&str; 6] =
-    ["-o", "--output", "--state-dir", "--vmm", "--accel", "--log"];
+pub const OPTIONS_WITH_VALUES: [&str; 7] =
+    ["-o", "--output", "--state-dir", "--vmm", "--accel", "--scope", "--log"];
 
 /// A command on its way into the machine.
 #[derive(Debug)]

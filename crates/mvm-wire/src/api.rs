@@ -7,6 +7,7 @@ use mvm_core::name::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::hello::{Hello, Welcome};
 use crate::view::{
     CollectedView, DiskView, ImageView, InstanceView, NodeView, PoolView, RecordView, SshView,
     StatsView, TenantView, VerifyView, WhyView,
@@ -16,6 +17,8 @@ use crate::view::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "call", rename_all = "snake_case")]
 pub enum Call {
+    /// Says who calls and how; the call follows at once. Reply: `welcome`, and then the call's.
+    Hello(Hello),
     /// Changes what is desired. Reply: `accepted`.
     Submit(Request),
     /// The same, once: with an id that was used lately, nothing is changed, and the answer is what it was
@@ -221,7 +224,8 @@ impl Call {
             | Self::Attach { selector, .. }
             | Self::Stats { selector }
             | Self::Why { selector } => Some(selector),
-            Self::Node
+            Self::Hello(_)
+            | Self::Node
             | Self::Tenants { .. }
             | Self::Pools { .. }
             | Self::Disks { .. }
@@ -283,6 +287,8 @@ pub struct LogQuery {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "body", rename_all = "snake_case")]
 pub enum Reply {
+    /// The caller is understood.
+    Welcome(Welcome),
     /// It was done.
     Done,
     /// The wish is recorded; wait for the targets with a watch.
@@ -441,6 +447,12 @@ pub enum ErrorCode {
     Conflict,
     /// A quota or capacity is reached.
     OverLimit,
+    /// There is no version of the contract that both sides speak.
+    Protocol,
+    /// It is outside of what the caller confined itself to.
+    OutOfScope,
+    /// There was no answer in the time that the caller waits.
+    Late,
     /// The guest does not answer, or refused.
     Guest,
     /// The program, directory or user does not exist in the guest.

@@ -10,6 +10,7 @@ pub mod api;
 pub mod connection;
 pub mod door;
 mod hang_up;
+mod hello;
 mod pieces;
 mod shown_spec;
 pub mod view;
@@ -20,5 +21,6 @@ pub use api::{
 };
 pub use connection::{Connection, ConnectionError, Item, ReadHalf, WriteHalf};
 pub use hang_up::{HangUp, NeverHangsUp};
+pub use hello::{Hello, NEWEST_PROTOCOL, OLDEST_PROTOCOL, Welcome};
 pub use pieces::INSTANCES_AT_ONCE;
 pub use shown_spec::ShownSpec;

@@ -148,7 +148,7 @@ mod tests {
     fn the_agent_is_started_with_what_the_command_was_given() {
         let (ui, _) = capture::ui();
         let wanted = Wanted { vmm: Some(VmmKind::Sim), accel: None };
-        let client = Client::new("/s".into(), wanted, Some("debug".into()), Rc::new(ui));
+        let client = Client::new("/s".into(), wanted, Some("debug".into()), None, Rc::new(ui));
         let expected = ["agent", "serve", "--state-dir", "/s", "--vmm", "sim", "--log", "debug"];
         assert_eq!(serve_arguments(&client), expected);
     }

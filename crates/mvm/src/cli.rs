@@ -9,6 +9,7 @@ use std::rc::Rc;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use mvm_core::name::TenantName;
 use mvm_core::vmm::{Accel, VmmKind};
 
 use crate::client::{Client, Wanted};
@@ -38,7 +39,7 @@ Exit codes:
   1  failed                        7    the agent cannot be reached or started
   2  usage or document error       124  exec: the program ran into --timeout
   3  the object does not exist     126  exec: the program may not be run
-  4  denied by a limit             127  exec: the program does not exist
+  4  denied by a limit or --scope  127  exec: the program does not exist
   5  conflict with the state       130  interrupted
 `mvm exec`, `mvm run` and `mvm attach` otherwise end with the program's own exit code, or
 128 + the signal that ended it.";
@@ -74,6 +75,9 @@ pub(crate) struct Global {
     /// What executes guests: kvm or tcg; chosen by what the machine has if absent.
     #[arg(long, global = true, env = "MVM_ACCEL", value_name = "ACCEL", help_heading = GLOBAL)]
     accel: Option<Accel>,
+    /// Ask for nothing outside of this tenant: the agent refuses it.
+    #[arg(long, global = true, env = "MVM_SCOPE", value_name = "TENANT", help_heading = GLOBAL)]
+    scope: Option<TenantName>,
     /// What is logged on standard error: error, warn, info, debug, trace.
     #[arg(long, global = true, env = "MVM_LOG", value_name = "LEVEL", help_heading = GLOBAL)]
     log: Option<String>,
@@ -239,7 +243,7 @@ pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
     if let Some(serve) = serve {
         return cmd::agent::serve(serve, state_dir, wanted);
     }
-    let client = Client::new(state_dir, wanted, global.log, Rc::clone(&ui));
+    let client = Client::new(state_dir, wanted, global.log, global.scope, Rc::clone(&ui));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|source| Error::Read { what: "the system's events".to_owned(), source })?;

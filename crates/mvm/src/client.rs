@@ -17,7 +17,7 @@ use mvm_wire::view::{
     CollectedView, DiskView, ImageView, InstanceView, NodeView, PoolView, RecordView, SshView,
     StatsView, TenantView, VerifyView, WhyView,
 };
-use mvm_wire::{Accepted, Call, Connection, ConnectionError, ErrorCode, Reply};
+use mvm_wire::{Accepted, Call, Connection, ConnectionError, ErrorCode, Hello, Reply};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -73,6 +73,10 @@ pub(crate) struct Client {
     log_filter: Option<String>,
     ui: Rc<Ui>,
     is_checked: Cell<bool>,
+    /// The tenant that this command is confined to.
+    scope: Option<TenantName>,
+    /// Whether the agent is one of an earlier version, which understands only calls.
+    is_older: Cell<bool>,
 }
 
 /// Connects to the agent's socket.
@@ -86,9 +90,11 @@ impl Client {
         state_dir: PathBuf,
         wanted: Wanted,
         log_filter: Option<String>,
+        scope: Option<TenantName>,
         ui: Rc<Ui>,
     ) -> Self {
-        Self { state_dir, wanted, log_filter, ui, is_checked: Cell::new(false) }
+        let (is_checked, is_older) = (Cell::new(false), Cell::new(false));
+        Self { state_dir, wanted, log_filter, ui, is_checked, scope, is_older }
     }
 
     /// The agent's state directory.
@@ -111,8 +117,34 @@ impl Client {
         self.state_dir.join(SOCKET)
     }
 
-    /// Connects to an agent that runs; `None` if none does.
+    /// Connects to an agent that runs, and greets it; `None` if none does.
     async fn try_connect(&self) -> Result<Option<Connection>> {
+        let hello = Hello::new(self.scope.clone(), u64::try_from(ANSWER_LIMIT.as_millis()).ok());
+        let hello = Call::Hello(hello);
+        for _ in 0..ATTEMPTS {
+            let Some(mut connection) = self.connect().await? else { return Ok(None) };
+            if self.is_older.get() {
+                return Ok(Some(connection));
+            }
+            match self.answer(&mut connection, &hello).await {
+                Ok(Reply::Welcome(_)) => return Ok(Some(connection)),
+                // One of an earlier version does not know the word, and hangs up. It would not be confined.
+                Ok(Reply::Error(error))
+                    if error.code == ErrorCode::Unsupported && self.scope.is_none() =>
+                {
+                    self.is_older.set(true);
+                }
+                Ok(Reply::Error(error)) => return Err(error.into()),
+                Ok(other) => return Err(unexpected(&other)),
+                // It ended before it answered.
+                Err(Error::Connection(error)) if is_lost(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn connect(&self) -> Result<Option<Connection>> {
         let socket = self.socket();
         match connect(&socket).await {
             Ok(stream) => Ok(Some(Connection::new(stream))),
@@ -131,8 +163,8 @@ impl Client {
 
     /// The agent's own account of itself, or `None` if no agent runs.
     pub(crate) async fn running_agent(&self) -> Result<Option<NodeView>> {
-        let Some(connection) = self.try_connect().await? else { return Ok(None) };
-        match self.answer(connection, &Call::Node).await? {
+        let Some(mut connection) = self.try_connect().await? else { return Ok(None) };
+        match self.answer(&mut connection, &Call::Node).await? {
             Reply::Node(node) => Ok(Some(*node)),
             Reply::Error(error) => Err(error.into()),
             other => Err(unexpected(&other)),
@@ -246,10 +278,11 @@ impl Client {
     }
 
     async fn call(&self, call: &Call, when_absent: WhenAbsent) -> Result<Reply> {
-        let connection = self.open(when_absent).await?;
-        let answered = match self.answer(connection, call).await {
+        let mut connection = self.open(when_absent).await?;
+        let answered = match self.answer(&mut connection, call).await {
             Err(Error::Connection(error)) if is_unread(&error) => {
-                self.answer(self.open(when_absent).await?, call).await
+                connection = self.open(when_absent).await?;
+                self.answer(&mut connection, call).await
             }
             answered => answered,
         };
@@ -260,7 +293,7 @@ impl Client {
     }
 
     /// Sends a question and takes its one answer, which an agent gives at once.
-    async fn answer(&self, mut connection: Connection, call: &Call) -> Result<Reply> {
+    async fn answer(&self, connection: &mut Connection, call: &Call) -> Result<Reply> {
         let answer = async {
             connection.write.message(call).await?;
             connection.read.reply().await
@@ -319,6 +352,7 @@ fn is_unread(error: &ConnectionError) -> bool {
 /// An answer of another kind than the call's.
 pub(crate) fn unexpected(reply: &Reply) -> Error {
     Error::UnexpectedReply(match reply {
+        Reply::Welcome(_) => "welcome",
         Reply::Done => "done",
         Reply::Accepted(_) => "accepted",
         Reply::Node(_) => "node",

@@ -450,9 +450,12 @@ fn api_exit_code(code: ErrorCode) -> u8 {
         ErrorCode::NotFound => exit::NOT_FOUND,
         ErrorCode::OverLimit => exit::OVER_LIMIT,
         ErrorCode::Conflict => exit::CONFLICT,
+        ErrorCode::OutOfScope => exit::OVER_LIMIT,
+        ErrorCode::Late => exit::WAIT_TIMEOUT,
         ErrorCode::GuestNotFound => exit::PROGRAM_NOT_FOUND,
         ErrorCode::GuestDenied => exit::PROGRAM_DENIED,
         ErrorCode::Unsupported
+        | ErrorCode::Protocol
         | ErrorCode::Guest
         | ErrorCode::BadRecord
         | ErrorCode::Internal

@@ -13,6 +13,7 @@ mod fixtures;
 mod fork;
 mod habits;
 mod held;
+mod hello;
 mod life;
 mod lists;
 mod main_process;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
-use mvm_wire::{Call, Connection, Reply};
+use mvm_wire::{ApiError, Call, Connection, ErrorCode, Reply, Welcome};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -32,15 +32,26 @@ pub(super) struct FakeAgent {
 impl FakeAgent {
     /// Listens in a state directory of its own.
     pub(super) fn new(script: impl Fn(Call) -> Vec<Act> + Send + 'static) -> Self {
-        Self::start(0, script)
+        Self::start(0, true, script)
     }
 
     /// The same after one that was killed before it read its caller's call.
     pub(super) fn after_a_killed_one(script: impl Fn(Call) -> Vec<Act> + Send + 'static) -> Self {
-        Self::start(1, script)
+        Self::start(1, true, script)
     }
 
-    fn start(unread: usize, script: impl Fn(Call) -> Vec<Act> + Send + 'static) -> Self {
+    /// One of the first release, which takes a greeting for a call that it does not know.
+    pub(super) fn that_knows_no_greeting(
+        script: impl Fn(Call) -> Vec<Act> + Send + 'static,
+    ) -> Self {
+        Self::start(0, false, script)
+    }
+
+    fn start(
+        unread: usize,
+        greets: bool,
+        script: impl Fn(Call) -> Vec<Act> + Send + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent.sock");
         let (ready, is_ready) = mpsc::channel();
@@ -54,7 +65,7 @@ impl FakeAgent {
                     stream.readable().await.unwrap();
                 }
                 while let Ok((stream, _)) = listener.accept().await {
-                    if serve(stream, &script).await == Next::Leave {
+                    if serve(stream, greets, &script).await == Next::Leave {
                         return;
                     }
                 }
@@ -77,13 +88,30 @@ enum Next {
     Leave,
 }
 
-async fn serve(stream: UnixStream, script: &impl Fn(Call) -> Vec<Act>) -> Next {
+async fn serve(stream: UnixStream, greets: bool, script: &impl Fn(Call) -> Vec<Act>) -> Next {
     let stream = stream.into_std().unwrap();
     // A second handle on the socket, for bytes that are no frame.
     let mut raw = UnixStream::from_std(stream.try_clone().unwrap()).unwrap();
     let mut connection = Connection::new(UnixStream::from_std(stream).unwrap());
     // A caller that only looks whether somebody listens sends nothing.
-    let Ok(call) = connection.read.message().await else { return Next::Listen };
+    let Ok(mut call) = connection.read.message().await else { return Next::Listen };
+    // Nor are they about how callers greet.
+    if let Call::Hello(_) = call
+        && !greets
+    {
+        let unknown = ApiError::new(ErrorCode::Unsupported, "this agent does not know the call");
+        let _ = connection.write.message(&Reply::Error(unknown)).await;
+        return Next::Listen;
+    }
+    if let Call::Hello(hello) = call {
+        let (version, principal) = (hello.version, "uid 0".to_owned());
+        let welcome = Reply::Welcome(Welcome { version, protocol: 1, principal });
+        if connection.write.message(&welcome).await.is_err() {
+            return Next::Listen;
+        }
+        let Ok(next) = connection.read.message().await else { return Next::Listen };
+        call = next;
+    }
     // Scripts are about requests, and not about their ids.
     let call = match call {
         Call::SubmitOnce { change, .. } => Call::Submit(change),

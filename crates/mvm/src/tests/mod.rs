@@ -130,6 +130,16 @@ fn a_call_that_nobody_read_is_made_again() {
 }
 
 #[test]
+fn an_agent_that_knows_no_greeting_is_called_all_the_same_unless_it_had_to_confine() {
+    let agent = FakeAgent::that_knows_no_greeting(|_| vec![Act::Reply(Reply::Pools(Vec::new()))]);
+    let ran = run(&agent, "pool list");
+    assert_eq!(ran.code, 0, "{}", ran.talk);
+    let ran = run(&agent, "--scope acme pool list");
+    assert_eq!((ran.code, ran.data.as_str()), (1, ""), "{}", ran.talk);
+    assert!(ran.talk.contains("does not know the call"), "{}", ran.talk);
+}
+
+#[test]
 fn an_answer_of_another_kind_is_a_failure_that_names_it() {
     let agent = FakeAgent::new(|_| vec![Act::Reply(Reply::Done)]);
     let ran = run(&agent, "ps");
@@ -217,7 +227,7 @@ fn who_stops_waiting_leaves_the_request_to_go_on() {
     let agent = FakeAgent::new(|_| vec![Act::Stay]);
     let (ui, _) = capture::ui();
     let wanted = Wanted::default();
-    let client = Client::new(agent.state_dir().to_owned(), wanted, None, Rc::new(ui));
+    let client = Client::new(agent.state_dir().to_owned(), wanted, None, None, Rc::new(ui));
     let request =
         wait::Request { accepted: &accepted(), goal: &wait::Goal::Running, submitted_unix_ms: 0 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
