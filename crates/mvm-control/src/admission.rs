@@ -117,6 +117,7 @@ async fn carry_out(
             }
             Err(ChangeError::Store(CommitError::Store(StoreError::TransactionTooLarge {
                 bytes,
+                ..
             }))) => {
                 return Err(too_much(&format!("{} MiB of records", bytes >> 20)));
             }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::key::Prefix;
 use crate::{CommitError, Compare, Revision, StoreError};
 
 /// A compare that did not hold, and what was there instead.
@@ -19,13 +18,8 @@ pub struct Conflict {
 pub enum Found {
     /// The key has no entry.
     Absent,
-    /// The key's latest put, or the prefix's latest change, is of this revision.
+    /// The key's latest put is of this revision.
     ChangedAt(Revision),
-    /// The prefix's history is known only after this revision.
-    CompactedAt(Revision),
-    /// The revision to compare with is yet to come; the store is only at this one. A store that was
-    /// restored from a backup meets its old clients with this.
-    OnlyAt(Revision),
 }
 
 impl fmt::Display for Conflict {
@@ -35,62 +29,31 @@ impl fmt::Display for Conflict {
                 write!(f, "`{key}` was expected at revision {revision}")?;
             }
             Compare::Absent { key } => write!(f, "`{key}` was expected to be absent")?,
-            Compare::PrefixUnchanged { prefix, since } => {
-                write!(f, "`{prefix}` was expected unchanged since revision {since}")?;
-            }
         }
         match self.found {
             Found::Absent => write!(f, ", but is absent"),
             Found::ChangedAt(revision) => write!(f, ", but changed in revision {revision}"),
-            Found::CompactedAt(revision) => {
-                write!(f, ", but history is known only after revision {revision}")
-            }
-            Found::OnlyAt(revision) => write!(f, ", but the store is only at revision {revision}"),
         }
     }
 }
 
-/// What a backend tells about itself so that compares can be decided.
-pub(crate) trait View {
-    /// The store's current revision.
-    fn current(&self) -> Revision;
-    /// The revision up to which history is forgotten.
-    fn compacted(&self) -> Revision;
-    /// The `mod_revision` of a key.
-    fn mod_revision(&self, key: &str) -> Result<Option<Revision>, StoreError>;
-    /// The latest revision after `since` that changed something below the prefix.
-    fn last_change(&self, prefix: &Prefix, since: Revision)
-    -> Result<Option<Revision>, StoreError>;
-}
-
-/// Succeeds if every compare holds, else names the first that does not.
-pub(crate) fn check_all(view: &impl View, compares: &[Compare]) -> Result<(), CommitError> {
+/// Succeeds if every compare holds, else names the first that does not. `mod_revision` is that of a
+/// key, if it has an entry.
+pub(crate) fn check_all(
+    compares: &[Compare],
+    mod_revision: impl Fn(&str) -> Result<Option<Revision>, StoreError>,
+) -> Result<(), CommitError> {
     for compare in compares {
-        if let Some(found) = contradiction(view, compare)? {
+        let present = mod_revision(compare.key())?;
+        let found = match compare {
+            Compare::ModRevision { revision, .. } if present == Some(*revision) => None,
+            Compare::ModRevision { .. } => Some(present.map_or(Found::Absent, Found::ChangedAt)),
+            Compare::Absent { .. } => present.map(Found::ChangedAt),
+        };
+        if let Some(found) = found {
             let compare = compare.clone();
             return Err(CommitError::Conflict(Conflict { compare, found }));
         }
     }
     Ok(())
-}
-
-fn contradiction(view: &impl View, compare: &Compare) -> Result<Option<Found>, StoreError> {
-    Ok(match compare {
-        Compare::ModRevision { key, revision } => match view.mod_revision(key)? {
-            Some(found) if found == *revision => None,
-            Some(found) => Some(Found::ChangedAt(found)),
-            None => Some(Found::Absent),
-        },
-        Compare::Absent { key } => view.mod_revision(key)?.map(Found::ChangedAt),
-        Compare::PrefixUnchanged { since, .. } if *since > view.current() => {
-            Some(Found::OnlyAt(view.current()))
-        }
-        Compare::PrefixUnchanged { prefix, since } => {
-            match view.last_change(&Prefix::parse(prefix)?, *since)? {
-                Some(found) => Some(Found::ChangedAt(found)),
-                None if *since < view.compacted() => Some(Found::CompactedAt(view.compacted())),
-                None => None,
-            }
-        }
-    })
 }

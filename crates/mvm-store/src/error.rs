@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::transaction::{MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS, MAX_VALUE_BYTES};
 use crate::{BadRecord, Conflict, KeyError, Revision};
 
 /// Why an operation on the store failed.
@@ -17,27 +16,33 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: KeyError,
     },
-    /// A value exceeds [`MAX_VALUE_BYTES`].
-    #[error("the value of `{key}` has {bytes} bytes, more than {MAX_VALUE_BYTES}")]
+    /// A value exceeds the store's [`Limits`](crate::Limits).
+    #[error("the value of `{key}` has {bytes} bytes, more than {most}")]
     ValueTooLarge {
         /// The value's key.
         key: String,
         /// The value's size.
         bytes: usize,
+        /// The limit.
+        most: usize,
     },
-    /// A transaction exceeds [`MAX_TRANSACTION_ITEMS`].
-    #[error("a transaction has {count} {what}, more than {MAX_TRANSACTION_ITEMS}")]
+    /// A transaction exceeds the store's [`Limits`](crate::Limits).
+    #[error("a transaction has {count} {what}, more than {most}")]
     TransactionTooLong {
         /// `compares` or `operations`.
         what: &'static str,
         /// How many it has.
         count: usize,
+        /// The limit.
+        most: usize,
     },
-    /// A transaction exceeds [`MAX_TRANSACTION_BYTES`].
-    #[error("a transaction has {bytes} bytes, more than {MAX_TRANSACTION_BYTES}")]
+    /// A transaction exceeds the store's [`Limits`](crate::Limits).
+    #[error("a transaction has {bytes} bytes, more than {most}")]
     TransactionTooLarge {
         /// Its size.
         bytes: usize,
+        /// The limit.
+        most: usize,
     },
     /// Two operations of one transaction change the same key.
     #[error("a transaction changes `{key}` twice")]

@@ -1,8 +1,8 @@
 //! The state store: keys and values with one global revision, compare-and-swap and watches.
 //!
 //! The agent and the coordinator keep their desired state and their records in it. A key is a path
-//! of segments (`instances/demo/hello/i-0123abcd`), a value is at most 1 MiB of bytes, and every
-//! transaction that changes something takes the next revision of the whole store.
+//! of segments (`instances/demo/hello/i-0123abcd`), a value is bytes, and every transaction that
+//! changes something takes the next revision of the whole store. [`Limits`] says how much one may hold.
 //!
 //! [`MemoryStore`] serves tests and simulations, [`SqliteStore`] is the embedded default; one
 //! conformance suite runs on both. [`TypedStore`] adds JSON records on top of either.
@@ -14,6 +14,7 @@ mod compare;
 mod entry;
 mod error;
 mod key;
+mod limits;
 mod memory;
 mod mirrored;
 mod revision;
@@ -28,14 +29,12 @@ pub use compare::{Conflict, Found};
 pub use entry::{Entry, Listing};
 pub use error::{CommitError, StoreError};
 pub use key::{KeyError, MAX_KEY_BYTES};
+pub use limits::Limits;
 pub use memory::MemoryStore;
 pub use mirrored::{ChangeError, Fold, GiveUpSpace, Infallible, Mirrored, Room};
 pub use revision::Revision;
 pub use sqlite::{OpenError, SqliteStore};
-pub use transaction::{
-    Committed, Compare, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS, MAX_VALUE_BYTES, Op,
-    Transaction,
-};
+pub use transaction::{Committed, Compare, Op, Transaction, scope_key};
 pub use typed::{BadRecord, Typed, TypedListing, TypedStore, decode, encode};
 pub use watch::{Change, Watch, WatchEvent};
 
@@ -85,6 +84,9 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The backend failed.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// What one transaction may hold; more is refused before anything happens.
+    fn limits(&self) -> Limits;
 
     /// Forgets the history before the last `keep` revisions and returns the oldest revision that a
     /// watch can still start after. Entries are untouched. The history only grows otherwise, so

@@ -6,24 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use async_trait::async_trait;
 use tokio::sync::watch::Sender;
 
-use crate::compare::{View, check_all};
+use crate::compare::check_all;
 use crate::key::{Prefix, check_key};
 use crate::watch::{Batch, Log};
 use crate::{
-    Change, CommitError, Committed, Entry, Listing, Op, Revision, Store, StoreError, Transaction,
-    Watch, WatchEvent,
+    Change, CommitError, Committed, Entry, Limits, Listing, Op, Revision, Store, StoreError,
+    Transaction, Watch, WatchEvent,
 };
 
 /// A store in memory. Clones share their content.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     current: Sender<Revision>,
+    limits: Limits,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +38,19 @@ struct State {
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_limits(Limits::EMBEDDED)
+    }
+
+    /// An empty store with these limits.
+    pub fn with_limits(limits: Limits) -> Self {
+        let shared = Shared { state: Mutex::default(), current: Sender::default(), limits };
+        Self { shared: Arc::new(shared) }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -60,9 +73,11 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
-        transaction.validate()?;
+        transaction.validate(&self.shared.limits)?;
         let mut state = self.shared.lock();
-        check_all(&*state, &transaction.compares)?;
+        check_all(&transaction.compares, |key| {
+            Ok(state.entries.get(key).map(|entry| entry.mod_revision))
+        })?;
         let before = state.revision;
         state.apply(transaction.ops);
         let revision = state.revision;
@@ -82,6 +97,10 @@ impl Store for MemoryStore {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.shared.lock().revision)
+    }
+
+    fn limits(&self) -> Limits {
+        self.shared.limits
     }
 
     async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
@@ -122,7 +141,7 @@ impl Log for History {
 }
 
 impl State {
-    fn log_after(&self, after: Revision) -> impl DoubleEndedIterator<Item = &WatchEvent> {
+    fn log_after(&self, after: Revision) -> impl Iterator<Item = &WatchEvent> {
         let known = self.log.partition_point(|event| event.revision <= after);
         self.log.range(known..)
     }
@@ -154,29 +173,5 @@ impl State {
         changes.sort_by(|a, b| a.key().cmp(b.key()));
         self.revision = revision;
         self.log.push_back(WatchEvent { revision, changes });
-    }
-}
-
-impl View for State {
-    fn current(&self) -> Revision {
-        self.revision
-    }
-
-    fn compacted(&self) -> Revision {
-        self.compacted
-    }
-
-    fn mod_revision(&self, key: &str) -> Result<Option<Revision>, StoreError> {
-        Ok(self.entries.get(key).map(|entry| entry.mod_revision))
-    }
-
-    fn last_change(
-        &self,
-        prefix: &Prefix,
-        since: Revision,
-    ) -> Result<Option<Revision>, StoreError> {
-        let touches =
-            |event: &&WatchEvent| event.changes.iter().any(|change| prefix.covers(change.key()));
-        Ok(self.log_after(since).rev().find(touches).map(|event| event.revision))
     }
 }

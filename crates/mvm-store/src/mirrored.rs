@@ -16,8 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
-use crate::transaction::{MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS};
-use crate::{CommitError, Op, Revision, Store, StoreError, Transaction};
+use crate::{CommitError, Limits, Op, Revision, Store, StoreError, Transaction};
 
 /// Revisions that the store's history keeps for watchers.
 const HISTORY: u64 = 1_000;
@@ -186,7 +185,10 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
     /// nobody's change with it.
     fn enqueue(&self, ops: Vec<Op>, room: Room) -> Result<Done, CommitError> {
         // Too much for any transaction: nobody else is to fail for it.
-        ops.iter().cloned().fold(Transaction::new(), Transaction::with).validate()?;
+        ops.iter()
+            .cloned()
+            .fold(Transaction::new(), Transaction::with)
+            .validate(&self.shared.store.limits())?;
         let (done, receiver) = oneshot::channel();
         let mut draft = self.shared.draft();
         self.shared.fold.all(Arc::make_mut(&mut draft.value), &ops);
@@ -217,13 +219,14 @@ impl<T: Clone + Default + Send + Sync + 'static> Shared<T> {
 
     /// As much of what waits as a transaction takes.
     fn take_some(&self) -> Option<Vec<Waiting>> {
+        let limits = self.store.limits();
         let mut draft = self.draft();
         let (mut some, mut count, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = draft.waiting.front() {
             count += next.ops.len();
-            bytes += next.ops.iter().map(Op::bytes).sum::<usize>();
+            bytes += Limits::bytes_of(&next.ops);
             let is_first = some.is_empty();
-            if !is_first && (count > MAX_TRANSACTION_ITEMS || bytes > MAX_TRANSACTION_BYTES) {
+            if !is_first && (count > limits.items || bytes > limits.bytes) {
                 break;
             }
             some.extend(draft.waiting.pop_front());
@@ -381,6 +384,9 @@ mod tests {
         }
         async fn revision(&self) -> Result<Revision, StoreError> {
             self.store.revision().await
+        }
+        fn limits(&self) -> Limits {
+            self.store.limits()
         }
         async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
             self.store.compact(keep).await

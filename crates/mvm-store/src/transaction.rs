@@ -2,20 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::key::{Prefix, check_key};
-use crate::{Revision, StoreError};
-
-/// The largest value, in bytes: 1 MiB.
-pub const MAX_VALUE_BYTES: usize = 1 << 20;
-
-/// The most compares and the most operations of one transaction. The largest admissions write about
-/// a thousand instances, each with a few records, in one transaction; SQLite takes 4096 small puts
-/// in a fraction of a second, during which other callers wait.
-pub const MAX_TRANSACTION_ITEMS: usize = 4096;
-
-/// The most bytes of keys and values in one transaction: 16 MiB. A watcher holds one whole revision
-/// in memory at a time, so this bounds its memory too.
-pub const MAX_TRANSACTION_BYTES: usize = 16 << 20;
+use crate::key::check_key;
+use crate::{Limits, Revision, StoreError};
 
 /// A condition on the store before a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,14 +20,26 @@ pub enum Compare {
         /// The key.
         key: String,
     },
-    /// No key below the prefix was put or deleted after the revision: guards a decision made from a
-    /// whole listing. If the history since then is compacted it does not hold, as nobody can tell.
-    PrefixUnchanged {
-        /// The prefix, with its final `/`, or empty for the whole store.
-        prefix: String,
-        /// The revision of the listing.
-        since: Revision,
-    },
+}
+
+impl Compare {
+    /// The key that is compared.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::ModRevision { key, .. } | Self::Absent { key } => key,
+        }
+    }
+}
+
+/// The key that stands for a scope: what belongs together and is decided on as a whole, such as a
+/// tenant's records.
+///
+/// No compare sees that something below a prefix was deleted. So every transaction that changes
+/// something of a scope also [bumps](Transaction::bump) it, and one that was decided from a listing
+/// [requires](Transaction::require_scope) that nobody did since: read the key's `mod_revision`
+/// first, and list then.
+pub fn scope_key(scope: &str) -> String {
+    format!("scope/{scope}")
 }
 
 /// One change of one key.
@@ -64,13 +64,6 @@ impl Op {
     pub fn key(&self) -> &str {
         match self {
             Self::Put { key, .. } | Self::Delete { key } => key,
-        }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Put { key, value } => key.len() + value.len(),
-            Self::Delete { key } => key.len(),
         }
     }
 }
@@ -116,9 +109,18 @@ impl Transaction {
         self.require(Compare::Absent { key: key.into() })
     }
 
-    /// Requires that nothing below the prefix changed after the revision.
-    pub fn require_unchanged(self, prefix: impl Into<String>, since: Revision) -> Self {
-        self.require(Compare::PrefixUnchanged { prefix: prefix.into(), since })
+    /// Requires that the scope was not bumped since its key was read at this `mod_revision`, or was
+    /// absent.
+    pub fn require_scope(self, scope: &str, seen: Option<Revision>) -> Self {
+        match seen {
+            Some(revision) => self.require_revision(scope_key(scope), revision),
+            None => self.require_absent(scope_key(scope)),
+        }
+    }
+
+    /// Notes that something of the scope changes. The value says who did it, or is empty.
+    pub fn bump(self, scope: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.put(scope_key(scope), value)
     }
 
     /// Adds an operation.
@@ -138,34 +140,15 @@ impl Transaction {
     }
 
     /// Checks grammar and limits; every backend does this first.
-    pub(crate) fn validate(&self) -> Result<(), StoreError> {
-        for (what, count) in [("compares", self.compares.len()), ("operations", self.ops.len())] {
-            if count > MAX_TRANSACTION_ITEMS {
-                return Err(StoreError::TransactionTooLong { what, count });
-            }
-        }
-        for compare in &self.compares {
-            match compare {
-                Compare::ModRevision { key, .. } | Compare::Absent { key } => check_key(key)?,
-                Compare::PrefixUnchanged { prefix, .. } => drop(Prefix::parse(prefix)?),
-            }
-        }
+    pub(crate) fn validate(&self, limits: &Limits) -> Result<(), StoreError> {
+        limits.check(self)?;
+        self.compares.iter().try_for_each(|compare| check_key(compare.key()))?;
         let mut keys = BTreeSet::new();
-        let mut bytes = 0;
         for op in &self.ops {
             check_key(op.key())?;
-            if let Op::Put { key, value } = op
-                && value.len() > MAX_VALUE_BYTES
-            {
-                return Err(StoreError::ValueTooLarge { key: key.clone(), bytes: value.len() });
-            }
             if !keys.insert(op.key()) {
                 return Err(StoreError::DuplicateKey { key: op.key().to_owned() });
             }
-            bytes += op.bytes();
-        }
-        if bytes > MAX_TRANSACTION_BYTES {
-            return Err(StoreError::TransactionTooLarge { bytes });
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use tokio::sync::watch::Sender;
 
-use crate::compare::{View, check_all};
+use crate::compare::check_all;
 use crate::key::Prefix;
 use crate::sqlite::error::during;
 use crate::sqlite::open::open;
@@ -71,7 +71,7 @@ impl Database {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(fail)?;
         let history = History::of(&write, &self.path)?;
-        check_all(&history, &transaction.compares)?;
+        check_all(&transaction.compares, |key| history.mod_revision(key))?;
         let revision = history.revision.next();
         let mut has_changed = false;
         for op in &transaction.ops {
@@ -148,39 +148,12 @@ impl<'a> History<'a> {
         let compacted = meta(connection, "compacted").map_err(fail)?;
         Ok(Self { connection, path, revision, compacted })
     }
-}
-
-impl View for History<'_> {
-    fn current(&self) -> Revision {
-        self.revision
-    }
-
-    fn compacted(&self) -> Revision {
-        self.compacted
-    }
 
     fn mod_revision(&self, key: &str) -> Result<Option<Revision>, StoreError> {
         self.connection
             .prepare_cached("SELECT mod_revision FROM kv WHERE key = ?1")
             .and_then(|mut query| query.query_row([key], |row| revision(row, 0)).optional())
             .map_err(during("compare a key", self.path))
-    }
-
-    fn last_change(
-        &self,
-        prefix: &Prefix,
-        since: Revision,
-    ) -> Result<Option<Revision>, StoreError> {
-        self.connection
-            .prepare_cached(
-                "SELECT revision FROM log
-                 WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision DESC LIMIT 1",
-            )
-            .and_then(|mut query| {
-                let range = params![since.get(), prefix.start(), prefix.end()];
-                query.query_row(range, |row| revision(row, 0)).optional()
-            })
-            .map_err(during("compare a prefix", self.path))
     }
 }
 

@@ -23,7 +23,7 @@ pub use error::OpenError;
 use crate::key::{Prefix, check_key};
 use crate::watch::{Batch, Log};
 use crate::{
-    CommitError, Committed, Entry, Listing, Revision, Store, StoreError, Transaction, Watch,
+    CommitError, Committed, Entry, Limits, Listing, Revision, Store, StoreError, Transaction, Watch,
 };
 use database::Database;
 use worker::{Jobs, Worker};
@@ -39,6 +39,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct SqliteStore {
     worker: Worker,
     current: Receiver<Revision>,
+    limits: Limits,
 }
 
 impl SqliteStore {
@@ -49,10 +50,21 @@ impl SqliteStore {
     /// See [`OpenError`]. What the file holds is as it was before, but for the steps of a migration
     /// that were finished.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, OpenError> {
+        Self::open_with_limits(path, Limits::EMBEDDED).await
+    }
+
+    /// The same with other limits.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub async fn open_with_limits(
+        path: impl Into<PathBuf>,
+        limits: Limits,
+    ) -> Result<Self, OpenError> {
         let path = path.into();
         let (sender, current) = tokio::sync::watch::channel(Revision::ZERO);
         let worker = Worker::start(move || Database::open(path, BUSY_TIMEOUT, sender)).await?;
-        Ok(Self { worker, current })
+        Ok(Self { worker, current, limits })
     }
 }
 
@@ -70,7 +82,7 @@ impl Store for SqliteStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
-        transaction.validate()?;
+        transaction.validate(&self.limits)?;
         self.worker.jobs()?.run(move |database| database.commit(&transaction)).await?
     }
 
@@ -82,6 +94,10 @@ impl Store for SqliteStore {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         self.worker.jobs()?.run(|database| database.revision()).await?
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {

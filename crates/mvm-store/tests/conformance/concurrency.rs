@@ -6,7 +6,7 @@ use mvm_store::{CommitError, Revision, Store, Transaction};
 
 crate::on_every_backend!(
     counters_incremented_by_many_tasks_end_at_the_exact_sum,
-    of_many_admissions_on_one_listing_exactly_one_wins,
+    of_many_decisions_on_one_scope_exactly_one_wins,
 );
 
 const TASKS: u64 = 16;
@@ -74,15 +74,14 @@ async fn counters_incremented_by_many_tasks_end_at_the_exact_sum(store: Arc<dyn 
     .unwrap();
 }
 
-async fn of_many_admissions_on_one_listing_exactly_one_wins(store: Arc<dyn Store>) {
+async fn of_many_decisions_on_one_scope_exactly_one_wins(store: Arc<dyn Store>) {
     in_parallel(async move {
-        let since = store.list("pool/").await.unwrap().revision;
         let tasks: Vec<_> = (0..TASKS)
             .map(|task| {
                 let store = store.clone();
                 tokio::spawn(async move {
-                    let guarded = Transaction::new().require_unchanged("pool/", since);
-                    store.commit(guarded.put(format!("pool/{task}"), "")).await
+                    let guarded = Transaction::new().require_scope("pool", None);
+                    store.commit(guarded.bump("pool", "").put(format!("pool/{task}"), "")).await
                 })
             })
             .collect();

@@ -1,4 +1,4 @@
-//! What every store does, run on every backend.
+//! What every store does, run on every backend at the limits of the strictest.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod concurrency;
@@ -10,7 +10,7 @@ mod watches;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_store::{MemoryStore, SqliteStore, Store};
+use mvm_store::{Limits, MemoryStore, SqliteStore, Store};
 use tempfile::TempDir;
 
 /// An empty store, and the directory that it lives in, if any.
@@ -20,12 +20,13 @@ struct Fixture {
 }
 
 async fn memory() -> Fixture {
-    Fixture { store: Arc::new(MemoryStore::new()), _directory: None }
+    Fixture { store: Arc::new(MemoryStore::with_limits(Limits::ETCD)), _directory: None }
 }
 
 async fn sqlite() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(directory.path().join("mvm.db")).await.unwrap();
+    let store =
+        SqliteStore::open_with_limits(directory.path().join("mvm.db"), Limits::ETCD).await.unwrap();
     Fixture { store: Arc::new(store), _directory: Some(directory) }
 }
 

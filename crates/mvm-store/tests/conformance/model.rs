@@ -54,12 +54,6 @@ impl Model {
         match compare {
             Compare::ModRevision { key, revision } => at(key) == Some(revision.get()),
             Compare::Absent { key } => at(key).is_none(),
-            Compare::PrefixUnchanged { prefix, since } => {
-                let since = since.get();
-                (self.compacted..=self.current()).contains(&since)
-                    && (since + 1..=self.current())
-                        .all(|revision| self.changes(revision, prefix).is_empty())
-            }
         }
     }
 
@@ -113,8 +107,6 @@ fn compares() -> impl Strategy<Value = Compare> {
     prop_oneof![
         (keys(), revisions()).prop_map(|(key, revision)| Compare::ModRevision { key, revision }),
         keys().prop_map(|key| Compare::Absent { key }),
-        (prefixes(), revisions())
-            .prop_map(|(prefix, since)| Compare::PrefixUnchanged { prefix, since }),
     ]
 }
 

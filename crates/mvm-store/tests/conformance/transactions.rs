@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use mvm_store::{
-    CommitError, Compare, Conflict, Found, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS,
-    MAX_VALUE_BYTES, Revision, Store, StoreError, Transaction,
+    CommitError, Compare, Conflict, Found, Limits, Revision, Store, StoreError, Transaction,
+    scope_key,
 };
 
 crate::on_every_backend!(
@@ -17,10 +17,8 @@ crate::on_every_backend!(
     a_swap_succeeds_only_at_the_compared_revision,
     a_creation_succeeds_only_once,
     a_failed_compare_leaves_everything_as_it_was,
-    an_unchanged_prefix_admits_and_a_changed_one_refuses,
-    an_unchanged_prefix_cannot_be_told_from_compacted_history,
-    a_prefix_at_a_revision_to_come_is_a_conflict,
-    an_admission_of_a_thousand_instances_is_one_transaction,
+    a_decision_on_a_scope_holds_until_somebody_bumps_it,
+    a_transaction_may_be_as_large_as_its_limits,
     limits_and_grammar_are_enforced_before_anything_happens,
 );
 
@@ -149,54 +147,40 @@ async fn a_failed_compare_leaves_everything_as_it_was(store: Arc<dyn Store>) {
     assert_eq!(watch.next().await.unwrap().changes[0].key(), "d");
 }
 
-async fn an_unchanged_prefix_admits_and_a_changed_one_refuses(store: Arc<dyn Store>) {
-    store.commit(Transaction::new().put("pool/a", "").put("pool/b", "")).await.unwrap();
-    let listing = store.list("pool/").await.unwrap();
-    let admit = |key: &str| {
-        let guarded = Transaction::new().require_unchanged("pool/", listing.revision);
-        store.commit(guarded.put(key, ""))
+async fn a_decision_on_a_scope_holds_until_somebody_bumps_it(store: Arc<dyn Store>) {
+    let seen = async || {
+        let entry = store.get(&scope_key("pool")).await.unwrap();
+        entry.map(|entry| entry.mod_revision)
     };
+    let decide = |since| Transaction::new().require_scope("pool", since).bump("pool", "");
+    assert_eq!(seen().await, None, "nobody ever did");
+    let one = store.commit(decide(None).put("pool/a", "")).await.unwrap().revision;
+    let late = store.commit(decide(None).put("pool/b", "")).await;
+    assert_eq!(conflict(late).found, Found::ChangedAt(one));
 
-    store.commit(Transaction::new().put("pool", "").put("pools/c", "")).await.unwrap();
-    let admitted = admit("pool/c").await.unwrap().revision;
-    let refused = conflict(admit("pool/d").await);
-    assert_eq!(refused.found, Found::ChangedAt(admitted));
-
-    // A deletion is a change too, although no entry is left to show it.
-    let since = store.revision().await.unwrap();
-    let deleted = store.commit(Transaction::new().delete("pool/c")).await.unwrap().revision;
+    // Deletions are changes, although no entry is left to show them; what is forgotten is no matter.
+    let since = seen().await;
     store.commit(Transaction::new().put("elsewhere", "")).await.unwrap();
-    let refused =
-        conflict(store.commit(Transaction::new().require_unchanged("", since).put("x", "")).await);
-    assert_ne!(refused.found, Found::ChangedAt(deleted), "the latest change is reported");
-    let guarded = Transaction::new().require_unchanged("pool/", since).put("pool/e", "");
-    assert_eq!(conflict(store.commit(guarded).await).found, Found::ChangedAt(deleted));
+    let deletion = Transaction::new().delete("pool/a").bump("pool", "somebody");
+    let deleted = store.commit(deletion).await.unwrap().revision;
+    store.compact(0).await.unwrap();
+    let late = store.commit(decide(since).put("pool/c", "")).await;
+    assert_eq!(conflict(late).found, Found::ChangedAt(deleted));
+    assert_eq!(keys(&*store, "pool/").await, [""; 0]);
+
+    store.commit(decide(seen().await).put("pool/c", "")).await.unwrap();
+    assert_eq!(keys(&*store, "pool/").await, ["pool/c"]);
 }
 
-async fn an_unchanged_prefix_cannot_be_told_from_compacted_history(store: Arc<dyn Store>) {
-    store.commit(Transaction::new().put("pool/a", "")).await.unwrap();
-    let old = store.revision().await.unwrap();
-    store.commit(Transaction::new().put("elsewhere", "")).await.unwrap();
-    let compacted = store.compact(0).await.unwrap();
-
-    let guarded =
-        |since| store.commit(Transaction::new().require_unchanged("pool/", since).put("x", ""));
-    assert_eq!(conflict(guarded(old).await).found, Found::CompactedAt(compacted));
-    guarded(compacted).await.unwrap();
-}
-
-async fn a_prefix_at_a_revision_to_come_is_a_conflict(store: Arc<dyn Store>) {
-    let future = Transaction::new().require_unchanged("", Revision::new(7)).put("a", "");
-    assert_eq!(conflict(store.commit(future).await).found, Found::OnlyAt(Revision::ZERO));
-}
-
-async fn an_admission_of_a_thousand_instances_is_one_transaction(store: Arc<dyn Store>) {
-    let mut admission = Transaction::new().require_unchanged("", Revision::ZERO);
-    for number in 0..MAX_TRANSACTION_ITEMS {
-        admission = admission.put(format!("instances/{number:04}"), vec![0; 600]);
+async fn a_transaction_may_be_as_large_as_its_limits(store: Arc<dyn Store>) {
+    let Limits { items, value_bytes, .. } = store.limits();
+    let mut many = Transaction::new();
+    for number in 0..items {
+        many = many.require_absent(format!("k/{number}")).put(format!("k/{number}"), "");
     }
-    assert_eq!(store.commit(admission).await.unwrap().revision, Revision::new(1));
-    assert_eq!(store.list("instances/").await.unwrap().entries.len(), MAX_TRANSACTION_ITEMS);
+    assert_eq!(store.commit(many).await.unwrap().revision, Revision::new(1));
+    assert_eq!(store.list("k/").await.unwrap().entries.len(), items);
+    store.commit(Transaction::new().put("large", vec![0; value_bytes])).await.unwrap();
 }
 
 async fn limits_and_grammar_are_enforced_before_anything_happens(store: Arc<dyn Store>) {
@@ -206,23 +190,26 @@ async fn limits_and_grammar_are_enforced_before_anything_happens(store: Arc<dyn 
             other => panic!("expected a refusal, got {other:?}"),
         }
     };
-    let large = || vec![0; MAX_VALUE_BYTES];
-    let error = refused(Transaction::new().put("a", vec![0; MAX_VALUE_BYTES + 1])).await;
+    let limits = store.limits();
+    let error = refused(Transaction::new().put("a", vec![0; limits.value_bytes + 1])).await;
     assert!(matches!(error, StoreError::ValueTooLarge { .. }), "{error:?}");
 
     let mut heavy = Transaction::new();
-    for number in 0..=MAX_TRANSACTION_BYTES / MAX_VALUE_BYTES {
-        heavy = heavy.put(format!("heavy/{number}"), large());
+    for number in 0..=limits.bytes / limits.value_bytes {
+        heavy = heavy.put(format!("heavy/{number}"), vec![0; limits.value_bytes]);
     }
     let error = refused(heavy).await;
     assert!(matches!(error, StoreError::TransactionTooLarge { .. }), "{error:?}");
 
-    let mut long = Transaction::new();
-    for number in 0..MAX_TRANSACTION_ITEMS {
+    let (mut long, mut careful) = (Transaction::new(), Transaction::new());
+    for number in 0..limits.items {
         long = long.delete(format!("long/{number}"));
+        careful = careful.require_absent(format!("long/{number}"));
     }
     let error = refused(long).await;
-    assert!(matches!(error, StoreError::TransactionTooLong { .. }), "{error:?}");
+    assert_eq!(error.to_string(), "a transaction has 129 operations, more than 128");
+    let error = refused(careful.require_absent("one more")).await;
+    assert_eq!(error.to_string(), "a transaction has 129 compares, more than 128");
 
     let error = refused(Transaction::new().put("a", "").delete("a")).await;
     assert!(matches!(error, StoreError::DuplicateKey { .. }), "{error:?}");
@@ -231,9 +218,8 @@ async fn limits_and_grammar_are_enforced_before_anything_happens(store: Arc<dyn 
         assert!(matches!(error, StoreError::InvalidKey { .. }), "{bad:?}: {error:?}");
         assert!(store.get(bad).await.is_err(), "{bad:?}");
     }
-    let error = refused(Transaction::new().require_unchanged("a", Revision::ZERO)).await;
+    let error = refused(Transaction::new().require_absent("a/")).await;
     assert!(matches!(error, StoreError::InvalidKey { .. }), "{error:?}");
 
     assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
-    store.commit(Transaction::new().put("a", large())).await.unwrap();
 }

@@ -71,18 +71,16 @@ fn commits_are_flushed_to_the_disk() {
 fn reading_the_log_takes_its_index_and_no_scan() {
     let directory = tempfile::tempdir().unwrap();
     let database = open_in(&directory);
-    for order in ["revision, key", "revision DESC LIMIT 1"] {
-        let plan: Vec<String> = database
-            .connection
-            .prepare(&format!(
-                "EXPLAIN QUERY PLAN SELECT value FROM log
-                 WHERE revision > 1 AND key >= 'a' AND key < 'b' ORDER BY {order}"
-            ))
-            .and_then(|mut query| query.query_map([], |row| row.get(3))?.collect())
-            .unwrap();
-        assert_eq!(plan.len(), 1, "{plan:?}");
-        assert!(plan[0].contains("(revision>?)"), "{plan:?}");
-    }
+    let plan: Vec<String> = database
+        .connection
+        .prepare(
+            "EXPLAIN QUERY PLAN SELECT value FROM log
+             WHERE revision > 1 AND key >= 'a' AND key < 'b' ORDER BY revision, key",
+        )
+        .and_then(|mut query| query.query_map([], |row| row.get(3))?.collect())
+        .unwrap();
+    assert_eq!(plan.len(), 1, "{plan:?}");
+    assert!(plan[0].contains("(revision>?)"), "{plan:?}");
 }
 
 #[test]
