@@ -36,7 +36,7 @@ pub use revision::Revision;
 pub use sqlite::{OpenError, SqliteStore};
 pub use transaction::{Committed, Compare, Op, Transaction, scope_key};
 pub use typed::{BadRecord, Typed, TypedListing, TypedStore, decode, encode};
-pub use watch::{Change, Watch, WatchEvent};
+pub use watch::{Change, Watch, WatchBatch, WatchEvent};
 
 /// Keys and values with one global revision.
 ///

@@ -4,9 +4,12 @@
 //! buffer: a slow watcher costs no memory, and falls behind the compaction instead.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::watch::Receiver;
 
 use crate::key::Prefix;
@@ -55,13 +58,27 @@ pub struct WatchEvent {
     pub changes: Vec<Change>,
 }
 
-/// The history below a prefix, one whole revision after another.
+/// The history below a prefix, one whole revision after another: a [`Stream`] that goes on until it
+/// fails.
+///
+/// Its first error is its end: [`StoreError::Compacted`] if the watcher was so slow that the history
+/// it has yet to see is forgotten, [`StoreError::Closed`] if the store is gone, another if the backend
+/// failed. The watcher goes on with a new watch: after [`seen_through`](Self::seen_through), or after
+/// a new listing if the error [calls for that](StoreError::calls_for_relist).
 pub struct Watch {
-    prefix: Prefix,
     read_through: Revision,
     ready: VecDeque<WatchEvent>,
-    log: Arc<dyn Log>,
-    current: Receiver<Revision>,
+    source: BoxStream<'static, Result<WatchBatch, StoreError>>,
+    ended: Option<StoreError>,
+}
+
+/// A piece of history, as a backend reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WatchBatch {
+    /// What changed below the prefix, in the order of revisions.
+    pub events: Vec<WatchEvent>,
+    /// The revision that the piece goes up to, also if nothing below the prefix changed in it.
+    pub through: Revision,
 }
 
 /// A backend's history.
@@ -74,9 +91,8 @@ pub(crate) trait Log: Send + Sync {
 /// A bounded piece of history; it grows by whole revisions.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    events: Vec<WatchEvent>,
+    batch: WatchBatch,
     bytes: usize,
-    read_through: Revision,
 }
 
 impl Batch {
@@ -93,28 +109,62 @@ impl Batch {
         if after > current {
             return Err(StoreError::AheadOfStore { requested: after, current });
         }
-        Ok(Self { events: Vec::new(), bytes: 0, read_through: current })
+        Ok(Self { batch: WatchBatch { events: Vec::new(), through: current }, bytes: 0 })
     }
 
     /// Adds the next change in the order of revisions and keys. Answers `false`, without adding it,
     /// if it opens a revision for which there is no room: the caller stops reading then.
     pub(crate) fn push(&mut self, revision: Revision, change: Change) -> bool {
         let bytes = change.bytes();
-        let is_full = self.bytes > BATCH_BYTES || self.events.len() == BATCH_REVISIONS;
-        match self.events.last_mut() {
+        let WatchBatch { events, through } = &mut self.batch;
+        let is_full = self.bytes > BATCH_BYTES || events.len() == BATCH_REVISIONS;
+        match events.last_mut() {
             Some(event) if event.revision == revision => event.changes.push(change),
             Some(event) if is_full => {
-                self.read_through = event.revision;
+                *through = event.revision;
                 return false;
             }
-            _ => self.events.push(WatchEvent { revision, changes: vec![change] }),
+            _ => events.push(WatchEvent { revision, changes: vec![change] }),
         }
         self.bytes += bytes;
         true
     }
 }
 
+/// Where a watch stands in a backend's log.
+struct Reader {
+    log: Arc<dyn Log>,
+    current: Receiver<Revision>,
+    prefix: Prefix,
+    through: Revision,
+}
+
+impl Reader {
+    async fn read(&mut self) -> Result<WatchBatch, StoreError> {
+        let Batch { batch, .. } = self.log.read(&self.prefix, self.through).await?;
+        self.through = batch.through;
+        Ok(batch)
+    }
+
+    /// Waits until there is more, and reads it.
+    async fn read_more(&mut self) -> Result<WatchBatch, StoreError> {
+        while *self.current.borrow_and_update() <= self.through {
+            self.current.changed().await.map_err(|_| StoreError::Closed)?;
+        }
+        self.read().await
+    }
+}
+
 impl Watch {
+    /// A watch that tells what `source` reads after a revision. It is over when `source` fails or
+    /// ends.
+    pub fn new(
+        after: Revision,
+        source: impl Stream<Item = Result<WatchBatch, StoreError>> + Send + 'static,
+    ) -> Self {
+        Self { read_through: after, ready: VecDeque::new(), source: source.boxed(), ended: None }
+    }
+
     /// A watch on a backend's log, woken by its current revision.
     pub(crate) async fn open(
         log: Arc<dyn Log>,
@@ -122,8 +172,14 @@ impl Watch {
         prefix: Prefix,
         after: Revision,
     ) -> Result<Self, StoreError> {
-        let mut watch = Self { prefix, read_through: after, ready: VecDeque::new(), log, current };
-        watch.read().await?;
+        let mut reader = Reader { log, current, prefix, through: after };
+        let first = reader.read().await?;
+        let rest = stream::unfold(reader, |mut reader| async {
+            let batch = reader.read_more().await;
+            Some((batch, reader))
+        });
+        let mut watch = Self::new(after, rest);
+        watch.accept(first);
         Ok(watch)
     }
 
@@ -131,19 +187,12 @@ impl Watch {
     /// loses nothing.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] if the watcher was so slow that the history it has yet to see is
-    /// forgotten; every later call says so again. [`StoreError::Closed`] once the store is gone.
-    /// Otherwise the backend failed, and a later call tries again.
+    /// The watch has ended; every later call says so again.
     pub async fn next(&mut self) -> Result<WatchEvent, StoreError> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(event);
-            }
-            if *self.current.borrow_and_update() > self.read_through {
-                self.read().await?;
-            } else {
-                self.current.changed().await.map_err(|_| StoreError::Closed)?;
-            }
+        let next = std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context));
+        match next.await {
+            Some(event) => event,
+            None => Err(self.ended.clone().unwrap_or(StoreError::Closed)),
         }
     }
 
@@ -157,19 +206,40 @@ impl Watch {
         }
     }
 
-    async fn read(&mut self) -> Result<(), StoreError> {
-        let batch = self.log.read(&self.prefix, self.read_through).await?;
-        self.read_through = batch.read_through;
+    fn accept(&mut self, batch: WatchBatch) {
+        self.read_through = batch.through;
         self.ready.extend(batch.events);
-        Ok(())
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<WatchEvent, StoreError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if self.ended.is_some() {
+                return Poll::Ready(None);
+            }
+            match ready!(self.source.poll_next_unpin(context)) {
+                Some(Ok(batch)) => self.accept(batch),
+                over => {
+                    let error = over.and_then(Result::err).unwrap_or(StoreError::Closed);
+                    self.ended = Some(error.clone());
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
     }
 }
 
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watch")
-            .field("prefix", &self.prefix)
             .field("read_through", &self.read_through)
+            .field("ended", &self.ended)
             .finish_non_exhaustive()
     }
 }

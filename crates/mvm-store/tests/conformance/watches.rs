@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use mvm_store::{Change, Revision, Store, StoreError, Transaction, Watch};
 
 crate::on_every_backend!(
@@ -20,6 +21,7 @@ crate::on_every_backend!(
     many_watchers_see_the_same_history,
     a_new_watch_goes_on_where_another_stands,
     a_watch_ends_with_its_store,
+    a_watch_is_a_stream_whose_error_is_its_end,
 );
 
 async fn put(store: &dyn Store, key: &str, value: &str) -> Revision {
@@ -247,4 +249,22 @@ async fn a_watch_ends_with_its_store(store: Arc<dyn Store>) {
     drop(store);
     let error = watch.next().await.unwrap_err();
     assert!(matches!(error, StoreError::Closed), "{error:?}");
+}
+
+async fn a_watch_is_a_stream_whose_error_is_its_end(store: Arc<dyn Store>) {
+    let watch = store.watch("a/", Revision::ZERO).await.unwrap();
+    let one = put(&*store, "a/1", "").await;
+    put(&*store, "b", "").await;
+    let two = put(&*store, "a/2", "").await;
+    let told: Vec<_> = watch.take(2).map(|event| event.unwrap().revision).collect().await;
+    assert_eq!(told, [one, two]);
+
+    let behind = store.watch("a/", Revision::ZERO).await.unwrap();
+    // What it has read by now is told, and then what it missed.
+    put(&*store, "a/3", "").await;
+    store.compact(0).await.unwrap();
+    let mut told: Vec<_> = behind.collect().await;
+    assert!(told.pop().unwrap().unwrap_err().calls_for_relist());
+    let told: Vec<_> = told.into_iter().map(|event| event.unwrap().revision).collect();
+    assert_eq!(told, [one, two]);
 }
