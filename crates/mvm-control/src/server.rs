@@ -457,7 +457,7 @@ async fn mend(control: &Control, key: String, text: Option<String>) -> Result<Re
     }
     let op = match text {
         None => Op::Delete { key: key.clone() },
-        Some(text) => Op::Put { key: key.clone(), value: text.into_bytes() },
+        Some(text) => Op::put(key.clone(), text),
     };
     let change = async |_| Ok::<_, Infallible>((vec![op], ()));
     match control.change(Room::Reserved, change).await {

@@ -217,7 +217,7 @@ async fn verify(node: &Node) -> Result<VerifyView, ApiError> {
 async fn mend(node: &Node, key: String, text: Option<String>) -> Result<Answer, ApiError> {
     let op = match text {
         None => Op::Delete { key: key.clone() },
-        Some(text) => Op::Put { key: key.clone(), value: text.into_bytes() },
+        Some(text) => Op::put(key.clone(), text),
     };
     node.state.write(vec![op]).await.map_err(|error| ApiError::internal(&error))?;
     node.poke();

@@ -1,6 +1,6 @@
 //! What reads return.
 
-use crate::Revision;
+use crate::{LeaseId, Revision};
 
 /// A key with its value and where it stands in the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Entry {
     pub create_revision: Revision,
     /// The revision of the latest put: what a compare-and-swap compares.
     pub mod_revision: Revision,
+    /// The lease that the key goes away with.
+    pub lease: Option<LeaseId>,
 }
 
 /// All entries below a prefix at one revision.

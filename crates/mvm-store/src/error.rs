@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{BadRecord, Conflict, KeyError, Revision};
+use crate::{BadRecord, Conflict, KeyError, LeaseId, Revision};
 
 /// Why an operation on the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -66,6 +66,12 @@ pub enum StoreError {
         requested: Revision,
         /// The store's revision.
         current: Revision,
+    },
+    /// A lease was not granted, or has ended.
+    #[error("there is no lease {lease}, or it has ended")]
+    NoSuchLease {
+        /// The lease.
+        lease: LeaseId,
     },
     /// A value is not the record that its reader expects.
     #[error(transparent)]

@@ -14,14 +14,18 @@ mod compare;
 mod entry;
 mod error;
 mod key;
+mod lease;
 mod limits;
 mod memory;
 mod mirrored;
 mod revision;
+mod settings;
 mod sqlite;
 mod transaction;
 mod typed;
 mod watch;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -29,10 +33,12 @@ pub use compare::{Conflict, Found};
 pub use entry::{Entry, Listing};
 pub use error::{CommitError, StoreError};
 pub use key::{KeyError, MAX_KEY_BYTES};
+pub use lease::{Clock, LeaseId, ManualClock, SystemClock};
 pub use limits::Limits;
 pub use memory::MemoryStore;
 pub use mirrored::{ChangeError, Fold, GiveUpSpace, Infallible, Mirrored, Room};
 pub use revision::Revision;
+pub use settings::Settings;
 pub use sqlite::{OpenError, SqliteStore};
 pub use transaction::{Committed, Compare, Op, Transaction, scope_key};
 pub use typed::{BadRecord, Typed, TypedListing, TypedStore, decode, encode};
@@ -84,6 +90,28 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The backend failed.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// Grants a lease: the keys that are [put with it](Transaction::put_leased) are deleted, as one
+    /// transaction, soon after it was not kept alive for so long. A put without a lease takes the
+    /// key off it. A store may make the time longer: etcd counts whole seconds, and a store that was
+    /// closed and opened again starts each lease's time anew.
+    ///
+    /// # Errors
+    /// The backend failed.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// The lease's time starts again when this arrives at the store: its holder counts from when it
+    /// asked.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchLease`] if it has ended; otherwise the backend failed.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Ends the lease now, and with it its keys, as one transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchLease`] if it has ended; otherwise the backend failed.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// What one transaction may hold; more is refused before anything happens.
     fn limits(&self) -> Limits;

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch::Sender;
 
 use crate::compare::check_all;
 use crate::key::{Prefix, check_key};
+use crate::lease::{Holder, Leases};
 use crate::watch::{Batch, Log};
 use crate::{
-    Change, CommitError, Committed, Entry, Limits, Listing, Op, Revision, Store, StoreError,
-    Transaction, Watch, WatchEvent,
+    Change, CommitError, Committed, Entry, LeaseId, Limits, Listing, Op, Revision, Settings, Store,
+    StoreError, Transaction, Watch, WatchEvent,
 };
 
 /// A store in memory. Clones share their content.
@@ -25,11 +27,13 @@ struct Shared {
     state: Mutex<State>,
     current: Sender<Revision>,
     limits: Limits,
+    leases: Arc<Leases>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     revision: Revision,
+    last_lease: u64,
     compacted: Revision,
     entries: BTreeMap<String, Entry>,
     log: VecDeque<WatchEvent>,
@@ -38,13 +42,14 @@ struct State {
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self::with_limits(Limits::EMBEDDED)
+        Self::with(Settings::default())
     }
 
-    /// An empty store with these limits.
-    pub fn with_limits(limits: Limits) -> Self {
-        let shared = Shared { state: Mutex::default(), current: Sender::default(), limits };
-        Self { shared: Arc::new(shared) }
+    /// An empty store with these settings.
+    pub fn with(settings: Settings) -> Self {
+        let Settings { limits, clock } = settings;
+        let (state, current, leases) = (Mutex::default(), Sender::default(), Leases::new(clock));
+        Self { shared: Arc::new(Shared { state, current, limits, leases }) }
     }
 }
 
@@ -78,14 +83,8 @@ impl Store for MemoryStore {
         check_all(&transaction.compares, |key| {
             Ok(state.entries.get(key).map(|entry| entry.mod_revision))
         })?;
-        let before = state.revision;
-        state.apply(transaction.ops);
-        let revision = state.revision;
-        if revision > before {
-            // Sent under the lock, so that watchers never see the revision go backwards.
-            self.shared.current.send_replace(revision);
-        }
-        Ok(Committed { revision })
+        transaction.leases().try_for_each(|lease| self.shared.leases.require(lease))?;
+        Ok(Committed { revision: self.shared.apply(&mut state, transaction.ops) })
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
@@ -97,6 +96,26 @@ impl Store for MemoryStore {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.shared.lock().revision)
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let mut state = self.shared.lock();
+        state.last_lease += 1;
+        let lease = LeaseId::new(state.last_lease);
+        let holder = History(Arc::downgrade(&self.shared));
+        self.shared.leases.begin(lease, ttl, holder);
+        Ok(lease)
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.shared.leases.renew(lease)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let mut state = self.shared.lock();
+        self.shared.leases.require(lease)?;
+        self.shared.end(&mut state, lease);
+        Ok(())
     }
 
     fn limits(&self) -> Limits {
@@ -117,6 +136,24 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is changed only by code that cannot panic, so a poisoned lock is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, state: &mut State, ops: Vec<Op>) -> Revision {
+        let before = state.revision;
+        state.apply(ops);
+        if state.revision > before {
+            // Sent under the lock, so that watchers never see the revision go backwards.
+            self.current.send_replace(state.revision);
+        }
+        state.revision
+    }
+
+    /// Ends a lease and its keys.
+    fn end(&self, state: &mut State, lease: LeaseId) {
+        let leased = state.entries.values().filter(|entry| entry.lease == Some(lease));
+        let ops = leased.map(|entry| Op::Delete { key: entry.key.clone() }).collect();
+        self.apply(state, ops);
+        self.leases.end(lease);
     }
 }
 
@@ -140,6 +177,18 @@ impl Log for History {
     }
 }
 
+#[async_trait]
+impl Holder for History {
+    async fn expire(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let shared = self.0.upgrade().ok_or(StoreError::Closed)?;
+        let mut state = shared.lock();
+        if shared.leases.require(lease).is_err() {
+            shared.end(&mut state, lease);
+        }
+        Ok(())
+    }
+}
+
 impl State {
     fn log_after(&self, after: Revision) -> impl Iterator<Item = &WatchEvent> {
         let known = self.log.partition_point(|event| event.revision <= after);
@@ -152,11 +201,12 @@ impl State {
         let mut changes = Vec::with_capacity(ops.len());
         for op in ops {
             match op {
-                Op::Put { key, value } => {
+                Op::Put { key, value, lease } => {
                     let create_revision =
                         self.entries.get(&key).map_or(revision, |entry| entry.create_revision);
+                    let mod_revision = revision;
                     let entry =
-                        Entry { key: key.clone(), value, create_revision, mod_revision: revision };
+                        Entry { key: key.clone(), value, create_revision, mod_revision, lease };
                     changes.push(Change::Put(entry.clone()));
                     self.entries.insert(key, entry);
                 }

@@ -305,7 +305,7 @@ impl<T> Fold<T> {
     fn all(&self, value: &mut T, ops: &[Op]) {
         for op in ops {
             match op {
-                Op::Put { key, value: bytes } => (self.apply)(value, key, Some(bytes)),
+                Op::Put { key, value: bytes, .. } => (self.apply)(value, key, Some(bytes)),
                 Op::Delete { key } => (self.apply)(value, key, None),
             }
         }
@@ -327,7 +327,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::{Committed, Entry, Listing, MemoryStore, Watch};
+    use crate::{Committed, Entry, LeaseId, Listing, MemoryStore, Watch};
 
     /// All entries, as text.
     #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -385,6 +385,15 @@ mod tests {
         async fn revision(&self) -> Result<Revision, StoreError> {
             self.store.revision().await
         }
+        async fn grant(&self, ttl: std::time::Duration) -> Result<LeaseId, StoreError> {
+            self.store.grant(ttl).await
+        }
+        async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+            self.store.keep_alive(lease).await
+        }
+        async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+            self.store.revoke(lease).await
+        }
         fn limits(&self) -> Limits {
             self.store.limits()
         }
@@ -394,7 +403,7 @@ mod tests {
     }
 
     fn put(key: &str, text: &str) -> Op {
-        Op::Put { key: key.to_owned(), value: text.into() }
+        Op::put(key, text)
     }
 
     async fn mirrored(store: &Arc<Odd>) -> Mirrored<Texts> {

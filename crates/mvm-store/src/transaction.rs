@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::key::check_key;
-use crate::{Limits, Revision, StoreError};
+use crate::{LeaseId, Limits, Revision, StoreError};
 
 /// A condition on the store before a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub enum Op {
         key: String,
         /// The new value.
         value: Vec<u8>,
+        /// The lease that the key goes away with.
+        lease: Option<LeaseId>,
     },
     /// Removes the key; an absent key stays absent.
     Delete {
@@ -60,6 +62,11 @@ pub enum Op {
 }
 
 impl Op {
+    /// Creates or replaces the key's value; the key stays until it is deleted.
+    pub fn put(key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        Self::Put { key: key.into(), value: value.into(), lease: None }
+    }
+
     /// The key that the operation changes.
     pub fn key(&self) -> &str {
         match self {
@@ -131,7 +138,25 @@ impl Transaction {
 
     /// Puts a value.
     pub fn put(self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
-        self.with(Op::Put { key: key.into(), value: value.into() })
+        self.with(Op::put(key, value))
+    }
+
+    /// Puts a value that goes away with the lease.
+    pub fn put_leased(
+        self,
+        key: impl Into<String>,
+        value: impl Into<Vec<u8>>,
+        lease: LeaseId,
+    ) -> Self {
+        self.with(Op::Put { key: key.into(), value: value.into(), lease: Some(lease) })
+    }
+
+    /// The leases of its puts.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Put { lease, .. } => *lease,
+            Op::Delete { .. } => None,
+        })
     }
 
     /// Deletes a key.

@@ -74,7 +74,7 @@ pub fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<Typed<T>, BadRecord>
 pub fn encode<T: Serialize + ?Sized>(key: impl Into<String>, record: &T) -> Result<Op, StoreError> {
     let key = key.into();
     match serde_json::to_vec(record) {
-        Ok(value) => Ok(Op::Put { key, value }),
+        Ok(value) => Ok(Op::put(key, value)),
         Err(source) => Err(StoreError::Encode { key, source: source.into() }),
     }
 }

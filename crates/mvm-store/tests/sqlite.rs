@@ -4,8 +4,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use mvm_store::{OpenError, Revision, SqliteStore, Store, StoreError, Transaction};
+use mvm_store::{
+    ManualClock, OpenError, Revision, Settings, SqliteStore, Store, StoreError, Transaction,
+};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -48,6 +52,73 @@ async fn a_reopened_store_has_its_entries_its_revision_and_its_history() {
     assert!(matches!(error, StoreError::Compacted { .. }), "{error:?}");
     let next = store.commit(Transaction::new().put("k/000", "")).await.unwrap();
     assert_eq!(next.revision, Revision::new(6));
+}
+
+#[tokio::test]
+async fn a_reopened_store_has_its_leases_whose_time_starts_anew() {
+    const TTL: Duration = Duration::from_secs(10);
+    let (_directory, path) = database();
+    let clock = Arc::new(ManualClock::default());
+    let open = || {
+        let settings = Settings { clock: clock.clone(), ..Settings::default() };
+        SqliteStore::open_with(&path, settings)
+    };
+    let store = open().await.unwrap();
+    let revoked = store.grant(TTL).await.unwrap();
+    store.revoke(revoked).await.unwrap();
+    let (lease, longer) = (store.grant(TTL).await.unwrap(), store.grant(TTL * 2).await.unwrap());
+    let both = Transaction::new().put_leased("a", "", lease).put_leased("b", "", longer);
+    let put = store.commit(both).await.unwrap().revision;
+    clock.advance(TTL - Duration::from_secs(1));
+    drop(store);
+    clock.advance(TTL);
+
+    let store = open().await.unwrap();
+    assert!(store.keep_alive(revoked).await.is_err());
+    assert_eq!(store.get("a").await.unwrap().unwrap().lease, Some(lease));
+    clock.advance(TTL - Duration::from_secs(1));
+    store.keep_alive(lease).await.unwrap();
+    clock.advance(TTL);
+    let mut watch = store.watch("", put).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().changes[0].key(), "a");
+    store.keep_alive(longer).await.unwrap();
+    drop(store);
+
+    let store = open().await.unwrap();
+    assert!(store.keep_alive(lease).await.is_err());
+    assert!(store.grant(TTL).await.unwrap() > longer, "a name is never given again");
+    clock.advance(TTL * 2);
+    let mut watch = store.watch("", watch.seen_through()).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().changes[0].key(), "b");
+}
+
+#[tokio::test]
+async fn a_store_of_the_schema_before_this_opens_with_all_that_it_has() {
+    let (_directory, path) = database();
+    filled(&path, 5).await;
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "DROP INDEX kv_of_lease;
+             ALTER TABLE kv DROP COLUMN lease;
+             ALTER TABLE log DROP COLUMN lease;
+             DROP TABLE lease;
+             UPDATE meta SET value = 1 WHERE name = 'schema_version'",
+        )
+        .unwrap();
+    drop(connection);
+
+    let store = SqliteStore::open(&path).await.unwrap();
+    let entries = store.list("").await.unwrap().entries;
+    assert_eq!(entries.len(), 5);
+    assert!(entries.iter().all(|entry| entry.lease.is_none() && entry.value.len() == 500));
+    let mut watch = store.watch("", Revision::new(3)).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().revision, Revision::new(4));
+    let lease = store.grant(Duration::from_secs(1)).await.unwrap();
+    let put = Transaction::new().put_leased("k/000", "", lease);
+    assert_eq!(store.commit(put).await.unwrap().revision, Revision::new(6));
+    store.revoke(lease).await.unwrap();
+    assert_eq!(store.get("k/000").await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -113,9 +184,9 @@ async fn a_newer_schema_is_refused_with_both_versions_and_the_fix() {
     drop(connection);
 
     let error = refusal(&path).await;
-    assert!(matches!(error, OpenError::NewerSchema { found: 41, known: 1, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 41, known: 2, .. }), "{error:?}");
     let message = error.to_string();
-    for part in [path.to_str().unwrap(), "schema 41", "up to 1", "run the mvm that wrote it"] {
+    for part in [path.to_str().unwrap(), "schema 41", "up to 2", "run the mvm that wrote it"] {
         assert!(message.contains(part), "{message}");
     }
 }
@@ -127,7 +198,7 @@ async fn a_newer_schema_one_version_ahead_is_refused_before_anything_is_touched(
     let newer = Connection::open(&path).unwrap();
     newer
         .execute_batch(
-            "ALTER TABLE kv ADD COLUMN lease INTEGER;
+            "ALTER TABLE kv ADD COLUMN next INTEGER;
              UPDATE meta SET value = value + 1 WHERE name = 'schema_version'",
         )
         .unwrap();
@@ -143,10 +214,10 @@ async fn a_newer_schema_one_version_ahead_is_refused_before_anything_is_touched(
         let state = || (fs::read(&path).unwrap(), fs::read(log(&path)).ok(), mode(&path));
         let before = state();
         let error = refusal(&path).await;
-        assert!(matches!(error, OpenError::NewerSchema { found: 2, known: 1, .. }), "{error:?}");
+        assert!(matches!(error, OpenError::NewerSchema { found: 3, known: 2, .. }), "{error:?}");
         assert!(state() == before, "a refused file was changed");
         let newer = Connection::open(&path).unwrap();
-        let count = "SELECT count(lease IS NULL) FROM kv";
+        let count = "SELECT count(next IS NULL) FROM kv";
         assert_eq!(newer.query_row(count, [], |row| row.get::<_, u32>(0)).unwrap(), 3);
     }
     drop(directory);

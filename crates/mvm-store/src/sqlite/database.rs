@@ -1,6 +1,7 @@
 //! The store's operations on an open connection, one at a time.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
@@ -8,11 +9,12 @@ use tokio::sync::watch::Sender;
 
 use crate::compare::check_all;
 use crate::key::Prefix;
+use crate::lease::Leases;
 use crate::sqlite::error::during;
 use crate::sqlite::open::open;
 use crate::watch::Batch;
 use crate::{
-    Change, CommitError, Committed, Entry, Listing, Op, OpenError, Revision, StoreError,
+    Change, CommitError, Committed, Entry, LeaseId, Listing, Op, OpenError, Revision, StoreError,
     Transaction,
 };
 
@@ -22,6 +24,7 @@ pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
     current: Sender<Revision>,
+    leases: Arc<Leases>,
 }
 
 impl Database {
@@ -30,9 +33,10 @@ impl Database {
         path: PathBuf,
         busy_timeout: Duration,
         current: Sender<Revision>,
+        leases: Arc<Leases>,
     ) -> Result<Self, OpenError> {
         let connection = open(&path, busy_timeout)?;
-        let mut database = Self { connection, path, current };
+        let mut database = Self { connection, path, current, leases };
         let revision = database.revision()?;
         database.current.send_replace(revision);
         Ok(database)
@@ -41,7 +45,7 @@ impl Database {
     pub(super) fn get(&mut self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.connection
             .prepare_cached(
-                "SELECT key, value, create_revision, mod_revision FROM kv WHERE key = ?1",
+                "SELECT key, value, create_revision, mod_revision, lease FROM kv WHERE key = ?1",
             )
             .and_then(|mut query| query.query_row([key], entry).optional())
             .map_err(during("get a key", &self.path))
@@ -54,7 +58,7 @@ impl Database {
         let revision = History::of(&transaction, &self.path)?.revision;
         let entries = transaction
             .prepare_cached(
-                "SELECT key, value, create_revision, mod_revision FROM kv
+                "SELECT key, value, create_revision, mod_revision, lease FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key",
             )
             .and_then(|mut query| {
@@ -72,18 +76,65 @@ impl Database {
             .map_err(fail)?;
         let history = History::of(&write, &self.path)?;
         check_all(&transaction.compares, |key| history.mod_revision(key))?;
-        let revision = history.revision.next();
-        let mut has_changed = false;
-        for op in &transaction.ops {
-            has_changed |= apply(&write, revision, op).map_err(fail)?;
+        transaction.leases().try_for_each(|lease| self.leases.require(lease))?;
+        let revision = apply_all(&write, history.revision, &transaction.ops).map_err(fail)?;
+        if revision > history.revision {
+            write.commit().map_err(fail)?;
+            self.current.send_replace(revision);
         }
-        if !has_changed {
-            return Ok(Committed { revision: history.revision });
+        Ok(Committed { revision })
+    }
+
+    pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.connection
+            .prepare_cached("INSERT INTO lease (ttl_ms) VALUES (?1) RETURNING id")
+            .and_then(|mut query| query.query_row([millis(ttl)], |row| row.get(0)))
+            .map(LeaseId::new)
+            .map_err(during("grant a lease", &self.path))
+    }
+
+    /// The leases that have not ended, and how long each lasts.
+    pub(super) fn leases(&mut self) -> Result<Vec<(LeaseId, Duration)>, StoreError> {
+        let lease = |row: &Row<'_>| {
+            Ok((row.get(0).map(LeaseId::new)?, row.get(1).map(Duration::from_millis)?))
+        };
+        self.connection
+            .prepare("SELECT id, ttl_ms FROM lease")
+            .and_then(|mut query| query.query_map([], lease)?.collect())
+            .map_err(during("read the leases", &self.path))
+    }
+
+    pub(super) fn revoke(&mut self, lease: LeaseId) -> Result<(), StoreError> {
+        self.leases.require(lease)?;
+        self.end(lease)
+    }
+
+    /// Ends a lease unless it was renewed.
+    pub(super) fn expire(&mut self, lease: LeaseId) -> Result<(), StoreError> {
+        match self.leases.require(lease) {
+            Ok(()) => Ok(()),
+            Err(_) => self.end(lease),
         }
-        set_meta(&write, "revision", revision).map_err(fail)?;
+    }
+
+    fn end(&mut self, lease: LeaseId) -> Result<(), StoreError> {
+        let fail = during("end a lease", &self.path);
+        let write = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(fail)?;
+        let history = History::of(&write, &self.path)?;
+        let keys: Vec<String> = write
+            .prepare_cached("SELECT key FROM kv WHERE lease = ?1")
+            .and_then(|mut query| query.query_map([lease.get()], |row| row.get(0))?.collect())
+            .map_err(fail)?;
+        let ops: Vec<Op> = keys.into_iter().map(|key| Op::Delete { key }).collect();
+        let revision = apply_all(&write, history.revision, &ops).map_err(fail)?;
+        write.execute("DELETE FROM lease WHERE id = ?1", [lease.get()]).map_err(fail)?;
         write.commit().map_err(fail)?;
         self.current.send_replace(revision);
-        Ok(Committed { revision })
+        self.leases.end(lease);
+        Ok(())
     }
 
     pub(super) fn read_log(
@@ -97,7 +148,7 @@ impl Database {
         let mut batch = Batch::begin(after, history.compacted, history.revision)?;
         let mut query = transaction
             .prepare_cached(
-                "SELECT key, value, create_revision, revision FROM log
+                "SELECT key, value, create_revision, revision, lease FROM log
                  WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision, key",
             )
             .map_err(fail)?;
@@ -157,35 +208,57 @@ impl<'a> History<'a> {
     }
 }
 
+/// Applies the operations as the revision after this one, which is the present one if they change
+/// nothing.
+fn apply_all(connection: &Connection, before: Revision, ops: &[Op]) -> rusqlite::Result<Revision> {
+    let revision = before.next();
+    let mut has_changed = false;
+    for op in ops {
+        has_changed |= apply(connection, revision, op)?;
+    }
+    if !has_changed {
+        return Ok(before);
+    }
+    set_meta(connection, "revision", revision)?;
+    Ok(revision)
+}
+
 /// Applies one operation and answers whether it changed anything.
 fn apply(connection: &Connection, revision: Revision, op: &Op) -> rusqlite::Result<bool> {
-    let created: Option<(u64, &[u8])> = match op {
-        Op::Put { key, value } => {
+    let (created, lease): (Option<(u64, &[u8])>, _) = match op {
+        Op::Put { key, value, lease } => {
+            let lease = lease.map(LeaseId::get);
             let create_revision = connection
                 .prepare_cached(
-                    "INSERT INTO kv (key, value, create_revision, mod_revision)
-                     VALUES (?1, ?2, ?3, ?3)
+                    "INSERT INTO kv (key, value, create_revision, mod_revision, lease)
+                     VALUES (?1, ?2, ?3, ?3, ?4)
                      ON CONFLICT (key) DO UPDATE
-                     SET value = excluded.value, mod_revision = excluded.mod_revision
+                     SET value = excluded.value, mod_revision = excluded.mod_revision,
+                         lease = excluded.lease
                      RETURNING create_revision",
                 )?
-                .query_row(params![key, value, revision.get()], |row| row.get(0))?;
-            Some((create_revision, value))
+                .query_row(params![key, value, revision.get(), lease], |row| row.get(0))?;
+            (Some((create_revision, value)), lease)
         }
         Op::Delete { key } => {
             if connection.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([key])? == 0 {
                 return Ok(false);
             }
-            None
+            (None, None)
         }
     };
     let (create_revision, value) = created.unzip();
     connection
         .prepare_cached(
-            "INSERT INTO log (revision, key, create_revision, value) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO log (revision, key, create_revision, value, lease)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
-        .execute(params![revision.get(), op.key(), create_revision, value])?;
+        .execute(params![revision.get(), op.key(), create_revision, value, lease])?;
     Ok(true)
+}
+
+fn millis(duration: Duration) -> i64 {
+    duration.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
 fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Revision> {
@@ -211,6 +284,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         value: row.get(1)?,
         create_revision: revision(row, 2)?,
         mod_revision: revision(row, 3)?,
+        lease: row.get::<_, Option<u64>>(4)?.map(LeaseId::new),
     })
 }
 

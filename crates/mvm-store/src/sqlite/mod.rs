@@ -21,9 +21,11 @@ use tokio::sync::watch::Receiver;
 pub use error::OpenError;
 
 use crate::key::{Prefix, check_key};
+use crate::lease::{Holder, Leases};
 use crate::watch::{Batch, Log};
 use crate::{
-    CommitError, Committed, Entry, Limits, Listing, Revision, Store, StoreError, Transaction, Watch,
+    CommitError, Committed, Entry, LeaseId, Limits, Listing, Revision, Settings, Store, StoreError,
+    Transaction, Watch,
 };
 use database::Database;
 use worker::{Jobs, Worker};
@@ -40,31 +42,40 @@ pub struct SqliteStore {
     worker: Worker,
     current: Receiver<Revision>,
     limits: Limits,
+    leases: Arc<Leases>,
 }
 
 impl SqliteStore {
     /// Opens the store, or creates it with mode 0600 in a directory that exists. The file is
-    /// checked for damage, and an older schema is brought up to date.
+    /// checked for damage, and an older schema is brought up to date. Each lease's time starts anew.
     ///
     /// # Errors
     /// See [`OpenError`]. What the file holds is as it was before, but for the steps of a migration
     /// that were finished.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, OpenError> {
-        Self::open_with_limits(path, Limits::EMBEDDED).await
+        Self::open_with(path, Settings::default()).await
     }
 
-    /// The same with other limits.
+    /// The same with other settings.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
-    pub async fn open_with_limits(
+    pub async fn open_with(
         path: impl Into<PathBuf>,
-        limits: Limits,
+        settings: Settings,
     ) -> Result<Self, OpenError> {
         let path = path.into();
         let (sender, current) = tokio::sync::watch::channel(Revision::ZERO);
-        let worker = Worker::start(move || Database::open(path, BUSY_TIMEOUT, sender)).await?;
-        Ok(Self { worker, current, limits })
+        let Settings { limits, clock } = settings;
+        let leases = Leases::new(clock);
+        let known = leases.clone();
+        let open = move || Database::open(path, BUSY_TIMEOUT, sender, known);
+        let store = Self { worker: Worker::start(open).await?, current, limits, leases };
+        let jobs = store.worker.jobs()?;
+        for (lease, ttl) in jobs.run(|database| database.leases()).await?? {
+            store.leases.begin(lease, ttl, jobs.clone());
+        }
+        Ok(store)
     }
 }
 
@@ -96,12 +107,34 @@ impl Store for SqliteStore {
         self.worker.jobs()?.run(|database| database.revision()).await?
     }
 
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let jobs = self.worker.jobs()?;
+        let lease = jobs.run(move |database| database.grant(ttl)).await??;
+        self.leases.begin(lease, ttl, jobs);
+        Ok(lease)
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.leases.renew(lease)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.worker.jobs()?.run(move |database| database.revoke(lease)).await?
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }
 
     async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
         self.worker.jobs()?.run(move |database| database.compact(keep)).await?
+    }
+}
+
+#[async_trait]
+impl Holder for Jobs {
+    async fn expire(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.run(move |database| database.expire(lease)).await?
     }
 }
 

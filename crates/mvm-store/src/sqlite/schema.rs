@@ -14,7 +14,8 @@ use crate::sqlite::error::during;
 const APPLICATION_ID: u32 = 0x6d76_6d73;
 
 /// The migrations of this build, oldest first.
-pub(super) const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
     PRAGMA application_id = 0x6d766d73;
 
     CREATE TABLE meta (
@@ -39,7 +40,18 @@ pub(super) const MIGRATIONS: &[&str] = &["
         UNIQUE (revision, key),
         CHECK ((create_revision IS NULL) = (value IS NULL))
     ) STRICT;
-"];
+",
+    "
+    -- A lease's id is never given again.
+    CREATE TABLE lease (
+        id     INTEGER PRIMARY KEY AUTOINCREMENT,
+        ttl_ms INTEGER NOT NULL
+    ) STRICT;
+    ALTER TABLE kv ADD COLUMN lease INTEGER;
+    ALTER TABLE log ADD COLUMN lease INTEGER;
+    CREATE INDEX kv_of_lease ON kv (lease) WHERE lease IS NOT NULL;
+",
+];
 
 /// Brings the file to the schema that `migrations` make, one transaction for each step.
 pub(super) fn migrate(
@@ -89,7 +101,7 @@ mod tests {
     use super::*;
 
     const PATH: &str = "/somewhere/mvm.db";
-    const NEXT: &str = "ALTER TABLE kv ADD COLUMN lease INTEGER";
+    const NEXT: &str = "ALTER TABLE kv ADD COLUMN next INTEGER";
 
     fn columns_of_kv(connection: &Connection) -> i64 {
         connection
@@ -101,14 +113,14 @@ mod tests {
     fn an_older_schema_moves_forward_and_keeps_its_rows() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection, PATH.as_ref(), MIGRATIONS).unwrap();
-        connection.execute("INSERT INTO kv VALUES ('a', x'01', 1, 1)", []).unwrap();
+        connection.execute("INSERT INTO kv VALUES ('a', x'01', 1, 1, NULL)", []).unwrap();
         let next: Vec<&str> = MIGRATIONS.iter().copied().chain([NEXT]).collect();
 
         migrate(&mut connection, PATH.as_ref(), &next).unwrap();
         migrate(&mut connection, PATH.as_ref(), &next).unwrap();
 
         assert_eq!(recognise(&connection, PATH.as_ref(), &next).unwrap(), next.len());
-        assert_eq!(columns_of_kv(&connection), 5);
+        assert_eq!(columns_of_kv(&connection), 6);
         let rows: i64 =
             connection.query_row("SELECT count(*) FROM kv", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, 1);
@@ -124,7 +136,7 @@ mod tests {
 
         let version = recognise(&connection, PATH.as_ref(), MIGRATIONS).unwrap();
         assert_eq!(version, MIGRATIONS.len());
-        assert_eq!(columns_of_kv(&connection), 4);
+        assert_eq!(columns_of_kv(&connection), 5);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod concurrency;
+mod leases;
 mod model;
 mod transactions;
 mod typed;
@@ -10,24 +11,44 @@ mod watches;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_store::{Limits, MemoryStore, SqliteStore, Store};
+use mvm_store::{Limits, ManualClock, MemoryStore, Settings, SqliteStore, Store};
 use tempfile::TempDir;
 
-/// An empty store, and the directory that it lives in, if any.
-struct Fixture {
+/// An empty store, and the clock that it counts leases by.
+struct Given {
     store: Arc<dyn Store>,
+    clock: Arc<ManualClock>,
+}
+
+impl From<Given> for Arc<dyn Store> {
+    fn from(given: Given) -> Self {
+        given.store
+    }
+}
+
+/// What a test is given, and the directory that it lives in, if any.
+struct Fixture {
+    given: Given,
     _directory: Option<TempDir>,
 }
 
+fn settings() -> (Settings, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::default());
+    (Settings { limits: Limits::ETCD, clock: clock.clone() }, clock)
+}
+
 async fn memory() -> Fixture {
-    Fixture { store: Arc::new(MemoryStore::with_limits(Limits::ETCD)), _directory: None }
+    let (settings, clock) = settings();
+    let store = Arc::new(MemoryStore::with(settings));
+    Fixture { given: Given { store, clock }, _directory: None }
 }
 
 async fn sqlite() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    let store =
-        SqliteStore::open_with_limits(directory.path().join("mvm.db"), Limits::ETCD).await.unwrap();
-    Fixture { store: Arc::new(store), _directory: Some(directory) }
+    let (settings, clock) = settings();
+    let path = directory.path().join("mvm.db");
+    let store = Arc::new(SqliteStore::open_with(path, settings).await.unwrap());
+    Fixture { given: Given { store, clock }, _directory: Some(directory) }
 }
 
 /// Fails if a behaviour waits for what never comes.
@@ -36,21 +57,22 @@ async fn in_time(behaviour: impl Future<Output = ()>) {
     tokio::time::timeout(limit, behaviour).await.expect("the store kept a test waiting");
 }
 
-/// Makes a test on each backend of each behaviour, a function that takes an empty store.
+/// Makes a test on each backend of each behaviour, a function that takes an empty store, or
+/// [`Given`] with it.
 macro_rules! on_every_backend {
     ($($behaviour:ident),* $(,)?) => {
         mod on_memory {
             $(#[tokio::test]
             async fn $behaviour() {
                 let fixture = crate::memory().await;
-                crate::in_time(super::$behaviour(fixture.store)).await;
+                crate::in_time(super::$behaviour(fixture.given.into())).await;
             })*
         }
         mod on_sqlite {
             $(#[tokio::test]
             async fn $behaviour() {
                 let fixture = crate::sqlite().await;
-                crate::in_time(super::$behaviour(fixture.store)).await;
+                crate::in_time(super::$behaviour(fixture.given.into())).await;
             })*
         }
     };

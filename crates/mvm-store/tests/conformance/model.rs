@@ -2,24 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_store::{
-    Change, CommitError, Compare, Entry, Op, Revision, Store, StoreError, Transaction,
+    Change, CommitError, Compare, Entry, LeaseId, Op, Revision, Store, StoreError, Transaction,
 };
 use proptest::prelude::*;
 
-/// `key -> (value, create_revision, mod_revision)`.
-type State = BTreeMap<String, (Vec<u8>, u64, u64)>;
+type State = BTreeMap<String, Entry>;
 
 /// `states[r]` is the content at revision `r`; what changed is found by comparing neighbours.
 struct Model {
     states: Vec<State>,
     compacted: u64,
+    /// The leases in the order in which they were granted, and whether they hold.
+    leases: Vec<(LeaseId, bool)>,
+}
+
+/// What becomes of a transaction.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Committed(u64),
+    Conflict,
+    NoSuchLease,
 }
 
 #[derive(Debug, Clone)]
 enum Step {
+    /// A lease in it is the number of one that was granted, in order.
     Commit(Transaction),
+    Grant,
+    Revoke(u64),
     Compact(u64),
     List(String),
     /// Watches from the start of the known history plus so much.
@@ -42,33 +55,63 @@ impl Model {
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
             changes.insert(key, Change::Delete { key: key.clone() });
         }
-        for (key, stored) in after.iter().filter(|(_, (_, _, modified))| *modified == revision) {
-            changes.insert(key, Change::Put(entry(key, stored)));
+        for (key, entry) in after.iter().filter(|(_, e)| e.mod_revision.get() == revision) {
+            changes.insert(key, Change::Put(entry.clone()));
         }
         changes.retain(|key, _| key.starts_with(prefix));
         changes.into_values().collect()
     }
 
     fn holds(&self, compare: &Compare) -> bool {
-        let at = |key: &String| self.content().get(key).map(|(_, _, modified)| *modified);
+        let at = |key: &String| self.content().get(key).map(|entry| entry.mod_revision);
         match compare {
-            Compare::ModRevision { key, revision } => at(key) == Some(revision.get()),
+            Compare::ModRevision { key, revision } => at(key) == Some(*revision),
             Compare::Absent { key } => at(key).is_none(),
         }
     }
 
-    /// The expected revision, or `None` for a conflict.
-    fn commit(&mut self, transaction: &Transaction) -> Option<u64> {
+    /// The lease of this number, and whether it holds.
+    fn lease(&self, number: u64) -> (LeaseId, bool) {
+        let nobodys = (LeaseId::new(4711), false);
+        self.leases.get(number as usize).copied().unwrap_or(nobodys)
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Outcome {
         if !transaction.compares.iter().all(|compare| self.holds(compare)) {
-            return None;
+            return Outcome::Conflict;
         }
-        let revision = self.current() + 1;
+        let holds = |lease| self.leases.contains(&(lease, true));
+        if !transaction.ops.iter().filter_map(lease_of).all(holds) {
+            return Outcome::NoSuchLease;
+        }
+        self.apply(&transaction.ops);
+        Outcome::Committed(self.current())
+    }
+
+    /// What a lease that is revoked deletes, if it holds.
+    fn revoke(&mut self, number: u64) -> Option<LeaseId> {
+        let (lease, true) = self.lease(number) else { return None };
+        self.leases[number as usize].1 = false;
+        let leased = self.content().values().filter(|entry| entry.lease == Some(lease));
+        let ops: Vec<Op> = leased.map(|entry| Op::Delete { key: entry.key.clone() }).collect();
+        self.apply(&ops);
+        Some(lease)
+    }
+
+    fn apply(&mut self, ops: &[Op]) {
+        let revision = Revision::new(self.current() + 1);
         let mut next = self.content().clone();
-        for op in &transaction.ops {
+        for op in ops {
             match op {
-                Op::Put { key, value } => {
-                    let created = next.get(key).map_or(revision, |(_, created, _)| *created);
-                    next.insert(key.clone(), (value.clone(), created, revision));
+                Op::Put { key, value, lease } => {
+                    let entry = Entry {
+                        key: key.clone(),
+                        value: value.clone(),
+                        create_revision: next.get(key).map_or(revision, |e| e.create_revision),
+                        mod_revision: revision,
+                        lease: *lease,
+                    };
+                    next.insert(key.clone(), entry);
                 }
                 Op::Delete { key } => drop(next.remove(key)),
             }
@@ -76,16 +119,13 @@ impl Model {
         if next != *self.content() {
             self.states.push(next);
         }
-        Some(self.current())
     }
 }
 
-fn entry(key: &str, (value, created, modified): &(Vec<u8>, u64, u64)) -> Entry {
-    Entry {
-        key: key.to_owned(),
-        value: value.clone(),
-        create_revision: Revision::new(*created),
-        mod_revision: Revision::new(*modified),
+fn lease_of(op: &Op) -> Option<LeaseId> {
+    match op {
+        Op::Put { lease, .. } => *lease,
+        Op::Delete { .. } => None,
     }
 }
 
@@ -112,11 +152,13 @@ fn compares() -> impl Strategy<Value = Compare> {
 
 fn transactions() -> impl Strategy<Value = Transaction> {
     let value = prop::collection::vec(any::<u8>(), 0..3);
-    let ops = prop::collection::btree_map(keys(), prop::option::weighted(0.7, value), 0..4);
+    let lease = prop::option::weighted(0.3, (0..3u64).prop_map(LeaseId::new));
+    let put = prop::option::weighted(0.7, (value, lease));
+    let ops = prop::collection::btree_map(keys(), put, 0..4);
     let compares = prop::collection::vec(compares(), 0..2);
     (compares, ops).prop_map(|(compares, ops)| {
         let ops = ops.into_iter().map(|(key, value)| match value {
-            Some(value) => Op::Put { key, value },
+            Some((value, lease)) => Op::Put { key, value, lease },
             None => Op::Delete { key },
         });
         Transaction { compares, ops: ops.collect() }
@@ -126,6 +168,8 @@ fn transactions() -> impl Strategy<Value = Transaction> {
 fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => transactions().prop_map(Step::Commit),
+        2 => Just(Step::Grant),
+        1 => (0..3u64).prop_map(Step::Revoke),
         1 => (0..6u64).prop_map(Step::Compact),
         1 => prefixes().prop_map(Step::List),
         2 => (prefixes(), 0..4u64).prop_map(|(prefix, offset)| Step::Watch(prefix, offset)),
@@ -133,18 +177,33 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
-    let mut model = Model { states: vec![State::new()], compacted: 0 };
+    let mut model = Model { states: vec![State::new()], compacted: 0, leases: vec![] };
     for step in &steps {
         match step {
             Step::Commit(transaction) => {
-                let expected = model.commit(transaction);
-                match store.commit(transaction.clone()).await {
-                    Ok(committed) => assert_eq!(Some(committed.revision.get()), expected),
-                    Err(CommitError::Conflict(conflict)) => {
-                        assert_eq!(expected, None, "{conflict}");
+                let mut transaction = transaction.clone();
+                for op in &mut transaction.ops {
+                    if let Op::Put { lease: Some(lease), .. } = op {
+                        *lease = model.lease(lease.get()).0;
                     }
-                    Err(error) => panic!("{error}"),
                 }
+                let expected = model.commit(&transaction);
+                let outcome = match store.commit(transaction).await {
+                    Ok(committed) => Outcome::Committed(committed.revision.get()),
+                    Err(CommitError::Conflict(_)) => Outcome::Conflict,
+                    Err(CommitError::Store(StoreError::NoSuchLease { .. })) => Outcome::NoSuchLease,
+                    Err(error) => panic!("{error}"),
+                };
+                assert_eq!(outcome, expected);
+            }
+            Step::Grant => {
+                let lease = store.grant(Duration::from_secs(1)).await.unwrap();
+                model.leases.push((lease, true));
+            }
+            Step::Revoke(number) => {
+                let lease = model.lease(*number).0;
+                let is_revoked = store.revoke(lease).await.is_ok();
+                assert_eq!(model.revoke(*number).is_some(), is_revoked);
             }
             Step::Compact(keep) => {
                 model.compacted = model.compacted.max(model.current().saturating_sub(*keep));
@@ -160,15 +219,14 @@ async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
     check_listing(&*store, &model, "").await;
     check_history(&*store, &model, "", model.compacted).await;
     for key in model.content().keys() {
-        let expected = entry(key, &model.content()[key]);
-        assert_eq!(store.get(key).await.unwrap(), Some(expected));
+        assert_eq!(store.get(key).await.unwrap().as_ref(), model.content().get(key));
     }
 }
 
 async fn check_listing(store: &dyn Store, model: &Model, prefix: &str) {
     let listing = store.list(prefix).await.unwrap();
     let below = model.content().iter().filter(|(key, _)| key.starts_with(prefix));
-    let expected: Vec<_> = below.map(|(key, stored)| entry(key, stored)).collect();
+    let expected: Vec<_> = below.map(|(_, entry)| entry.clone()).collect();
     assert_eq!(listing.entries, expected);
     assert_eq!(listing.revision.get(), model.current());
 }
@@ -192,8 +250,8 @@ async fn check_history(store: &dyn Store, model: &Model, prefix: &str, after: u6
 fn run(steps: Vec<Step>, fixture: impl Future<Output = crate::Fixture>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let crate::Fixture { store, _directory } = fixture.await;
-        follow(store, steps).await;
+        let crate::Fixture { given, _directory } = fixture.await;
+        follow(given.store, steps).await;
     });
 }
 

@@ -4,7 +4,8 @@ use super::*;
 
 fn open_in(directory: &tempfile::TempDir) -> Database {
     let path = directory.path().join("mvm.db");
-    Database::open(path, Duration::ZERO, Sender::new(Revision::ZERO)).unwrap()
+    let leases = Leases::new(Arc::new(crate::ManualClock::default()));
+    Database::open(path, Duration::ZERO, Sender::new(Revision::ZERO), leases).unwrap()
 }
 
 fn put(key: &str, bytes: usize) -> Transaction {
