@@ -92,7 +92,7 @@ async fn carry_out(
     loop {
         attempts += 1;
         let occupied = occupied(control, request).await?;
-        let change = |mirror| admit(control, mirror, request, id, occupied);
+        let change = |mirror| admit(control, mirror, request, id, &occupied);
         match control.change(room_of(request), change).await {
             Ok((revision, admitted)) => {
                 let accepted = match admitted {
@@ -176,7 +176,7 @@ async fn admit(
     mirror: Arc<Mirror>,
     request: Asked<'_>,
     id: Option<&RequestId>,
-    occupied: Occupied,
+    occupied: &Occupied,
 ) -> Result<(Vec<Op>, Admitted), Refusal> {
     if let Some(answered) = id.and_then(|id| answered(&mirror, id)) {
         return Ok((vec![], Admitted::Before(answered.into())));
@@ -186,8 +186,8 @@ async fn admit(
     }
     let facts = NodeFacts {
         capacity: control.machine.capacity,
-        foreign_net_ids: occupied.net_ids,
-        foreign_subnets: occupied.subnets,
+        foreign_net_ids: occupied.net_ids.clone(),
+        foreign_subnets: occupied.subnets.clone(),
         observed: mirror.observed.clone(),
         unknown: mirror.untouchable(),
     };

@@ -96,7 +96,7 @@ impl Kept {
     /// `change` refused, or the store failed.
     pub async fn change<T, E>(
         &self,
-        change: impl FnOnce(&Desired, Option<&str>) -> Result<(Desired, T), E>,
+        change: impl Fn(&Desired, Option<&str>) -> Result<(Desired, T), E>,
     ) -> Result<T, ChangeError<E>>
     where
         E: From<StoreError>,
@@ -181,7 +181,7 @@ impl Control {
     async fn change<T, E, F>(
         &self,
         room: Room,
-        change: impl FnOnce(Arc<mvm_core::mirror::Mirror>) -> F,
+        change: impl Fn(Arc<mvm_core::mirror::Mirror>) -> F,
     ) -> Result<(u64, T), ChangeError<E>>
     where
         F: Future<Output = Result<(Vec<Op>, T), E>>,

@@ -459,7 +459,7 @@ async fn mend(control: &Control, key: String, text: Option<String>) -> Result<Re
         None => Op::Delete { key: key.clone() },
         Some(text) => Op::put(key.clone(), text),
     };
-    let change = async |_| Ok::<_, Infallible>((vec![op], ()));
+    let change = async |_| Ok::<_, Infallible>((vec![op.clone()], ()));
     match control.change(Room::Reserved, change).await {
         Ok(_) => {}
         Err(ChangeError::Store(error)) => return Err(ApiError::internal(&error)),

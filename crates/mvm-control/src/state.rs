@@ -6,12 +6,13 @@ use mvm_core::document::{NodeDocument, NodeReport};
 use mvm_core::mirror::Mirror;
 use mvm_core::record;
 use mvm_store::{
-    ChangeError, CommitError, Fold, GiveUpSpace, Mirrored, Op, Revision, Room, Store, StoreError,
+    ChangeError, CommitError, Fold, GiveUpSpace, Mirrored, Op, Part, Revision, Room, Store,
+    StoreError,
 };
 use tokio::sync::watch;
 
-/// Prefixes of control's own records, which nobody else writes.
-const OWN: &[&str] = &[record::DESIRED, record::REQUEST];
+/// Control's own records.
+const OWN: Part = Part { scope: "control", prefixes: &[record::DESIRED, record::REQUEST] };
 
 /// Control's records and its node's report.
 pub(crate) struct State {
@@ -62,7 +63,7 @@ impl State {
     pub(crate) async fn change<T, E, F>(
         &self,
         room: Room,
-        change: impl FnOnce(Arc<Mirror>) -> F,
+        change: impl Fn(Arc<Mirror>) -> F,
     ) -> Result<(Revision, T), ChangeError<E>>
     where
         F: Future<Output = Result<(Vec<Op>, T), E>>,
@@ -73,7 +74,7 @@ impl State {
     /// Control's own records whose keys begin with this, as stored.
     pub(crate) async fn raw(&self, beginning: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let mut records = self.mirrored.raw(beginning).await?;
-        records.retain(|(key, _)| OWN.iter().any(|own| key.starts_with(own)));
+        records.retain(|(key, _)| OWN.prefixes.iter().any(|own| key.starts_with(own)));
         Ok(records)
     }
 }

@@ -38,7 +38,7 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
     let showing = async {
         while let Some(step) = step.recv().await {
             let build = BuildState::Building { step };
-            write(&node, &pool, |status| PoolStatus { build, ..status }).await;
+            write(&node, &pool, |status| PoolStatus { build: build.clone(), ..status }).await;
         }
     };
     let (result, ()) = tokio::join!(building, showing);
@@ -52,10 +52,10 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
             let build = BuildState::Built { already_there, took_ms };
             let built = |status: PoolStatus| {
                 let status = match &pool.rolled_back_to {
-                    None => status.built(built.revision, image),
+                    None => status.built(built.revision.clone(), image),
                     Some(revision) => status.rolled_back(revision.clone(), image),
                 };
-                PoolStatus { build_generation: generation, build, ..status }
+                PoolStatus { build_generation: generation, build: build.clone(), ..status }
             };
             write(&node, &pool, built).await;
         }
@@ -63,7 +63,10 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
             tracing::warn!(pool = %pool.path, error = chain(&error), "build failed");
             let failures = failures.saturating_add(1);
             let build = BuildState::Failed { error: chain(&error), at_unix_ms: now, failures };
-            let failed = |status| PoolStatus { build_generation: generation, build, ..status };
+            let failed = |status| {
+                let build = build.clone();
+                PoolStatus { build_generation: generation, build, ..status }
+            };
             write(&node, &pool, failed).await;
         }
     }
@@ -71,7 +74,7 @@ pub(crate) async fn build(node: Arc<Node>, pool: PoolRecord, generation: u64) {
 }
 
 /// Changes what the build knows of in the pool's observed record, and nothing else.
-async fn write(node: &Node, pool: &PoolRecord, change: impl FnOnce(PoolStatus) -> PoolStatus) {
+async fn write(node: &Node, pool: &PoolRecord, change: impl Fn(PoolStatus) -> PoolStatus) {
     let written = node
         .state
         .change(async |mirror| {

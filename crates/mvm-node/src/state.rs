@@ -8,12 +8,12 @@ use mvm_core::record::{self, BuildState, PoolStatus};
 use mvm_core::stored::versioned;
 use mvm_host::space::Reserve;
 use mvm_store::{
-    ChangeError, CommitError, Fold, Infallible, Mirrored, Op, Room, Store, StoreError, encode,
+    ChangeError, CommitError, Fold, Infallible, Mirrored, Op, Part, Room, Store, StoreError, encode,
 };
 use tokio::sync::watch;
 
-/// Prefixes of the node's own records, which nobody else writes.
-const OWN: &[&str] = &[record::OBSERVED, record::LOCAL];
+/// The node's own records.
+const OWN: Part = Part { scope: "node", prefixes: &[record::OBSERVED, record::LOCAL] };
 
 /// The node's records and its document.
 pub(crate) struct State {
@@ -66,7 +66,7 @@ impl State {
     /// Changes records as one transaction: `change` sees the present state and says what to write.
     pub(crate) async fn change<T, E, F>(
         &self,
-        change: impl FnOnce(Arc<Mirror>) -> F,
+        change: impl Fn(Arc<Mirror>) -> F,
     ) -> Result<T, ChangeError<E>>
     where
         F: Future<Output = Result<(Vec<Op>, T), E>>,
@@ -103,7 +103,7 @@ impl State {
     /// The node's own records whose keys begin with this, as stored.
     pub(crate) async fn raw(&self, beginning: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let mut records = self.mirrored.raw(beginning).await?;
-        records.retain(|(key, _)| OWN.iter().any(|own| key.starts_with(own)));
+        records.retain(|(key, _)| OWN.prefixes.iter().any(|own| key.starts_with(own)));
         Ok(records)
     }
 }

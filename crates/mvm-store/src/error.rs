@@ -143,6 +143,13 @@ pub enum CommitError {
 }
 
 impl CommitError {
+    /// Whether the transaction may have taken place nevertheless, or may yet: its outcome was not
+    /// heard.
+    pub fn may_have_happened(&self) -> bool {
+        use StoreError::{Backend, Closed, Damaged};
+        matches!(self, Self::Store(Backend { .. } | Closed | Damaged { .. }))
+    }
+
     /// The compare that did not hold, if that was the reason.
     pub fn conflict(&self) -> Option<&Conflict> {
         match self {

@@ -37,6 +37,20 @@ impl Limits {
         ops.iter().map(bytes_of).sum()
     }
 
+    /// What is left beside this.
+    pub(crate) fn beside(self, taken: &Transaction) -> Self {
+        let Transaction { compares, ops } = taken;
+        let items = self.items.saturating_sub(compares.len().max(ops.len()));
+        let bytes = self.bytes.saturating_sub(Self::bytes(taken));
+        Self { items, bytes, ..self }
+    }
+
+    fn bytes(transaction: &Transaction) -> usize {
+        let compares = transaction.compares.iter();
+        let compared = compares.map(|compare| compare.key().len() + ITEM_BYTES).sum::<usize>();
+        Self::bytes_of(&transaction.ops) + compared
+    }
+
     /// Refuses a transaction that is too much.
     pub(crate) fn check(&self, transaction: &Transaction) -> Result<(), StoreError> {
         let Transaction { compares, ops } = transaction;
@@ -53,8 +67,7 @@ impl Limits {
                 return Err(StoreError::ValueTooLarge { key: key.clone(), bytes, most });
             }
         }
-        let compared = compares.iter().map(|compare| compare.key().len() + ITEM_BYTES);
-        let bytes = Self::bytes_of(ops) + compared.sum::<usize>();
+        let bytes = Self::bytes(transaction);
         if bytes > self.bytes {
             return Err(StoreError::TransactionTooLarge { bytes, most: self.bytes });
         }

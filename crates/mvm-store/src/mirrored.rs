@@ -1,25 +1,51 @@
-//! A part of the store that one program alone writes, kept in memory as a value of its own: readers take
-//! what is there and never wait, and changes that come together share one commit.
+//! A part of the store, kept in memory as a value of its own: readers take what is there and never
+//! wait, and changes that come together share one commit.
 //!
 //! ```text
-//!  change ─┐ one at a time, each on        ┌─> commit: all that waits, as one transaction ─> value
-//!  change ─┴> what those before it left ───┘   (the next ones gather meanwhile)              │
-//!                                                                                            v
-//!                                                                     readers and followers see it
+//!  change ─┐ one at a time, each on        ┌─> commit: what waits, as one transaction ──> store
+//!  change ─┴> what those before it left ───┘   (the next ones gather meanwhile)             │
+//!                                                                                         watch
+//!                                readers and followers see it <── value, a fold of it <─────┘
 //! ```
 //!
-//! A change is seen by readers, and its caller answered, once it is durable. What is decided between two
-//! commits is decided on top of each other, so that no two of them can take the same thing.
+//! The value is what the store's watch tells, of these writes and of everybody else's. A change is seen
+//! by readers, and its caller answered, once it is durable. What is decided between two commits is
+//! decided on top of each other, so that no two of them can take the same thing.
+//!
+//! Every commit bumps the part's scope, guarded by where the value has it: a transaction of somebody who
+//! decided on something else does not take place, and what was decided here is decided again. The
+//! scope's value names the commit, so that one whose outcome is unknown is found.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 
-use crate::{CommitError, Limits, Op, Revision, Store, StoreError, Transaction};
+use crate::{
+    Change, CommitError, Limits, Listing, Op, Revision, Store, StoreError, Transaction, Watch,
+    WatchEvent, scope_key,
+};
 
 /// Revisions that the store's history keeps for watchers.
 const HISTORY: u64 = 1_000;
+/// How often a commit of unknown outcome is tried, as long as the store says that it did not happen.
+const ATTEMPTS: usize = 3;
+/// How long a change that is durable may take to come in by the watch before the store is listed.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The pause between two attempts to list a store that does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Which part of a store it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// The scope that everybody bumps who changes something of it.
+    pub scope: &'static str,
+    /// The prefixes of its keys.
+    pub prefixes: &'static [&'static str],
+}
 
 /// How a value is made out of a store's entries, one change after the other.
 #[derive(Debug)]
@@ -56,16 +82,18 @@ pub type Infallible = std::convert::Infallible;
 /// Gives up space that was set aside, and says whether there was any.
 pub type GiveUpSpace = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// Some keys of a store, of which nobody else writes one, and the value that they make.
+/// A part of a store, and the value that it makes.
 pub struct Mirrored<T> {
     shared: Arc<Shared<T>>,
     /// Held while a change is decided.
     deciding: AsyncMutex<()>,
+    /// Rung when something waits. The keeper ends when it is gone and nothing waits.
+    bell: mpsc::Sender<()>,
 }
 
 struct Shared<T> {
     store: Arc<dyn Store>,
-    scope: &'static [&'static str],
+    part: Part,
     fold: Fold<T>,
     value: watch::Sender<Arc<T>>,
     draft: Mutex<Draft<T>>,
@@ -76,9 +104,9 @@ struct Shared<T> {
 struct Draft<T> {
     /// The value with all that waits.
     value: Arc<T>,
+    /// How often the draft began anew: what was decided on an earlier one is decided again.
+    epoch: u64,
     waiting: VecDeque<Waiting>,
-    /// Whether a task commits what waits, until nothing does.
-    is_committing: bool,
     /// How many of those that are not answered may not use the reserve.
     ordinary: usize,
 }
@@ -86,38 +114,43 @@ struct Draft<T> {
 struct Waiting {
     ops: Vec<Op>,
     room: Room,
-    done: oneshot::Sender<Result<Revision, CommitError>>,
+    /// Whether it rests on the draft.
+    is_decided: bool,
+    done: oneshot::Sender<Result<Revision, Failure>>,
 }
 
+/// Why something that waited did not happen.
+#[derive(Debug, Clone)]
+enum Failure {
+    /// What it was decided on has changed.
+    Stale,
+    Store(CommitError),
+}
+
+type Done = oneshot::Receiver<Result<Revision, Failure>>;
+
 impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
-    /// Reads everything below these prefixes. `give_up_space` is asked when the filesystem is full.
+    /// Reads the part, and follows the store from then on. `give_up_space` is asked when the filesystem
+    /// is full.
     ///
     /// # Errors
     /// The store cannot be read.
     pub async fn load(
         store: Arc<dyn Store>,
-        scope: &'static [&'static str],
+        part: Part,
         fold: Fold<T>,
         give_up_space: GiveUpSpace,
     ) -> Result<Self, CommitError> {
-        let mut value = T::default();
-        for prefix in scope {
-            let listing = store.list(prefix).await?;
-            (fold.note_revision)(&mut value, listing.revision);
-            for entry in &listing.entries {
-                (fold.apply)(&mut value, &entry.key, Some(&entry.value));
-            }
-        }
-        let value = Arc::new(value);
-        let draft = Draft {
-            value: value.clone(),
-            waiting: VecDeque::new(),
-            is_committing: false,
-            ordinary: 0,
-        };
+        let (listing, watch) = read(&*store).await?;
+        let value = Arc::<T>::default();
+        let draft = Draft { value: value.clone(), epoch: 0, waiting: VecDeque::new(), ordinary: 0 };
         let (value, draft) = (watch::Sender::new(value), Mutex::new(draft));
-        let shared = Arc::new(Shared { store, scope, fold, value, draft, give_up_space });
-        Ok(Self { shared, deciding: AsyncMutex::default() })
+        let shared = Arc::new(Shared { store, part, fold, value, draft, give_up_space });
+        let mut keeper = Keeper::new(shared.clone(), watch);
+        keeper.adopt(&listing);
+        let (bell, rung) = mpsc::channel(1);
+        tokio::spawn(keeper.run(rung));
+        Ok(Self { shared, deciding: AsyncMutex::default(), bell })
     }
 
     /// The present value.
@@ -138,29 +171,40 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
     }
 
     /// Changes entries as one transaction: `change` sees the present value, with all that was decided
-    /// before it, and says what to write.
+    /// before it, and says what to write. It is asked again if somebody else changed something
+    /// meanwhile.
     ///
     /// # Errors
-    /// `change` refused, or the store failed: then nothing is changed.
+    /// `change` refused, or the store failed: then nothing is changed, unless the error says that it
+    /// [may have happened](CommitError::may_have_happened).
     pub async fn change<A, E, F>(
         &self,
         room: Room,
-        change: impl FnOnce(Arc<T>) -> F,
+        change: impl Fn(Arc<T>) -> F,
     ) -> Result<(Revision, A), ChangeError<E>>
     where
         F: Future<Output = Result<(Vec<Op>, A), E>>,
     {
-        let deciding = self.deciding.lock().await;
-        if room == Room::Reserved && self.shared.draft().ordinary > 0 {
-            // What may not use the reserve must not keep this from being written.
-            let before = self.enqueue(Vec::new(), Room::Reserved);
-            drop(answered(before.map_err(ChangeError::Store)?).await);
+        loop {
+            let deciding = self.deciding.lock().await;
+            if room == Room::Reserved && self.shared.draft().ordinary > 0 {
+                // What may not use the reserve must not keep this from being written.
+                let before = self.enqueue(Vec::new(), Room::Reserved, None);
+                drop(answered(before.map_err(ChangeError::Store)?).await);
+            }
+            let (seen, epoch) = {
+                let draft = self.shared.draft();
+                (draft.value.clone(), draft.epoch)
+            };
+            let (ops, answer) = change(seen).await.map_err(ChangeError::Refused)?;
+            let done = self.enqueue(ops, room, Some(epoch)).map_err(ChangeError::Store)?;
+            drop(deciding);
+            match answered(done).await {
+                Ok(revision) => return Ok((revision, answer)),
+                Err(Failure::Stale) => {}
+                Err(Failure::Store(error)) => return Err(ChangeError::Store(error)),
+            }
         }
-        let seen = self.shared.draft().value.clone();
-        let (ops, answer) = change(seen).await.map_err(ChangeError::Refused)?;
-        let done = self.enqueue(ops, room).map_err(ChangeError::Store)?;
-        drop(deciding);
-        Ok((answered(done).await?, answer))
     }
 
     /// Writes entries whatever the present value is, with the space that was set aside if need be.
@@ -168,10 +212,15 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
     /// # Errors
     /// The store failed.
     pub async fn write(&self, ops: Vec<Op>) -> Result<(), CommitError> {
-        answered(self.enqueue(ops, Room::Reserved)?).await.map(drop)
+        match answered(self.enqueue(ops, Room::Reserved, None)?).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Store(error)) => Err(error),
+            // It rests on nothing.
+            Err(Failure::Stale) => Err(StoreError::Closed.into()),
+        }
     }
 
-    /// The entries whose keys begin with this, as stored.
+    /// The entries of the store whose keys begin with this, as stored.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -181,109 +230,362 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
         Ok(matching.map(|entry| (entry.key, entry.value)).collect())
     }
 
-    /// Puts a change behind those that wait, which a task of its own commits: a caller that goes away takes
-    /// nobody's change with it.
-    fn enqueue(&self, ops: Vec<Op>, room: Room) -> Result<Done, CommitError> {
+    /// Puts a change behind those that wait, which the keeper commits: a caller that goes away takes
+    /// nobody's change with it. `epoch` is that of the draft that it was decided on.
+    fn enqueue(&self, ops: Vec<Op>, room: Room, epoch: Option<u64>) -> Result<Done, CommitError> {
         // Too much for any transaction: nobody else is to fail for it.
-        ops.iter()
-            .cloned()
-            .fold(Transaction::new(), Transaction::with)
-            .validate(&self.shared.store.limits())?;
+        let alone = ops.iter().cloned().fold(Transaction::new(), Transaction::with);
+        alone.validate(&self.shared.room())?;
         let (done, receiver) = oneshot::channel();
+        let waiting = Waiting { ops, room, is_decided: epoch.is_some(), done };
         let mut draft = self.shared.draft();
-        self.shared.fold.all(Arc::make_mut(&mut draft.value), &ops);
-        draft.ordinary += usize::from(room == Room::Ordinary);
-        draft.waiting.push_back(Waiting { ops, room, done });
-        if !draft.is_committing {
-            draft.is_committing = true;
-            tokio::spawn(Shared::commit(self.shared.clone()));
+        if epoch.is_some_and(|epoch| epoch != draft.epoch) {
+            let _ = waiting.done.send(Err(Failure::Stale));
+            return Ok(receiver);
         }
-        Ok(receiver)
+        self.shared.fold.all(Arc::make_mut(&mut draft.value), &waiting.ops);
+        draft.ordinary += usize::from(room == Room::Ordinary);
+        draft.waiting.push_back(waiting);
+        match self.bell.try_send(()) {
+            Ok(()) | Err(TrySendError::Full(())) => Ok(receiver),
+            Err(TrySendError::Closed(())) => Err(StoreError::Closed.into()),
+        }
     }
 }
 
-type Done = oneshot::Receiver<Result<Revision, CommitError>>;
-
-async fn answered(done: Done) -> Result<Revision, CommitError> {
+async fn answered(done: Done) -> Result<Revision, Failure> {
     // Without an answer the runtime is ending.
-    done.await.unwrap_or(Err(CommitError::Store(StoreError::Closed)))
+    done.await.unwrap_or(Err(Failure::Store(StoreError::Closed.into())))
 }
 
-impl<T: Clone + Default + Send + Sync + 'static> Shared<T> {
-    /// Commits until nothing waits.
-    async fn commit(self: Arc<Self>) {
-        while let Some(some) = self.take_some() {
-            self.commit_some(some).await;
+/// Everything that is there, and what follows.
+async fn read(store: &dyn Store) -> Result<(Listing, Watch), StoreError> {
+    let listing = store.list("").await?;
+    let watch = store.watch("", listing.revision).await?;
+    Ok((listing, watch))
+}
+
+/// The one that commits, and that has the value follow the store.
+struct Keeper<T> {
+    shared: Arc<Shared<T>>,
+    watch: Watch,
+    /// The revision through which the value has everything.
+    through: Revision,
+    /// The keys that the value has.
+    keys: BTreeSet<String>,
+    /// The revision of the scope's latest bump.
+    bumped: Option<Revision>,
+    /// Tells this keeper's commits from those of others; nothing else depends on it.
+    name: u64,
+    commits: u64,
+    /// The value that the commit under way gives to the scope.
+    mark: Option<Vec<u8>>,
+    /// The revision in which that was seen.
+    landed: Option<Revision>,
+    /// Whether somebody else's change was seen since the commit began.
+    is_overtaken: bool,
+}
+
+impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
+    fn new(shared: Arc<Shared<T>>, watch: Watch) -> Self {
+        Self {
+            shared,
+            watch,
+            through: Revision::ZERO,
+            keys: BTreeSet::new(),
+            bumped: None,
+            name: RandomState::new().build_hasher().finish(),
+            commits: 0,
+            mark: None,
+            landed: None,
+            is_overtaken: false,
         }
+    }
+
+    async fn run(mut self, mut rung: mpsc::Receiver<()>) {
+        loop {
+            while let Some(some) = self.shared.take_some() {
+                self.commit_some(some).await;
+            }
+            tokio::select! {
+                rung = rung.recv() => if rung.is_none() { return },
+                event = self.watch.next() => match event {
+                    Ok(event) => self.take(&event),
+                    Err(error) => self.list_anew(&error).await,
+                },
+            }
+        }
+    }
+
+    async fn commit_some(&mut self, some: Vec<Waiting>) {
+        let ops = merged(&some);
+        if ops.is_empty() {
+            // What was decided without a change rests on what is durable by now.
+            return self.shared.answer(some, &Ok(self.through));
+        }
+        let is_reserved = some.iter().all(|it| it.room == Room::Reserved);
+        self.commits += 1;
+        let mark = mark(self.name, self.commits);
+        self.mark = Some(mark.clone());
+        (self.landed, self.is_overtaken) = (None, false);
+        let committed = self.commit(&ops, &mark, is_reserved).await;
+        self.mark = None;
+        match committed {
+            Ok(revision) => {
+                if self.is_overtaken {
+                    self.shared.begin_anew(Vec::new());
+                }
+                self.shared.answer(some, &Ok(revision));
+                self.shared.compact(revision).await;
+            }
+            Err(Failure::Stale) => self.shared.begin_anew(some),
+            // What was decided on top of what failed has failed with it.
+            Err(failure) => self.shared.fail(some, &Err(failure)),
+        }
+    }
+
+    /// Commits, and has the value follow.
+    async fn commit(
+        &mut self,
+        ops: &[Op],
+        mark: &[u8],
+        is_reserved: bool,
+    ) -> Result<Revision, Failure> {
+        let scope = self.shared.part.scope;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let guard = Transaction::new().require_scope(scope, self.bumped);
+            let guarded = guard.bump(scope, mark);
+            let transaction = ops.iter().cloned().fold(guarded, Transaction::with);
+            let error = match self.shared.commit(transaction, is_reserved).await {
+                Ok(revision) => {
+                    self.catch_up(revision).await;
+                    return Ok(revision);
+                }
+                Err(error) => error,
+            };
+            let is_conflict = error.conflict().is_some();
+            if !is_conflict && !error.may_have_happened() {
+                return Err(Failure::Store(error));
+            }
+            // Where the scope is now says what happened.
+            let Ok(entry) = self.shared.store.get(&scope_key(scope)).await else {
+                return Err(Failure::Store(error));
+            };
+            let bumped = entry.map(|entry| entry.mod_revision);
+            let is_elsewhere = bumped != self.bumped;
+            self.catch_up(bumped.unwrap_or_default()).await;
+            if self.bumped != bumped || (is_conflict && !is_elsewhere) {
+                self.list_anew(&error).await;
+            }
+            match self.landed {
+                Some(revision) => return Ok(revision),
+                None if is_elsewhere || is_conflict => return Err(Failure::Stale),
+                // If it happens yet, the next attempt does not, as its guard no longer holds.
+                None if attempts < ATTEMPTS => {}
+                None => return Err(Failure::Store(error)),
+            }
+        }
+    }
+
+    /// Waits until the value has this revision.
+    async fn catch_up(&mut self, revision: Revision) {
+        while self.through < revision {
+            match tokio::time::timeout(PATIENCE, self.watch.next()).await {
+                Ok(Ok(event)) => self.take(&event),
+                Ok(Err(error)) => self.list_anew(&error).await,
+                Err(late) => self.list_anew(&late).await,
+            }
+        }
+    }
+
+    /// Takes over what a revision changed.
+    fn take(&mut self, event: &WatchEvent) {
+        if event.revision <= self.through {
+            return;
+        }
+        self.through = event.revision;
+        let scope = scope_key(self.shared.part.scope);
+        let mut is_own = false;
+        for change in event.changes.iter().filter(|change| change.key() == scope) {
+            self.bumped = None;
+            if let Change::Put(entry) = change {
+                self.bumped = Some(entry.mod_revision);
+                is_own = self.mark.as_ref() == Some(&entry.value);
+            }
+        }
+        if is_own {
+            self.landed = Some(event.revision);
+        }
+        let part = self.shared.part;
+        let changes = || event.changes.iter().filter(|change| part.covers(change.key()));
+        if changes().next().is_none() {
+            return;
+        }
+        for change in changes() {
+            match change {
+                Change::Put(entry) => drop(self.keys.insert(entry.key.clone())),
+                Change::Delete { key } => drop(self.keys.remove(key)),
+            }
+        }
+        self.shared.fold_in(
+            event.revision,
+            changes().map(|change| match change {
+                Change::Put(entry) => (entry.key.as_str(), Some(entry.value.as_slice())),
+                Change::Delete { key } => (key.as_str(), None),
+            }),
+        );
+        if !is_own {
+            self.is_overtaken = true;
+            self.shared.begin_anew(Vec::new());
+        }
+    }
+
+    /// The watch does not tell what happened: reads what is there. Until the store answers, nothing is
+    /// decided.
+    async fn list_anew(&mut self, reason: &(dyn std::error::Error + Sync)) {
+        let scope = self.shared.part.scope;
+        tracing::info!(scope, error = %reason, "the store is listed anew");
+        loop {
+            match read(&*self.shared.store).await {
+                Ok((listing, watch)) => {
+                    self.watch = watch;
+                    return self.adopt(&listing);
+                }
+                Err(error) => {
+                    tracing::warn!(scope, %error, "the store does not answer");
+                    self.is_overtaken = true;
+                    let failure = Failure::Store(error.into());
+                    self.shared.fail(Vec::new(), &Err(failure));
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Makes the value what is listed.
+    fn adopt(&mut self, listing: &Listing) {
+        let part = self.shared.part;
+        let scope = scope_key(part.scope);
+        self.bumped = None;
+        if let Some(entry) = listing.entries.iter().find(|entry| entry.key == scope) {
+            self.bumped = Some(entry.mod_revision);
+            if self.mark.as_ref() == Some(&entry.value) {
+                self.landed = Some(entry.mod_revision);
+            }
+        }
+        let present = || listing.entries.iter().filter(|entry| part.covers(&entry.key));
+        let keys: BTreeSet<String> = present().map(|entry| entry.key.clone()).collect();
+        let gone = self.keys.difference(&keys).map(|key| (key.as_str(), None));
+        let present = present().map(|entry| (entry.key.as_str(), Some(entry.value.as_slice())));
+        self.shared.fold_in(listing.revision, gone.chain(present));
+        (self.keys, self.through, self.is_overtaken) = (keys, listing.revision, true);
+        self.shared.begin_anew(Vec::new());
+    }
+}
+
+fn mark(name: u64, commit: u64) -> Vec<u8> {
+    format!("{name:016x}-{commit:016x}").into_bytes()
+}
+
+impl Part {
+    fn covers(&self, key: &str) -> bool {
+        self.prefixes.iter().any(|prefix| key.starts_with(prefix))
+    }
+}
+
+impl<T: Clone> Shared<T> {
+    /// What a transaction may hold beside the guard of the scope.
+    fn room(&self) -> Limits {
+        let scope = self.part.scope;
+        let guard = Transaction::new().require_scope(scope, None).bump(scope, mark(0, 0));
+        self.store.limits().beside(&guard)
     }
 
     /// As much of what waits as a transaction takes.
     fn take_some(&self) -> Option<Vec<Waiting>> {
-        let limits = self.store.limits();
+        let room = self.room();
         let mut draft = self.draft();
         let (mut some, mut count, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = draft.waiting.front() {
             count += next.ops.len();
             bytes += Limits::bytes_of(&next.ops);
             let is_first = some.is_empty();
-            if !is_first && (count > limits.items || bytes > limits.bytes) {
+            if !is_first && (count > room.items || bytes > room.bytes) {
                 break;
             }
             some.extend(draft.waiting.pop_front());
         }
-        draft.is_committing = !some.is_empty();
-        draft.is_committing.then_some(some)
+        (!some.is_empty()).then_some(some)
     }
 
-    async fn commit_some(&self, some: Vec<Waiting>) {
-        let ops = merged(&some);
-        if ops.is_empty() {
-            // What was decided without a change rests on what is durable by now.
-            let revision = self.store.revision().await.map_err(CommitError::Store);
-            return self.answer(some.into_iter(), &revision);
-        }
-        let transaction = || ops.iter().cloned().fold(Transaction::new(), Transaction::with);
-        let is_reserved = some.iter().all(|it| it.room == Room::Reserved);
-        let committed = match self.store.commit(transaction()).await {
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        is_reserved: bool,
+    ) -> Result<Revision, CommitError> {
+        let committed = match self.store.commit(transaction.clone()).await {
             Err(CommitError::Store(StoreError::DiskFull { .. }))
                 if is_reserved && (self.give_up_space)() =>
             {
                 tracing::warn!("the filesystem is full: the reserve of space is given up");
-                self.store.commit(transaction()).await
+                self.store.commit(transaction).await
             }
             committed => committed,
         };
-        let revision = committed.map(|committed| committed.revision);
-        let behind = match &revision {
-            Ok(revision) => {
-                self.value.send_modify(|value| {
-                    // In place unless a reader holds the earlier value.
-                    let value = Arc::make_mut(value);
-                    (self.fold.note_revision)(value, *revision);
-                    self.fold.all(value, &ops);
-                });
-                self.compact(*revision).await;
-                VecDeque::new()
-            }
-            // What was decided on top of what failed has failed with it.
-            Err(_) => {
-                let mut draft = self.draft();
-                draft.value = self.value.borrow().clone();
-                std::mem::take(&mut draft.waiting)
-            }
+        committed.map(|committed| committed.revision)
+    }
+
+    /// The value has these changes too.
+    fn fold_in<'a>(
+        &self,
+        revision: Revision,
+        changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+    ) {
+        self.value.send_modify(|value| {
+            // In place unless a reader holds the earlier value.
+            let value = Arc::make_mut(value);
+            (self.fold.note_revision)(value, revision);
+            changes.for_each(|(key, bytes)| (self.fold.apply)(value, key, bytes));
+        });
+    }
+
+    /// The draft is what the value is, with what waits and rests on nothing. The rest is decided again.
+    fn begin_anew(&self, undone: Vec<Waiting>) {
+        let mut draft = self.draft();
+        draft.epoch += 1;
+        draft.value = self.value.borrow().clone();
+        let waiting = undone.into_iter().chain(std::mem::take(&mut draft.waiting));
+        let (stale, kept): (Vec<_>, Vec<_>) = waiting.partition(|waiting| waiting.is_decided);
+        for waiting in &kept {
+            self.fold.all(Arc::make_mut(&mut draft.value), &waiting.ops);
+        }
+        draft.waiting = kept.into();
+        drop(draft);
+        self.answer(stale, &Err(Failure::Stale));
+    }
+
+    /// These fail, and all that waits with them.
+    fn fail(&self, some: Vec<Waiting>, failure: &Result<Revision, Failure>) {
+        let behind = {
+            let mut draft = self.draft();
+            draft.epoch += 1;
+            draft.value = self.value.borrow().clone();
+            std::mem::take(&mut draft.waiting)
         };
-        self.answer(some.into_iter().chain(behind), &revision);
+        self.answer(some.into_iter().chain(behind), failure);
     }
 
     fn answer(
         &self,
-        answered: impl Iterator<Item = Waiting>,
-        revision: &Result<Revision, CommitError>,
+        answered: impl IntoIterator<Item = Waiting>,
+        answer: &Result<Revision, Failure>,
     ) {
         for waiting in answered {
             self.draft().ordinary -= usize::from(waiting.room == Room::Ordinary);
             // Its caller may have gone away.
-            let _ = waiting.done.send(revision.clone());
+            let _ = waiting.done.send(answer.clone());
         }
     }
 
@@ -292,7 +594,8 @@ impl<T: Clone + Default + Send + Sync + 'static> Shared<T> {
             && let Err(error) = self.store.compact(HISTORY).await
         {
             // It is only longer than it need be.
-            tracing::warn!(%error, scope = ?self.scope, "cannot shorten the store's history");
+            let scope = self.part.scope;
+            tracing::warn!(%error, scope, "cannot shorten the store's history");
         }
     }
 
@@ -317,207 +620,4 @@ fn merged(some: &[Waiting]) -> Vec<Op> {
     let ops = some.iter().flat_map(|it| &it.ops);
     let by_key: BTreeMap<&str, &Op> = ops.map(|op| (op.key(), op)).collect();
     by_key.into_values().cloned().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-    use async_trait::async_trait;
-    use tokio::sync::Semaphore;
-
-    use super::*;
-    use crate::{Committed, Entry, LeaseId, Listing, MemoryStore, Watch};
-
-    /// All entries, as text.
-    #[derive(Debug, Clone, Default, PartialEq, Eq)]
-    struct Texts {
-        revision: Revision,
-        texts: BTreeMap<String, String>,
-    }
-
-    impl Texts {
-        fn apply(&mut self, key: &str, value: Option<&[u8]>) {
-            match value {
-                None => drop(self.texts.remove(key)),
-                Some(bytes) => {
-                    let text = String::from_utf8(bytes.to_vec()).unwrap();
-                    self.texts.insert(key.to_owned(), text);
-                }
-            }
-        }
-
-        fn note_revision(&mut self, revision: Revision) {
-            self.revision = revision;
-        }
-    }
-
-    /// A store whose commits need a permit each, and that has no room while it is full.
-    #[derive(Default)]
-    struct Odd {
-        store: MemoryStore,
-        permits: Option<Semaphore>,
-        is_full: AtomicBool,
-        commits: AtomicUsize,
-    }
-
-    #[async_trait]
-    impl Store for Odd {
-        async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-            self.store.get(key).await
-        }
-        async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-            self.store.list(prefix).await
-        }
-        async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
-            if let Some(permits) = &self.permits {
-                permits.acquire().await.unwrap().forget();
-            }
-            if self.is_full.load(Ordering::SeqCst) {
-                return Err(StoreError::DiskFull { path: "/".into() }.into());
-            }
-            self.commits.fetch_add(1, Ordering::SeqCst);
-            self.store.commit(transaction).await
-        }
-        async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-            self.store.watch(prefix, after).await
-        }
-        async fn revision(&self) -> Result<Revision, StoreError> {
-            self.store.revision().await
-        }
-        async fn grant(&self, ttl: std::time::Duration) -> Result<LeaseId, StoreError> {
-            self.store.grant(ttl).await
-        }
-        async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-            self.store.keep_alive(lease).await
-        }
-        async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-            self.store.revoke(lease).await
-        }
-        fn limits(&self) -> Limits {
-            self.store.limits()
-        }
-        async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
-            self.store.compact(keep).await
-        }
-    }
-
-    fn put(key: &str, text: &str) -> Op {
-        Op::put(key, text)
-    }
-
-    async fn mirrored(store: &Arc<Odd>) -> Mirrored<Texts> {
-        let freed = store.clone();
-        let give_up = Box::new(move || freed.is_full.swap(false, Ordering::SeqCst));
-        let fold = Fold { apply: Texts::apply, note_revision: Texts::note_revision };
-        Mirrored::load(store.clone(), &["a/"], fold, give_up).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn what_comes_together_is_decided_in_order_and_committed_at_once() {
-        let store = Arc::new(Odd { permits: Some(Semaphore::new(0)), ..Odd::default() });
-        let mirrored = mirrored(&store).await;
-        let count = async || {
-            let take = async |seen: Arc<Texts>| {
-                let number = seen.texts.len();
-                Ok::<_, Infallible>((vec![put(&format!("a/{number}"), "x")], number))
-            };
-            mirrored.change(Room::Ordinary, take).await.unwrap()
-        };
-        let all = futures(50, &count);
-        let (taken, ()) = tokio::join!(all, async {
-            // The first one is on its way, and the others wait behind it.
-            while mirrored.shared.draft().value.texts.len() < 50 {
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(mirrored.now().texts.len(), 0, "nobody sees what is not durable");
-            store.permits.as_ref().unwrap().add_permits(50);
-        });
-        let numbers: Vec<usize> = taken.iter().map(|(_, number)| *number).collect();
-        let mut sorted = numbers.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..50).collect::<Vec<_>>(), "each has its own");
-        assert!(store.commits.load(Ordering::SeqCst) <= 2, "{:?}", store.commits);
-        assert_eq!(mirrored.now().texts.len(), 50);
-        assert_eq!(mirrored.now().revision, store.revision().await.unwrap());
-    }
-
-    /// So many at once, polled by one task.
-    async fn futures<T, F: Future<Output = T>>(count: usize, make: impl Fn() -> F) -> Vec<T> {
-        let mut pending: Vec<_> = (0..count).map(|_| Box::pin(make())).collect();
-        let mut done = Vec::new();
-        std::future::poll_fn(|context| {
-            pending.retain_mut(|future| match future.as_mut().poll(context) {
-                std::task::Poll::Ready(value) => {
-                    done.push(value);
-                    false
-                }
-                std::task::Poll::Pending => true,
-            });
-            match pending.is_empty() {
-                true => std::task::Poll::Ready(()),
-                false => std::task::Poll::Pending,
-            }
-        })
-        .await;
-        done
-    }
-
-    #[tokio::test]
-    async fn what_fails_leaves_nothing_and_what_frees_space_is_written_with_the_reserve() {
-        let store = Arc::new(Odd::default());
-        let mirrored = mirrored(&store).await;
-        mirrored.write(vec![put("a/1", "one")]).await.unwrap();
-        store.is_full.store(true, Ordering::SeqCst);
-        let change = async |room| {
-            mirrored
-                .change(room, async |_| Ok::<_, Infallible>((vec![put("a/2", "two")], ())))
-                .await
-        };
-        let refused = change(Room::Ordinary).await;
-        assert!(matches!(
-            refused,
-            Err(ChangeError::Store(CommitError::Store(StoreError::DiskFull { .. })))
-        ));
-        assert_eq!(mirrored.now().texts.len(), 1);
-        assert_eq!(mirrored.shared.draft().value.texts.len(), 1, "the next one does not see it");
-        change(Room::Reserved).await.unwrap();
-        assert_eq!(mirrored.now().texts["a/2"], "two");
-        let too_much = (0..5000).map(|number| put(&format!("a/{number}"), "x")).collect();
-        let refused = mirrored.write(too_much).await;
-        assert!(matches!(
-            refused,
-            Err(CommitError::Store(StoreError::TransactionTooLong { count: 5000, .. }))
-        ));
-        // The same key twice, in two changes that are committed at once.
-        let (one, two) = tokio::join!(
-            mirrored.write(vec![put("a/3", "x")]),
-            mirrored.write(vec![put("a/3", "y")])
-        );
-        one.and(two).unwrap();
-        assert_eq!(mirrored.now().texts["a/3"], "y");
-        assert_eq!(mirrored.now().texts.len(), 3);
-    }
-
-    #[tokio::test]
-    async fn a_caller_that_goes_away_takes_nobodys_change_with_it() {
-        let store = Arc::new(Odd { permits: Some(Semaphore::new(0)), ..Odd::default() });
-        let mirrored = Arc::new(mirrored(&store).await);
-        let spawn = |key: &'static str| {
-            let mirrored = mirrored.clone();
-            tokio::spawn(async move { mirrored.write(vec![put(key, "x")]).await })
-        };
-        let first = spawn("a/1");
-        tokio::task::yield_now().await;
-        let second = spawn("a/2");
-        tokio::task::yield_now().await;
-        // It is committing for both.
-        first.abort();
-        store.permits.as_ref().unwrap().add_permits(5);
-        second.await.unwrap().unwrap();
-        assert_eq!(mirrored.now().texts["a/2"], "x");
-        mirrored.write(vec![put("a/4", "x")]).await.unwrap();
-        let stored = store.list("a/").await.unwrap().entries.len();
-        assert_eq!(mirrored.now().texts.len(), stored, "what is stored is what is seen");
-    }
 }

@@ -46,7 +46,8 @@ fn records_of(name: &str) -> Records {
 
 async fn contents(store: &dyn Store) -> Records {
     let entries = store.list("").await.unwrap().entries.into_iter();
-    entries.map(|entry| (entry.key, serde_json::from_slice(&entry.value).unwrap())).collect()
+    let records = entries.filter(|entry| !entry.key.starts_with("scope/"));
+    records.map(|entry| (entry.key, serde_json::from_slice(&entry.value).unwrap())).collect()
 }
 
 async fn fill(store: &dyn Store, records: &Records) {

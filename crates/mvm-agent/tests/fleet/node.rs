@@ -104,7 +104,8 @@ impl Machine {
         for dir in ["instances", "snapshots", "disks", "ssh"] {
             left.extend(directories(&self.dir.path().join(dir)));
         }
-        left.extend(self.store.list("").await.unwrap().entries.into_iter().map(|e| e.key));
+        let keys = self.store.list("").await.unwrap().entries.into_iter().map(|entry| entry.key);
+        left.extend(keys.filter(|key| !key.starts_with("scope/")));
         left
     }
 }

@@ -3,6 +3,7 @@
 
 mod concurrency;
 mod leases;
+mod mirrored;
 mod model;
 mod transactions;
 mod typed;
