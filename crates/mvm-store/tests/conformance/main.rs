@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod concurrency;
+mod faults;
 mod leases;
 mod mirrored;
 mod model;

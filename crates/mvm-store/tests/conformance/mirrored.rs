@@ -1,8 +1,10 @@
 //! What is mirrored is what the store has, whoever wrote it and whatever goes wrong.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 
 use futures_util::future::join_all;
 use mvm_store::{
@@ -19,6 +21,8 @@ crate::on_every_backend!(
     what_others_write_is_seen,
     two_that_change_the_same_part_decide_on_top_of_each_other,
     what_waits_is_decided_again_when_somebody_else_was_faster,
+    what_is_being_decided_is_decided_again_when_somebody_else_is_faster,
+    what_is_decided_next_rests_on_what_was_committed_among_others_writes,
     a_commit_without_an_answer_happens_once,
     a_commit_that_comes_late_does_not_undo_what_came_between,
     a_commit_whose_outcome_stays_unknown_is_an_error_until_the_store_answers,
@@ -98,30 +102,23 @@ async fn put(store: &dyn Store, key: &str, text: &str) -> Revision {
     store.commit(Transaction::new().put(key, text)).await.unwrap().revision
 }
 
-/// What `waiting` answers, after it was made to wait and then `then` happened.
-async fn after<T>(waiting: impl Future<Output = T>, then: impl FnOnce()) -> T {
-    let mut waiting = std::pin::pin!(waiting);
-    std::future::poll_fn(|context| {
-        assert!(waiting.as_mut().poll(context).is_pending());
-        std::task::Poll::Ready(())
-    })
-    .await;
+/// Has something begin that has to wait.
+async fn begin<F: Future>(mut waiting: Pin<&mut F>) {
+    let begun = std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context)));
+    assert!(begun.await.is_pending());
     // The keeper takes what there is by now.
     tokio::task::yield_now().await;
-    then();
-    waiting.await
 }
 
 async fn what_comes_together_is_decided_in_order_and_committed_at_once(store: Arc<dyn Store>) {
     let store = faulty(store);
     let mirrored = mirrored(&store).await;
     store.hold(true);
-    let all = join_all((0..50).map(|_| take_number(&mirrored)));
-    let taken = after(all, || {
-        assert_eq!(mirrored.now().texts.len(), 0, "nobody sees what is not durable");
-        store.hold(false);
-    });
-    let mut numbers: Vec<_> = taken.await.into_iter().map(Result::unwrap).collect();
+    let mut all = std::pin::pin!(join_all((0..50).map(|_| take_number(&mirrored))));
+    begin(all.as_mut()).await;
+    assert_eq!(mirrored.now().texts.len(), 0, "nobody sees what is not durable");
+    store.hold(false);
+    let mut numbers: Vec<_> = all.await.into_iter().map(Result::unwrap).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>(), "each has its own");
     let revision = store.revision().await.unwrap();
@@ -268,12 +265,7 @@ async fn what_waits_is_decided_again_when_somebody_else_was_faster(store: Arc<dy
     let blind = write(&mirrored, "b/1", "blind");
     let both = futures_util::future::join(all, blind);
     let mut both = std::pin::pin!(both);
-    std::future::poll_fn(|context| {
-        assert!(both.as_mut().poll(context).is_pending());
-        std::task::Poll::Ready(())
-    })
-    .await;
-    tokio::task::yield_now().await;
+    begin(both.as_mut()).await;
     let faster = Transaction::new().put("a/0000", "faster").bump(PART.scope, "somebody");
     direct.commit(faster).await.unwrap();
     store.hold(false);
@@ -284,6 +276,43 @@ async fn what_waits_is_decided_again_when_somebody_else_was_faster(store: Arc<dy
     assert!(!taken.contains(&0), "{taken:?}");
     assert_eq!(mirrored.now().texts["a/0000"], "faster");
     assert_eq!(mirrored.now().texts["b/1"], "blind");
+    assert_eq!(mirrored.now().texts, stored(&*store).await);
+}
+
+async fn what_is_being_decided_is_decided_again_when_somebody_else_is_faster(
+    store: Arc<dyn Store>,
+) {
+    let store = faulty(store);
+    let mirrored = mirrored(&store).await;
+    let decisions = AtomicUsize::new(0);
+    let take = async |seen: Arc<Texts>| {
+        if decisions.fetch_add(1, Ordering::SeqCst) == 0 {
+            let faster = Transaction::new().put("a/0000", "faster").bump(PART.scope, "somebody");
+            store.commit(faster).await.unwrap();
+            until(&mirrored, |texts| texts.texts.len() == 1).await;
+        }
+        let number = seen.texts.len();
+        Ok::<_, Infallible>((vec![Op::put(format!("a/{number:04}"), "x")], number))
+    };
+    assert_eq!(mirrored.change(Room::Ordinary, take).await.unwrap().1, 1);
+    assert_eq!(decisions.into_inner(), 2);
+    assert_eq!(mirrored.now().texts["a/0000"], "faster");
+}
+
+async fn what_is_decided_next_rests_on_what_was_committed_among_others_writes(
+    store: Arc<dyn Store>,
+) {
+    let direct = store.clone();
+    let store = faulty(store);
+    let mirrored = mirrored(&store).await;
+    store.hold(true);
+    let mut first = std::pin::pin!(take_number(&mirrored));
+    begin(first.as_mut()).await;
+    // By somebody who does not bump the scope.
+    put(&*direct, "b/1", "x").await;
+    store.hold(false);
+    assert_eq!(first.await.unwrap(), 0);
+    assert_eq!(take_number(&mirrored).await.unwrap(), 2);
     assert_eq!(mirrored.now().texts, stored(&*store).await);
 }
 
