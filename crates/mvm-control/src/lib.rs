@@ -120,6 +120,8 @@ pub struct Control {
     started_unix_ms: u64,
     image_configs: ImageConfigs,
     problems: Mutex<BTreeMap<String, String>>,
+    /// The generation of the document that the node was told last.
+    told: Mutex<u64>,
     /// Told to end.
     stop: Notify,
 }
@@ -141,6 +143,7 @@ impl Control {
         };
         let reports = link.reports();
         kept.state.set_report(&reports.borrow());
+        let told = Mutex::new(kept.document().generation);
         let control = Arc::new(Self {
             started_unix_ms: (ambient.now_ms)(),
             state: kept.state,
@@ -149,10 +152,12 @@ impl Control {
             ambient,
             image_configs: ImageConfigs::default(),
             problems: Mutex::default(),
+            told,
             stop: Notify::new(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(upkeep::run(control.clone(), reports));
+        tasks.spawn(upkeep::tell(control.clone()));
         Ok((control, tasks))
     }
 
@@ -187,8 +192,18 @@ impl Control {
         F: Future<Output = Result<(Vec<Op>, T), E>>,
     {
         let (revision, answer) = self.state.change(room, change).await?;
-        self.link.set_document(&self.state.document());
+        self.tell();
         Ok((revision.get(), answer))
+    }
+
+    /// The node is told what it is to have, unless it was.
+    fn tell(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let document = self.state.document();
+        if document.generation != *told {
+            self.link.set_document(&document);
+            *told = document.generation;
+        }
     }
 
     /// Records that something of control's own work fails, or works again.

@@ -38,6 +38,17 @@ pub(crate) async fn run(control: Arc<Control>, mut reports: watch::Receiver<Arc<
     }
 }
 
+/// Tells the node what it is to have, whoever wrote it. Runs as long as control does.
+pub(crate) async fn tell(control: Arc<Control>) {
+    let mut present = control.state.follow();
+    loop {
+        control.tell();
+        if present.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Takes over what the node decided, and forgets what is gone.
 async fn settle(control: &Control, report: &NodeReport) {
     let settled = |mirror: &Mirror| {

@@ -1,6 +1,5 @@
 //! A store with injected faults, for tests and simulations.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,9 +36,20 @@ pub struct FaultyStore {
 
 #[derive(Default)]
 struct Faults {
-    coming: VecDeque<Fault>,
+    /// With the beginning of a key that the commit changes.
+    coming: Vec<(String, Fault)>,
     late: Vec<Transaction>,
     is_cut_off: bool,
+}
+
+impl Faults {
+    fn next(&mut self, transaction: &Transaction) -> Option<Fault> {
+        let is_of = |(beginning, _): &(String, Fault)| {
+            transaction.ops.iter().any(|op| op.key().starts_with(beginning))
+        };
+        let next = self.coming.iter().position(is_of)?;
+        Some(self.coming.remove(next).1)
+    }
 }
 
 impl FaultyStore {
@@ -51,7 +61,12 @@ impl FaultyStore {
 
     /// The next commit that has no fault yet has this one.
     pub fn inject(&self, fault: Fault) {
-        self.faults().coming.push_back(fault);
+        self.inject_at("", fault);
+    }
+
+    /// The same for the next commit that changes a key that begins with this.
+    pub fn inject_at(&self, beginning: &str, fault: Fault) {
+        self.faults().coming.push((beginning.to_owned(), fault));
     }
 
     /// Whether commits wait until they no longer have to.
@@ -108,7 +123,7 @@ impl Store for FaultyStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
-        let fault = self.faults().coming.pop_front();
+        let fault = self.faults().next(&transaction);
         let reached = self.reach().map(drop);
         // Without a sender there is nobody to wait for.
         let _ = self.is_held.subscribe().wait_for(|is_held| !is_held).await;

@@ -1,5 +1,6 @@
 //! The ordinary life of tenants, pools and instances.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_core::admit::Request;
@@ -9,6 +10,7 @@ use mvm_core::lifecycle::State;
 use mvm_core::name::PoolPath;
 use mvm_core::outdated::SpecPart;
 use mvm_core::spec::{Document, PoolSpec, Quota};
+use mvm_store::{Fault, FaultyStore, MemoryStore};
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Call, ErrorCode, Item, Reply};
 
@@ -370,4 +372,28 @@ async fn the_same_request_twice_is_one_also_for_the_next_agent() {
     let spec = Box::new(PoolSpec::default());
     agent.submit(Request::PoolCreate { path: pool, spec }).await.unwrap();
     agent.call(build()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_commit_was_not_answered_is_one_when_it_is_sent_again() {
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let machine = Machine { store: store.clone(), ..Machine::new() };
+    let agent = machine.agent().await;
+    agent.submit(Request::Apply { document: document(0) }).await.unwrap();
+    let id = mvm_core::name::RequestId::from_bits(7);
+    let pool: PoolPath = "demo/hello".parse().unwrap();
+    let change =
+        Request::InstanceCreate { pool, count: 1, start: true, disks: vec![], cold: false };
+    let create = || Call::SubmitOnce { id: id.clone(), change: change.clone() };
+    store.inject_at("desired/instance/", Fault::Unacknowledged);
+    store.cut_off(true);
+    let first = agent.call(create()).await;
+    assert_eq!(first.unwrap_err().code, ErrorCode::Internal);
+    store.cut_off(false);
+    // The node hears of it from the store.
+    let running = agent.until_running(1).await;
+    let Ok(Reply::Accepted(accepted)) = agent.call(create()).await else { panic!("refused") };
+    assert_eq!(accepted.instances[0].path, running[0].path);
+    assert_eq!(agent.instances().await.len(), 1);
+    assert_eq!(machine.world.running().len(), 1);
 }

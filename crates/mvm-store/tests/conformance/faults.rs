@@ -21,6 +21,7 @@ async fn a_fault_does_what_it_says(store: Arc<dyn Store>) {
     let refused = put("refused").await.unwrap_err();
     assert!(matches!(refused, CommitError::Store(StoreError::DiskFull { .. })), "{refused}");
     assert!(!refused.may_have_happened());
+    store.inject_at("not/", Fault::Lost);
     for key in ["lost", "unacknowledged", "late"] {
         let error = put(key).await.unwrap_err();
         assert!(error.may_have_happened(), "{error}");
