@@ -32,7 +32,7 @@ use signals::Signals;
 
 /// File in the state directory that is the agent's API socket.
 pub const SOCKET: &str = "agent.sock";
-/// Revisions that the store's history keeps.
+/// Versions that the store's history keeps.
 const HISTORY: u64 = 1_000;
 /// File in the state directory that holds the state.
 pub const DATABASE: &str = "mvm.db";

@@ -94,7 +94,7 @@ async fn carry_out(
         let occupied = occupied(control, request).await?;
         let change = |mirror| admit(control, mirror, request, id, &occupied);
         match control.change(room_of(request), change).await {
-            Ok((revision, admitted)) => {
+            Ok((version, admitted)) => {
                 let accepted = match admitted {
                     Admitted::Before(answer) => answer?,
                     Admitted::Now(accepted, prepared) => {
@@ -102,7 +102,7 @@ async fn carry_out(
                         accepted
                     }
                 };
-                return Ok(Accepted { revision, ..accepted });
+                return Ok(Accepted { revision: version, ..accepted });
             }
             Err(ChangeError::Refused(Refusal::Vetoed(Veto::Taken(_))))
                 if attempts < CLAIM_ATTEMPTS => {}
@@ -321,7 +321,7 @@ pub(crate) fn difference(before: &Desired, after: &Desired) -> Result<Vec<Op>, S
     Ok(ops)
 }
 
-/// The answer, but for the revision.
+/// The answer, but for the version.
 fn accepted(edit: Edit) -> Accepted {
     let instances = edit.instances.iter().filter_map(|path| edit.desired.instances.get(path));
     let disks = edit.disks.iter().filter_map(|path| edit.desired.disks.get(path));

@@ -191,9 +191,9 @@ impl Control {
     where
         F: Future<Output = Result<(Vec<Op>, T), E>>,
     {
-        let (revision, answer) = self.state.change(room, change).await?;
+        let (version, answer) = self.state.change(room, change).await?;
         self.tell();
-        Ok((revision.get(), answer))
+        Ok((version.get(), answer))
     }
 
     /// The node is told what it is to have, unless it was.

@@ -6,8 +6,8 @@ use mvm_core::document::{NodeDocument, NodeReport};
 use mvm_core::mirror::Mirror;
 use mvm_core::record;
 use mvm_store::{
-    ChangeError, CommitError, Fold, GiveUpSpace, Mirrored, Op, Part, Revision, Room, Store,
-    StoreError,
+    ChangeError, CommitError, Fold, GiveUpSpace, Mirrored, Op, Part, Room, Store, StoreError,
+    Version,
 };
 use tokio::sync::watch;
 
@@ -27,7 +27,7 @@ impl State {
     ) -> Result<Self, CommitError> {
         let fold = Fold {
             apply: Mirror::apply,
-            note_revision: |mirror, revision| mirror.revision = revision.get(),
+            note_version: |mirror, version| mirror.version = version.get(),
         };
         Ok(Self { mirrored: Mirrored::load(store, OWN, fold, give_up_space).await? })
     }
@@ -48,7 +48,7 @@ impl State {
         let own = mirror.bad.iter().filter(|(key, _)| key.starts_with(record::DESIRED));
         NodeDocument {
             epoch: 0,
-            generation: mirror.revision,
+            generation: mirror.version,
             desired: mirror.desired.clone(),
             bad: own.map(|(key, reason)| (key.clone(), reason.clone())).collect(),
         }
@@ -64,7 +64,7 @@ impl State {
         &self,
         room: Room,
         change: impl Fn(Arc<Mirror>) -> F,
-    ) -> Result<(Revision, T), ChangeError<E>>
+    ) -> Result<(Version, T), ChangeError<E>>
     where
         F: Future<Output = Result<(Vec<Op>, T), E>>,
     {

@@ -21,8 +21,8 @@ use crate::stored::{self, Stored};
 /// Everything that is known, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mirror {
-    /// The revision of the store whose records it is made of.
-    pub revision: u64,
+    /// The version of the store whose records it is made of.
+    pub version: u64,
     /// What is desired; on a node, with what it decided by itself on top.
     pub desired: Desired,
     /// What is observed.

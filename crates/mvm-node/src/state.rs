@@ -30,7 +30,7 @@ impl State {
     ) -> Result<Self, CommitError> {
         let fold = Fold {
             apply: Mirror::apply,
-            note_revision: |mirror, revision| mirror.revision = revision.get(),
+            note_version: |mirror, version| mirror.version = version.get(),
         };
         let spare = reserve.clone();
         let give_up = Box::new(move || spare.give_up());

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{CommitError, Compare, Revision, StoreError};
+use crate::{CommitError, Compare, StoreError, Version};
 
 /// A compare that did not hold, and what was there instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,36 +18,36 @@ pub struct Conflict {
 pub enum Found {
     /// The key has no entry.
     Absent,
-    /// The key's latest put is of this revision.
-    ChangedAt(Revision),
+    /// The key's latest put is of this version.
+    ChangedAt(Version),
 }
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.compare {
-            Compare::ModRevision { key, revision } => {
-                write!(f, "`{key}` was expected at revision {revision}")?;
+            Compare::ModVersion { key, version } => {
+                write!(f, "`{key}` was expected at version {version}")?;
             }
             Compare::Absent { key } => write!(f, "`{key}` was expected to be absent")?,
         }
         match self.found {
             Found::Absent => write!(f, ", but is absent"),
-            Found::ChangedAt(revision) => write!(f, ", but changed in revision {revision}"),
+            Found::ChangedAt(version) => write!(f, ", but changed in version {version}"),
         }
     }
 }
 
-/// Succeeds if every compare holds, else names the first that does not. `mod_revision` is that of a
+/// Succeeds if every compare holds, else names the first that does not. `mod_version` is that of a
 /// key, if it has an entry.
 pub(crate) fn check_all(
     compares: &[Compare],
-    mod_revision: impl Fn(&str) -> Result<Option<Revision>, StoreError>,
+    mod_version: impl Fn(&str) -> Result<Option<Version>, StoreError>,
 ) -> Result<(), CommitError> {
     for compare in compares {
-        let present = mod_revision(compare.key())?;
+        let present = mod_version(compare.key())?;
         let found = match compare {
-            Compare::ModRevision { revision, .. } if present == Some(*revision) => None,
-            Compare::ModRevision { .. } => Some(present.map_or(Found::Absent, Found::ChangedAt)),
+            Compare::ModVersion { version, .. } if present == Some(*version) => None,
+            Compare::ModVersion { .. } => Some(present.map_or(Found::Absent, Found::ChangedAt)),
             Compare::Absent { .. } => present.map(Found::ChangedAt),
         };
         if let Some(found) = found {

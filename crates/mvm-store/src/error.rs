@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{BadRecord, Conflict, KeyError, LeaseId, Revision};
+use crate::{BadRecord, Conflict, KeyError, LeaseId, Version};
 
 /// Why an operation on the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,21 +51,21 @@ pub enum StoreError {
         key: String,
     },
     /// The history that a watch needs is forgotten: list again, and watch from there.
-    #[error("history after revision {requested} is gone; it is known after revision {oldest}")]
+    #[error("history after version {requested} is gone; it is known after version {oldest}")]
     Compacted {
-        /// The revision that the watch stands at.
-        requested: Revision,
-        /// The oldest revision that a watch can start after.
-        oldest: Revision,
+        /// The version that the watch stands at.
+        requested: Version,
+        /// The oldest version that a watch can start after.
+        oldest: Version,
     },
-    /// A watch asks for what comes after a revision that is yet to come: list again, and watch from
+    /// A watch asks for what comes after a version that is yet to come: list again, and watch from
     /// there. A store that was restored from a backup meets its old clients with this.
-    #[error("revision {requested} is yet to come; the store is at revision {current}")]
+    #[error("version {requested} is yet to come; the store is at version {current}")]
     AheadOfStore {
-        /// The revision that was asked for.
-        requested: Revision,
-        /// The store's revision.
-        current: Revision,
+        /// The version that was asked for.
+        requested: Version,
+        /// The store's version.
+        current: Version,
     },
     /// A lease was not granted, or has ended.
     #[error("there is no lease {lease}, or it has ended")]

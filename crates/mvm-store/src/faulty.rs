@@ -8,8 +8,8 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use crate::{
-    CommitError, Committed, Entry, LeaseId, Limits, Listing, Revision, Store, StoreError,
-    Transaction, Watch, WatchBatch,
+    CommitError, Committed, Entry, LeaseId, Limits, Listing, Store, StoreError, Transaction,
+    Version, Watch, WatchBatch,
 };
 
 /// What goes wrong with a commit.
@@ -145,7 +145,7 @@ impl Store for FaultyStore {
         }
     }
 
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, StoreError> {
         let watch = self.reach()?.watch(prefix, after).await?;
         let state = (watch, self.breaks.subscribe());
         let batches = stream::unfold(state, |(mut watch, mut breaks)| async {
@@ -161,8 +161,8 @@ impl Store for FaultyStore {
         Ok(Watch::new(after, batches))
     }
 
-    async fn revision(&self) -> Result<Revision, StoreError> {
-        self.reach()?.revision().await
+    async fn version(&self) -> Result<Version, StoreError> {
+        self.reach()?.version().await
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
@@ -181,7 +181,7 @@ impl Store for FaultyStore {
         self.store.limits()
     }
 
-    async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
+    async fn compact(&self, keep: u64) -> Result<Version, StoreError> {
         self.reach()?.compact(keep).await
     }
 }

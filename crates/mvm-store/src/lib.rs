@@ -1,8 +1,8 @@
-//! The state store: keys and values with one global revision, compare-and-swap and watches.
+//! The state store: keys and values with one global version, compare-and-swap and watches.
 //!
 //! The agent and the coordinator keep their desired state and their records in it. A key is a path
 //! of segments (`instances/demo/hello/i-0123abcd`), a value is bytes, and every transaction that
-//! changes something takes the next revision of the whole store. [`Limits`] says how much one may hold.
+//! changes something takes the next version of the whole store. [`Limits`] says how much one may hold.
 //!
 //! [`MemoryStore`] serves tests and simulations, [`SqliteStore`] is the embedded default; one
 //! conformance suite runs on both. [`TypedStore`] adds JSON records on top of either.
@@ -19,11 +19,11 @@ mod lease;
 mod limits;
 mod memory;
 mod mirrored;
-mod revision;
 mod settings;
 mod sqlite;
 mod transaction;
 mod typed;
+mod version;
 mod watch;
 
 use std::time::Duration;
@@ -39,14 +39,14 @@ pub use lease::{Clock, LeaseId, ManualClock, SystemClock};
 pub use limits::Limits;
 pub use memory::MemoryStore;
 pub use mirrored::{ChangeError, Fold, GiveUpSpace, Infallible, Mirrored, Part, Room};
-pub use revision::Revision;
 pub use settings::Settings;
 pub use sqlite::{OpenError, SqliteStore};
 pub use transaction::{Committed, Compare, Op, Transaction, scope_key};
 pub use typed::{BadRecord, Typed, TypedListing, TypedStore, decode, encode};
+pub use version::Version;
 pub use watch::{Change, Watch, WatchBatch, WatchEvent};
 
-/// Keys and values with one global revision.
+/// Keys and values with one global version.
 ///
 /// A prefix is either empty, which covers every key, or ends in `/`, which covers every key below
 /// it: `tenants/` covers `tenants/demo` and `tenants/demo/pools`, and `tenants/de` is refused.
@@ -61,37 +61,37 @@ pub trait Store: Send + Sync {
     /// The key is malformed, or the backend failed.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
-    /// All entries below `prefix` in the order of their keys, and the revision that they were read
-    /// at: a [`watch`](Store::watch) after that revision misses nothing and repeats nothing.
+    /// All entries below `prefix` in the order of their keys, and the version that they were read
+    /// at: a [`watch`](Store::watch) after that version misses nothing and repeats nothing.
     ///
     /// # Errors
     /// The prefix is malformed, or the backend failed.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
-    /// Applies all operations as one new revision if all compares hold, else nothing.
+    /// Applies all operations as one new version if all compares hold, else nothing.
     ///
     /// A transaction without effect (no operations, or only deletions of absent keys) takes no
-    /// revision and answers with the current one.
+    /// version and answers with the current one.
     ///
     /// # Errors
     /// [`CommitError::Conflict`] names the first compare that does not hold. Otherwise the
     /// transaction breaks a limit, or the backend failed.
     async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError>;
 
-    /// Every change below `prefix` in the revisions after `after`, which is usually the revision of
+    /// Every change below `prefix` in the versions after `after`, which is usually the version of
     /// a listing.
     ///
     /// # Errors
     /// [`StoreError::Compacted`] if that part of the history is gone, and
     /// [`StoreError::AheadOfStore`] if `after` is yet to come; both call for a new listing.
     /// Otherwise the prefix is malformed, or the backend failed.
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, StoreError>;
 
-    /// The revision of the latest transaction; zero in an empty store.
+    /// The version of the latest transaction; zero in an empty store.
     ///
     /// # Errors
     /// The backend failed.
-    async fn revision(&self) -> Result<Revision, StoreError>;
+    async fn version(&self) -> Result<Version, StoreError>;
 
     /// Grants a lease: the keys that are [put with it](Transaction::put_leased) are deleted, as one
     /// transaction, soon after it was not kept alive for so long. A put without a lease takes the
@@ -118,11 +118,11 @@ pub trait Store: Send + Sync {
     /// What one transaction may hold; more is refused before anything happens.
     fn limits(&self) -> Limits;
 
-    /// Forgets the history before the last `keep` revisions and returns the oldest revision that a
+    /// Forgets the history before the last `keep` versions and returns the oldest version that a
     /// watch can still start after. Entries are untouched. The history only grows otherwise, so
     /// whoever owns the store calls this now and then.
     ///
     /// # Errors
     /// The backend failed.
-    async fn compact(&self, keep: u64) -> Result<Revision, StoreError>;
+    async fn compact(&self, keep: u64) -> Result<Version, StoreError>;
 }

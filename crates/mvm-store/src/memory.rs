@@ -12,8 +12,8 @@ use crate::key::{Prefix, check_key};
 use crate::lease::{Holder, Leases};
 use crate::watch::{Batch, Log};
 use crate::{
-    Change, CommitError, Committed, Entry, LeaseId, Limits, Listing, Op, Revision, Settings, Store,
-    StoreError, Transaction, Watch, WatchEvent,
+    Change, CommitError, Committed, Entry, LeaseId, Limits, Listing, Op, Settings, Store,
+    StoreError, Transaction, Version, Watch, WatchEvent,
 };
 
 /// A store in memory. Clones share their content.
@@ -25,16 +25,16 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    current: Sender<Revision>,
+    current: Sender<Version>,
     limits: Limits,
     leases: Arc<Leases>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    revision: Revision,
+    version: Version,
     last_lease: u64,
-    compacted: Revision,
+    compacted: Version,
     entries: BTreeMap<String, Entry>,
     log: VecDeque<WatchEvent>,
 }
@@ -74,28 +74,28 @@ impl Store for MemoryStore {
             .range(prefix.start().to_owned()..prefix.end())
             .map(|(_, entry)| entry.clone())
             .collect();
-        Ok(Listing { revision: state.revision, entries })
+        Ok(Listing { version: state.version, entries })
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Committed, CommitError> {
         transaction.validate(&self.shared.limits)?;
         let mut state = self.shared.lock();
         check_all(&transaction.compares, |key| {
-            Ok(state.entries.get(key).map(|entry| entry.mod_revision))
+            Ok(state.entries.get(key).map(|entry| entry.mod_version))
         })?;
         transaction.leases().try_for_each(|lease| self.shared.leases.require(lease))?;
-        Ok(Committed { revision: self.shared.apply(&mut state, transaction.ops) })
+        Ok(Committed { version: self.shared.apply(&mut state, transaction.ops) })
     }
 
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, StoreError> {
         let prefix = Prefix::parse(prefix)?;
         let current = self.shared.current.subscribe();
         let history = History(Arc::downgrade(&self.shared));
         Watch::open(Arc::new(history), current, prefix, after).await
     }
 
-    async fn revision(&self) -> Result<Revision, StoreError> {
-        Ok(self.shared.lock().revision)
+    async fn version(&self) -> Result<Version, StoreError> {
+        Ok(self.shared.lock().version)
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
@@ -122,11 +122,11 @@ impl Store for MemoryStore {
         self.shared.limits
     }
 
-    async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
+    async fn compact(&self, keep: u64) -> Result<Version, StoreError> {
         let mut state = self.shared.lock();
-        let compacted = state.compacted.max(state.revision.minus(keep));
+        let compacted = state.compacted.max(state.version.minus(keep));
         state.compacted = compacted;
-        let forgotten = state.log.partition_point(|event| event.revision <= compacted);
+        let forgotten = state.log.partition_point(|event| event.version <= compacted);
         state.log.drain(..forgotten);
         Ok(compacted)
     }
@@ -138,14 +138,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, state: &mut State, ops: Vec<Op>) -> Revision {
-        let before = state.revision;
+    fn apply(&self, state: &mut State, ops: Vec<Op>) -> Version {
+        let before = state.version;
         state.apply(ops);
-        if state.revision > before {
-            // Sent under the lock, so that watchers never see the revision go backwards.
-            self.current.send_replace(state.revision);
+        if state.version > before {
+            // Sent under the lock, so that watchers never see the version go backwards.
+            self.current.send_replace(state.version);
         }
-        state.revision
+        state.version
     }
 
     /// Ends a lease and its keys.
@@ -162,13 +162,13 @@ struct History(Weak<Shared>);
 
 #[async_trait]
 impl Log for History {
-    async fn read(&self, prefix: &Prefix, after: Revision) -> Result<Batch, StoreError> {
+    async fn read(&self, prefix: &Prefix, after: Version) -> Result<Batch, StoreError> {
         let shared = self.0.upgrade().ok_or(StoreError::Closed)?;
         let state = shared.lock();
-        let mut batch = Batch::begin(after, state.compacted, state.revision)?;
+        let mut batch = Batch::begin(after, state.compacted, state.version)?;
         'history: for event in state.log_after(after) {
             for change in event.changes.iter().filter(|change| prefix.covers(change.key())) {
-                if !batch.push(event.revision, change.clone()) {
+                if !batch.push(event.version, change.clone()) {
                     break 'history;
                 }
             }
@@ -190,23 +190,23 @@ impl Holder for History {
 }
 
 impl State {
-    fn log_after(&self, after: Revision) -> impl Iterator<Item = &WatchEvent> {
-        let known = self.log.partition_point(|event| event.revision <= after);
+    fn log_after(&self, after: Version) -> impl Iterator<Item = &WatchEvent> {
+        let known = self.log.partition_point(|event| event.version <= after);
         self.log.range(known..)
     }
 
-    /// Applies the operations as the next revision, or none if they change nothing.
+    /// Applies the operations as the next version, or none if they change nothing.
     fn apply(&mut self, ops: Vec<Op>) {
-        let revision = self.revision.next();
+        let version = self.version.next();
         let mut changes = Vec::with_capacity(ops.len());
         for op in ops {
             match op {
                 Op::Put { key, value, lease } => {
-                    let create_revision =
-                        self.entries.get(&key).map_or(revision, |entry| entry.create_revision);
-                    let mod_revision = revision;
+                    let create_version =
+                        self.entries.get(&key).map_or(version, |entry| entry.create_version);
+                    let mod_version = version;
                     let entry =
-                        Entry { key: key.clone(), value, create_revision, mod_revision, lease };
+                        Entry { key: key.clone(), value, create_version, mod_version, lease };
                     changes.push(Change::Put(entry.clone()));
                     self.entries.insert(key, entry);
                 }
@@ -221,7 +221,7 @@ impl State {
             return;
         }
         changes.sort_by(|a, b| a.key().cmp(b.key()));
-        self.revision = revision;
-        self.log.push_back(WatchEvent { revision, changes });
+        self.version = version;
+        self.log.push_back(WatchEvent { version, changes });
     }
 }

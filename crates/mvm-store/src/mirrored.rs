@@ -25,11 +25,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 
 use crate::{
-    Change, CommitError, Limits, Listing, Op, Revision, Store, StoreError, Transaction, Watch,
+    Change, CommitError, Limits, Listing, Op, Store, StoreError, Transaction, Version, Watch,
     WatchEvent, scope_key,
 };
 
-/// Revisions that the store's history keeps for watchers.
+/// Versions that the store's history keeps for watchers.
 const HISTORY: u64 = 1_000;
 /// How often a commit of unknown outcome is tried, as long as the store says that it did not happen.
 const ATTEMPTS: usize = 3;
@@ -52,8 +52,8 @@ pub struct Part {
 pub struct Fold<T> {
     /// Takes over one entry, or its removal.
     pub apply: fn(&mut T, &str, Option<&[u8]>),
-    /// Notes the revision of the store that it is of.
-    pub note_revision: fn(&mut T, Revision),
+    /// Notes the version of the store that it is of.
+    pub note_version: fn(&mut T, Version),
 }
 
 /// What a change may use of a filesystem that is full.
@@ -116,7 +116,7 @@ struct Waiting {
     room: Room,
     /// Whether it rests on the draft.
     is_decided: bool,
-    done: oneshot::Sender<Result<Revision, Failure>>,
+    done: oneshot::Sender<Result<Version, Failure>>,
 }
 
 /// Why something that waited did not happen.
@@ -127,7 +127,7 @@ enum Failure {
     Store(CommitError),
 }
 
-type Done = oneshot::Receiver<Result<Revision, Failure>>;
+type Done = oneshot::Receiver<Result<Version, Failure>>;
 
 impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
     /// Reads the part, and follows the store from then on. `give_up_space` is asked when the filesystem
@@ -181,7 +181,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
         &self,
         room: Room,
         change: impl Fn(Arc<T>) -> F,
-    ) -> Result<(Revision, A), ChangeError<E>>
+    ) -> Result<(Version, A), ChangeError<E>>
     where
         F: Future<Output = Result<(Vec<Op>, A), E>>,
     {
@@ -200,7 +200,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
             let done = self.enqueue(ops, room, Some(epoch)).map_err(ChangeError::Store)?;
             drop(deciding);
             match answered(done).await {
-                Ok(revision) => return Ok((revision, answer)),
+                Ok(version) => return Ok((version, answer)),
                 Err(Failure::Stale) => {}
                 Err(Failure::Store(error)) => return Err(ChangeError::Store(error)),
             }
@@ -253,7 +253,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
     }
 }
 
-async fn answered(done: Done) -> Result<Revision, Failure> {
+async fn answered(done: Done) -> Result<Version, Failure> {
     // Without an answer the runtime is ending.
     done.await.unwrap_or(Err(Failure::Store(StoreError::Closed.into())))
 }
@@ -261,7 +261,7 @@ async fn answered(done: Done) -> Result<Revision, Failure> {
 /// Everything that is there, and what follows.
 async fn read(store: &dyn Store) -> Result<(Listing, Watch), StoreError> {
     let listing = store.list("").await?;
-    let watch = store.watch("", listing.revision).await?;
+    let watch = store.watch("", listing.version).await?;
     Ok((listing, watch))
 }
 
@@ -269,19 +269,19 @@ async fn read(store: &dyn Store) -> Result<(Listing, Watch), StoreError> {
 struct Keeper<T> {
     shared: Arc<Shared<T>>,
     watch: Watch,
-    /// The revision through which the value has everything.
-    through: Revision,
+    /// The version through which the value has everything.
+    through: Version,
     /// The keys that the value has.
     keys: BTreeSet<String>,
-    /// The revision of the scope's latest bump.
-    bumped: Option<Revision>,
+    /// The version of the scope's latest bump.
+    bumped: Option<Version>,
     /// Tells this keeper's commits from those of others; nothing else depends on it.
     name: u64,
     commits: u64,
     /// The value that the commit under way gives to the scope.
     mark: Option<Vec<u8>>,
-    /// The revision in which that was seen.
-    landed: Option<Revision>,
+    /// The version in which that was seen.
+    landed: Option<Version>,
     /// Whether somebody else's change was seen since the commit began.
     is_overtaken: bool,
 }
@@ -291,7 +291,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         Self {
             shared,
             watch,
-            through: Revision::ZERO,
+            through: Version::ZERO,
             keys: BTreeSet::new(),
             bumped: None,
             name: RandomState::new().build_hasher().finish(),
@@ -331,12 +331,12 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         let committed = self.commit(&ops, &mark, is_reserved).await;
         self.mark = None;
         match committed {
-            Ok(revision) => {
+            Ok(version) => {
                 if self.is_overtaken {
                     self.shared.begin_anew(Vec::new());
                 }
-                self.shared.answer(some, &Ok(revision));
-                self.shared.compact(revision).await;
+                self.shared.answer(some, &Ok(version));
+                self.shared.compact(version).await;
             }
             Err(Failure::Stale) => self.shared.begin_anew(some),
             // What was decided on top of what failed has failed with it.
@@ -350,7 +350,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         ops: &[Op],
         mark: &[u8],
         is_reserved: bool,
-    ) -> Result<Revision, Failure> {
+    ) -> Result<Version, Failure> {
         let scope = self.shared.part.scope;
         let mut attempts = 0;
         loop {
@@ -359,9 +359,9 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
             let guarded = guard.bump(scope, mark);
             let transaction = ops.iter().cloned().fold(guarded, Transaction::with);
             let error = match self.shared.commit(transaction, is_reserved).await {
-                Ok(revision) => {
-                    self.catch_up(revision).await;
-                    return Ok(revision);
+                Ok(version) => {
+                    self.catch_up(version).await;
+                    return Ok(version);
                 }
                 Err(error) => error,
             };
@@ -373,14 +373,14 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
             let Ok(entry) = self.shared.store.get(&scope_key(scope)).await else {
                 return Err(Failure::Store(error));
             };
-            let bumped = entry.map(|entry| entry.mod_revision);
+            let bumped = entry.map(|entry| entry.mod_version);
             let is_elsewhere = bumped != self.bumped;
             self.catch_up(bumped.unwrap_or_default()).await;
             if self.bumped != bumped || (is_conflict && !is_elsewhere) {
                 self.list_anew(&error).await;
             }
             match self.landed {
-                Some(revision) => return Ok(revision),
+                Some(version) => return Ok(version),
                 None if is_elsewhere || is_conflict => return Err(Failure::Stale),
                 // If it happens yet, the next attempt does not, as its guard no longer holds.
                 None if attempts < ATTEMPTS => {}
@@ -389,9 +389,9 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         }
     }
 
-    /// Waits until the value has this revision.
-    async fn catch_up(&mut self, revision: Revision) {
-        while self.through < revision {
+    /// Waits until the value has this version.
+    async fn catch_up(&mut self, version: Version) {
+        while self.through < version {
             match tokio::time::timeout(PATIENCE, self.watch.next()).await {
                 Ok(Ok(event)) => self.take(&event),
                 Ok(Err(error)) => self.list_anew(&error).await,
@@ -400,23 +400,23 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         }
     }
 
-    /// Takes over what a revision changed.
+    /// Takes over what a version changed.
     fn take(&mut self, event: &WatchEvent) {
-        if event.revision <= self.through {
+        if event.version <= self.through {
             return;
         }
-        self.through = event.revision;
+        self.through = event.version;
         let scope = scope_key(self.shared.part.scope);
         let mut is_own = false;
         for change in event.changes.iter().filter(|change| change.key() == scope) {
             self.bumped = None;
             if let Change::Put(entry) = change {
-                self.bumped = Some(entry.mod_revision);
+                self.bumped = Some(entry.mod_version);
                 is_own = self.mark.as_ref() == Some(&entry.value);
             }
         }
         if is_own {
-            self.landed = Some(event.revision);
+            self.landed = Some(event.version);
         }
         let part = self.shared.part;
         let changes = || event.changes.iter().filter(|change| part.covers(change.key()));
@@ -430,7 +430,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
             }
         }
         self.shared.fold_in(
-            event.revision,
+            event.version,
             changes().map(|change| match change {
                 Change::Put(entry) => (entry.key.as_str(), Some(entry.value.as_slice())),
                 Change::Delete { key } => (key.as_str(), None),
@@ -470,17 +470,17 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         let scope = scope_key(part.scope);
         self.bumped = None;
         if let Some(entry) = listing.entries.iter().find(|entry| entry.key == scope) {
-            self.bumped = Some(entry.mod_revision);
+            self.bumped = Some(entry.mod_version);
             if self.mark.as_ref() == Some(&entry.value) {
-                self.landed = Some(entry.mod_revision);
+                self.landed = Some(entry.mod_version);
             }
         }
         let present = || listing.entries.iter().filter(|entry| part.covers(&entry.key));
         let keys: BTreeSet<String> = present().map(|entry| entry.key.clone()).collect();
         let gone = self.keys.difference(&keys).map(|key| (key.as_str(), None));
         let present = present().map(|entry| (entry.key.as_str(), Some(entry.value.as_slice())));
-        self.shared.fold_in(listing.revision, gone.chain(present));
-        (self.keys, self.through, self.is_overtaken) = (keys, listing.revision, true);
+        self.shared.fold_in(listing.version, gone.chain(present));
+        (self.keys, self.through, self.is_overtaken) = (keys, listing.version, true);
         self.shared.begin_anew(Vec::new());
     }
 }
@@ -524,7 +524,7 @@ impl<T: Clone> Shared<T> {
         &self,
         transaction: Transaction,
         is_reserved: bool,
-    ) -> Result<Revision, CommitError> {
+    ) -> Result<Version, CommitError> {
         let committed = match self.store.commit(transaction.clone()).await {
             Err(CommitError::Store(StoreError::DiskFull { .. }))
                 if is_reserved && (self.give_up_space)() =>
@@ -534,19 +534,19 @@ impl<T: Clone> Shared<T> {
             }
             committed => committed,
         };
-        committed.map(|committed| committed.revision)
+        committed.map(|committed| committed.version)
     }
 
     /// The value has these changes too.
     fn fold_in<'a>(
         &self,
-        revision: Revision,
+        version: Version,
         changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
     ) {
         self.value.send_modify(|value| {
             // In place unless a reader holds the earlier value.
             let value = Arc::make_mut(value);
-            (self.fold.note_revision)(value, revision);
+            (self.fold.note_version)(value, version);
             changes.for_each(|(key, bytes)| (self.fold.apply)(value, key, bytes));
         });
     }
@@ -567,7 +567,7 @@ impl<T: Clone> Shared<T> {
     }
 
     /// These fail, and all that waits with them.
-    fn fail(&self, some: Vec<Waiting>, failure: &Result<Revision, Failure>) {
+    fn fail(&self, some: Vec<Waiting>, failure: &Result<Version, Failure>) {
         let behind = {
             let mut draft = self.draft();
             draft.epoch += 1;
@@ -580,7 +580,7 @@ impl<T: Clone> Shared<T> {
     fn answer(
         &self,
         answered: impl IntoIterator<Item = Waiting>,
-        answer: &Result<Revision, Failure>,
+        answer: &Result<Version, Failure>,
     ) {
         for waiting in answered {
             self.draft().ordinary -= usize::from(waiting.room == Room::Ordinary);
@@ -589,8 +589,8 @@ impl<T: Clone> Shared<T> {
         }
     }
 
-    async fn compact(&self, revision: Revision) {
-        if revision.get().is_multiple_of(HISTORY)
+    async fn compact(&self, version: Version) {
+        if version.get().is_multiple_of(HISTORY)
             && let Err(error) = self.store.compact(HISTORY).await
         {
             // It is only longer than it need be.

@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 
 use crate::key::check_key;
-use crate::{LeaseId, Limits, Revision, StoreError};
+use crate::{LeaseId, Limits, StoreError, Version};
 
 /// A condition on the store before a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
-    /// The key's latest put is of exactly this revision.
-    ModRevision {
+    /// The key's latest put is of exactly this version.
+    ModVersion {
         /// The key.
         key: String,
-        /// The `mod_revision` that was read.
-        revision: Revision,
+        /// The `mod_version` that was read.
+        version: Version,
     },
     /// The key has no entry.
     Absent {
@@ -26,7 +26,7 @@ impl Compare {
     /// The key that is compared.
     pub fn key(&self) -> &str {
         match self {
-            Self::ModRevision { key, .. } | Self::Absent { key } => key,
+            Self::ModVersion { key, .. } | Self::Absent { key } => key,
         }
     }
 }
@@ -36,7 +36,7 @@ impl Compare {
 ///
 /// No compare sees that something below a prefix was deleted. So every transaction that changes
 /// something of a scope also [bumps](Transaction::bump) it, and one that was decided from a listing
-/// [requires](Transaction::require_scope) that nobody did since: read the key's `mod_revision`
+/// [requires](Transaction::require_scope) that nobody did since: read the key's `mod_version`
 /// first, and list then.
 pub fn scope_key(scope: &str) -> String {
     format!("scope/{scope}")
@@ -90,8 +90,8 @@ pub struct Transaction {
 /// A transaction took place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
-    /// The revision of the transaction, or the current one if it changed nothing.
-    pub revision: Revision,
+    /// The version of the transaction, or the current one if it changed nothing.
+    pub version: Version,
 }
 
 impl Transaction {
@@ -106,9 +106,9 @@ impl Transaction {
         self
     }
 
-    /// Requires that the key's latest put is of this revision.
-    pub fn require_revision(self, key: impl Into<String>, revision: Revision) -> Self {
-        self.require(Compare::ModRevision { key: key.into(), revision })
+    /// Requires that the key's latest put is of this version.
+    pub fn require_version(self, key: impl Into<String>, version: Version) -> Self {
+        self.require(Compare::ModVersion { key: key.into(), version })
     }
 
     /// Requires that the key has no entry.
@@ -116,11 +116,11 @@ impl Transaction {
         self.require(Compare::Absent { key: key.into() })
     }
 
-    /// Requires that the scope was not bumped since its key was read at this `mod_revision`, or was
+    /// Requires that the scope was not bumped since its key was read at this `mod_version`, or was
     /// absent.
-    pub fn require_scope(self, scope: &str, seen: Option<Revision>) -> Self {
+    pub fn require_scope(self, scope: &str, seen: Option<Version>) -> Self {
         match seen {
-            Some(revision) => self.require_revision(scope_key(scope), revision),
+            Some(version) => self.require_version(scope_key(scope), version),
             None => self.require_absent(scope_key(scope)),
         }
     }

@@ -8,7 +8,7 @@ use std::future::Future;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Entry, Op, Revision, Store, StoreError};
+use crate::{Entry, Op, Store, StoreError, Version};
 
 /// A record with its place in the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,30 +17,30 @@ pub struct Typed<T> {
     pub key: String,
     /// The record.
     pub record: T,
-    /// The revision that brought the key into being.
-    pub create_revision: Revision,
-    /// The revision of the latest put: what a compare-and-swap compares.
-    pub mod_revision: Revision,
+    /// The version that brought the key into being.
+    pub create_version: Version,
+    /// The version of the latest put: what a compare-and-swap compares.
+    pub mod_version: Version,
 }
 
 /// A value that is not the record that its reader expects. How it is mended is the reader's to say:
-/// deleting the key at `mod_revision` is safe against a change in between.
+/// deleting the key at `mod_version` is safe against a change in between.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the record of `{key}` does not parse: {reason}")]
 pub struct BadRecord {
     /// The record's key.
     pub key: String,
-    /// The revision of the put that wrote it.
-    pub mod_revision: Revision,
+    /// The version of the put that wrote it.
+    pub mod_version: Version,
     /// What the parser says.
     pub reason: String,
 }
 
-/// All records below a prefix at one revision.
+/// All records below a prefix at one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypedListing<T> {
-    /// The store's revision when the records were read.
-    pub revision: Revision,
+    /// The store's version when the records were read.
+    pub version: Version,
     /// The records in the order of their keys.
     pub records: Vec<Typed<T>>,
     /// The values that do not parse, in the order of their keys.
@@ -56,12 +56,12 @@ pub fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<Typed<T>, BadRecord>
         Ok(record) => Ok(Typed {
             key: entry.key.clone(),
             record,
-            create_revision: entry.create_revision,
-            mod_revision: entry.mod_revision,
+            create_version: entry.create_version,
+            mod_version: entry.mod_version,
         }),
         Err(error) => Err(BadRecord {
             key: entry.key.clone(),
-            mod_revision: entry.mod_revision,
+            mod_version: entry.mod_version,
             reason: error.to_string(),
         }),
     }
@@ -110,7 +110,7 @@ pub trait TypedStore: Store {
                     Err(record) => bad.push(record),
                 }
             }
-            Ok(TypedListing { revision: listing.revision, records, bad })
+            Ok(TypedListing { version: listing.version, records, bad })
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Watches: the history as a stream.
 //!
-//! A watch reads its backend's log and is only woken by new revisions, so that the log is its one
+//! A watch reads its backend's log and is only woken by new versions, so that the log is its one
 //! buffer: a slow watcher costs no memory, and falls behind the compaction instead.
 
 use std::collections::VecDeque;
@@ -13,14 +13,14 @@ use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::watch::Receiver;
 
 use crate::key::Prefix;
-use crate::{Entry, Revision, StoreError};
+use crate::{Entry, StoreError, Version};
 
-/// A watch reads at most this many revisions at once…
-const BATCH_REVISIONS: usize = 256;
-/// …and stops after the revision that exceeds this many bytes.
+/// A watch reads at most this many versions at once…
+const BATCH_VERSIONS: usize = 256;
+/// …and stops after the version that exceeds this many bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// What a revision did to a key.
+/// What a version did to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The key was created or replaced.
@@ -49,16 +49,16 @@ impl Change {
     }
 }
 
-/// Everything that one revision changed below the watched prefix.
+/// Everything that one version changed below the watched prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchEvent {
-    /// The revision.
-    pub revision: Revision,
+    /// The version.
+    pub version: Version,
     /// Its changes in the order of their keys; never empty.
     pub changes: Vec<Change>,
 }
 
-/// The history below a prefix, one whole revision after another: a [`Stream`] that goes on until it
+/// The history below a prefix, one whole version after another: a [`Stream`] that goes on until it
 /// fails.
 ///
 /// Its first error is its end: [`StoreError::Compacted`] if the watcher was so slow that the history
@@ -66,7 +66,7 @@ pub struct WatchEvent {
 /// failed. The watcher goes on with a new watch: after [`seen_through`](Self::seen_through), or after
 /// a new listing if the error [calls for that](StoreError::calls_for_relist).
 pub struct Watch {
-    read_through: Revision,
+    read_through: Version,
     ready: VecDeque<WatchEvent>,
     source: BoxStream<'static, Result<WatchBatch, StoreError>>,
     ended: Option<StoreError>,
@@ -75,20 +75,20 @@ pub struct Watch {
 /// A piece of history, as a backend reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WatchBatch {
-    /// What changed below the prefix, in the order of revisions.
+    /// What changed below the prefix, in the order of versions.
     pub events: Vec<WatchEvent>,
-    /// The revision that the piece goes up to, also if nothing below the prefix changed in it.
-    pub through: Revision,
+    /// The version that the piece goes up to, also if nothing below the prefix changed in it.
+    pub through: Version,
 }
 
 /// A backend's history.
 #[async_trait]
 pub(crate) trait Log: Send + Sync {
-    /// The changes below `prefix` after a revision, as many as a [`Batch`] takes.
-    async fn read(&self, prefix: &Prefix, after: Revision) -> Result<Batch, StoreError>;
+    /// The changes below `prefix` after a version, as many as a [`Batch`] takes.
+    async fn read(&self, prefix: &Prefix, after: Version) -> Result<Batch, StoreError>;
 }
 
-/// A bounded piece of history; it grows by whole revisions.
+/// A bounded piece of history; it grows by whole versions.
 #[derive(Debug)]
 pub(crate) struct Batch {
     batch: WatchBatch,
@@ -96,12 +96,12 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// A piece of history that begins after a revision, provided that the store, which is at
+    /// A piece of history that begins after a version, provided that the store, which is at
     /// `current` and has forgotten everything up to `compacted`, knows that history.
     pub(crate) fn begin(
-        after: Revision,
-        compacted: Revision,
-        current: Revision,
+        after: Version,
+        compacted: Version,
+        current: Version,
     ) -> Result<Self, StoreError> {
         if after < compacted {
             return Err(StoreError::Compacted { requested: after, oldest: compacted });
@@ -112,19 +112,19 @@ impl Batch {
         Ok(Self { batch: WatchBatch { events: Vec::new(), through: current }, bytes: 0 })
     }
 
-    /// Adds the next change in the order of revisions and keys. Answers `false`, without adding it,
-    /// if it opens a revision for which there is no room: the caller stops reading then.
-    pub(crate) fn push(&mut self, revision: Revision, change: Change) -> bool {
+    /// Adds the next change in the order of versions and keys. Answers `false`, without adding it,
+    /// if it opens a version for which there is no room: the caller stops reading then.
+    pub(crate) fn push(&mut self, version: Version, change: Change) -> bool {
         let bytes = change.bytes();
         let WatchBatch { events, through } = &mut self.batch;
-        let is_full = self.bytes > BATCH_BYTES || events.len() == BATCH_REVISIONS;
+        let is_full = self.bytes > BATCH_BYTES || events.len() == BATCH_VERSIONS;
         match events.last_mut() {
-            Some(event) if event.revision == revision => event.changes.push(change),
+            Some(event) if event.version == version => event.changes.push(change),
             Some(event) if is_full => {
-                *through = event.revision;
+                *through = event.version;
                 return false;
             }
-            _ => events.push(WatchEvent { revision, changes: vec![change] }),
+            _ => events.push(WatchEvent { version, changes: vec![change] }),
         }
         self.bytes += bytes;
         true
@@ -134,9 +134,9 @@ impl Batch {
 /// Where a watch stands in a backend's log.
 struct Reader {
     log: Arc<dyn Log>,
-    current: Receiver<Revision>,
+    current: Receiver<Version>,
     prefix: Prefix,
-    through: Revision,
+    through: Version,
 }
 
 impl Reader {
@@ -156,21 +156,21 @@ impl Reader {
 }
 
 impl Watch {
-    /// A watch that tells what `source` reads after a revision. It is over when `source` fails or
+    /// A watch that tells what `source` reads after a version. It is over when `source` fails or
     /// ends.
     pub fn new(
-        after: Revision,
+        after: Version,
         source: impl Stream<Item = Result<WatchBatch, StoreError>> + Send + 'static,
     ) -> Self {
         Self { read_through: after, ready: VecDeque::new(), source: source.boxed(), ended: None }
     }
 
-    /// A watch on a backend's log, woken by its current revision.
+    /// A watch on a backend's log, woken by its current version.
     pub(crate) async fn open(
         log: Arc<dyn Log>,
-        current: Receiver<Revision>,
+        current: Receiver<Version>,
         prefix: Prefix,
-        after: Revision,
+        after: Version,
     ) -> Result<Self, StoreError> {
         let mut reader = Reader { log, current, prefix, through: after };
         let first = reader.read().await?;
@@ -183,7 +183,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Waits for the next revision that changes something below the prefix. Dropping the future
+    /// Waits for the next version that changes something below the prefix. Dropping the future
     /// loses nothing.
     ///
     /// # Errors
@@ -196,12 +196,12 @@ impl Watch {
         }
     }
 
-    /// The revision through which everything below the prefix was delivered. It moves on with the
+    /// The version through which everything below the prefix was delivered. It moves on with the
     /// whole store, also while nothing changes below the prefix: a new watch after it goes on where
     /// this one stands.
-    pub fn seen_through(&self) -> Revision {
+    pub fn seen_through(&self) -> Version {
         match self.ready.front() {
-            Some(event) => event.revision.minus(1),
+            Some(event) => event.version.minus(1),
             None => self.read_through,
         }
     }

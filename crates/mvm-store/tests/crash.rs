@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
 
-use mvm_store::{Change, Revision, SqliteStore, Store, Transaction};
+use mvm_store::{Change, SqliteStore, Store, Transaction, Version};
 
 const KEYS: u64 = 5;
 const DATABASE_OF_CHILD: &str = "MVM_STORE_CRASH_DATABASE";
@@ -29,14 +29,14 @@ fn number(value: &[u8]) -> u64 {
 /// The number of transactions in the store, after checking that they are whole and in order.
 async fn transactions_in(path: &Path) -> u64 {
     let store = SqliteStore::open(path).await.unwrap();
-    let count = store.revision().await.unwrap().get();
+    let count = store.version().await.unwrap().get();
     let listing = store.list("").await.unwrap();
     assert_eq!(listing.entries.len() as u64, if count == 0 { 0 } else { KEYS });
     assert!(listing.entries.iter().all(|entry| number(&entry.value) == count));
-    let mut watch = store.watch("", Revision::ZERO).await.unwrap();
+    let mut watch = store.watch("", Version::ZERO).await.unwrap();
     for expected in 1..=count {
         let event = watch.next().await.unwrap();
-        assert_eq!((event.revision.get(), event.changes.len() as u64), (expected, KEYS));
+        assert_eq!((event.version.get(), event.changes.len() as u64), (expected, KEYS));
         for change in &event.changes {
             let Change::Put(entry) = change else { panic!("{change:?}") };
             assert_eq!(number(&entry.value), expected);
@@ -50,10 +50,10 @@ async fn transactions_in(path: &Path) -> u64 {
 async fn writer() {
     let Some(path) = std::env::var_os(DATABASE_OF_CHILD) else { return };
     let store = SqliteStore::open(path).await.unwrap();
-    let mut next = store.revision().await.unwrap().get() + 1;
+    let mut next = store.version().await.unwrap().get() + 1;
     loop {
         let committed = store.commit(transaction(next)).await.unwrap();
-        let line = format!("{ACKNOWLEDGED}{}\n", committed.revision);
+        let line = format!("{ACKNOWLEDGED}{}\n", committed.version);
         if std::io::stdout().write_all(line.as_bytes()).is_err() {
             return;
         }

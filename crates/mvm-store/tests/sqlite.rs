@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_store::{
-    ManualClock, OpenError, Revision, Settings, SqliteStore, Store, StoreError, Transaction,
+    ManualClock, OpenError, Settings, SqliteStore, Store, StoreError, Transaction, Version,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -36,22 +36,22 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn a_reopened_store_has_its_entries_its_revision_and_its_history() {
+async fn a_reopened_store_has_its_entries_its_version_and_its_history() {
     let (_directory, path) = database();
     filled(&path, 5).await;
     let store = SqliteStore::open(&path).await.unwrap();
-    assert_eq!(store.revision().await.unwrap(), Revision::new(5));
+    assert_eq!(store.version().await.unwrap(), Version::new(5));
     assert_eq!(store.list("k/").await.unwrap().entries.len(), 5);
-    let mut watch = store.watch("", Revision::new(3)).await.unwrap();
-    assert_eq!(watch.next().await.unwrap().revision, Revision::new(4));
+    let mut watch = store.watch("", Version::new(3)).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().version, Version::new(4));
     store.compact(1).await.unwrap();
     drop(store);
 
     let store = SqliteStore::open(&path).await.unwrap();
-    let error = store.watch("", Revision::new(3)).await.unwrap_err();
+    let error = store.watch("", Version::new(3)).await.unwrap_err();
     assert!(matches!(error, StoreError::Compacted { .. }), "{error:?}");
     let next = store.commit(Transaction::new().put("k/000", "")).await.unwrap();
-    assert_eq!(next.revision, Revision::new(6));
+    assert_eq!(next.version, Version::new(6));
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn a_reopened_store_has_its_leases_whose_time_starts_anew() {
     store.revoke(revoked).await.unwrap();
     let (lease, longer) = (store.grant(TTL).await.unwrap(), store.grant(TTL * 2).await.unwrap());
     let both = Transaction::new().put_leased("a", "", lease).put_leased("b", "", longer);
-    let put = store.commit(both).await.unwrap().revision;
+    let put = store.commit(both).await.unwrap().version;
     clock.advance(TTL - Duration::from_secs(1));
     drop(store);
     clock.advance(TTL);
@@ -103,6 +103,11 @@ async fn a_store_of_the_schema_before_this_opens_with_all_that_it_has() {
              ALTER TABLE kv DROP COLUMN lease;
              ALTER TABLE log DROP COLUMN lease;
              DROP TABLE lease;
+             ALTER TABLE kv RENAME COLUMN create_version TO create_revision;
+             ALTER TABLE kv RENAME COLUMN mod_version TO mod_revision;
+             ALTER TABLE log RENAME COLUMN create_version TO create_revision;
+             ALTER TABLE log RENAME COLUMN version TO revision;
+             UPDATE meta SET name = 'revision' WHERE name = 'version';
              UPDATE meta SET value = 1 WHERE name = 'schema_version'",
         )
         .unwrap();
@@ -112,11 +117,11 @@ async fn a_store_of_the_schema_before_this_opens_with_all_that_it_has() {
     let entries = store.list("").await.unwrap().entries;
     assert_eq!(entries.len(), 5);
     assert!(entries.iter().all(|entry| entry.lease.is_none() && entry.value.len() == 500));
-    let mut watch = store.watch("", Revision::new(3)).await.unwrap();
-    assert_eq!(watch.next().await.unwrap().revision, Revision::new(4));
+    let mut watch = store.watch("", Version::new(3)).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().version, Version::new(4));
     let lease = store.grant(Duration::from_secs(1)).await.unwrap();
     let put = Transaction::new().put_leased("k/000", "", lease);
-    assert_eq!(store.commit(put).await.unwrap().revision, Revision::new(6));
+    assert_eq!(store.commit(put).await.unwrap().version, Version::new(6));
     store.revoke(lease).await.unwrap();
     assert_eq!(store.get("k/000").await.unwrap(), None);
 }

@@ -71,12 +71,12 @@ async fn measure(fleet: &Fleet, measured: &mut Measured) -> anyhow::Result<()> {
     let machine = Machine::with(fleet).await?;
     let agent = machine.agent().await?;
     let pool = pool(&agent).await?;
-    let before = machine.store.revision().await?.get();
+    let before = machine.store.version().await?.get();
     let began = Instant::now();
     let clients = (0..CLIENTS).map(|_| client(&agent, &pool));
     let times = try_join_all(clients).await?;
     let took = began.elapsed().as_secs_f64();
-    measured.commits.push((machine.store.revision().await?.get() - before) as f64);
+    measured.commits.push((machine.store.version().await?.get() - before) as f64);
     measured.request_ms.extend(times.into_iter().flatten());
     measured.rate.push(REQUESTS as f64 / took);
     measured.sync_ms.push(sync_ms(machine.dir())?);

@@ -14,8 +14,8 @@ use crate::sqlite::error::during;
 use crate::sqlite::open::open;
 use crate::watch::Batch;
 use crate::{
-    Change, CommitError, Committed, Entry, LeaseId, Listing, Op, OpenError, Revision, StoreError,
-    Transaction,
+    Change, CommitError, Committed, Entry, LeaseId, Listing, Op, OpenError, StoreError,
+    Transaction, Version,
 };
 
 /// An open store.
@@ -23,29 +23,29 @@ use crate::{
 pub(super) struct Database {
     connection: Connection,
     path: PathBuf,
-    current: Sender<Revision>,
+    current: Sender<Version>,
     leases: Arc<Leases>,
 }
 
 impl Database {
-    /// Opens the file; `current` is told its revision, now and after every commit.
+    /// Opens the file; `current` is told its version, now and after every commit.
     pub(super) fn open(
         path: PathBuf,
         busy_timeout: Duration,
-        current: Sender<Revision>,
+        current: Sender<Version>,
         leases: Arc<Leases>,
     ) -> Result<Self, OpenError> {
         let connection = open(&path, busy_timeout)?;
         let mut database = Self { connection, path, current, leases };
-        let revision = database.revision()?;
-        database.current.send_replace(revision);
+        let version = database.version()?;
+        database.current.send_replace(version);
         Ok(database)
     }
 
     pub(super) fn get(&mut self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.connection
             .prepare_cached(
-                "SELECT key, value, create_revision, mod_revision, lease FROM kv WHERE key = ?1",
+                "SELECT key, value, create_version, mod_version, lease FROM kv WHERE key = ?1",
             )
             .and_then(|mut query| query.query_row([key], entry).optional())
             .map_err(during("get a key", &self.path))
@@ -53,19 +53,19 @@ impl Database {
 
     pub(super) fn list(&mut self, prefix: &Prefix) -> Result<Listing, StoreError> {
         let fail = during("list a prefix", &self.path);
-        // One transaction, so that the revision is that of the entries.
+        // One transaction, so that the version is that of the entries.
         let transaction = self.connection.transaction().map_err(fail)?;
-        let revision = History::of(&transaction, &self.path)?.revision;
+        let version = History::of(&transaction, &self.path)?.version;
         let entries = transaction
             .prepare_cached(
-                "SELECT key, value, create_revision, mod_revision, lease FROM kv
+                "SELECT key, value, create_version, mod_version, lease FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key",
             )
             .and_then(|mut query| {
                 query.query_map([prefix.start(), &prefix.end()], entry)?.collect()
             })
             .map_err(fail)?;
-        Ok(Listing { revision, entries })
+        Ok(Listing { version, entries })
     }
 
     pub(super) fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
@@ -75,14 +75,14 @@ impl Database {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(fail)?;
         let history = History::of(&write, &self.path)?;
-        check_all(&transaction.compares, |key| history.mod_revision(key))?;
+        check_all(&transaction.compares, |key| history.mod_version(key))?;
         transaction.leases().try_for_each(|lease| self.leases.require(lease))?;
-        let revision = apply_all(&write, history.revision, &transaction.ops).map_err(fail)?;
-        if revision > history.revision {
+        let version = apply_all(&write, history.version, &transaction.ops).map_err(fail)?;
+        if version > history.version {
             write.commit().map_err(fail)?;
-            self.current.send_replace(revision);
+            self.current.send_replace(version);
         }
-        Ok(Committed { revision })
+        Ok(Committed { version })
     }
 
     pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
@@ -129,10 +129,10 @@ impl Database {
             .and_then(|mut query| query.query_map([lease.get()], |row| row.get(0))?.collect())
             .map_err(fail)?;
         let ops: Vec<Op> = keys.into_iter().map(|key| Op::Delete { key }).collect();
-        let revision = apply_all(&write, history.revision, &ops).map_err(fail)?;
+        let version = apply_all(&write, history.version, &ops).map_err(fail)?;
         write.execute("DELETE FROM lease WHERE id = ?1", [lease.get()]).map_err(fail)?;
         write.commit().map_err(fail)?;
-        self.current.send_replace(revision);
+        self.current.send_replace(version);
         self.leases.end(lease);
         Ok(())
     }
@@ -140,43 +140,43 @@ impl Database {
     pub(super) fn read_log(
         &mut self,
         prefix: &Prefix,
-        after: Revision,
+        after: Version,
     ) -> Result<Batch, StoreError> {
         let fail = during("read the log", &self.path);
         let transaction = self.connection.transaction().map_err(fail)?;
         let history = History::of(&transaction, &self.path)?;
-        let mut batch = Batch::begin(after, history.compacted, history.revision)?;
+        let mut batch = Batch::begin(after, history.compacted, history.version)?;
         let mut query = transaction
             .prepare_cached(
-                "SELECT key, value, create_revision, revision, lease FROM log
-                 WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision, key",
+                "SELECT key, value, create_version, version, lease FROM log
+                 WHERE version > ?1 AND key >= ?2 AND key < ?3 ORDER BY version, key",
             )
             .map_err(fail)?;
         let mut rows =
             query.query(params![after.get(), prefix.start(), prefix.end()]).map_err(fail)?;
         while let Some(row) = rows.next().map_err(fail)? {
-            let (revision, change) = change(row).map_err(fail)?;
-            if !batch.push(revision, change) {
+            let (version, change) = change(row).map_err(fail)?;
+            if !batch.push(version, change) {
                 break;
             }
         }
         Ok(batch)
     }
 
-    pub(super) fn revision(&mut self) -> Result<Revision, StoreError> {
-        meta(&self.connection, "revision").map_err(during("read the revision", &self.path))
+    pub(super) fn version(&mut self) -> Result<Version, StoreError> {
+        meta(&self.connection, "version").map_err(during("read the version", &self.path))
     }
 
-    pub(super) fn compact(&mut self, keep: u64) -> Result<Revision, StoreError> {
+    pub(super) fn compact(&mut self, keep: u64) -> Result<Version, StoreError> {
         let fail = during("compact", &self.path);
         let write = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(fail)?;
         let history = History::of(&write, &self.path)?;
-        let compacted = history.compacted.max(history.revision.minus(keep));
+        let compacted = history.compacted.max(history.version.minus(keep));
         write
-            .execute("DELETE FROM log WHERE revision <= ?1", [compacted.get()])
+            .execute("DELETE FROM log WHERE version <= ?1", [compacted.get()])
             .and_then(|_| set_meta(&write, "compacted", compacted))
             .map_err(fail)?;
         write.commit().map_err(fail)?;
@@ -188,57 +188,57 @@ impl Database {
 struct History<'a> {
     connection: &'a Connection,
     path: &'a Path,
-    revision: Revision,
-    compacted: Revision,
+    version: Version,
+    compacted: Version,
 }
 
 impl<'a> History<'a> {
     fn of(connection: &'a Connection, path: &'a Path) -> Result<Self, StoreError> {
-        let fail = during("read the revision", path);
-        let revision = meta(connection, "revision").map_err(fail)?;
+        let fail = during("read the version", path);
+        let version = meta(connection, "version").map_err(fail)?;
         let compacted = meta(connection, "compacted").map_err(fail)?;
-        Ok(Self { connection, path, revision, compacted })
+        Ok(Self { connection, path, version, compacted })
     }
 
-    fn mod_revision(&self, key: &str) -> Result<Option<Revision>, StoreError> {
+    fn mod_version(&self, key: &str) -> Result<Option<Version>, StoreError> {
         self.connection
-            .prepare_cached("SELECT mod_revision FROM kv WHERE key = ?1")
-            .and_then(|mut query| query.query_row([key], |row| revision(row, 0)).optional())
+            .prepare_cached("SELECT mod_version FROM kv WHERE key = ?1")
+            .and_then(|mut query| query.query_row([key], |row| version(row, 0)).optional())
             .map_err(during("compare a key", self.path))
     }
 }
 
-/// Applies the operations as the revision after this one, which is the present one if they change
+/// Applies the operations as the version after this one, which is the present one if they change
 /// nothing.
-fn apply_all(connection: &Connection, before: Revision, ops: &[Op]) -> rusqlite::Result<Revision> {
-    let revision = before.next();
+fn apply_all(connection: &Connection, before: Version, ops: &[Op]) -> rusqlite::Result<Version> {
+    let version = before.next();
     let mut has_changed = false;
     for op in ops {
-        has_changed |= apply(connection, revision, op)?;
+        has_changed |= apply(connection, version, op)?;
     }
     if !has_changed {
         return Ok(before);
     }
-    set_meta(connection, "revision", revision)?;
-    Ok(revision)
+    set_meta(connection, "version", version)?;
+    Ok(version)
 }
 
 /// Applies one operation and answers whether it changed anything.
-fn apply(connection: &Connection, revision: Revision, op: &Op) -> rusqlite::Result<bool> {
+fn apply(connection: &Connection, version: Version, op: &Op) -> rusqlite::Result<bool> {
     let (created, lease): (Option<(u64, &[u8])>, _) = match op {
         Op::Put { key, value, lease } => {
             let lease = lease.map(LeaseId::get);
-            let create_revision = connection
+            let create_version = connection
                 .prepare_cached(
-                    "INSERT INTO kv (key, value, create_revision, mod_revision, lease)
+                    "INSERT INTO kv (key, value, create_version, mod_version, lease)
                      VALUES (?1, ?2, ?3, ?3, ?4)
                      ON CONFLICT (key) DO UPDATE
-                     SET value = excluded.value, mod_revision = excluded.mod_revision,
+                     SET value = excluded.value, mod_version = excluded.mod_version,
                          lease = excluded.lease
-                     RETURNING create_revision",
+                     RETURNING create_version",
                 )?
-                .query_row(params![key, value, revision.get(), lease], |row| row.get(0))?;
-            (Some((create_revision, value)), lease)
+                .query_row(params![key, value, version.get(), lease], |row| row.get(0))?;
+            (Some((create_version, value)), lease)
         }
         Op::Delete { key } => {
             if connection.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([key])? == 0 {
@@ -247,13 +247,13 @@ fn apply(connection: &Connection, revision: Revision, op: &Op) -> rusqlite::Resu
             (None, None)
         }
     };
-    let (create_revision, value) = created.unzip();
+    let (create_version, value) = created.unzip();
     connection
         .prepare_cached(
-            "INSERT INTO log (revision, key, create_revision, value, lease)
+            "INSERT INTO log (version, key, create_version, value, lease)
              VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
-        .execute(params![revision.get(), op.key(), create_revision, value, lease])?;
+        .execute(params![version.get(), op.key(), create_version, value, lease])?;
     Ok(true)
 }
 
@@ -261,38 +261,38 @@ fn millis(duration: Duration) -> i64 {
     duration.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
-fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Revision> {
+fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Version> {
     connection
         .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
-        .query_row([name], |row| revision(row, 0))
+        .query_row([name], |row| version(row, 0))
 }
 
-fn set_meta(connection: &Connection, name: &str, revision: Revision) -> rusqlite::Result<()> {
+fn set_meta(connection: &Connection, name: &str, version: Version) -> rusqlite::Result<()> {
     connection
         .prepare_cached("UPDATE meta SET value = ?2 WHERE name = ?1")?
-        .execute(params![name, revision.get()])?;
+        .execute(params![name, version.get()])?;
     Ok(())
 }
 
-fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {
-    row.get(column).map(Revision::new)
+fn version(row: &Row<'_>, column: usize) -> rusqlite::Result<Version> {
+    row.get(column).map(Version::new)
 }
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
         key: row.get(0)?,
         value: row.get(1)?,
-        create_revision: revision(row, 2)?,
-        mod_revision: revision(row, 3)?,
+        create_version: version(row, 2)?,
+        mod_version: version(row, 3)?,
         lease: row.get::<_, Option<u64>>(4)?.map(LeaseId::new),
     })
 }
 
-fn change(row: &Row<'_>) -> rusqlite::Result<(Revision, Change)> {
+fn change(row: &Row<'_>) -> rusqlite::Result<(Version, Change)> {
     let is_deletion = row.get_ref(1)? == rusqlite::types::ValueRef::Null;
     let change =
         if is_deletion { Change::Delete { key: row.get(0)? } } else { Change::Put(entry(row)?) };
-    Ok((revision(row, 3)?, change))
+    Ok((version(row, 3)?, change))
 }
 
 #[cfg(test)]

@@ -24,8 +24,8 @@ use crate::key::{Prefix, check_key};
 use crate::lease::{Holder, Leases};
 use crate::watch::{Batch, Log};
 use crate::{
-    CommitError, Committed, Entry, LeaseId, Limits, Listing, Revision, Settings, Store, StoreError,
-    Transaction, Watch,
+    CommitError, Committed, Entry, LeaseId, Limits, Listing, Settings, Store, StoreError,
+    Transaction, Version, Watch,
 };
 use database::Database;
 use worker::{Jobs, Worker};
@@ -40,7 +40,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct SqliteStore {
     worker: Worker,
-    current: Receiver<Revision>,
+    current: Receiver<Version>,
     limits: Limits,
     leases: Arc<Leases>,
 }
@@ -65,7 +65,7 @@ impl SqliteStore {
         settings: Settings,
     ) -> Result<Self, OpenError> {
         let path = path.into();
-        let (sender, current) = tokio::sync::watch::channel(Revision::ZERO);
+        let (sender, current) = tokio::sync::watch::channel(Version::ZERO);
         let Settings { limits, clock } = settings;
         let leases = Leases::new(clock);
         let known = leases.clone();
@@ -97,14 +97,14 @@ impl Store for SqliteStore {
         self.worker.jobs()?.run(move |database| database.commit(&transaction)).await?
     }
 
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, StoreError> {
         let prefix = Prefix::parse(prefix)?;
         let log = Arc::new(self.worker.jobs()?);
         Watch::open(log, self.current.clone(), prefix, after).await
     }
 
-    async fn revision(&self) -> Result<Revision, StoreError> {
-        self.worker.jobs()?.run(|database| database.revision()).await?
+    async fn version(&self) -> Result<Version, StoreError> {
+        self.worker.jobs()?.run(|database| database.version()).await?
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
@@ -126,7 +126,7 @@ impl Store for SqliteStore {
         self.limits
     }
 
-    async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
+    async fn compact(&self, keep: u64) -> Result<Version, StoreError> {
         self.worker.jobs()?.run(move |database| database.compact(keep)).await?
     }
 }
@@ -140,7 +140,7 @@ impl Holder for Jobs {
 
 #[async_trait]
 impl Log for Jobs {
-    async fn read(&self, prefix: &Prefix, after: Revision) -> Result<Batch, StoreError> {
+    async fn read(&self, prefix: &Prefix, after: Version) -> Result<Batch, StoreError> {
         let prefix = prefix.clone();
         self.run(move |database| database.read_log(&prefix, after)).await?
     }

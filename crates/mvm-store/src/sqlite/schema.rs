@@ -50,6 +50,13 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE kv ADD COLUMN lease INTEGER;
     ALTER TABLE log ADD COLUMN lease INTEGER;
     CREATE INDEX kv_of_lease ON kv (lease) WHERE lease IS NOT NULL;
+
+    -- A store has versions; a revision is a pool's image.
+    ALTER TABLE kv RENAME COLUMN create_revision TO create_version;
+    ALTER TABLE kv RENAME COLUMN mod_revision TO mod_version;
+    ALTER TABLE log RENAME COLUMN create_revision TO create_version;
+    ALTER TABLE log RENAME COLUMN revision TO version;
+    UPDATE meta SET name = 'version' WHERE name = 'revision';
 ",
 ];
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mvm_store::{CommitError, Revision, Store, Transaction};
+use mvm_store::{CommitError, Store, Transaction, Version};
 
 crate::on_every_backend!(
     counters_incremented_by_many_tasks_end_at_the_exact_sum,
@@ -16,7 +16,7 @@ async fn increment(store: &dyn Store) {
     loop {
         let entry = store.get("counter").await.unwrap();
         let transaction = match &entry {
-            Some(entry) => Transaction::new().require_revision("counter", entry.mod_revision),
+            Some(entry) => Transaction::new().require_version("counter", entry.mod_version),
             None => Transaction::new().require_absent("counter"),
         };
         let count = entry.map_or(0, |entry| parse(&entry.value));
@@ -43,7 +43,7 @@ fn in_parallel(test: impl Future<Output = ()> + Send + 'static) -> tokio::task::
 
 async fn counters_incremented_by_many_tasks_end_at_the_exact_sum(store: Arc<dyn Store>) {
     in_parallel(async move {
-        let mut watch = store.watch("", Revision::ZERO).await.unwrap();
+        let mut watch = store.watch("", Version::ZERO).await.unwrap();
         let tasks: Vec<_> = (0..TASKS)
             .map(|_| {
                 let store = store.clone();
@@ -57,7 +57,7 @@ async fn counters_incremented_by_many_tasks_end_at_the_exact_sum(store: Arc<dyn 
         // Meanwhile a watcher sees every value once, in order.
         for expected in 1..=TASKS * INCREMENTS {
             let event = watch.next().await.unwrap();
-            assert_eq!(event.revision, Revision::new(expected));
+            assert_eq!(event.version, Version::new(expected));
             let [mvm_store::Change::Put(entry)] = event.changes.as_slice() else {
                 panic!("{event:?}")
             };
@@ -68,7 +68,7 @@ async fn counters_incremented_by_many_tasks_end_at_the_exact_sum(store: Arc<dyn 
         }
         let counter = store.get("counter").await.unwrap().unwrap();
         assert_eq!(parse(&counter.value), TASKS * INCREMENTS);
-        assert_eq!(counter.create_revision, Revision::new(1));
+        assert_eq!(counter.create_version, Version::new(1));
     })
     .await
     .unwrap();

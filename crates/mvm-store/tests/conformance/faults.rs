@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mvm_store::{CommitError, Fault, FaultyStore, Revision, Store, StoreError, Transaction};
+use mvm_store::{CommitError, Fault, FaultyStore, Store, StoreError, Transaction, Version};
 
 crate::on_every_backend!(
     a_fault_does_what_it_says,
@@ -44,14 +44,14 @@ async fn a_store_that_is_cut_off_fails_and_is_as_it_was_afterwards(store: Arc<dy
     let error = store.commit(Transaction::new().put("a", "")).await.unwrap_err();
     assert!(error.may_have_happened(), "{error}");
     assert!(store.list("").await.is_err());
-    assert!(store.watch("", Revision::ZERO).await.is_err());
+    assert!(store.watch("", Version::ZERO).await.is_err());
     store.cut_off(false);
-    assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
+    assert_eq!(store.version().await.unwrap(), Version::ZERO);
 }
 
 async fn a_watch_that_broke_is_gone_on_from(store: Arc<dyn Store>) {
     let store = FaultyStore::new(store);
-    let mut watch = store.watch("", Revision::ZERO).await.unwrap();
+    let mut watch = store.watch("", Version::ZERO).await.unwrap();
     store.commit(Transaction::new().put("a", "")).await.unwrap();
     assert_eq!(watch.next().await.unwrap().changes[0].key(), "a");
     store.break_watches();

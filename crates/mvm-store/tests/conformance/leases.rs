@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_store::{Change, CommitError, LeaseId, Revision, Store, StoreError, Transaction, Watch};
+use mvm_store::{Change, CommitError, LeaseId, Store, StoreError, Transaction, Version, Watch};
 
 use crate::Given;
 
@@ -13,21 +13,21 @@ crate::on_every_backend!(
     a_lease_that_is_revoked_takes_its_keys_along,
     a_put_decides_which_lease_a_key_has,
     a_lease_that_has_ended_is_refused_before_anything_happens,
-    a_lease_without_keys_ends_without_a_revision,
+    a_lease_without_keys_ends_without_a_version,
 );
 
 const TTL: Duration = Duration::from_secs(10);
 
-async fn put(store: &dyn Store, key: &str, lease: Option<LeaseId>) -> Revision {
+async fn put(store: &dyn Store, key: &str, lease: Option<LeaseId>) -> Version {
     let transaction = match lease {
         Some(lease) => Transaction::new().put_leased(key, "", lease),
         None => Transaction::new().put(key, ""),
     };
-    store.commit(transaction).await.unwrap().revision
+    store.commit(transaction).await.unwrap().version
 }
 
 async fn watch(store: &dyn Store) -> Watch {
-    store.watch("", store.revision().await.unwrap()).await.unwrap()
+    store.watch("", store.version().await.unwrap()).await.unwrap()
 }
 
 async fn lease_of(store: &dyn Store, key: &str) -> Option<LeaseId> {
@@ -53,7 +53,7 @@ async fn a_key_goes_away_with_a_lease_that_is_not_renewed(Given { store, clock }
 
     clock.advance(TTL);
     let event = watch.next().await.unwrap();
-    assert_eq!(event.revision.get(), last.get() + 1, "all at once");
+    assert_eq!(event.version.get(), last.get() + 1, "all at once");
     let gone = ["a/held", "b/held"].map(|key| Change::Delete { key: key.to_owned() });
     assert_eq!(event.changes, gone);
     let left = store.list("").await.unwrap().entries;
@@ -82,7 +82,7 @@ async fn a_lease_that_is_revoked_takes_its_keys_along(store: Arc<dyn Store>) {
     let last = put(&*store, "b", Some(lease)).await;
     store.revoke(lease).await.unwrap();
     let listing = store.list("").await.unwrap();
-    assert_eq!((listing.revision.get(), listing.entries.len()), (last.get() + 1, 0));
+    assert_eq!((listing.version.get(), listing.entries.len()), (last.get() + 1, 0));
     assert!(is_refused(store.revoke(lease).await, lease));
     let next = store.grant(TTL).await.unwrap();
     assert_ne!(next, lease, "a name is never given again");
@@ -117,11 +117,11 @@ async fn a_lease_that_has_ended_is_refused_before_anything_happens(Given { store
         }
         assert!(is_refused(store.keep_alive(lease).await, lease));
     }
-    assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
+    assert_eq!(store.version().await.unwrap(), Version::ZERO);
 }
 
-async fn a_lease_without_keys_ends_without_a_revision(store: Arc<dyn Store>) {
+async fn a_lease_without_keys_ends_without_a_version(store: Arc<dyn Store>) {
     let lease = store.grant(TTL).await.unwrap();
     store.revoke(lease).await.unwrap();
-    assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
+    assert_eq!(store.version().await.unwrap(), Version::ZERO);
 }

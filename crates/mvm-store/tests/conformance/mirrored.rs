@@ -9,7 +9,7 @@ use std::task::Poll;
 use futures_util::future::join_all;
 use mvm_store::{
     Change, ChangeError, CommitError, Fault, FaultyStore, Fold, Infallible, Limits, Mirrored, Op,
-    Part, Revision, Room, Store, StoreError, Transaction,
+    Part, Room, Store, StoreError, Transaction, Version,
 };
 use proptest::prelude::*;
 
@@ -36,7 +36,7 @@ const PART: Part = Part { scope: "texts", prefixes: &["a/", "b/"] };
 /// All entries, as text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Texts {
-    revision: Revision,
+    version: Version,
     texts: BTreeMap<String, String>,
     /// Not from the store.
     note: String,
@@ -53,8 +53,8 @@ impl Texts {
         }
     }
 
-    fn note_revision(&mut self, revision: Revision) {
-        self.revision = revision;
+    fn note_version(&mut self, version: Version) {
+        self.version = version;
     }
 }
 
@@ -70,7 +70,7 @@ async fn mirrored_with(
     store: &Arc<FaultyStore>,
     give_up_space: impl Fn() -> bool + Send + Sync + 'static,
 ) -> Mirrored<Texts> {
-    let fold = Fold { apply: Texts::apply, note_revision: Texts::note_revision };
+    let fold = Fold { apply: Texts::apply, note_version: Texts::note_version };
     Mirrored::load(store.clone(), PART, fold, Box::new(give_up_space)).await.unwrap()
 }
 
@@ -98,8 +98,8 @@ async fn write(mirrored: &Mirrored<Texts>, key: &str, text: &str) -> Result<(), 
     mirrored.write(vec![Op::put(key, text)]).await
 }
 
-async fn put(store: &dyn Store, key: &str, text: &str) -> Revision {
-    store.commit(Transaction::new().put(key, text)).await.unwrap().revision
+async fn put(store: &dyn Store, key: &str, text: &str) -> Version {
+    store.commit(Transaction::new().put(key, text)).await.unwrap().version
 }
 
 /// Has something begin that has to wait.
@@ -121,10 +121,10 @@ async fn what_comes_together_is_decided_in_order_and_committed_at_once(store: Ar
     let mut numbers: Vec<_> = all.await.into_iter().map(Result::unwrap).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>(), "each has its own");
-    let revision = store.revision().await.unwrap();
-    assert!(revision <= Revision::new(2), "{revision}");
+    let version = store.version().await.unwrap();
+    assert!(version <= Version::new(2), "{version}");
     assert_eq!(mirrored.now().texts.len(), 50);
-    assert_eq!(mirrored.now().revision, revision);
+    assert_eq!(mirrored.now().version, version);
 }
 
 async fn what_fails_leaves_nothing_and_what_frees_space_is_written_with_the_reserve(
@@ -179,7 +179,7 @@ async fn a_change_that_is_too_much_is_refused_and_many_are_committed_in_parts(
         matches!(refused, Err(CommitError::Store(StoreError::TransactionTooLarge { .. }))),
         "{refused:?}"
     );
-    assert_eq!(store.revision().await.unwrap(), Revision::ZERO);
+    assert_eq!(store.version().await.unwrap(), Version::ZERO);
 
     // Each is half of what a transaction takes, with the guard more than half.
     let half = |round: usize| {
@@ -230,12 +230,12 @@ async fn what_others_write_is_seen(store: Arc<dyn Store>) {
     let last = put(&*store, "a/1", "after").await;
     let elsewhere = put(&*store, "elsewhere", "y").await;
     until(&one, |texts| texts.texts["a/1"] == "after").await;
-    assert_eq!(one.now().revision, last, "what is elsewhere does not concern it");
+    assert_eq!(one.now().version, last, "what is elsewhere does not concern it");
     let gone = Transaction::new().delete("a/1").delete("b/1");
     store.commit(gone).await.unwrap();
     until(&one, |texts| texts.texts.is_empty()).await;
     until(&two, |texts| texts.texts.is_empty()).await;
-    assert!(two.now().revision > elsewhere);
+    assert!(two.now().version > elsewhere);
 }
 
 async fn two_that_change_the_same_part_decide_on_top_of_each_other(store: Arc<dyn Store>) {
@@ -325,7 +325,7 @@ async fn a_commit_without_an_answer_happens_once(store: Arc<dyn Store>) {
         assert_eq!(take_number(&mirrored).await.unwrap(), number);
         assert_eq!(mirrored.now().texts, stored(&*store).await);
     }
-    assert_eq!(store.revision().await.unwrap(), Revision::new(3));
+    assert_eq!(store.version().await.unwrap(), Version::new(3));
     let late = store.deliver_late().await;
     assert!(matches!(late.as_slice(), [Err(CommitError::Conflict(_))]), "{late:?}");
     // One that had an effect, and was followed by somebody else's before anybody asked.
@@ -391,10 +391,10 @@ async fn history_that_is_gone_is_read_anew(store: Arc<dyn Store>) {
     write(&mirrored, "a/kept", "x").await.unwrap();
     // Nobody runs between these, so that the watch has not seen what is forgotten.
     let change = Transaction::new().delete("a/gone").put("a/new", "x");
-    let changed = store.commit(change).await.unwrap().revision;
+    let changed = store.commit(change).await.unwrap().version;
     put(&*store, "elsewhere", "x").await;
     store.compact(0).await.unwrap();
-    until(&mirrored, |texts| texts.revision >= changed).await;
+    until(&mirrored, |texts| texts.version >= changed).await;
     assert_eq!(mirrored.now().texts.keys().collect::<Vec<_>>(), ["a/kept", "a/new"]);
     assert_eq!(take_number(&mirrored).await.unwrap(), 2);
 }
@@ -460,12 +460,12 @@ fn op(key: &str, value: Option<u8>) -> Op {
     }
 }
 
-/// Every value that the mirrors ever show is what the store had at its revision, and a caller that was
+/// Every value that the mirrors ever show is what the store had at its version, and a caller that was
 /// answered sees its change.
 async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
     // A history of its own, which nobody compacts.
-    let mut history = BTreeMap::from([(Revision::ZERO, BTreeMap::new())]);
-    let mut all = store.watch("", Revision::ZERO).await.unwrap();
+    let mut history = BTreeMap::from([(Version::ZERO, BTreeMap::new())]);
+    let mut all = store.watch("", Version::ZERO).await.unwrap();
     let store = faulty(store);
     let mirrors = [mirrored(&store).await, mirrored(&store).await];
     let mut shown = Vec::new();
@@ -477,8 +477,8 @@ async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
                     let text = seen.texts.get(&key).map(String::as_str).unwrap_or_default();
                     Ok::<_, Infallible>((vec![Op::put(key.clone(), format!("{text}+"))], ()))
                 };
-                if let Ok((revision, ())) = mirrored.change(Room::Ordinary, append).await {
-                    assert!(mirrored.now().revision >= revision || key.starts_with("c/"));
+                if let Ok((version, ())) = mirrored.change(Room::Ordinary, append).await {
+                    assert!(mirrored.now().version >= version || key.starts_with("c/"));
                 }
             }
             Step::Write(which, key, value) => {
@@ -498,7 +498,7 @@ async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
             Step::DeliverLate => drop(store.deliver_late().await),
             Step::BreakWatches => store.break_watches(),
             Step::Compact => {
-                let current = store.revision().await.unwrap();
+                let current = store.version().await.unwrap();
                 record(&mut all, &mut history, current).await;
                 store.compact(0).await.unwrap();
             }
@@ -506,7 +506,7 @@ async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
         }
         shown.extend(mirrors.iter().map(Mirrored::now));
     }
-    let current = store.revision().await.unwrap();
+    let current = store.version().await.unwrap();
     record(&mut all, &mut history, current).await;
     let last = history.values().next_back().unwrap().clone();
     for mirrored in &mirrors {
@@ -514,16 +514,16 @@ async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
     }
     assert_eq!(last, stored(&*store).await);
     for texts in shown {
-        let (_, then) = history.range(..=texts.revision).next_back().unwrap();
-        assert_eq!(texts.texts, *then, "at {}", texts.revision);
+        let (_, then) = history.range(..=texts.version).next_back().unwrap();
+        assert_eq!(texts.texts, *then, "at {}", texts.version);
     }
 }
 
-/// Writes down what the store had at each revision.
+/// Writes down what the store had at each version.
 async fn record(
     all: &mut mvm_store::Watch,
-    history: &mut BTreeMap<Revision, BTreeMap<String, String>>,
-    through: Revision,
+    history: &mut BTreeMap<Version, BTreeMap<String, String>>,
+    through: Version,
 ) {
     while all.seen_through() < through {
         let event = all.next().await.unwrap();
@@ -538,7 +538,7 @@ async fn record(
                 }
             }
         }
-        history.insert(event.revision, texts);
+        history.insert(event.version, texts);
     }
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_store::{
-    Change, CommitError, Compare, Entry, LeaseId, Op, Revision, Store, StoreError, Transaction,
+    Change, CommitError, Compare, Entry, LeaseId, Op, Store, StoreError, Transaction, Version,
 };
 use proptest::prelude::*;
 
 type State = BTreeMap<String, Entry>;
 
-/// `states[r]` is the content at revision `r`; what changed is found by comparing neighbours.
+/// `states[r]` is the content at version `r`; what changed is found by comparing neighbours.
 struct Model {
     states: Vec<State>,
     compacted: u64,
@@ -48,14 +48,13 @@ impl Model {
         self.states.last().unwrap()
     }
 
-    fn changes(&self, revision: u64, prefix: &str) -> Vec<Change> {
-        let (before, after) =
-            (&self.states[revision as usize - 1], &self.states[revision as usize]);
+    fn changes(&self, version: u64, prefix: &str) -> Vec<Change> {
+        let (before, after) = (&self.states[version as usize - 1], &self.states[version as usize]);
         let mut changes = BTreeMap::new();
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
             changes.insert(key, Change::Delete { key: key.clone() });
         }
-        for (key, entry) in after.iter().filter(|(_, e)| e.mod_revision.get() == revision) {
+        for (key, entry) in after.iter().filter(|(_, e)| e.mod_version.get() == version) {
             changes.insert(key, Change::Put(entry.clone()));
         }
         changes.retain(|key, _| key.starts_with(prefix));
@@ -63,9 +62,9 @@ impl Model {
     }
 
     fn holds(&self, compare: &Compare) -> bool {
-        let at = |key: &String| self.content().get(key).map(|entry| entry.mod_revision);
+        let at = |key: &String| self.content().get(key).map(|entry| entry.mod_version);
         match compare {
-            Compare::ModRevision { key, revision } => at(key) == Some(*revision),
+            Compare::ModVersion { key, version } => at(key) == Some(*version),
             Compare::Absent { key } => at(key).is_none(),
         }
     }
@@ -99,7 +98,7 @@ impl Model {
     }
 
     fn apply(&mut self, ops: &[Op]) {
-        let revision = Revision::new(self.current() + 1);
+        let version = Version::new(self.current() + 1);
         let mut next = self.content().clone();
         for op in ops {
             match op {
@@ -107,8 +106,8 @@ impl Model {
                     let entry = Entry {
                         key: key.clone(),
                         value: value.clone(),
-                        create_revision: next.get(key).map_or(revision, |e| e.create_revision),
-                        mod_revision: revision,
+                        create_version: next.get(key).map_or(version, |e| e.create_version),
+                        mod_version: version,
                         lease: *lease,
                     };
                     next.insert(key.clone(), entry);
@@ -138,14 +137,14 @@ fn prefixes() -> impl Strategy<Value = String> {
     prop::sample::select(vec!["", "a/", "a/b/", "b/", "c/"]).prop_map(str::to_owned)
 }
 
-/// Few enough revisions that compares often hold.
-fn revisions() -> impl Strategy<Value = Revision> {
-    (0..12u64).prop_map(Revision::new)
+/// Few enough versions that compares often hold.
+fn versions() -> impl Strategy<Value = Version> {
+    (0..12u64).prop_map(Version::new)
 }
 
 fn compares() -> impl Strategy<Value = Compare> {
     prop_oneof![
-        (keys(), revisions()).prop_map(|(key, revision)| Compare::ModRevision { key, revision }),
+        (keys(), versions()).prop_map(|(key, version)| Compare::ModVersion { key, version }),
         keys().prop_map(|key| Compare::Absent { key }),
     ]
 }
@@ -189,7 +188,7 @@ async fn follow(store: Arc<dyn Store>, steps: Vec<Step>) {
                 }
                 let expected = model.commit(&transaction);
                 let outcome = match store.commit(transaction).await {
-                    Ok(committed) => Outcome::Committed(committed.revision.get()),
+                    Ok(committed) => Outcome::Committed(committed.version.get()),
                     Err(CommitError::Conflict(_)) => Outcome::Conflict,
                     Err(CommitError::Store(StoreError::NoSuchLease { .. })) => Outcome::NoSuchLease,
                     Err(error) => panic!("{error}"),
@@ -228,20 +227,20 @@ async fn check_listing(store: &dyn Store, model: &Model, prefix: &str) {
     let below = model.content().iter().filter(|(key, _)| key.starts_with(prefix));
     let expected: Vec<_> = below.map(|(_, entry)| entry.clone()).collect();
     assert_eq!(listing.entries, expected);
-    assert_eq!(listing.revision.get(), model.current());
+    assert_eq!(listing.version.get(), model.current());
 }
 
 async fn check_history(store: &dyn Store, model: &Model, prefix: &str, after: u64) {
-    let mut watch = match store.watch(prefix, Revision::new(after)).await {
+    let mut watch = match store.watch(prefix, Version::new(after)).await {
         Ok(watch) => watch,
         Err(StoreError::AheadOfStore { .. }) => return assert!(after > model.current()),
         Err(error) => panic!("{error}"),
     };
-    for revision in after + 1..=model.current() {
-        let changes = model.changes(revision, prefix);
+    for version in after + 1..=model.current() {
+        let changes = model.changes(version, prefix);
         if !changes.is_empty() {
             let event = watch.next().await.unwrap();
-            assert_eq!((event.revision.get(), event.changes), (revision, changes));
+            assert_eq!((event.version.get(), event.changes), (version, changes));
         }
     }
     assert_eq!(watch.seen_through().get(), model.current());

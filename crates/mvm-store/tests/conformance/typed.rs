@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mvm_store::{Revision, Store, StoreError, Transaction, TypedStore, encode};
+use mvm_store::{Store, StoreError, Transaction, TypedStore, Version, encode};
 use serde::{Deserialize, Serialize};
 
 crate::on_every_backend!(
@@ -24,7 +24,7 @@ async fn a_record_round_trips(store: Arc<dyn Store>) {
     let read = store.get_typed::<Pool>("pools/a").await.unwrap().unwrap();
     assert_eq!(read.record, pool);
     assert_eq!(read.key, "pools/a");
-    assert_eq!((read.create_revision, read.mod_revision), (Revision::new(1), Revision::new(1)));
+    assert_eq!((read.create_version, read.mod_version), (Version::new(1), Version::new(1)));
 }
 
 async fn one_bad_record_neither_hides_the_others_nor_is_skipped(store: Arc<dyn Store>) {
@@ -36,10 +36,10 @@ async fn one_bad_record_neither_hides_the_others_nor_is_skipped(store: Arc<dyn S
 
     let listing = store.list_typed::<Pool>("pools/").await.unwrap();
 
-    assert_eq!(listing.revision, Revision::new(4));
+    assert_eq!(listing.version, Version::new(4));
     let good: Vec<_> = listing.records.iter().map(|r| (r.key.as_str(), r.record.desired)).collect();
     assert_eq!(good, [("pools/a", 1), ("pools/d", 4)]);
-    let bad: Vec<_> = listing.bad.iter().map(|r| (r.key.as_str(), r.mod_revision.get())).collect();
+    let bad: Vec<_> = listing.bad.iter().map(|r| (r.key.as_str(), r.mod_version.get())).collect();
     assert_eq!(bad, [("pools/b", 2), ("pools/c", 3)]);
     assert!(listing.bad[0].to_string().contains("`pools/b`"), "{}", listing.bad[0]);
     assert!(listing.bad[0].reason.contains("expected u32"), "{}", listing.bad[0].reason);

@@ -5,7 +5,7 @@ use super::*;
 fn open_in(directory: &tempfile::TempDir) -> Database {
     let path = directory.path().join("mvm.db");
     let leases = Leases::new(Arc::new(crate::ManualClock::default()));
-    Database::open(path, Duration::ZERO, Sender::new(Revision::ZERO), leases).unwrap()
+    Database::open(path, Duration::ZERO, Sender::new(Version::ZERO), leases).unwrap()
 }
 
 fn put(key: &str, bytes: usize) -> Transaction {
@@ -30,13 +30,13 @@ fn a_full_disk_changes_nothing_and_the_store_goes_on_when_there_is_room() {
     let error = database.commit(&put("small", 0).put("large", vec![7; 100_000])).unwrap_err();
     assert!(matches!(error, CommitError::Store(StoreError::DiskFull { .. })), "{error:?}");
     assert!(error.to_string().contains("mvm.db"), "{error}");
-    assert_eq!(database.revision().unwrap(), small.revision);
+    assert_eq!(database.version().unwrap(), small.version);
     assert_eq!(database.get("small").unwrap().unwrap().value.len(), 10);
-    assert_eq!(*database.current.borrow(), small.revision);
+    assert_eq!(*database.current.borrow(), small.version);
 
     limit_pages(&database, pages + 1000);
     let large = database.commit(&put("large", 100_000)).unwrap();
-    assert_eq!(large.revision, small.revision.next());
+    assert_eq!(large.version, small.version.next());
 }
 
 #[test]
@@ -76,12 +76,12 @@ fn reading_the_log_takes_its_index_and_no_scan() {
         .connection
         .prepare(
             "EXPLAIN QUERY PLAN SELECT value FROM log
-             WHERE revision > 1 AND key >= 'a' AND key < 'b' ORDER BY revision, key",
+             WHERE version > 1 AND key >= 'a' AND key < 'b' ORDER BY version, key",
         )
         .and_then(|mut query| query.query_map([], |row| row.get(3))?.collect())
         .unwrap();
     assert_eq!(plan.len(), 1, "{plan:?}");
-    assert!(plan[0].contains("(revision>?)"), "{plan:?}");
+    assert!(plan[0].contains("(version>?)"), "{plan:?}");
 }
 
 #[test]
@@ -90,10 +90,10 @@ fn a_row_that_the_schema_does_not_allow_is_damage() {
     let mut database = open_in(&directory);
     database.connection.execute("UPDATE meta SET value = -1", []).unwrap();
 
-    let error = database.revision().unwrap_err();
+    let error = database.version().unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
 
-    database.connection.execute("DELETE FROM meta WHERE name = 'revision'", []).unwrap();
+    database.connection.execute("DELETE FROM meta WHERE name = 'version'", []).unwrap();
     let error = database.commit(&put("a", 1)).unwrap_err();
     assert!(matches!(error, CommitError::Store(StoreError::Damaged { .. })), "{error:?}");
 }
