@@ -146,10 +146,10 @@ impl<T: Clone + Default + Send + Sync + 'static> Mirrored<T> {
         let draft = Draft { value: value.clone(), epoch: 0, waiting: VecDeque::new(), ordinary: 0 };
         let (value, draft) = (watch::Sender::new(value), Mutex::new(draft));
         let shared = Arc::new(Shared { store, part, fold, value, draft, give_up_space });
-        let mut keeper = Keeper::new(shared.clone(), watch);
-        keeper.adopt(&listing);
         let (bell, rung) = mpsc::channel(1);
-        tokio::spawn(keeper.run(rung));
+        let mut keeper = Keeper::new(shared.clone(), watch, rung);
+        keeper.adopt(&listing);
+        tokio::spawn(keeper.run());
         Ok(Self { shared, deciding: AsyncMutex::default(), bell })
     }
 
@@ -269,6 +269,9 @@ async fn read(store: &dyn Store) -> Result<(Listing, Watch), StoreError> {
 struct Keeper<T> {
     shared: Arc<Shared<T>>,
     watch: Watch,
+    rung: mpsc::Receiver<()>,
+    /// Whether the mirror is gone, and the store does not answer.
+    is_over: bool,
     /// The version through which the value has everything.
     through: Version,
     /// The keys that the value has.
@@ -287,10 +290,12 @@ struct Keeper<T> {
 }
 
 impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
-    fn new(shared: Arc<Shared<T>>, watch: Watch) -> Self {
+    fn new(shared: Arc<Shared<T>>, watch: Watch, rung: mpsc::Receiver<()>) -> Self {
         Self {
             shared,
             watch,
+            rung,
+            is_over: false,
             through: Version::ZERO,
             keys: BTreeSet::new(),
             bumped: None,
@@ -302,13 +307,13 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
         }
     }
 
-    async fn run(mut self, mut rung: mpsc::Receiver<()>) {
-        loop {
+    async fn run(mut self) {
+        while !self.is_over {
             while let Some(some) = self.shared.take_some() {
                 self.commit_some(some).await;
             }
             tokio::select! {
-                rung = rung.recv() => if rung.is_none() { return },
+                rung = self.rung.recv() => if rung.is_none() { return },
                 event = self.watch.next() => match event {
                     Ok(event) => self.take(&event),
                     Err(error) => self.list_anew(&error).await,
@@ -391,7 +396,7 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
 
     /// Waits until the value has this version.
     async fn catch_up(&mut self, version: Version) {
-        while self.through < version {
+        while self.through < version && !self.is_over {
             match tokio::time::timeout(PATIENCE, self.watch.next()).await {
                 Ok(Ok(event)) => self.take(&event),
                 Ok(Err(error)) => self.list_anew(&error).await,
@@ -458,6 +463,10 @@ impl<T: Clone + Default + Send + Sync + 'static> Keeper<T> {
                     self.is_overtaken = true;
                     let failure = Failure::Store(error.into());
                     self.shared.fail(Vec::new(), &Err(failure));
+                    if self.rung.is_closed() {
+                        self.is_over = true;
+                        return;
+                    }
                     tokio::time::sleep(RETRY).await;
                 }
             }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use mvm_store::{
@@ -28,6 +29,7 @@ crate::on_every_backend!(
     a_commit_whose_outcome_stays_unknown_is_an_error_until_the_store_answers,
     history_that_is_gone_is_read_anew,
     a_watch_that_breaks_loses_nothing,
+    a_mirror_that_is_dropped_lets_go_of_its_store,
     what_is_in_the_value_alone_stays_when_the_store_is_read_anew,
 );
 
@@ -410,6 +412,21 @@ async fn a_watch_that_breaks_loses_nothing(store: Arc<dyn Store>) {
         store.break_watches();
         write(&mirrored, "a/1", &number.to_string()).await.unwrap();
         assert_eq!(mirrored.now().texts, stored(&*store).await);
+    }
+}
+
+async fn a_mirror_that_is_dropped_lets_go_of_its_store(store: Arc<dyn Store>) {
+    let store = faulty(store);
+    for is_cut_off in [false, true] {
+        let mirrored = mirrored(&store).await;
+        write(&mirrored, "a/1", "x").await.unwrap();
+        store.cut_off(is_cut_off);
+        store.break_watches();
+        tokio::task::yield_now().await;
+        drop(mirrored);
+        while Arc::strong_count(&store) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
