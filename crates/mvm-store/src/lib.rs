@@ -1,11 +1,17 @@
-//! The state store: keys and values with one global version, compare-and-swap and watches.
+//! The state store: keys and values with one global version, compare-and-swap, watches and leases:
+//! what etcd has and SQLite can have.
 //!
 //! The agent and the coordinator keep their desired state and their records in it. A key is a path
 //! of segments (`instances/demo/hello/i-0123abcd`), a value is bytes, and every transaction that
 //! changes something takes the next version of the whole store. [`Limits`] says how much one may hold.
 //!
 //! [`MemoryStore`] serves tests and simulations, [`SqliteStore`] is the embedded default; one
-//! conformance suite runs on both. [`TypedStore`] adds JSON records on top of either.
+//! conformance suite runs on both, at etcd's limits. [`FaultyStore`] makes another store fail.
+//! [`TypedStore`] adds JSON records, and [`Mirrored`] has a part of a store in memory.
+//!
+//! A commit that fails may have taken place nevertheless
+//! ([`may_have_happened`](CommitError::may_have_happened)), and a watch is a hint: who decides on what
+//! it told has the transaction compare. [`scope_key`] is for decisions on a whole listing.
 //!
 //! The store never interprets a value, never retries a conflict, and does not keep a second process
 //! out: whoever opens a file-backed store holds a lock of its own.
