@@ -79,6 +79,7 @@ impl Draft<'_> {
             return Err(Denial::NoSuchInstance { selector: source.to_string() });
         };
         check_forkable(&record)?;
+        self.require_mounts(source, &source.pool.tenant, &record.spec.disks)?;
         for slot in self.free_slots(&source.pool, count as usize)? {
             let path = source.pool.instance(self.fresh_id());
             let fork = InstanceRecord {
@@ -287,6 +288,7 @@ impl Draft<'_> {
                 instance.intent += 1;
                 instance.generation += 1;
                 instance.grace_ms = grace_ms;
+                take_into_use(instance);
             }
             self.concerns(&path);
             self.recount(&path.pool);
@@ -392,7 +394,7 @@ impl Draft<'_> {
 
     /// Changes what an instance is to do. To run what is already to run, but ended by itself, is a
     /// fresh wish: the plan starts whatever lags behind its generation. Between running and rest
-    /// there is no fresh start. Whoever wishes something of an instance that stands by takes it.
+    /// there is no fresh start.
     pub(super) fn set_desired(
         &mut self,
         path: &InstancePath,
@@ -411,11 +413,18 @@ impl Draft<'_> {
             }
             instance.desired = desired;
             instance.rested = None;
-            if instance.purpose == Purpose::Spare && desired != DesiredState::Destroyed {
-                instance.purpose = Purpose::Use;
+            if desired != DesiredState::Destroyed {
+                take_into_use(instance);
             }
         }
         self.concerns(path);
+    }
+}
+
+/// An instance that stands by and is asked to do something no longer stands by.
+fn take_into_use(instance: &mut InstanceRecord) {
+    if instance.purpose == Purpose::Spare {
+        instance.purpose = Purpose::Use;
     }
 }
 

@@ -100,6 +100,25 @@ fn a_fork_of_a_writer_is_refused_by_the_names_of_its_source_and_disk() {
 }
 
 #[test]
+fn a_fork_needs_the_disks_of_its_source_although_that_goes() {
+    let mut node = node_with_disk();
+    node.accept(pool("demo/web"));
+    let disks = vec!["data:/data:ro".parse().unwrap()];
+    let pool = "demo/web".parse().unwrap();
+    let create = Request::InstanceCreate { pool, count: 1, start: true, disks, cold: false };
+    let source = node.accept(create).instances.remove(0);
+    node.accept(destroy(source.id.as_str(), false, true));
+    node.accept(remove("demo/data"));
+    let denial = node.deny(Request::InstanceFork {
+        source,
+        snapshot: crate::name::SnapshotId::from_bits(1),
+        revision: RevisionId::from_digest([1; 8]),
+        count: 1,
+    });
+    assert_eq!(denial.to_string(), "disk demo/data is being removed");
+}
+
+#[test]
 fn an_instance_may_bring_a_disk_of_its_own() {
     let mut node = node_with_disk();
     node.accept(pool("demo/web"));

@@ -102,7 +102,10 @@ fn verbs_for_many_leave_them_and_whoever_names_one_takes_it() {
     let named = Request::InstanceStart { selector: Selector::from(&two[0]), all: false };
     node.accept(named);
     assert_eq!(purpose(&node, &two[0]), (Purpose::Use, DesiredState::Running));
-    assert_eq!(node.desired.pools[&web()].running, 1);
+    let selector = Selector::from(&two[1]);
+    node.accept(Request::InstanceRestart { selector, all: false, grace_ms: 0 });
+    assert_eq!(purpose(&node, &two[1]), (Purpose::Use, DesiredState::Running));
+    assert_eq!(node.desired.pools[&web()].running, 2);
 }
 
 #[test]
