@@ -280,7 +280,7 @@ pub enum Denial {
         pool: PoolPath,
     },
     /// The pool's instances cannot begin with a base.
-    #[error("pool {pool} cannot have a base: {why}")]
+    #[error("pool {pool} cannot have a base, and its instances boot: {why}")]
     NoBase {
         /// The pool.
         pool: PoolPath,
@@ -376,16 +376,18 @@ impl Denial {
                 Some(format!("stop them first: `mvm stop {name} --all`"))
             }
             Self::SubnetTooSmall { .. } => Some("pass a larger --subnet".to_owned()),
-            Self::PortTaken { .. } => Some("publish another port or address".to_owned()),
+            Self::PortTaken { .. } => {
+                Some("publish another port or address with --publish".to_owned())
+            }
             Self::NoEarlierRevision { pool } => {
                 Some(format!("give it another image with `mvm pool update {pool} --image IMAGE`"))
             }
-            Self::NoBase { .. } => Some("its instances boot, as before".to_owned()),
             Self::Spec { .. }
             | Self::Mounts { .. }
             | Self::DiskShrinks { .. }
             | Self::Subnet(_)
             | Self::NoNetwork
+            | Self::NoBase { .. }
             | Self::Number { .. }
             | Self::NoSuchLimit { .. } => None,
         }
