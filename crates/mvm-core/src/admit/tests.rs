@@ -5,6 +5,7 @@ mod copies;
 mod denials;
 mod disks;
 mod documents;
+mod generate;
 mod instances;
 mod model;
 mod properties;

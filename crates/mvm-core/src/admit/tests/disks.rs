@@ -1,12 +1,7 @@
-//! Data disks: an independent reference model that counts, and the words of each denial.
-
-use std::collections::BTreeMap;
-
-use proptest::prelude::*;
+//! Data disks: who may have one when, and the words of each denial.
 
 use super::*;
 use crate::disk::DiskMount;
-use crate::property::cases;
 
 fn disk(path: &str, size_mib: u64) -> Request {
     Request::DiskCreate { path: path.parse().unwrap(), size_mib }
@@ -109,12 +104,7 @@ fn a_fork_needs_the_disks_of_its_source_although_that_goes() {
     let source = node.accept(create).instances.remove(0);
     node.accept(destroy(source.id.as_str(), false, true));
     node.accept(remove("demo/data"));
-    let denial = node.deny(Request::InstanceFork {
-        source,
-        snapshot: crate::name::SnapshotId::from_bits(1),
-        revision: RevisionId::from_digest([1; 8]),
-        count: 1,
-    });
+    let denial = node.try_fork(&source).unwrap_err();
     assert_eq!(denial.to_string(), "disk demo/data is being removed");
 }
 
@@ -221,153 +211,4 @@ fn a_tenant_with_disks_goes_only_by_force_and_stays_after_a_down() {
     node.accept(destroy(true));
     node.forget_the_gone();
     assert_eq!(node.desired, Desired::default());
-}
-
-/// The model: sizes of disks, and counts of the instances of three fixed pools.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Model {
-    sizes: BTreeMap<&'static str, u64>,
-    running: BTreeMap<&'static str, u64>,
-    stopped: BTreeMap<&'static str, u64>,
-}
-
-const DISKS: [&str; 2] = ["demo/one", "demo/two"];
-/// Each pool with the disks that it writes and reads.
-const POOLS: [(&str, &[&str], &[&str]); 3] = [
-    ("demo/w", &["demo/one"], &[]),
-    ("demo/r", &[], &["demo/one"]),
-    ("demo/both", &["demo/two"], &["demo/one"]),
-];
-
-#[derive(Debug, Clone)]
-enum Op {
-    Create(&'static str, u64),
-    Resize(&'static str, u64),
-    Remove(&'static str),
-    Pool(usize),
-    DropPool(usize),
-    Scale(usize, u64),
-}
-
-fn any_op() -> impl Strategy<Value = Op> {
-    let any_disk = || prop::sample::select(&DISKS[..]);
-    let size = || prop::sample::select(vec![16u64, 32, 64]);
-    prop_oneof![
-        2 => (any_disk(), size()).prop_map(|(disk, size)| Op::Create(disk, size)),
-        1 => (any_disk(), size()).prop_map(|(disk, size)| Op::Resize(disk, size)),
-        1 => any_disk().prop_map(Op::Remove),
-        3 => (0..3usize).prop_map(Op::Pool),
-        1 => (0..3usize).prop_map(Op::DropPool),
-        5 => (0..3usize, 0..3u64).prop_map(|(pool, running)| Op::Scale(pool, running)),
-    ]
-}
-
-impl Model {
-    fn has(&self, disk: &str) -> bool {
-        POOLS.iter().any(|(pool, writes, reads)| {
-            self.running.contains_key(pool) && (writes.contains(&disk) || reads.contains(&disk))
-        })
-    }
-
-    fn count(&self, of: impl Fn(&(&str, &[&str], &[&str])) -> bool) -> u64 {
-        let pools = POOLS.iter().filter(|pool| of(pool));
-        pools.filter_map(|(pool, ..)| self.running.get(pool)).sum()
-    }
-
-    fn take(&self, op: &Op) -> Option<Self> {
-        let mut next = self.clone();
-        match *op {
-            Op::Create(disk, size) => {
-                if next.sizes.insert(disk, size).is_some() {
-                    return None;
-                }
-            }
-            Op::Resize(disk, size) => {
-                let held = next.count(|(_, w, r)| w.contains(&disk) || r.contains(&disk));
-                let has = next.sizes.get_mut(disk)?;
-                if size < *has || (size > *has && held > 0) {
-                    return None;
-                }
-                *has = size;
-            }
-            Op::Remove(disk) => {
-                if next.has(disk) {
-                    return None;
-                }
-                next.sizes.remove(disk)?;
-            }
-            Op::Pool(index) => {
-                let (pool, writes, reads) = POOLS[index];
-                let there = |disk: &&&str| self.sizes.contains_key(**disk);
-                let all = writes.iter().chain(reads).filter(there).count();
-                if all < writes.len() + reads.len() || next.running.contains_key(pool) {
-                    return None;
-                }
-                next.running.insert(pool, 0);
-                next.stopped.insert(pool, 0);
-            }
-            Op::DropPool(index) => {
-                next.running.remove(POOLS[index].0)?;
-                next.stopped.remove(POOLS[index].0);
-            }
-            Op::Scale(index, wanted) => {
-                let pool = POOLS[index].0;
-                let all = next.running.get(pool)? + next.stopped[pool];
-                next.running.insert(pool, wanted);
-                next.stopped.insert(pool, all.saturating_sub(wanted));
-            }
-        }
-        let fits = DISKS.iter().all(|disk| {
-            let writers = next.count(|(_, writes, _)| writes.contains(disk));
-            let readers = next.count(|(_, _, reads)| reads.contains(disk));
-            writers == 0 || (writers == 1 && readers == 0)
-        });
-        fits.then_some(next)
-    }
-}
-
-fn request(op: &Op) -> Request {
-    match *op {
-        Op::Create(path, size) => disk(path, size),
-        Op::Resize(path, size) => resize(path, size),
-        Op::Remove(path) => remove(path),
-        Op::Pool(index) => {
-            let (pool, writes, reads) = POOLS[index];
-            let name = |disk: &str| disk.trim_start_matches("demo/").to_owned();
-            let writes = writes.iter().map(|disk| format!("{0}:/{0}", name(disk)));
-            let reads = reads.iter().map(|disk| format!("{0}:/{0}:ro", name(disk)));
-            let mounts: Vec<String> = writes.chain(reads).collect();
-            let mounts: Vec<&str> = mounts.iter().map(String::as_str).collect();
-            pool_with(pool, &mounts)
-        }
-        Op::DropPool(index) => {
-            Request::PoolDestroy { path: POOLS[index].0.parse().unwrap(), force: true }
-        }
-        Op::Scale(index, running) => scale(POOLS[index].0, running as u32),
-    }
-}
-
-proptest! {
-    #![proptest_config(cases(512))]
-
-    #[test]
-    fn admission_of_disks_agrees_with_a_model_that_only_counts(
-        ops in prop::collection::vec(any_op(), 0..60),
-    ) {
-        let mut node = Node::new();
-        node.accept(tenant("demo"));
-        let mut model = Model::default();
-        for op in ops {
-            let request = request(&op);
-            let json = serde_json::to_string(&request).unwrap();
-            prop_assert_eq!(&serde_json::from_str::<Request>(&json).unwrap(), &request);
-            let expected = model.take(&op);
-            let result = node.try_accept(&request);
-            prop_assert_eq!(result.is_ok(), expected.is_some(), "{:?} gave {:?}", op, result);
-            model = expected.unwrap_or(model);
-            node.forget_the_gone();
-            let sizes: u64 = node.desired.disks.values().map(|disk| disk.size_mib).sum();
-            prop_assert_eq!(sizes, model.sizes.values().sum::<u64>());
-        }
-    }
 }
