@@ -216,9 +216,12 @@ pub fn step(status: &InstanceStatus, event: Event, now: u64) -> (InstanceStatus,
             vec![]
         }
 
-        (Phase::Stopping { .. }, Event::Launched(handle)) => {
+        // Nothing of it has run that could be lost: also an agent that comes after this one ends it at once.
+        (Phase::Stopping { outcome, .. }, Event::Launched(handle)) => {
             next.vm = Some(handle);
-            vec![Effect::Watch, Effect::Kill]
+            let mut effects = vec![Effect::Watch];
+            effects.extend(next.stop(now, 0, *outcome));
+            effects
         }
         (
             Phase::Stopping { outcome, .. },

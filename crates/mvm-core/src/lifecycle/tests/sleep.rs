@@ -93,6 +93,16 @@ fn an_agent_that_comes_back_takes_up_what_it_finds() {
 }
 
 #[test]
+fn a_wake_that_was_stopped_is_not_gone_on_with_by_an_agent_that_comes_back() {
+    let (stopping, _) = step(&at("waking"), stop(2), NOW);
+    let (status, effects) = step(&stopping, Event::Launched(handle(2)), NOW);
+    assert_eq!(effects, [Effect::Watch, Effect::Kill]);
+    assert!(status.snapshot.is_some());
+    let (_, effects) = step(&status, Event::FoundAlive, NOW);
+    assert_eq!(effects, [Effect::Watch, Effect::Kill], "its snapshot is not used up");
+}
+
+#[test]
 fn a_warm_instance_resumes_and_shuts_down_in_order() {
     let (status, effects) = step(&at("warm"), start(1), NOW);
     assert_eq!(effects, [Effect::Resume, Effect::Greet]);
