@@ -14,6 +14,22 @@ pub(crate) fn cases(cases: u32) -> Config {
     Config { cases, rng_seed, failure_persistence: None, ..asked }
 }
 
+/// Lists the kinds of an enum, so that a test generates all of them: a variant that is missing here does not
+/// compile, and a kind that is here needs an arm wherever kinds are matched.
+macro_rules! kinds {
+    ($of:ident: $($kind:ident),* $(,)?) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub(super) enum Kind { $($kind),* }
+
+        pub(super) const KINDS: &[Kind] = &[$(Kind::$kind),*];
+
+        pub(super) fn kind(of: &$of) -> Kind {
+            match of { $($of::$kind { .. } => Kind::$kind),* }
+        }
+    };
+}
+pub(crate) use kinds;
+
 /// A finite source of choices that a property test draws and shrinks: once it is used up, every
 /// choice is the first one, so that a model can make its first option the harmless one.
 #[derive(Debug, Clone)]

@@ -37,6 +37,18 @@ pub(super) fn start(generation: u64) -> Event {
     Event::Start { generation, revision: revision(1), boot_timeout_ms, origin: None }
 }
 
+/// The snapshot that forks begin with.
+pub(crate) fn origin() -> SnapshotId {
+    SnapshotId::from_bits(1)
+}
+
+/// The start of a fork.
+pub(super) fn start_fork(generation: u64) -> Event {
+    let boot_timeout_ms = BOOT_TIMEOUT_MS;
+    let origin = Some(origin());
+    Event::Start { generation, revision: revision(1), boot_timeout_ms, origin }
+}
+
 pub(super) fn sleep(request: u64) -> Event {
     Event::Sleep { request, hooks_ms: 1_000 }
 }

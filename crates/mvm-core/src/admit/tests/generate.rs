@@ -16,7 +16,7 @@ pub(super) enum Asked {
 }
 
 /// Lists the kinds of requests: one that is missing here does not compile, and one that is here needs a strategy.
-macro_rules! kinds {
+macro_rules! asked {
     ($($kind:ident),* ; $($own:ident),* $(,)?) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub(super) enum Kind { $($kind,)* $($own),* }
@@ -33,7 +33,7 @@ macro_rules! kinds {
     };
 }
 
-kinds! {
+asked! {
     TenantCreate, TenantUpdate, TenantMove, TenantDestroy, PoolCreate, PoolBuild, PoolUpdate,
     PoolRollback, PoolScale, PoolDestroy, PoolReady, PoolPolicy, PoolWarmUp,
     InstanceCreate, InstanceStart, InstanceStop, InstanceWarm, InstanceSleep,

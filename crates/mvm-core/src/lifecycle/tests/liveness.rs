@@ -17,7 +17,10 @@ fn suffer(world: &mut World, choices: &mut Choices, wishes: &[Event]) -> u64 {
         match choices.pick(8) {
             0..=3 => drop(world.progress(now, choices)),
             4 => world.feed(Event::Tick, now),
-            5 => world.feed([start(1), sleep(1), Event::Pause][choices.pick(3)].clone(), now),
+            5 => world.feed(
+                [start(1), sleep(1), Event::Pause, start_fork(1)][choices.pick(4)].clone(),
+                now,
+            ),
             6 => world.feed(wishes[choices.pick(wishes.len())].clone(), now),
             _ => world.misfortune(now, choices),
         }

@@ -3,13 +3,14 @@
 
 use super::*;
 use crate::death::Cause;
+use crate::guest::ExitStatus;
 use crate::property::Choices;
 
 /// What the actor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Task {
     Boot,
-    Restore,
+    Restore { is_shared: bool },
     Pause,
     Resume,
     Suspend { request: u64 },
@@ -28,8 +29,10 @@ struct Process {
     answers: bool,
     obeys: bool,
     is_paused: bool,
-    /// The snapshot that it was restored from, until its vCPUs run.
+    /// The snapshot of its own that it was restored from, until its vCPUs run.
     restored: Option<u64>,
+    /// Whether its vCPUs have run: before that, a guest that was restored has nothing to lose.
+    has_run: bool,
     /// Whether its guest has said hello.
     is_up: bool,
     /// Whether the agent that lives has started its kernel.
@@ -47,7 +50,7 @@ struct Process {
 impl Process {
     /// Whether its guest would hear that it is to shut down, and has something to lose.
     fn is_reachable(&self) -> bool {
-        self.answers && self.is_up && !self.is_stuck && self.restored.is_none()
+        self.answers && self.is_up && !self.is_stuck && self.has_run
     }
 
     /// Whether its power may be cut now.
@@ -84,7 +87,13 @@ impl World {
             process.is_unwanted |=
                 matches!(event, Event::Stop { grace_ms: 0, .. } | Event::Destroy { grace_ms: 0 });
         }
+        let has_run = self.status.boots + self.status.wakes > 0;
+        let is_first = matches!(event, Event::Start { origin: Some(_), .. }) && !has_run;
         let (next, effects) = step(&self.status, event, now);
+        assert!(
+            !is_first || next.cold_boot.is_some() || !effects.contains(&Effect::Boot),
+            "a fork boots although it has a snapshot: {self:?}"
+        );
         let vm_ended = self.status.vm.is_some() && next.vm.is_none();
         self.status = next;
         if vm_ended {
@@ -109,7 +118,13 @@ impl World {
     fn begin(&mut self, effect: &Effect) {
         let task = match effect {
             Effect::Boot => Task::Boot,
-            Effect::Restore => Task::Restore,
+            Effect::Restore => {
+                let begin = StartFrom::Shared { id: origin() };
+                let phase = &self.status.phase;
+                let is_shared =
+                    matches!(phase, Phase::Starting { begin: from, .. } if *from == begin);
+                Task::Restore { is_shared }
+            }
             Effect::Pause => Task::Pause,
             Effect::Resume => Task::Resume,
             Effect::Suspend { request, .. } => Task::Suspend { request: *request },
@@ -126,7 +141,7 @@ impl World {
                 return;
             }
         };
-        let is_start = |task: &Task| matches!(task, Task::Boot | Task::Restore);
+        let is_start = |task: &Task| matches!(task, Task::Boot | Task::Restore { .. });
         assert!(
             !is_start(&task) || !self.tasks.iter().any(is_start),
             "two starts at once: {self:?}"
@@ -148,7 +163,8 @@ impl World {
             | Phase::Sleeping { .. } => {
                 assert!(self.process.is_none(), "a VM leaked: {self:?}");
                 assert!(!self.tasks.contains(&Task::Boot), "a boot leaked: {self:?}");
-                assert!(!self.tasks.contains(&Task::Restore), "a restore leaked: {self:?}");
+                let is_restore = |task: &Task| matches!(task, Task::Restore { .. });
+                assert!(!self.tasks.iter().any(is_restore), "a restore leaked: {self:?}");
             }
             Phase::Running { .. } | Phase::Warm { .. } | Phase::Suspending { .. } => {
                 assert!(self.status.vm.is_some(), "{self:?}");
@@ -197,7 +213,8 @@ impl World {
 
     fn complete(&mut self, task: Task, now: u64, choices: &mut Choices) {
         match task {
-            Task::Boot | Task::Restore => self.launch(task == Task::Restore, now, choices),
+            Task::Boot => self.launch(None, now, choices),
+            Task::Restore { is_shared } => self.launch(Some(is_shared), now, choices),
             Task::Pause | Task::Resume if self.process.is_none() || choices.one_in(6) => {
                 if let Some(process) = &mut self.process {
                     process.is_stuck |= task == Task::Resume;
@@ -266,7 +283,9 @@ impl World {
         }
     }
 
-    fn launch(&mut self, restores: bool, now: u64, choices: &mut Choices) {
+    /// `restores` says of a restore whether its snapshot is a shared one.
+    fn launch(&mut self, restores: Option<bool>, now: u64, choices: &mut Choices) {
+        let (restores, is_shared) = (restores.is_some(), restores == Some(true));
         self.end_stray();
         if self.is_broken || choices.one_in(4) {
             return self.feed(boot_failed(), now);
@@ -277,7 +296,7 @@ impl World {
         self.pids += 1;
         let (answers, obeys) = (!choices.one_in(4), !choices.one_in(3));
         let restored = self.status.snapshot.as_ref().map(|snapshot| snapshot.number);
-        assert_eq!(restored.is_some(), restores, "{self:?}");
+        assert_eq!(restored.is_some() || is_shared, restores, "{self:?}");
         let is_paused = true;
         self.process = Some(Process {
             pid: self.pids,
@@ -285,6 +304,7 @@ impl World {
             obeys,
             is_paused,
             restored,
+            has_run: false,
             is_up: restores,
             is_fresh: !restores,
             is_stuck: false,
@@ -311,6 +331,7 @@ impl World {
     /// A snapshot goes on once, and with the very disk that belongs to it.
     fn run_vcpus(&mut self) {
         let Some(process) = &mut self.process else { return };
+        process.has_run = true;
         if let Some(number) = process.restored.take() {
             assert_eq!(self.saved.take(), Some((number, self.disk)), "{:?}", self.status);
             assert_eq!(self.status.snapshot, None, "used up before it is recorded");
@@ -364,10 +385,21 @@ impl World {
 
     /// One thing that nobody asked for.
     pub(crate) fn misfortune(&mut self, now: u64, choices: &mut Choices) {
-        match choices.pick(4) {
+        match choices.pick(6) {
             0 | 1 => self.end_from_outside(choices),
             2 => self.restart_agent(now, false),
+            3 => self.end_main(now, choices),
+            4 => self.feed(Event::LacksSpace, now),
             _ => self.restart_agent(now, true),
+        }
+    }
+
+    /// The guest's main process ends, and its agent can say so.
+    fn end_main(&mut self, now: u64, choices: &mut Choices) {
+        let is_met = self.process.as_ref().is_some_and(|it| it.is_reachable() && !it.is_paused);
+        if is_met && self.status.vm.is_some() {
+            let code = choices.pick(2) as i32;
+            self.feed(Event::MainExited(ExitStatus::Exited { code }), now);
         }
     }
 
