@@ -103,10 +103,12 @@ impl World {
             if let Some(process) = &mut self.process {
                 match effect {
                     Effect::Shutdown { grace_ms } => process.due = Some(now + grace_ms),
-                    Effect::Kill => assert!(
-                        self.status.snapshot.is_some() || process.may_be_killed(now),
-                        "its guest was not asked: {self:?} at {now}"
-                    ),
+                    Effect::Kill => {
+                        let may_be = self.status.snapshot.is_some() || process.may_be_killed(now);
+                        assert!(may_be, "its guest was not asked: {:?} at {now}", self.status);
+                        // An agent that comes back goes on with that.
+                        process.is_unwanted = true;
+                    }
                     _ => {}
                 }
             }
