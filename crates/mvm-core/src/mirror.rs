@@ -294,3 +294,6 @@ impl Mirror {
         Ok(network)
     }
 }
+
+#[cfg(test)]
+mod tests;

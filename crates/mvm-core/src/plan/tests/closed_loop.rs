@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::node::Node;
 use super::*;
 use crate::admit::Request;
+use crate::lifecycle::tests::origin;
 use crate::name::Selector;
 use crate::property::{Choices, cases};
 use crate::spec::Document;
@@ -31,6 +32,11 @@ fn node(restart: &str, running: u32) -> Node {
 /// What people and the world do to a node, none of which makes or removes an instance.
 fn suffer(node: &mut Node, choices: &mut Choices) {
     let records = node.desired.instances.len();
+    disturb(node, choices);
+    assert_eq!(node.desired.instances.len(), records, "an instance was lost or doubled");
+}
+
+fn disturb(node: &mut Node, choices: &mut Choices) {
     while !choices.is_calm() {
         node.now += [0, 10, 1_000, 30_000][choices.pick(4)];
         let (selector, all) = (Selector::Pool(pool()), true);
@@ -45,7 +51,43 @@ fn suffer(node: &mut Node, choices: &mut Choices) {
             12 => drop(node.ask(&Request::InstanceWarm { selector, all })),
             _ => node.misfortune(choices),
         }
-        assert_eq!(node.desired.instances.len(), records, "an instance was lost or doubled");
+    }
+}
+
+/// Forks, what bases are saved from and what stands by come and go, and anything else happens.
+fn multiply(node: &mut Node, choices: &mut Choices) {
+    while !choices.is_calm() {
+        let paths: Vec<InstancePath> = node.desired.instances.keys().cloned().collect();
+        let path = paths[choices.pick(paths.len())].clone();
+        match choices.pick(6) {
+            0 => node.save_base(&pool()),
+            1 => {
+                let count = choices.pick(3) as u32;
+                drop(node.ask(&Request::PoolSpares { path: pool(), count }));
+            }
+            2 => drop(node.ask(&Request::PoolTemplate { path: pool() })),
+            3 => {
+                let (snapshot, revision) = (origin(), revision());
+                let fork = Request::InstanceFork { source: path, snapshot, revision, count: 1 };
+                drop(node.ask(&fork));
+            }
+            4 if paths.len() > 4 => {
+                let selector = Selector::from(&path);
+                let destroy = Request::InstanceDestroy { selector, all: false, force: true };
+                drop(node.ask(&destroy));
+            }
+            _ => {
+                let path = pool();
+                drop(node.ask(&Request::PoolScale {
+                    path,
+                    running: 2,
+                    warm: Some(1),
+                    sleeping: None,
+                }));
+            }
+        }
+        let some = (0..12).map(|_| choices.pick(256) as u8).collect();
+        disturb(node, &mut Choices::new(some));
     }
 }
 
@@ -129,6 +171,20 @@ proptest! {
         node.settle(FOREVER);
         assert_converged(&node);
         prop_assert_eq!(node.desired.instances.len(), 4);
+    }
+
+    #[test]
+    fn forks_bases_and_spares_converge_too_and_a_removal_leaves_nothing(
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
+    ) {
+        let mut node = node("always", 3);
+        multiply(&mut node, &mut Choices::new(bytes));
+        node.settle(FOREVER);
+        assert_converged(&node);
+        node.ask(&Request::Remove { document: document("always", 3) }).unwrap();
+        node.settle(FOREVER);
+        prop_assert_eq!(&node.desired, &Desired::default());
+        prop_assert!(node.worlds.is_empty());
     }
 
     #[test]

@@ -6,9 +6,9 @@ use super::properties::object;
 use super::*;
 use crate::admit::{Capacity, Denial, Edit, NodeFacts, Request, admit};
 use crate::lifecycle::Event;
-use crate::lifecycle::tests::world::World;
+use crate::lifecycle::tests::{origin, world::World};
 use crate::property::Choices;
-use crate::record::DiskStatus;
+use crate::record::{Base, DiskStatus};
 
 pub(super) struct Node {
     pub(super) desired: Desired,
@@ -37,7 +37,7 @@ impl Node {
     /// Asks for something, as a person would.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Edit, Denial> {
         let capacity = Capacity { vcpus: 100, mem_mib: 100_000, disk_mib: 1_000_000 };
-        let facts = NodeFacts { capacity, ..NodeFacts::default() };
+        let facts = NodeFacts { capacity, observed: self.observed(), ..NodeFacts::default() };
         let ids = &mut self.ids;
         let mut entropy = || {
             *ids += 1;
@@ -81,7 +81,8 @@ impl Node {
             Action::Start { instance, generation, revision } => {
                 self.starts.push(now);
                 let boot_timeout_ms = 30_000;
-                let event = Event::Start { generation, revision, boot_timeout_ms, origin: None };
+                let origin = self.desired.instances[&instance].origin.clone();
+                let event = Event::Start { generation, revision, boot_timeout_ms, origin };
                 self.worlds.entry(instance).or_default().feed(event, now);
             }
             Action::Pause { instance } => {
@@ -146,6 +147,17 @@ impl Node {
             self.desired.instances.remove(&path);
         }
         any
+    }
+
+    /// The pool has a base from now on, if it has an image.
+    pub(super) fn save_base(&mut self, pool: &PoolPath) {
+        let Some(record) = self.desired.pools.get(pool) else { return };
+        if let Some(status) = self.images.get_mut(pool)
+            && let Some(revision) = status.revision.clone()
+        {
+            let (id, spec) = (origin(), record.spec.clone());
+            status.base = Some(Base { id, revision, spec, made_unix_ms: self.now, given_up: None });
+        }
     }
 
     /// Something happens to one of the instances that nobody asked for.

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::lifecycle::Setback;
+use crate::name::SnapshotId;
 use crate::property::cases;
 use crate::record::change_all;
 
@@ -30,27 +32,57 @@ fn any_phase() -> impl Strategy<Value = Phase> {
     ]
 }
 
-fn any_instance() -> impl Strategy<Value = (DesiredState, u64, RestartPolicy, InstanceStatus)> {
-    let desired = prop_oneof![
+/// Why it could not be put to rest or woken at last.
+fn any_setback() -> impl Strategy<Value = Option<Setback>> {
+    let step = prop_oneof![
+        Just(RestStep::Pause),
+        (0..2u64).prop_map(|request| RestStep::Sleep { request }),
+        Just(RestStep::Wake)
+    ];
+    let setback = (step, 1..4u32).prop_map(|(step, failures)| Setback {
+        step,
+        error: "no space".to_owned(),
+        at_unix_ms: NOW,
+        failures,
+    });
+    proptest::option::of(setback)
+}
+
+fn any_status() -> impl Strategy<Value = InstanceStatus> {
+    (any_phase(), 1..4u64, 0..6u32, any::<bool>(), any_setback()).prop_map(
+        |(phase, generation, failures, has_revision, setback)| InstanceStatus {
+            generation,
+            revision: has_revision.then(revision),
+            setback,
+            ..ended(phase, failures)
+        },
+    )
+}
+
+/// Of a pool, a fork, what a base is saved from, or what stands by.
+fn any_record() -> impl Strategy<Value = InstanceRecord> {
+    let state = prop_oneof![
         3 => Just(DesiredState::Running),
         1 => Just(DesiredState::Warm),
         1 => Just(DesiredState::Sleeping),
         1 => Just(DesiredState::Stopped),
         1 => Just(DesiredState::Destroyed),
     ];
-    let policy = prop_oneof![
+    let restart = prop_oneof![
         Just(RestartPolicy::Always),
         Just(RestartPolicy::OnFailure),
         Just(RestartPolicy::Never)
     ];
-    let status = (any_phase(), 1..4u64, 0..6u32, any::<bool>()).prop_map(
-        |(phase, generation, failures, has_revision)| InstanceStatus {
-            generation,
-            revision: has_revision.then(revision),
-            ..ended(phase, failures)
+    let purpose = prop_oneof![Just(Purpose::Use), Just(Purpose::Base), Just(Purpose::Spare)];
+    (state, 1..4u64, restart, purpose, any::<bool>()).prop_map(
+        |(state, generation, restart, purpose, is_fork)| {
+            let mut record = InstanceRecord { generation, purpose, ..record(0, state) };
+            record.spec.restart = restart;
+            record.origin = is_fork.then(|| SnapshotId::from_bits(1));
+            record.revision = is_fork.then(|| RevisionId::from_digest([2; 8]));
+            record
         },
-    );
-    (desired, 1..4u64, policy, status)
+    )
 }
 
 fn any_image() -> impl Strategy<Value = PoolStatus> {
@@ -75,18 +107,21 @@ fn any_existence() -> impl Strategy<Value = Existence> {
 }
 
 fn any_node() -> impl Strategy<Value = (Desired, Observed)> {
-    let instances = prop::collection::vec(any_instance(), 0..6);
-    (instances, any_image(), any_existence(), any_existence(), 0..3u64).prop_map(
-        |(instances, image, tenant_existence, pool_existence, build_generation)| {
+    let instances = prop::collection::vec((any_record(), any_status()), 0..6);
+    let quota = proptest::option::of(0..4u64);
+    (instances, any_image(), any_existence(), any_existence(), 0..3u64, quota).prop_map(
+        |(instances, image, tenant_existence, pool_existence, build_generation, running)| {
             let (mut records, mut statuses) = (vec![], vec![]);
-            for (number, (state, generation, restart, status)) in (1..).zip(instances) {
-                let mut record = InstanceRecord { generation, ..record(number, state) };
-                record.spec.restart = restart;
-                records.push(record);
+            for (number, (it, status)) in (1..).zip(instances) {
+                let InstanceRecord { path, slot, .. } = record(number, it.desired);
+                records.push(InstanceRecord { path, slot, ..it });
                 statuses.push((number, status));
             }
             let mut desired = desired(records);
-            change_all(&mut desired.tenants, |t| t.existence = tenant_existence);
+            change_all(&mut desired.tenants, |t| {
+                t.existence = tenant_existence;
+                t.quota.running = running;
+            });
             change_all(&mut desired.pools, |pool| {
                 pool.existence = pool_existence;
                 pool.build_generation = build_generation;
@@ -139,9 +174,15 @@ proptest! {
         let mut starts = 0;
         for action in &plan.actions {
             match action {
-                Action::Start { instance, .. } => {
+                Action::Start { instance, revision, .. } => {
                     starts += 1;
-                    prop_assert!(desired.instances[instance].desired.is_alive());
+                    let record = &desired.instances[instance];
+                    prop_assert!(record.desired.is_alive());
+                    // What it lies on, what it was forked from, what its pool has.
+                    let own = observed.instances[instance].revision.clone();
+                    let pools = observed.pools[&pool()].revision.clone();
+                    let expected = own.or(record.revision.clone()).or(pools);
+                    prop_assert_eq!(Some(revision), expected.as_ref());
                     let is_down = matches!(
                         observed.instances[instance].phase,
                         Phase::Created
@@ -198,6 +239,36 @@ proptest! {
         let is_starting = |s: &&InstanceStatus| matches!(s.phase, Phase::Starting { .. });
         let already = observed.instances.values().filter(is_starting).count();
         prop_assert!(starts == 0 || starts + already <= starting);
+    }
+
+    #[test]
+    fn what_an_instance_is_for_is_no_matter_to_the_plan((desired, observed) in any_node()) {
+        let expected = plan(&desired, &observed, LIMITS, NOW);
+        let mut others = desired.clone();
+        change_all(&mut others.instances, |record| record.purpose = Purpose::Use);
+        prop_assert_eq!(plan(&others, &observed, LIMITS, NOW), expected);
+    }
+
+    #[test]
+    fn no_more_is_started_than_the_tenant_may_have((desired, observed) in any_node()) {
+        let plan = plan(&desired, &observed, LIMITS, NOW);
+        let has_vm = |path: &InstancePath| {
+            let phase = &observed.instances[path].phase;
+            matches!(
+                phase,
+                Phase::Starting { .. }
+                    | Phase::Running { .. }
+                    | Phase::Warm { .. }
+                    | Phase::Suspending { .. }
+            )
+        };
+        let up = desired.instances.values().filter(|it| it.desired.is_up() && has_vm(&it.path));
+        let fresh = plan.actions.iter().filter(|action| {
+            matches!(action, Action::Start { instance, .. } if !has_vm(instance))
+        });
+        let (up, fresh) = (up.count() as u64, fresh.count() as u64);
+        let allowed = desired.tenants[&pool().tenant].quota.running;
+        prop_assert!(fresh == 0 || allowed.is_none_or(|allowed| up + fresh <= allowed));
     }
 
     #[test]
