@@ -179,30 +179,6 @@ async fn restart_boots_again_and_exec_answers_with_output_and_exit_code() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn twenty_requests_at_once_get_different_addresses() {
-    let machine = Machine::new();
-    let agent = machine.agent().await;
-    agent.submit(Request::Apply { document: document(0) }).await.unwrap();
-    let pool: mvm_core::name::PoolPath = "demo/hello".parse().unwrap();
-    let create = || {
-        agent.submit(Request::InstanceCreate {
-            pool: pool.clone(),
-            count: 1,
-            start: true,
-            disks: vec![],
-            cold: false,
-        })
-    };
-    let all: Vec<_> = (0..20).map(|_| create()).collect();
-    for created in all {
-        created.await.unwrap();
-    }
-    let instances = agent.until_running(20).await;
-    let addresses: std::collections::BTreeSet<_> = instances.iter().map(|i| i.address).collect();
-    assert_eq!(addresses.len(), 20);
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_agent_that_is_replaced_adopts_what_runs() {
     let machine = Machine::new();
     let agent = machine.agent().await;

@@ -25,3 +25,4 @@ mod sleep_policy;
 mod space;
 mod spares;
 mod stop;
+mod together;
