@@ -10,6 +10,7 @@ mod setup;
 mod signals;
 mod socket;
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use mvm_control::{Ambient, Control, Kept, Principal};
 use mvm_host::space::Reserve;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store, StoreError};
 use mvm_wire::{Connection, NeverHangsUp};
+use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
 pub use claim::{Claimed, claim};
@@ -85,7 +87,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     tracing::info!(state_dir = %dir.display(), "serving");
     {
-        let mut server = pin!(socket::run(node.control.clone(), listener, open_files));
+        let mut server = pin!(node.listen(listener, open_files));
         tokio::select! {
             never = &mut server => match never {},
             () = node.stopped() => {}
@@ -133,16 +135,28 @@ impl RunningNode {
         host: Host,
         store: Arc<dyn Store>,
     ) -> Result<Self, CommitError> {
+        let clock = config.clock;
+        // Without random bits, ids are drawn until one is free.
+        let entropy = move || getrandom::u32().unwrap_or(clock.now_ms() as u32);
+        Self::start_with(config, host, store, Arc::new(entropy)).await
+    }
+
+    /// The same, with ids out of these bits.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn start_with(
+        config: NodeConfig,
+        host: Host,
+        store: Arc<dyn Store>,
+        entropy: Arc<dyn Fn() -> u32 + Send + Sync>,
+    ) -> Result<Self, CommitError> {
         shorten(&*store).await?;
         let kept = Kept::load(store.clone(), spare_of(&config.state_dir)).await?;
         let clock = config.clock;
         let node = mvm_node::RunningNode::start(config, host, store, &kept.document()).await?;
         let node = Arc::new(node);
-        let ambient = Ambient {
-            now_ms: Arc::new(move || clock.now_ms()),
-            // Without random bits, ids are drawn until one is free.
-            entropy: Arc::new(move || getrandom::u32().unwrap_or(clock.now_ms() as u32)),
-        };
+        let ambient = Ambient { now_ms: Arc::new(move || clock.now_ms()), entropy };
         let link = Arc::new(Local(node.clone()));
         let started = Control::start(kept, link, ambient).await;
         // A node in the same process says what it is.
@@ -160,6 +174,11 @@ impl RunningNode {
             control.serve(Connection::new(theirs), Principal::Process, &NeverHangsUp).await;
         });
         Connection::new(ours)
+    }
+
+    /// Serves callers on a socket, of which each may take two of so many open files.
+    pub async fn listen(&self, listener: UnixListener, open_files: u64) -> Infallible {
+        socket::run(self.control.clone(), listener, open_files).await
     }
 
     /// Has the node make a round now, and says how long it took: for benchmarks.

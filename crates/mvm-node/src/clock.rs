@@ -16,7 +16,11 @@ impl Clock {
     /// A clock that begins with the host's time.
     pub fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let origin_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        Self::starting_at(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// A clock that begins with this time, in milliseconds since the Unix epoch.
+    pub fn starting_at(origin_unix_ms: u64) -> Self {
         Self { origin_unix_ms, origin: Instant::now() }
     }
 

@@ -2,6 +2,7 @@
 
 mod foreign;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -86,6 +87,19 @@ pub(crate) struct Global {
     no_color: bool,
 }
 
+impl Cli {
+    /// How data is printed.
+    pub(crate) fn format(&self) -> Format {
+        self.global.output
+    }
+}
+
+impl Global {
+    fn wanted(&self) -> Wanted {
+        Wanted { vmm: self.vmm, accel: self.accel }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     Up(cmd::up::Up),
@@ -144,11 +158,9 @@ impl Context {
 /// Runs the program and returns its exit code.
 pub(crate) fn main() -> i32 {
     complete::answer();
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
-        Err(mut error) => {
-            show_own_usage(&mut error, std::env::args());
-            foreign::advise(&mut error);
+        Err(error) => {
             // Help and version come this way too, and whoever reads them may have gone.
             let _ = match help_for_missing_verb(&error) {
                 Some(help) => print_help(&help),
@@ -157,7 +169,7 @@ pub(crate) fn main() -> i32 {
             return error.exit_code();
         }
     };
-    let ui = Rc::new(Ui::standard(cli.global.output, cli.global.no_color));
+    let ui = Rc::new(Ui::standard(cli.format(), cli.global.no_color));
     let code = match run(cli, Rc::clone(&ui)) {
         Ok(code) => code,
         Err(error) => {
@@ -168,6 +180,19 @@ pub(crate) fn main() -> i32 {
         }
     };
     code.into()
+}
+
+/// What was typed.
+///
+/// # Errors
+/// It is nothing that can be run, or help was asked for.
+pub(crate) fn parse(words: Vec<OsString>) -> std::result::Result<Cli, clap::Error> {
+    Cli::try_parse_from(&words).map_err(|mut error| {
+        let words = words.iter().map(|word| word.to_string_lossy().into_owned());
+        show_own_usage(&mut error, words);
+        foreign::advise(&mut error);
+        error
+    })
 }
 
 /// The help of `mvm`, or of a noun, that was typed without a verb: what can be typed next says more
@@ -239,18 +264,24 @@ pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
         what: format!("the working directory, for --state-dir {}", global.state_dir.display()),
         source,
     })?;
-    let wanted = Wanted { vmm: global.vmm, accel: global.accel };
     if let Some(serve) = serve {
-        return cmd::agent::serve(serve, state_dir, wanted);
+        return cmd::agent::serve(serve, state_dir, global.wanted());
     }
-    let client = Client::new(state_dir, wanted, global.log, global.scope, Rc::clone(&ui));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|source| Error::Read { what: "the system's events".to_owned(), source })?;
-    let result = runtime.block_on(dispatch(verb, &Context { client, ui }));
+    let result = runtime.block_on(ask(Cli { global, verb }, state_dir, ui));
     // A thread of the runtime may be blocked in a write that nobody reads.
     runtime.shutdown_background();
     result
+}
+
+/// Runs a verb that works with the agent of this (absolute) state directory.
+pub(crate) async fn ask(cli: Cli, state_dir: PathBuf, ui: Rc<Ui>) -> Result<u8> {
+    let Cli { global, verb } = cli;
+    let wanted = global.wanted();
+    let client = Client::new(state_dir, wanted, global.log, global.scope, Rc::clone(&ui));
+    dispatch(verb, &Context { client, ui }).await
 }
 
 async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
