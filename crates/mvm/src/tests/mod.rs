@@ -1,6 +1,7 @@
 //! Whole commands against an agent that the test plays, over a real Unix socket.
 
 mod fake_agent;
+mod scenarios;
 mod skew;
 
 use std::os::unix::fs::PermissionsExt;
