@@ -83,9 +83,12 @@ pub(crate) struct World {
 impl World {
     /// Lets the state machine take a step and begins its effects.
     pub(crate) fn feed(&mut self, event: Event, now: u64) {
-        if let Some(process) = &mut self.process {
-            process.is_unwanted |=
-                matches!(event, Event::Stop { grace_ms: 0, .. } | Event::Destroy { grace_ms: 0 });
+        if let Some(process) = &mut self.process
+            && let Event::Stop { grace_ms, .. } | Event::Destroy { grace_ms } = event
+        {
+            process.is_unwanted |= grace_ms == 0;
+            // A guest that is shutting down may have to do so sooner.
+            process.due = process.due.map(|due| due.min(now + grace_ms));
         }
         let has_run = self.status.boots + self.status.wakes > 0;
         let is_first = matches!(event, Event::Start { origin: Some(_), .. }) && !has_run;
