@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use mvm_core::admit::Request;
 use mvm_store::{
-    CommitError, Committed, Entry, Listing, MemoryStore, Op, Revision, Store, StoreError,
-    Transaction, Watch,
+    CommitError, Committed, Entry, LeaseId, Limits, Listing, MemoryStore, Op, Store, StoreError,
+    Transaction, Version, Watch,
 };
 use mvm_wire::{Accepted, Call, Connection, Reply};
 use tokio::sync::Semaphore;
@@ -43,15 +43,31 @@ impl Store for Gate {
         self.store.commit(transaction).await
     }
 
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, StoreError> {
         self.store.watch(prefix, after).await
     }
 
-    async fn revision(&self) -> Result<Revision, StoreError> {
-        self.store.revision().await
+    async fn version(&self) -> Result<Version, StoreError> {
+        self.store.version().await
     }
 
-    async fn compact(&self, keep: u64) -> Result<Revision, StoreError> {
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.revoke(lease).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    async fn compact(&self, keep: u64) -> Result<Version, StoreError> {
         self.store.compact(keep).await
     }
 }

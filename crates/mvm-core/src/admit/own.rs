@@ -63,11 +63,13 @@ pub fn admit_own(
     match request {
         OwnRequest::Spares { pool, count } => draft.pool_spares(pool, *count)?,
         OwnRequest::BeginFork { id, source, count } => {
-            // Before it is saved for nothing.
+            // Before it is saved for nothing; ids are drawn later.
             let (snapshot, revision) = (SnapshotId::from_bits(0), RevisionId::from_digest([0; 8]));
-            draft.instance_fork(source, &snapshot, &revision, *count)?;
-            check(&draft.edit)?;
-            draft = Draft::of(desired, node, entropy, now);
+            let mut ids = 0..;
+            let mut any_id = || ids.next().unwrap_or_default();
+            let mut made = Draft::of(desired, node, &mut any_id, now);
+            made.instance_fork(source, &snapshot, &revision, *count)?;
+            check(&made.edit)?;
             let (source, count) = (source.clone(), *count);
             let fork = ForkRecord { source, count, created_unix_ms: now };
             draft.edit.desired.forks.insert(id.clone(), fork);

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::node::Node;
 use super::*;
-use crate::admit::Request;
+use crate::admit::{OwnRequest, Request};
 use crate::lifecycle::tests::origin;
-use crate::name::Selector;
+use crate::name::{RequestId, Selector};
 use crate::property::{Choices, cases};
 use crate::spec::Document;
 
@@ -63,13 +63,15 @@ fn multiply(node: &mut Node, choices: &mut Choices) {
             0 => node.save_base(&pool()),
             1 => {
                 let count = choices.pick(3) as u32;
-                drop(node.ask(&Request::PoolSpares { path: pool(), count }));
+                drop(node.ask_own(&OwnRequest::Spares { pool: pool(), count }));
             }
-            2 => drop(node.ask(&Request::PoolTemplate { path: pool() })),
+            2 => drop(node.ask(&Request::PoolWarmUp { path: pool() })),
             3 => {
+                let id = RequestId::from_bits(choices.pick(2) as u128);
+                let begin = OwnRequest::BeginFork { id: id.clone(), source: path, count: 1 };
+                drop(node.ask_own(&begin));
                 let (snapshot, revision) = (origin(), revision());
-                let fork = Request::InstanceFork { source: path, snapshot, revision, count: 1 };
-                drop(node.ask(&fork));
+                drop(node.ask_own(&OwnRequest::MakeForks { id, snapshot, revision }));
             }
             4 if paths.len() > 4 => {
                 let selector = Selector::from(&path);

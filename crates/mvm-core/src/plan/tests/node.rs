@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::properties::object;
 use super::*;
-use crate::admit::{Capacity, Denial, Edit, NodeFacts, Request, admit};
+use crate::admit::{Capacity, Denial, Edit, NodeFacts, OwnRequest, Request, admit, admit_own};
 use crate::lifecycle::Event;
 use crate::lifecycle::tests::{origin, world::World};
 use crate::property::Choices;
@@ -36,6 +36,20 @@ impl Node {
 
     /// Asks for something, as a person would.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Edit, Denial> {
+        self.carry_out(|desired, facts, entropy, now| admit(desired, facts, request, entropy, now))
+    }
+
+    /// Asks for something, as control does itself.
+    pub(super) fn ask_own(&mut self, request: &OwnRequest) -> Result<Edit, Denial> {
+        self.carry_out(|desired, facts, entropy, now| {
+            admit_own(desired, facts, request, entropy, now)
+        })
+    }
+
+    fn carry_out(
+        &mut self,
+        admit: impl FnOnce(&Desired, &NodeFacts, &mut dyn FnMut() -> u32, u64) -> Result<Edit, Denial>,
+    ) -> Result<Edit, Denial> {
         let capacity = Capacity { vcpus: 100, mem_mib: 100_000, disk_mib: 1_000_000 };
         let facts = NodeFacts { capacity, observed: self.observed(), ..NodeFacts::default() };
         let ids = &mut self.ids;
@@ -43,7 +57,7 @@ impl Node {
             *ids += 1;
             *ids
         };
-        let edit = admit(&self.desired, &facts, request, &mut entropy, self.now)?;
+        let edit = admit(&self.desired, &facts, &mut entropy, self.now)?;
         self.desired = edit.desired.clone();
         Ok(edit)
     }
