@@ -26,7 +26,7 @@ enum Stage {
     Format,
     /// clippy on all targets, warnings denied.
     Lint,
-    /// Licences, bans and sources of dependencies.
+    /// Licences, bans and sources of dependencies; none that is not used.
     Deny,
     /// Unit, property and contract tests, the simulated fleet, and tests in network namespaces.
     Test,
@@ -112,12 +112,18 @@ impl Stage {
                 &[],
             ),
             Self::Deny => {
-                let installed = crate::cargo::cargo().args(["deny", "--version"]).output();
-                if !installed.is_ok_and(|output| output.status.success()) {
-                    let why = "cargo-deny is not installed (`cargo install --locked cargo-deny`)";
-                    return Ok(Outcome::Skipped(why.to_owned()));
+                for tool in ["deny", "machete"] {
+                    let installed = crate::cargo::cargo().args([tool, "--version"]).output();
+                    if !installed.is_ok_and(|output| output.status.success()) {
+                        return Ok(Outcome::Skipped(format!(
+                            "cargo-{tool} is not installed (`cargo install --locked cargo-{tool}`)"
+                        )));
+                    }
                 }
-                cargo(&["deny", "--locked", "check", "licenses", "bans", "sources"], &[])
+                match cargo(&["deny", "--locked", "check", "licenses", "bans", "sources"], &[])? {
+                    Outcome::Passed => cargo(&["machete"], &[]),
+                    failed => Ok(failed),
+                }
             }
             Self::Test => {
                 let tests = ["--workspace", "--exclude", "mvm-tests"];
