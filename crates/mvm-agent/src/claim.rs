@@ -3,17 +3,17 @@
 //! The records come first and the new identity last, so that a copy that was left in the middle is still refused
 //! as one, and is claimed anew.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_control::Kept;
 use mvm_core::admit::{self, Denial, NodeFacts};
 use mvm_host::net::{NetworkError, Occupied, Owner, Registry};
-use mvm_host::state_dir::{self, StateDirError};
+use mvm_host::state_dir::{self, StateDir, StateDirError};
 use mvm_node::Clock;
 use mvm_store::{ChangeError, SqliteStore, StoreError};
 
-use crate::{AgentError, DATABASE, lock, setup, spare_of};
+use crate::{AgentError, lock, setup, spare_of};
 
 /// Why a copy was not made a state directory of its own.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum ClaimError {
     #[error(transparent)]
     StateDir(#[from] StateDirError),
     /// There is no state in it.
-    #[error("{} is not a state directory: it has no {DATABASE}", .0.display())]
+    #[error("{} is not a state directory: it has no mvm.db", .0.display())]
     NoState(PathBuf),
     /// It is one of its own already.
     #[error("{} is no copy of a state directory that is still there", .0.display())]
@@ -55,16 +55,17 @@ pub struct Claimed {
 ///
 /// # Errors
 /// It is not a copy, an agent serves it, or it cannot be changed.
-pub async fn claim(dir: &Path, is_simulated: bool) -> Result<Claimed, AgentError> {
+pub async fn claim(dir: impl Into<StateDir>, is_simulated: bool) -> Result<Claimed, AgentError> {
+    let dir = &dir.into();
     let registry = Registry::of_machine();
     let copied_from = match state_dir::examine(dir, &registry) {
         Err(StateDirError::Copy { of, .. }) => of,
-        Ok(()) => return Err(ClaimError::NoCopy(dir.to_owned()).into()),
+        Ok(()) => return Err(ClaimError::NoCopy(dir.to_path_buf()).into()),
         Err(error) => return Err(ClaimError::StateDir(error).into()),
     };
-    let database = dir.join(DATABASE);
+    let database = dir.database();
     if !database.exists() {
-        return Err(ClaimError::NoState(dir.to_owned()).into());
+        return Err(ClaimError::NoState(dir.to_path_buf()).into());
     }
     let _lock = lock::acquire(dir)?;
     // As a stranger: all that is there is somebody else's.

@@ -11,13 +11,14 @@ mod signals;
 mod socket;
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mvm_control::{Ambient, Control, Kept, Principal};
 use mvm_host::space::Reserve;
+use mvm_host::state_dir::StateDir;
 use mvm_store::{CommitError, OpenError, SqliteStore, Store, StoreError};
 use mvm_wire::{Connection, NeverHangsUp};
 use tokio::net::UnixListener;
@@ -26,18 +27,14 @@ use tokio::task::JoinSet;
 pub use claim::{Claimed, claim};
 pub use lock::{LockError, is_held};
 pub use mvm_host::vmm::firecracker::Isolation;
-pub use mvm_node::{Clock, Host, LOG, NodeConfig};
+pub use mvm_node::{Clock, Host, NodeConfig};
 pub use setup::{ServeOptions, SetupError};
 
 use link::Local;
 use signals::Signals;
 
-/// File in the state directory that is the agent's API socket.
-pub const SOCKET: &str = "agent.sock";
 /// Versions that the store's history keeps.
 const HISTORY: u64 = 1_000;
-/// File in the state directory that holds the state.
-pub const DATABASE: &str = "mvm.db";
 
 /// Why an agent cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +79,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
     let (dir, open_files) = (config.state_dir.clone(), config.open_files);
     let store = open_store(&dir).await?;
     let node = RunningNode::start(config, host, Arc::new(store)).await?;
-    let socket = dir.join(SOCKET);
+    let socket = dir.socket();
     let listener = mvm_host::unix_socket::bind(&socket)
         .map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     tracing::info!(state_dir = %dir.display(), "serving");
@@ -103,8 +100,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), AgentError> {
 }
 
 /// Opens the state; on a full filesystem with the space that was set aside for that.
-async fn open_store(dir: &Path) -> Result<SqliteStore, OpenError> {
-    let database = dir.join(DATABASE);
+async fn open_store(dir: &StateDir) -> Result<SqliteStore, OpenError> {
+    let database = dir.database();
     let reserve = Reserve::of(dir);
     match SqliteStore::open(&database).await {
         Err(OpenError::Store(_)) if reserve.is_needed() && reserve.give_up() => {
@@ -209,7 +206,7 @@ async fn shorten(store: &dyn Store) -> Result<(), CommitError> {
 }
 
 /// Gives up the space that was set aside in a state directory.
-fn spare_of(dir: &Path) -> mvm_store::GiveUpSpace {
+fn spare_of(dir: &StateDir) -> mvm_store::GiveUpSpace {
     let reserve = Reserve::of(dir);
     Box::new(move || reserve.give_up())
 }

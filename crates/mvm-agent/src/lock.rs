@@ -5,8 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// File in the state directory that the agent holds locked.
-const LOCK: &str = "agent.lock";
+use mvm_host::state_dir::StateDir;
 
 /// Why the lock was not had.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +41,7 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
 
 /// Locks a state directory for this process.
 pub(crate) fn acquire(dir: &Path) -> Result<Lock, LockError> {
-    let path = dir.join(LOCK);
+    let path = StateDir::from(dir).lock();
     let failed = |source| LockError::File { path: path.clone(), source };
     let mut file = OpenOptions::new()
         .read(true)
@@ -77,7 +76,7 @@ pub(crate) fn acquire(dir: &Path) -> Result<Lock, LockError> {
 /// # Errors
 /// The lock file cannot be read.
 pub fn is_held(dir: &Path) -> Result<bool, LockError> {
-    let path = dir.join(LOCK);
+    let path = StateDir::from(dir).lock();
     let failed = |source| LockError::File { path: path.clone(), source };
     match File::open(&path) {
         Ok(file) => match file.try_lock() {

@@ -1,6 +1,6 @@
 //! Puts a real node together: what this machine is, which VMM runs on it, and where things are kept.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_core::admit::Capacity;
@@ -9,7 +9,7 @@ use mvm_host::disks::{Disks, LocalDisks, SimDisks};
 use mvm_host::images::{Images, LocalImages, SimImages};
 use mvm_host::net::{CLAIMS_DIR, LinuxNetwork, Network, NetworkError, Owner, Registry, SimMachine};
 use mvm_host::platform::{self, Choice, Facts, MemoryGauge, PlatformError, facts};
-use mvm_host::state_dir::{self, StateDirError};
+use mvm_host::state_dir::{self, StateDir, StateDirError};
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
 use mvm_host::vmm::qemu::{QemuConfig, QemuVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
@@ -83,9 +83,9 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
     let failed = |source| SetupError::StateDir { path: options.state_dir.clone(), source };
     let settled = state_dir::settle(&options.state_dir, &Registry::of_machine())?;
     if let Some(from) = &settled.moved_from {
-        tracing::info!(from = %from.display(), to = %settled.path.display(), "the state directory was moved");
+        tracing::info!(from = %from.display(), to = %settled.dir.display(), "the state directory was moved");
     }
-    let state_dir = settled.path.clone();
+    let state_dir = settled.dir.clone();
     let facts = facts::gather(&state_dir).await;
     let production = options.isolation == Isolation::Production;
     let vmm = options.vmm.or(production.then_some(VmmKind::Firecracker));
@@ -141,7 +141,12 @@ pub(crate) async fn set_up(options: &ServeOptions) -> Result<(NodeConfig, Host),
 }
 
 /// The chosen VMM, and the other for what it has started before and for pools that name it.
-fn real(choice: &Choice, state_dir: &Path, options: &ServeOptions, facts: &Facts) -> Arc<dyn Vmm> {
+fn real(
+    choice: &Choice,
+    state_dir: &StateDir,
+    options: &ServeOptions,
+    facts: &Facts,
+) -> Arc<dyn Vmm> {
     let qemu: Arc<dyn Vmm> = Arc::new(QemuVmm::new(QemuConfig::new(choice.accel)));
     let firecracker = FirecrackerVmm::new(FirecrackerConfig {
         isolation: options.isolation,
@@ -168,11 +173,11 @@ pub(crate) fn real_network(owner: Owner) -> Result<Arc<dyn Network>, NetworkErro
     Ok(Arc::new(LinuxNetwork::new(owner, CLAIMS_DIR.into())?))
 }
 
-fn simulated(state_dir: &Path) -> Host {
+fn simulated(state_dir: &StateDir) -> Host {
     let world = SimWorld::new(SimTimes::default()).with_guests(guest_agents());
     Host {
         vmm: Arc::new(SimVmm::new(world)),
-        network: Arc::new(SimMachine::new().agent(state_dir)),
+        network: Arc::new(SimMachine::new().agent(state_dir.to_path_buf())),
         images: Arc::new(SimImages::new(state_dir)),
         disks: Arc::new(SimDisks::new(state_dir)),
         memory: MemoryGauge::simulated(),

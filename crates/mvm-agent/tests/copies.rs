@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mvm_agent::{AgentError, Isolation, SOCKET, ServeOptions, SetupError, claim, serve};
+use mvm_agent::{AgentError, Isolation, ServeOptions, SetupError, claim, serve};
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
 use mvm_core::name::Selector;
@@ -45,7 +45,7 @@ impl Agent {
         let options = options(dir);
         let task = tokio::spawn(async move { serve(options).await.unwrap() });
         let agent = Self { dir: dir.to_owned(), task };
-        while UnixStream::connect(dir.join(SOCKET)).await.is_err() {
+        while UnixStream::connect(dir.join("agent.sock")).await.is_err() {
             assert!(!agent.task.is_finished(), "it ended");
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -53,7 +53,7 @@ impl Agent {
     }
 
     async fn call(&self, call: Call) -> Reply {
-        let stream = UnixStream::connect(self.dir.join(SOCKET)).await.unwrap();
+        let stream = UnixStream::connect(self.dir.join("agent.sock")).await.unwrap();
         let mut connection = Connection::new(stream);
         connection.write.message(&call).await.unwrap();
         connection.read.reply().await.unwrap()

@@ -19,17 +19,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::image::digest::Digest;
 use crate::image::durable::{self, FileError, Named as _};
-use crate::vmm::MEMORY_IMAGE;
+use crate::state_dir::{MEMORY_IMAGE, SnapshotDir};
 use crate::vmm::memory::{are_zero, data_of};
 
 pub use blocks::Blocks;
 pub use trust::Trust;
 
-/// File of a snapshot that describes it.
-pub const MANIFEST: &str = "manifest.json";
-/// File of a snapshot with the digests of its image's blocks. It only saves time, so that no manifest
-/// names it: what it says has to come to the image's digest.
-const BLOCKS: &str = "memory.blocks";
 /// Largest manifest that is read, in bytes.
 const MANIFEST_MAX: u64 = 1 << 20;
 /// Bytes that are looked at together; blocks of nothing but zeroes are as good as holes.
@@ -64,14 +59,14 @@ pub enum SnapshotError {
 ///
 /// # Errors
 /// The directory cannot be made.
-pub fn begin(dir: &Path) -> Result<(), SnapshotError> {
+pub fn begin(dir: &SnapshotDir) -> Result<(), SnapshotError> {
     remove(dir)?;
     Ok(durable::ensure_dir(dir)?)
 }
 
 /// Whether nobody else has the image of this snapshot, under a name of its own.
-pub fn has_image_alone(dir: &Path) -> bool {
-    fs::metadata(dir.join(MEMORY_IMAGE)).is_ok_and(|image| image.nlink() == 1)
+pub fn has_image_alone(dir: &SnapshotDir) -> bool {
+    fs::metadata(dir.memory_image()).is_ok_and(|image| image.nlink() == 1)
 }
 
 /// Prepares for writing into the image of a snapshot that is used up: from now on nothing vouches for
@@ -79,12 +74,12 @@ pub fn has_image_alone(dir: &Path) -> bool {
 ///
 /// # Errors
 /// The manifest cannot be removed.
-pub fn open_image(dir: &Path) -> Result<Option<Blocks>, SnapshotError> {
+pub fn open_image(dir: &SnapshotDir) -> Result<Option<Blocks>, SnapshotError> {
     let Ok(manifest) = read(dir) else { return Ok(None) };
-    let path = dir.join(MANIFEST);
+    let path = dir.manifest();
     fs::remove_file(&path).named("remove", &path)?;
     let image = manifest.files.iter().find(|file| file.name == MEMORY_IMAGE);
-    let blocks = image.and_then(|image| Blocks::read(&dir.join(BLOCKS), image.bytes));
+    let blocks = image.and_then(|image| Blocks::read(&dir.memory_blocks(), image.bytes));
     let is_right = |blocks: &Blocks| Some(&image_entry(MEMORY_IMAGE, blocks)) == image;
     Ok(blocks.filter(is_right))
 }
@@ -96,8 +91,8 @@ pub fn open_image(dir: &Path) -> Result<Option<Blocks>, SnapshotError> {
 /// # Errors
 /// Something cannot be read or written; there is no directory of that name then.
 pub fn complete(
-    new: &Path,
-    dest: &Path,
+    new: &SnapshotDir,
+    dest: &SnapshotDir,
     mut manifest: Manifest,
     opened: Option<(Blocks, Vec<Range<u64>>)>,
 ) -> Result<Manifest, SnapshotError> {
@@ -110,11 +105,11 @@ pub fn complete(
     let others = names.iter().filter(|name| *name != MEMORY_IMAGE);
     manifest.files = others.map(|name| entry(new, name)).collect::<Result<_, _>>()?;
     if names.iter().any(|name| name == MEMORY_IMAGE) {
-        let blocks = blocks_of(&new.join(MEMORY_IMAGE), opened)?;
-        blocks.write_new(&new.join(BLOCKS))?;
+        let blocks = blocks_of(&new.memory_image(), opened)?;
+        blocks.write_new(&new.memory_blocks())?;
         manifest.files.push(image_entry(MEMORY_IMAGE, &blocks));
     }
-    let path = new.join(MANIFEST);
+    let path = new.manifest();
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|source| SnapshotError::Manifest { path: path.clone(), source })?;
     fs::write(&path, text).named("write", &path)?;
@@ -126,16 +121,16 @@ pub fn complete(
 }
 
 /// Whether there is a manifest.
-pub fn is_complete(dir: &Path) -> bool {
-    dir.join(MANIFEST).exists()
+pub fn is_complete(dir: &SnapshotDir) -> bool {
+    dir.manifest().exists()
 }
 
 /// Reads a snapshot's manifest.
 ///
 /// # Errors
 /// There is none, or it does not parse.
-pub fn read(dir: &Path) -> Result<Manifest, SnapshotError> {
-    let path = dir.join(MANIFEST);
+pub fn read(dir: &SnapshotDir) -> Result<Manifest, SnapshotError> {
+    let path = dir.manifest();
     let size = fs::metadata(&path).named("read", &path)?.len();
     if size > MANIFEST_MAX {
         return Err(SnapshotError::Damaged { path, what: format!("it has {size} bytes") });
@@ -157,7 +152,7 @@ pub fn link(from: &Path, to: &Path) -> Result<(), SnapshotError> {
 /// # Errors
 /// The first file that is missing or differs.
 pub fn verify(
-    dir: &Path,
+    dir: &SnapshotDir,
     manifest: &Manifest,
     which: impl Fn(&str) -> bool,
 ) -> Result<(), SnapshotError> {
@@ -165,7 +160,7 @@ pub fn verify(
     wanted.try_for_each(|wanted| verify_file(dir, wanted))
 }
 
-fn verify_file(dir: &Path, wanted: &FileEntry) -> Result<(), SnapshotError> {
+fn verify_file(dir: &SnapshotDir, wanted: &FileEntry) -> Result<(), SnapshotError> {
     let damaged = |what| Err(SnapshotError::Damaged { path: dir.join(&wanted.name), what });
     if wanted.name.contains('/') {
         return damaged("it is not a name of a file".to_owned());
@@ -187,7 +182,7 @@ fn verify_file(dir: &Path, wanted: &FileEntry) -> Result<(), SnapshotError> {
 ///
 /// # Errors
 /// The directory cannot be removed.
-pub fn remove(dir: &Path) -> Result<(), SnapshotError> {
+pub fn remove(dir: &SnapshotDir) -> Result<(), SnapshotError> {
     Ok(durable::remove_dir(dir)?)
 }
 
@@ -207,7 +202,7 @@ pub fn stamp(name: &str, path: &Path) -> Result<DiskStamp, SnapshotError> {
     })
 }
 
-fn entry(dir: &Path, name: &str) -> Result<FileEntry, SnapshotError> {
+fn entry(dir: &SnapshotDir, name: &str) -> Result<FileEntry, SnapshotError> {
     let path = dir.join(name);
     let file = File::open(&path).named("read", &path)?;
     let (digest, bytes) = digest(&file).named("read", &path)?;
@@ -257,6 +252,7 @@ fn digest(file: &File) -> io::Result<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state_dir::InstanceDir;
     use mvm_core::snapshot::{FORMAT, Shape, VmmBuild};
     use mvm_core::vmm::{Accel, VmmKind};
 
@@ -281,11 +277,12 @@ mod tests {
     }
 
     /// A complete snapshot with a sparse memory and a small file.
-    pub(super) fn saved(root: &Path) -> (PathBuf, Manifest) {
-        let (new, dest) = (root.join("sleep-1.new"), root.join("sleep-1"));
+    pub(super) fn saved(root: &Path) -> (SnapshotDir, Manifest) {
+        let dest = InstanceDir::from(root).sleep(1);
+        let new = dest.unfinished();
         begin(&new).unwrap();
-        fs::write(new.join("device.state"), b"devices").unwrap();
-        let memory = File::create(new.join("memory.image")).unwrap();
+        fs::write(new.device_state(), b"devices").unwrap();
+        let memory = File::create(new.memory_image()).unwrap();
         memory.set_len(8 << 20).unwrap();
         memory.write_all_at(b"guest", 3 << 20).unwrap();
         let manifest = complete(&new, &dest, manifest(), None).unwrap();
@@ -303,36 +300,36 @@ mod tests {
         assert_eq!(names, [("device.state", 7), ("memory.image", 8 << 20)]);
         verify(&dest, &found, |_| true).unwrap();
         // Zeroes that were written are as good as a hole.
-        let memory = File::options().write(true).open(dest.join("memory.image")).unwrap();
+        let memory = File::options().write(true).open(dest.memory_image()).unwrap();
         memory.write_all_at(&[0; 9000], 100).unwrap();
         verify(&dest, &found, |_| true).unwrap();
     }
 
     /// What is said of a damage, and what does it.
-    type Damage = (&'static str, fn(&Path));
+    type Damage = (&'static str, fn(&SnapshotDir));
 
     #[test]
     fn every_kind_of_damage_is_noticed() {
         let root = tempfile::tempdir().unwrap();
         let damages: [Damage; 5] = [
             ("is damaged: its content", |dir| {
-                let file = File::options().write(true).open(dir.join("memory.image")).unwrap();
+                let file = File::options().write(true).open(dir.memory_image()).unwrap();
                 file.write_all_at(b"G", 3 << 20).unwrap();
             }),
             ("is damaged: its content", |dir| {
-                let file = File::options().write(true).open(dir.join("memory.image")).unwrap();
+                let file = File::options().write(true).open(dir.memory_image()).unwrap();
                 // The same bytes in another place.
                 file.write_all_at(&[0; 5], 3 << 20).unwrap();
                 file.write_all_at(b"guest", 4 << 20).unwrap();
             }),
             ("it has 9 bytes, and had 8388608", |dir| {
-                let file = File::options().write(true).open(dir.join("memory.image")).unwrap();
+                let file = File::options().write(true).open(dir.memory_image()).unwrap();
                 file.set_len(9).unwrap();
             }),
             ("is damaged: its content", |dir| {
-                fs::write(dir.join("device.state"), b"devicez").unwrap();
+                fs::write(dir.device_state(), b"devicez").unwrap();
             }),
-            ("cannot read", |dir| fs::remove_file(dir.join("device.state")).unwrap()),
+            ("cannot read", |dir| fs::remove_file(dir.device_state()).unwrap()),
         ];
         for (expected, damage) in damages {
             let (dest, _) = saved(root.path());
@@ -348,13 +345,14 @@ mod tests {
     fn of_an_image_that_was_written_to_only_that_is_read() {
         let root = tempfile::tempdir().unwrap();
         let (dest, _) = saved(root.path());
-        let path = dest.join(MEMORY_IMAGE);
-        let next = |name: &str, written: &[Range<u64>]| {
+        let path = dest.memory_image();
+        let next = |number, written: &[Range<u64>]| {
             assert!(has_image_alone(&dest));
             let known = open_image(&dest).unwrap();
-            let (new, next) = (root.path().join("new"), root.path().join(name));
+            let next = InstanceDir::from(root.path()).sleep(number);
+            let new = next.unfinished();
             begin(&new).unwrap();
-            link(&path, &new.join(MEMORY_IMAGE)).unwrap();
+            link(&path, &new.memory_image()).unwrap();
             assert!(!has_image_alone(&dest));
             let opened = known.zip(Some(written.to_vec()));
             (complete(&new, &next, manifest(), opened).unwrap(), next)
@@ -367,15 +365,15 @@ mod tests {
         // What is said not to be written is not looked at: that is how it is known to be skipped.
         image.write_all_at(b"unseen", 5 << 20).unwrap();
         let written = parts.map(|(at, length)| at..at + length as u64);
-        let (second, dir) = next("sleep-2", &written);
+        let (second, dir) = next(2, &written);
         verify(&dir, &second, |_| true).unwrap_err();
         image.write_all_at(&[0; 6], 5 << 20).unwrap();
         verify(&dir, &second, |_| true).unwrap();
         assert!(!is_complete(&dest), "nothing vouches for what was written to");
         // Without the manifest nothing is known, and all of it is read.
-        fs::remove_file(dir.join(MEMORY_IMAGE)).unwrap();
+        fs::remove_file(dir.memory_image()).unwrap();
         image.write_all_at(b"seen", 5 << 20).unwrap();
-        let (third, dir) = next("sleep-3", &written);
+        let (third, dir) = next(3, &written);
         verify(&dir, &third, |_| true).unwrap();
     }
 
@@ -384,7 +382,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         for damage in [&b"short"[..], &[1; 32 * 128], &[0; 32 * 128]] {
             let (dest, manifest) = saved(root.path());
-            fs::write(dest.join(BLOCKS), damage).unwrap();
+            fs::write(dest.memory_blocks(), damage).unwrap();
             verify(&dest, &manifest, |_| true).unwrap();
             assert_eq!(open_image(&dest).unwrap(), None);
             remove(&dest).unwrap();
@@ -400,7 +398,7 @@ mod tests {
         let image = manifest.files.iter_mut().find(|file| file.name == MEMORY_IMAGE).unwrap();
         *image = entry(&dest, MEMORY_IMAGE).unwrap();
         verify(&dest, &manifest, |_| true).unwrap();
-        let file = File::options().write(true).open(dest.join(MEMORY_IMAGE)).unwrap();
+        let file = File::options().write(true).open(dest.memory_image()).unwrap();
         file.write_all_at(b"G", 3 << 20).unwrap();
         verify(&dest, &manifest, |_| true).unwrap_err();
     }
@@ -409,7 +407,7 @@ mod tests {
     fn a_manifest_that_is_cut_or_missing_is_named() {
         let root = tempfile::tempdir().unwrap();
         let (dest, _) = saved(root.path());
-        let path = dest.join(MANIFEST);
+        let path = dest.manifest();
         let text = fs::read(&path).unwrap();
         fs::write(&path, &text[..text.len() / 2]).unwrap();
         assert!(matches!(read(&dest), Err(SnapshotError::Manifest { .. })));

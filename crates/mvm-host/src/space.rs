@@ -6,10 +6,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::state_dir::StateDir;
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// File in the state directory that holds the reserve.
-const RESERVE: &str = "reserve";
 /// The reserve's size in bytes: room for a hundred changes of state, and more.
 const RESERVE_BYTES: u64 = 2 << 20;
 /// Free bytes below which the filesystem is full: opening the state takes a few pages.
@@ -34,8 +33,8 @@ pub struct Reserve {
 
 impl Reserve {
     /// That of a state directory; nothing is done yet.
-    pub fn of(state_dir: &Path) -> Self {
-        Self { file: state_dir.join(RESERVE) }
+    pub fn of(state_dir: &StateDir) -> Self {
+        Self { file: state_dir.reserve() }
     }
 
     /// Sets the space aside, unless it is, or there is too little to set any aside.
@@ -77,11 +76,12 @@ mod tests {
     #[test]
     fn a_reserve_takes_space_until_it_is_given_up() {
         let dir = tempfile::tempdir().unwrap();
-        let reserve = Reserve::of(dir.path());
+        let state = StateDir::from(dir.path());
+        let reserve = Reserve::of(&state);
         assert!(!reserve.give_up());
         reserve.ensure().unwrap();
         reserve.ensure().unwrap();
-        let metadata = dir.path().join(RESERVE).metadata().unwrap();
+        let metadata = state.reserve().metadata().unwrap();
         assert!(metadata.blocks() * 512 >= RESERVE_BYTES);
         assert!(reserve.give_up());
         assert!(!reserve.give_up());

@@ -1,12 +1,15 @@
-//! Whether a state directory is what it was, has moved, or is a copy of another one.
+//! State directories: [what is where](StateDir) in one, and whether it is what it was, has moved, or is a
+//! copy of another one.
 //!
-//! A state directory has a record of its own, [`RECORD`], with an id that no other has and the path
+//! A state directory has a record of its own, [`StateDir::identity`], with an id that no other has and the path
 //! that it was last served at. A copy has the same record; what gives it away is that a directory with this id
 //! is still there at the recorded path, or at the one where the machine's claims have it. Inodes tell
 //! nothing: they are others after a restore, and on some filesystems after a reboot.
 //!
 //! The agent calls [`settle`] once it has the directory's lock, and a command that is about to start
 //! an agent calls [`examine`], which changes nothing.
+
+mod layout;
 
 use std::fs;
 use std::io;
@@ -18,8 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::{Registry, digest_of};
 
-/// File in the state directory with what it is.
-pub const RECORD: &str = "identity.json";
+pub use layout::{
+    DEVICE_STATE, INITRD, InstanceDir, KernelDir, LAYER, MEMORY_IMAGE, MODULES, ROOT, RevisionDir,
+    SnapshotDir, StateDir, VMLINUZ,
+};
 
 /// Why a state directory cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +65,9 @@ struct Record {
 
 /// A state directory that may be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateDir {
-    /// Its canonical path. Where the directory is reached by several, it is the one that it had before.
-    pub path: PathBuf,
+pub struct Settled {
+    /// By its canonical path. Where the directory is reached by several, it is the one that it had before.
+    pub dir: StateDir,
     /// What marks its links and names its firewall tables.
     pub mark: StateDirId,
     /// Where it was before it was moved here.
@@ -73,7 +78,7 @@ pub struct StateDir {
 enum Standing {
     /// Nobody has served it with this version yet.
     New,
-    Known(StateDir, Record),
+    Known(Settled, Record),
     Copy {
         of: PathBuf,
     },
@@ -84,7 +89,7 @@ enum Standing {
 /// # Errors
 /// It is a copy, or cannot be examined.
 pub fn examine(dir: &Path, registry: &Registry) -> Result<(), StateDirError> {
-    if !dir.join(RECORD).exists() {
+    if !StateDir::from(dir).identity().exists() {
         return Ok(());
     }
     match standing(dir, registry)? {
@@ -97,13 +102,13 @@ pub fn examine(dir: &Path, registry: &Registry) -> Result<(), StateDirError> {
 ///
 /// # Errors
 /// It is a copy, or its record cannot be read or written.
-pub fn settle(dir: &Path, registry: &Registry) -> Result<StateDir, StateDirError> {
+pub fn settle(dir: &Path, registry: &Registry) -> Result<Settled, StateDirError> {
     match standing(dir, registry)? {
         Standing::Copy { of } => Err(StateDirError::Copy { dir: dir.to_owned(), of }),
         Standing::New => make_own(dir, registry),
         Standing::Known(found, record) => {
-            if found.path != record.path {
-                write(&Record { path: found.path.clone(), ..record })?;
+            if *found.dir != *record.path {
+                write(&Record { path: found.dir.to_path_buf(), ..record })?;
             }
             Ok(found)
         }
@@ -114,7 +119,7 @@ pub fn settle(dir: &Path, registry: &Registry) -> Result<StateDir, StateDirError
 ///
 /// # Errors
 /// Its record cannot be written.
-pub fn make_own(dir: &Path, registry: &Registry) -> Result<StateDir, StateDirError> {
+pub fn make_own(dir: &Path, registry: &Registry) -> Result<Settled, StateDirError> {
     let path = canonical(dir)?;
     let drawn = || getrandom::u64().map_err(|error| failed(&path)(io::Error::other(error)));
     let id = format!("{:016x}{:016x}", drawn()?, drawn()?);
@@ -127,7 +132,7 @@ pub fn make_own(dir: &Path, registry: &Registry) -> Result<StateDir, StateDirErr
         false => usual,
     };
     write(&Record { id, path: path.clone(), mark })?;
-    Ok(StateDir { path, mark, moved_from: None })
+    Ok(Settled { dir: path.into(), mark, moved_from: None })
 }
 
 fn standing(dir: &Path, registry: &Registry) -> Result<Standing, StateDirError> {
@@ -146,7 +151,7 @@ fn standing(dir: &Path, registry: &Registry) -> Result<Standing, StateDirError> 
         }
     }
     let moved_from = (served_at != record.path).then(|| record.path.clone());
-    Ok(Standing::Known(StateDir { path: served_at, mark: record.mark, moved_from }, record))
+    Ok(Standing::Known(Settled { dir: served_at.into(), mark: record.mark, moved_from }, record))
 }
 
 /// Whether the directory there says that it is the same one. One that cannot be looked into may be.
@@ -174,7 +179,7 @@ pub(crate) fn mark_at(path: &Path) -> io::Result<Option<StateDirId>> {
 }
 
 fn read(dir: &Path) -> Result<Option<Record>, StateDirError> {
-    let file = dir.join(RECORD);
+    let file = StateDir::from(dir).identity();
     match fs::read(&file) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(&file)(error.into()))
@@ -186,7 +191,7 @@ fn read(dir: &Path) -> Result<Option<Record>, StateDirError> {
 
 /// Replaces the record as a whole: a directory never has half of one.
 fn write(record: &Record) -> Result<(), StateDirError> {
-    let file = record.path.join(RECORD);
+    let file = StateDir::from(&record.path).identity();
     let write = || {
         let mut fresh = tempfile::NamedTempFile::new_in(&record.path)?;
         serde_json::to_writer_pretty(&mut fresh, record)?;
@@ -230,21 +235,25 @@ mod tests {
             self.root.path().canonicalize().unwrap().join(name)
         }
 
-        fn made(&self, name: &str) -> StateDir {
+        fn identity(&self, name: &str) -> PathBuf {
+            StateDir::from(&self.dir(name)).identity()
+        }
+
+        fn made(&self, name: &str) -> Settled {
             fs::create_dir(self.dir(name)).unwrap();
             self.serve(name).unwrap()
         }
 
         /// What an agent does that begins to serve it.
-        fn serve(&self, name: &str) -> Result<StateDir, StateDirError> {
+        fn serve(&self, name: &str) -> Result<Settled, StateDirError> {
             let settled = settle(&self.dir(name), &self.registry)?;
-            self.registry.register(settled.mark, &settled.path).unwrap();
+            self.registry.register(settled.mark, &settled.dir).unwrap();
             Ok(settled)
         }
 
         fn copy(&self, from: &str, to: &str) {
             fs::create_dir(self.dir(to)).unwrap();
-            fs::copy(self.dir(from).join(RECORD), self.dir(to).join(RECORD)).unwrap();
+            fs::copy(self.identity(from), self.identity(to)).unwrap();
         }
 
         fn rename(&self, from: &str, to: &str) {
@@ -310,8 +319,8 @@ mod tests {
     fn a_record_that_does_not_parse_is_an_error_and_stays() {
         let machine = Machine::new();
         machine.made("a");
-        fs::write(machine.dir("a").join(RECORD), "{").unwrap();
+        fs::write(machine.identity("a"), "{").unwrap();
         assert!(matches!(machine.serve("a"), Err(StateDirError::File { .. })));
-        assert_eq!(fs::read(machine.dir("a").join(RECORD)).unwrap(), b"{");
+        assert_eq!(fs::read(machine.identity("a")).unwrap(), b"{");
     }
 }

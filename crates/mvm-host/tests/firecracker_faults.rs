@@ -12,11 +12,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use mvm_core::vmm::ProcessEnd;
+use mvm_host::state_dir::SnapshotDir;
 use mvm_host::vmm::firecracker::Isolation;
-use mvm_host::vmm::{
-    DEVICE_STATE, MEMORY_IMAGE, MemoryImage, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm,
-    VmmError,
-};
+use mvm_host::vmm::{MemoryImage, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm, VmmError};
 use serde_json::{Value, json};
 use vmm_support::stand_in::StandIn;
 use vmm_support::{Backend, Guest, Host, processes_of};
@@ -266,6 +264,7 @@ async fn a_jail_that_a_crash_left_is_replaced() {
 
 /// Launches, pauses and saves a microVM, and ends it.
 async fn saved(host: &Host<StandIn>, spec: &VmSpec, dir: &Path) -> Restore {
+    let dir = &SnapshotDir::from(dir);
     std::fs::create_dir(dir).unwrap();
     let vm = host.backend.vmm().launch(spec).await.unwrap();
     Guest::of(&vm).await.ask("note kept").await;
@@ -273,9 +272,9 @@ async fn saved(host: &Host<StandIn>, spec: &VmSpec, dir: &Path) -> Restore {
     vm.save(dir, SaveChanges::Apart(Packing::Plain)).await.unwrap();
     vm.kill().await.unwrap();
     vm.wait().await;
-    let memory = MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap();
+    let memory = MemoryImage::own(&dir.memory_image(), spec.uid).unwrap();
     let build = host.backend.vmm().build().await.unwrap();
-    Restore { dir: dir.to_owned(), memory: Arc::new(memory), build }
+    Restore { dir: dir.clone(), memory: Arc::new(memory), build }
 }
 
 #[tokio::test]
@@ -283,15 +282,16 @@ async fn a_restore_that_meets_a_fault_leaves_what_was_saved_and_nothing_else() {
     let Some(host) = host() else { return };
     let spec = host.spec(1);
     let from = saved(&host, &spec, &host.root.path().join("saved")).await;
-    let content = |name: &str| std::fs::read(from.dir.join(name)).unwrap();
-    let before = [content(DEVICE_STATE), content(MEMORY_IMAGE)];
+    let content =
+        || [from.dir.device_state(), from.dir.memory_image()].map(|it| std::fs::read(it).unwrap());
+    let before = content();
     for (what, told) in faults() {
         host.backend.behave(&fault("PUT /snapshot/load", &what));
         let error = host.backend.vmm().restore(&spec, &from).await.err().unwrap().to_string();
         assert!(error.contains(told), "{what}: {error}");
         assert_nothing_left(&spec);
     }
-    assert!([content(DEVICE_STATE), content(MEMORY_IMAGE)] == before, "what was saved changed");
+    assert!(content() == before, "what was saved changed");
     host.backend.behave(&json!({}));
     let vm = host.backend.vmm().restore(&spec, &from).await.unwrap();
     vm.resume().await.unwrap();
@@ -303,7 +303,7 @@ async fn a_restore_that_meets_a_fault_leaves_what_was_saved_and_nothing_else() {
 async fn a_pause_resume_or_save_that_is_refused_leaves_the_microvm_as_it_was() {
     let Some(host) = host() else { return };
     let spec = host.spec(1);
-    let dir = host.root.path().join("dest");
+    let dir = SnapshotDir::from(&host.root.path().join("dest"));
     std::fs::create_dir(&dir).unwrap();
     for (request, is_paused) in [("PATCH /vm", false), ("PUT /snapshot/create", true)] {
         for (what, told) in faults().into_iter().filter(|(what, _)| what.get("die").is_none()) {
@@ -331,7 +331,7 @@ async fn a_pause_resume_or_save_that_is_refused_leaves_the_microvm_as_it_was() {
 async fn a_firecracker_that_dies_in_the_middle_of_a_call_is_known_to_have_ended() {
     let Some(host) = host() else { return };
     let spec = host.spec(1);
-    let dir = host.root.path().join("dest");
+    let dir = SnapshotDir::from(&host.root.path().join("dest"));
     std::fs::create_dir(&dir).unwrap();
     let die = json!({ "die": { "words": "" } });
     for request in ["PATCH /vm", "PUT /snapshot/create"] {

@@ -17,11 +17,10 @@ use mvm_core::vmm::VmmKind;
 use mvm_host::bootstrap::Outcome;
 use mvm_host::bootstrap::firecracker::{InstallError, Wanted, install};
 use mvm_host::image::digest::Digest;
+use mvm_host::state_dir::SnapshotDir;
 use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVersion, FirecrackerVmm};
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld};
-use mvm_host::vmm::{
-    MEMORY_IMAGE, MemoryImage, NodeVmm, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm,
-};
+use mvm_host::vmm::{MemoryImage, NodeVmm, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm};
 use serde_json::json;
 use vmm_support::stand_in::{BEHAVIOUR, PROGRAM, StandIn};
 use vmm_support::{Backend, Guest, Host};
@@ -99,14 +98,15 @@ async fn what_firecracker_saved_it_restores_also_for_an_agent_that_uses_another_
 
 /// Saves a microVM, and ends it.
 async fn saved(vm: &dyn Vm, spec: &VmSpec, dir: &Path) -> Restore {
+    let dir = &SnapshotDir::from(dir);
     std::fs::create_dir(dir).unwrap();
     vm.pause().await.unwrap();
     vm.save(dir, SaveChanges::Apart(Packing::Plain)).await.unwrap();
     let build = vm.build().await.unwrap();
     vm.kill().await.unwrap();
     vm.wait().await;
-    let memory = Arc::new(MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap());
-    Restore { dir: dir.to_owned(), memory, build }
+    let memory = Arc::new(MemoryImage::own(&dir.memory_image(), spec.uid).unwrap());
+    Restore { dir: dir.clone(), memory, build }
 }
 
 /// A mirror on this machine's loopback: paths with what is answered, everything else is not found.
@@ -168,10 +168,11 @@ async fn a_release_is_downloaded_verified_and_used() {
         (tempfile::tempdir().unwrap(), archive("1.15.1", &["firecracker", "jailer"]));
     let url = mirror(published("1.15.1", whole.clone(), &sum(&whole)));
     for outcome in [Outcome::Made, Outcome::AlreadyThere] {
-        let installed = install(state.path(), &Wanted::Release(VERSION), &url, &|_| {}).await;
+        let installed =
+            install(&state.path().into(), &Wanted::Release(VERSION), &url, &|_| {}).await;
         assert_eq!(installed.unwrap(), (VERSION, outcome));
     }
-    let config = FirecrackerConfig::of(state.path());
+    let config = FirecrackerConfig::of(&state.path().into());
     assert_eq!(config.program, state.path().join("firecracker/1.15.1/firecracker"));
     assert_eq!(FirecrackerVmm::new(config).version().await.unwrap(), VERSION);
     let names = image_support::names(&state.path().join("firecracker"));
@@ -197,7 +198,8 @@ async fn what_is_not_the_published_release_is_not_installed() {
     ] {
         let state = tempfile::tempdir().unwrap();
         let url = mirror(files);
-        let error = install(state.path(), &release(wanted), &url, &|_| {}).await.unwrap_err();
+        let error =
+            install(&state.path().into(), &release(wanted), &url, &|_| {}).await.unwrap_err();
         assert!(error.to_string().contains(told), "{wanted}: {error}");
         let left = std::fs::read_dir(state.path().join("firecracker"));
         assert_eq!(left.map_or(0, Iterator::count), 0, "{told}: something is left");
@@ -205,7 +207,7 @@ async fn what_is_not_the_published_release_is_not_installed() {
     let state = tempfile::tempdir().unwrap();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{nobody}");
-    let error = install(state.path(), &release("1.15.1"), &url, &|_| {}).await.unwrap_err();
+    let error = install(&state.path().into(), &release("1.15.1"), &url, &|_| {}).await.unwrap_err();
     assert!(
         matches!(&error, InstallError::Download { problem, .. } if problem.contains("refused"))
     );
@@ -217,7 +219,7 @@ async fn the_programs_of_a_path_are_installed_unless_others_of_their_version_are
     let program = dir.path().join("firecracker");
     let wanted: Wanted = program.to_str().unwrap().parse().unwrap();
     assert_eq!(wanted, Wanted::Program(program.clone()));
-    let installed = async || install(state.path(), &wanted, "", &|_| {}).await;
+    let installed = async || install(&state.path().into(), &wanted, "", &|_| {}).await;
     let error = installed().await.unwrap_err();
     assert!(matches!(error, InstallError::NoProgram { .. }), "{error}");
     for name in ["firecracker", "jailer"] {

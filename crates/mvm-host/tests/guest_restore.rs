@@ -6,7 +6,6 @@ mod image_support;
 mod vmm_support;
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,8 @@ use mvm_core::guest::{
 };
 use mvm_core::net::MacAddr;
 use mvm_host::guest::{Session, SessionMode};
-use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage, Nic, Packing, Restore, SaveChanges, Vm, VmSpec};
+use mvm_host::state_dir::SnapshotDir;
+use mvm_host::vmm::{MemoryImage, Nic, Packing, Restore, SaveChanges, Vm, VmSpec};
 use vmm_support::{Host, PATIENCE, eventually, qemu::Qemu};
 
 const TAP: &str = "mvmtap0";
@@ -120,8 +120,8 @@ async fn secrets(session: &Session) -> (String, String, String) {
     (machine_id, shell(session, keys).await, shell(session, "cat /run/mvm/wakes").await)
 }
 
-async fn asleep(host: &Host<Qemu>, vm: &Arc<dyn Vm>) -> PathBuf {
-    let dir = host.root.path().join("asleep");
+async fn asleep(host: &Host<Qemu>, vm: &Arc<dyn Vm>) -> SnapshotDir {
+    let dir = SnapshotDir::from(&host.root.path().join("asleep"));
     std::fs::create_dir(&dir).unwrap();
     vm.pause().await.unwrap();
     vm.save(&dir, SaveChanges::Apart(Packing::Plain)).await.unwrap();
@@ -166,7 +166,7 @@ async fn a_restored_guest_is_itself_and_a_fork_is_another_from_its_random_number
     assert_eq!(only_output(&report), "pre-sleep\n");
     drop(session);
     let dir = asleep(&host, &vm).await;
-    let memory = Arc::new(MemoryImage::share(&dir.join(MEMORY_IMAGE)).unwrap());
+    let memory = Arc::new(MemoryImage::share(&dir.memory_image()).unwrap());
     let from = Restore { dir, memory, build: vmm.build().await.unwrap() };
 
     let fork = |name, last| Identity { name, address: Ipv4Addr::new(10, 240, 0, last) };

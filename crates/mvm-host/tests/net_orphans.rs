@@ -70,7 +70,7 @@ fn a_directory_in_the_place_of_a_deleted_one_is_not_taken_for_it() {
         let settled = state_dir::settle(&dir, &registry).unwrap();
         // Not the mark that goes with the path, as after a move.
         let mark = StateDirId::from_digest([1, 2, 3, 4]);
-        let first = Owner::settled(&state_dir::StateDir { mark, ..settled });
+        let first = Owner::settled(&state_dir::Settled { mark, ..settled });
         let first = LinuxNetwork::new(first, machine.claims_dir()).unwrap();
         first.ensure(&node(&[(1, 3)])).await.unwrap();
         let kinds: Vec<_> = left(&machine).await.into_iter().map(|(kind, _)| kind).collect();

@@ -14,7 +14,7 @@ use oci_support::{can_run, quiet};
 use serde_json::json;
 
 async fn merge(layout: &Path, work: &Path) -> Result<(), ImageError> {
-    let source = OciSource::layout(layout, None, &LayerCache::new(&work.join("state"))).await?;
+    let source = OciSource::layout(layout, None, &LayerCache::new(work.join("state"))).await?;
     let dest = tempfile::tempdir_in(work).unwrap();
     source.write_root(dest.path(), &quiet).await
 }
@@ -180,7 +180,7 @@ async fn images_that_cannot_be_used_say_what_they_are() {
     fs::write(several.dir.join("index.json"), index.to_string()).unwrap();
     let error = merge(&several.dir, work.path()).await.unwrap_err().to_string();
     assert!(error.ends_with("append a colon and one of these names: v1, v2"), "{error}");
-    let cache = LayerCache::new(&dir("state"));
+    let cache = LayerCache::new(dir("state"));
     let error = OciSource::layout(&several.dir, Some("v3"), &cache).await.unwrap_err().to_string();
     assert!(error.contains("has no image named `v3`, but these: v1, v2"), "{error}");
     OciSource::layout(&several.dir, Some("v2"), &cache).await.unwrap();

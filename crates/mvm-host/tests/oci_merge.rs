@@ -270,7 +270,7 @@ async fn a_file_of_gigabytes_without_content_takes_no_space() {
     let descriptor = layout.blob(GZIP, &packed);
     layout.add(descriptor, diff_id);
     let layout = layout.tag("t");
-    let cache = LayerCache::new(&dir.path().join("state"));
+    let cache = LayerCache::new(dir.path().join("state"));
     let source = OciSource::layout(&layout, None, &cache).await.unwrap();
     let dest = dir.path().join("tree");
     fs::create_dir(&dest).unwrap();

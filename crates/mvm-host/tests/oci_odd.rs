@@ -132,7 +132,7 @@ async fn odd_layers_come_out_as_with_umoci() {
             layout = layout.layer(layer);
         }
         let dir = layout.tag("t");
-        let cache = LayerCache::new(&work.path().join("state"));
+        let cache = LayerCache::new(work.path().join("state"));
         let source = OciSource::layout(&dir, None, &cache).await;
         let source = source.map_err(|error| panic!("{name}: {error}"));
         let ours = tree_of(source, work.path()).await;
@@ -169,7 +169,7 @@ async fn whatever_skopeo_makes_of_an_image_is_the_same_image() {
         let words = ["--insecure-policy", "copy", "-q"];
         run("skopeo", &[&words[..], options, &[&from, to]].concat());
     };
-    let cache = LayerCache::new(&path("state"));
+    let cache = LayerCache::new(path("state"));
     let layouts: [(&str, &[&str]); 5] = [
         ("gzip", &["--dest-compress-format", "gzip"]),
         ("zstd", &["--dest-compress-format", "zstd"]),
@@ -179,7 +179,7 @@ async fn whatever_skopeo_makes_of_an_image_is_the_same_image() {
     ];
     for (name, options) in layouts {
         // Of an own cache: nothing is unpacked yet.
-        let cache = LayerCache::new(&path(&format!("state-{name}")));
+        let cache = LayerCache::new(path(&format!("state-{name}")));
         let to = path(name);
         if name == "docker" {
             copy(options, &format!("dir:{}", to.display()));
@@ -244,7 +244,7 @@ async fn whatever_buildah_commits_comes_out_as_with_umoci() {
         let to = format!("oci:{}:t", layout.display());
         buildah(&[&["commit", "--quiet"], options, &[container, &to]].concat());
         fs::write(mount.join(name), "one more").unwrap();
-        let cache = LayerCache::new(&work.path().join(format!("state-{name}")));
+        let cache = LayerCache::new(work.path().join(format!("state-{name}")));
         let ours = tree_of(OciSource::layout(&layout, None, &cache).await, work.path()).await;
         println!("{name}");
         let theirs = umoci_tree(&layout, "t", &work.path().join(format!("theirs-{name}")));
@@ -269,7 +269,7 @@ fn changed(dir: &Path, change: impl FnOnce(&mut Value, &Layout)) -> PathBuf {
 }
 
 async fn opened(dir: &Path) -> Result<OciSource, String> {
-    let cache = LayerCache::new(&dir.join("state"));
+    let cache = LayerCache::new(dir.join("state"));
     OciSource::layout(dir, None, &cache).await.map_err(|error| error.to_string())
 }
 

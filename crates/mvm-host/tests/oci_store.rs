@@ -69,7 +69,7 @@ async fn the_same_image_is_the_same_revision_to_the_last_byte() {
 
     let root = roots[0].2.clone();
     let expected = {
-        let cache = LayerCache::new(&dir.path().join("one"));
+        let cache = LayerCache::new(dir.path().join("one"));
         let source = OciSource::layout(&layout, None, &cache).await.unwrap();
         write(&source, &dir.path().join("tree")).await
     };
@@ -92,7 +92,7 @@ async fn archives_hold_the_same_image_as_the_layout() {
     }
     let dir = tempfile::tempdir().unwrap();
     let layout = image(&dir.path().join("layout"), "app");
-    let cache = LayerCache::new(&dir.path().join("state"));
+    let cache = LayerCache::new(dir.path().join("state"));
     let expected = OciSource::layout(&layout, Some("t"), &cache).await.unwrap();
     let (oci, docker) = (dir.path().join("oci.tar"), dir.path().join("docker.tar"));
     let from = format!("oci:{}:t", layout.display());
@@ -147,7 +147,7 @@ async fn a_directory_or_its_archive_is_taken_over_as_it_is() {
     file.set_len(10_000_000).unwrap();
     let expected = snapshot(&root);
 
-    let cache = LayerCache::new(&dir.path().join("state"));
+    let cache = LayerCache::new(dir.path().join("state"));
     let source = OciSource::root_dir(&root, &cache, &quiet).await.unwrap();
     assert_eq!(source.config().init.as_deref(), Some("/sbin/init"), "through the link");
     assert_same(&write(&source, &dir.path().join("copy")).await, &expected);
@@ -206,7 +206,7 @@ async fn an_archive_may_be_compressed_in_any_way_that_is_read_and_is_refused_by_
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
     fs::write(tree.join("file"), "content".repeat(50_000)).unwrap();
-    let cache = LayerCache::new(&dir.path().join("state"));
+    let cache = LayerCache::new(dir.path().join("state"));
     let open = async |option: &str, end: &str| {
         let archive = dir.path().join(format!("root.{end}"));
         let (file, cwd) = (archive.to_str().unwrap(), tree.to_str().unwrap());
@@ -295,7 +295,7 @@ async fn an_image_without_its_tool_or_file_says_what_is_missing() {
         return;
     }
     kernel().await;
-    let images = LocalImages::new(&image_support::cache());
+    let images = LocalImages::new(image_support::cache());
     for (spec, part) in
         [("rootfs:/no/such/root", "/no/such/root"), ("oci:/no/such/dir", "/no/such/dir")]
     {
@@ -345,7 +345,7 @@ async fn a_debian_system_is_made_of_the_hosts_sources() {
         return;
     };
     kernel().await;
-    let images = LocalImages::new(&image_support::cache());
+    let images = LocalImages::new(image_support::cache());
     let missing: ImageSpec = format!("mmdebstrap:{suite},no-such-package-at-all").parse().unwrap();
     let error = images.build(&missing, &|_| ()).await.unwrap_err().to_string();
     assert!(error.contains("no-such-package-at-all"), "{error}");

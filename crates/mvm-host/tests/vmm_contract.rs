@@ -9,16 +9,16 @@ mod image_support;
 mod vmm_firecracker;
 mod vmm_support;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mvm_core::net::MacAddr;
 use mvm_core::vmm::{ProcessEnd, ShutdownReason, VmHandle};
+use mvm_host::state_dir::SnapshotDir;
 use mvm_host::vmm::{
-    CONSOLE_LOG, DEVICE_STATE, DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Nic, Packing,
-    Restore, SaveChanges, Vm, VmSpec, Vmm, VmmError,
+    DiskAccess, MemoryImage, MemoryPart, Nic, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm,
+    VmmError,
 };
 use vmm_support::{
     Backend, Guest, Host, PATIENCE, eventually, firecracker::Firecracker, processes_of, qemu::Qemu,
@@ -104,7 +104,7 @@ async fn a_launched_guest_runs_sees_its_disks_in_order_and_its_console_is_kept<B
     assert!(vm.usage().await.unwrap().rss_kib > 0);
     guest.tell("off").await;
     vm.wait().await;
-    let console = spec.dir.join(CONSOLE_LOG);
+    let console = spec.dir.console_log();
     assert!(text_of(&console).contains("reboot: Power down"), "{}", text_of(&console));
 
     let vm = vmm.launch(&spec).await.unwrap();
@@ -127,7 +127,7 @@ async fn the_cause_of_an_end_that_the_guest_chose_is_told<B: Backend>(host: Host
         assert_eq!(exit.reason, Some(reason), "{command}");
         assert_eq!(exit.process, ProcessEnd::Exited { code: 0 }, "{command}");
         assert_eq!(vm.wait().await, exit, "{command}");
-        let console = text_of(&spec.dir.join(CONSOLE_LOG));
+        let console = text_of(&spec.dir.console_log());
         assert!(console.contains(last_words), "{command}: {console}");
     }
 }
@@ -154,7 +154,7 @@ async fn a_saved_microvm_goes_on_where_it_was_time_after_time<B: Backend>(host: 
     let mut vm = vmm.launch(&spec).await.unwrap();
     assert_eq!(Guest::of(&vm).await.ask("note 0").await, "0");
     let first = saved_into(&host, &vm, "saved-0").await;
-    let path = first.join(MEMORY_IMAGE);
+    let path = first.memory_image();
     let image = Arc::new(MemoryImage::own(&path, spec.uid).unwrap());
     let content = std::fs::read(&path).unwrap();
     let build = vmm.build().await.unwrap();
@@ -197,8 +197,8 @@ async fn a_saved_microvm_goes_on_where_it_was_time_after_time<B: Backend>(host: 
 }
 
 /// Pauses and saves a microVM.
-async fn saved_into<B: Backend>(host: &Host<B>, vm: &Arc<dyn Vm>, name: &str) -> PathBuf {
-    let dir = host.root.path().join(name);
+async fn saved_into<B: Backend>(host: &Host<B>, vm: &Arc<dyn Vm>, name: &str) -> SnapshotDir {
+    let dir = SnapshotDir::from(&host.root.path().join(name));
     std::fs::create_dir(&dir).unwrap();
     vm.pause().await.unwrap();
     // Both kinds are restored, by turns.
@@ -220,7 +220,7 @@ async fn what_changed_is_saved_into_the_image_that_it_is_about<B: Backend>(host:
     for cycle in 1..=3 {
         vm.kill().await.unwrap();
         vm.wait().await;
-        let image = dir.join(MEMORY_IMAGE);
+        let image = dir.memory_image();
         let memory = Arc::new(MemoryImage::own(&image, spec.uid).unwrap());
         let from = Restore { dir: dir.clone(), memory, build: build.clone() };
         vm = vmm.restore(&spec, &from).await.unwrap();
@@ -230,7 +230,7 @@ async fn what_changed_is_saved_into_the_image_that_it_is_about<B: Backend>(host:
         assert_eq!(guest.ask(&format!("note try {cycle}")).await, format!("try {cycle}"));
         // One that cannot be completed is as good as none: the guest goes on and is saved again.
         vm.pause().await.unwrap();
-        let tried = host.root.path().join(format!("tried-{cycle}"));
+        let tried = SnapshotDir::from(&host.root.path().join(format!("tried-{cycle}")));
         std::fs::create_dir(&tried).unwrap();
         vm.save(&tried, SaveChanges::IntoImage(image.clone())).await.unwrap();
         std::fs::remove_dir_all(&tried).unwrap();
@@ -241,7 +241,7 @@ async fn what_changed_is_saved_into_the_image_that_it_is_about<B: Backend>(host:
         assert_eq!(guest.ask(&format!("note {cycle}")).await, cycle.to_string());
         drop(guest);
         vm.pause().await.unwrap();
-        let next = host.root.path().join(format!("next-{cycle}"));
+        let next = SnapshotDir::from(&host.root.path().join(format!("next-{cycle}")));
         std::fs::create_dir(&next).unwrap();
         let saved = vm.save(&next, SaveChanges::IntoImage(image)).await.unwrap();
         assert_eq!(saved.part, MemoryPart::Whole);
@@ -261,7 +261,7 @@ async fn microvms_restored_from_one_image_do_not_see_each_others_memory<B: Backe
     let dir = saved_into(&host, &origin, "origin").await;
     origin.kill().await.unwrap();
     origin.wait().await;
-    let memory = Arc::new(MemoryImage::share(&dir.join(MEMORY_IMAGE)).unwrap());
+    let memory = Arc::new(MemoryImage::share(&dir.memory_image()).unwrap());
     let from = Restore { dir, memory, build: vmm.build().await.unwrap() };
     let mut forks = Vec::new();
     for spec in &specs {
@@ -284,7 +284,7 @@ async fn a_failed_save_or_restore_leaves_nothing<B: Backend>(host: Host<B>) {
     let (vmm, spec) = (host.backend.vmm(), host.spec(1));
     let vm = vmm.launch(&spec).await.unwrap();
     Guest::of(&vm).await;
-    let dir = host.root.path().join("refused");
+    let dir = SnapshotDir::from(&host.root.path().join("refused"));
     std::fs::create_dir(&dir).unwrap();
     let error = vm.save(&dir, SaveChanges::Apart(Packing::Plain)).await.unwrap_err().to_string();
     assert!(error.contains("only a paused one can be saved"), "{error}");
@@ -293,16 +293,16 @@ async fn a_failed_save_or_restore_leaves_nothing<B: Backend>(host: Host<B>) {
     vm.kill().await.unwrap();
     vm.wait().await;
     assert!(vm.pause().await.is_err());
-    let memory = Arc::new(MemoryImage::own(&dir.join(MEMORY_IMAGE), spec.uid).unwrap());
-    let state = std::fs::read(dir.join(DEVICE_STATE)).unwrap();
+    let memory = Arc::new(MemoryImage::own(&dir.memory_image(), spec.uid).unwrap());
+    let state = std::fs::read(dir.device_state()).unwrap();
     let from = Restore { dir: dir.clone(), memory, build: vmm.build().await.unwrap() };
     for damaged in [&state[..state.len() / 2], &[], b"not the state of any device"] {
-        std::fs::write(dir.join(DEVICE_STATE), damaged).unwrap();
+        std::fs::write(dir.device_state(), damaged).unwrap();
         let error = vmm.restore(&spec, &from).await.err();
         assert!(matches!(error, Some(VmmError::DiedAtStart { .. })), "{error:?}");
         assert_eq!(processes_of(spec.uid), []);
     }
-    std::fs::write(dir.join(DEVICE_STATE), &state).unwrap();
+    std::fs::write(dir.device_state(), &state).unwrap();
     let vm = vmm.restore(&spec, &from).await.unwrap();
     vm.resume().await.unwrap();
     Guest::of(&vm).await;

@@ -4,7 +4,6 @@
 //! performs the effects. Effects that take time run as tasks that it owns; their results come back
 //! through its mailbox. When the agent ends, the actor ends and the VM goes on.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_core::guest::{ExitStatus, WakeReason};
@@ -14,6 +13,7 @@ use mvm_core::record;
 use mvm_core::stored::versioned;
 use mvm_core::vmm::VmHandle;
 use mvm_host::guest::{Session, SessionMode};
+use mvm_host::state_dir::SnapshotDir;
 use mvm_host::vmm::Vm;
 use mvm_store::{Op, encode};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -47,7 +47,7 @@ pub(crate) enum Message {
     /// The session with the guest is over.
     SessionEnded,
     /// A snapshot for others to begin from is to be made, in this directory.
-    Capture(PathBuf, oneshot::Sender<Result<(), String>>),
+    Capture(SnapshotDir, oneshot::Sender<Result<(), String>>),
 }
 
 /// Starts the actor of an instance, which first looks for what an earlier agent left.
@@ -268,7 +268,7 @@ impl Actor {
     }
 
     /// Makes a snapshot for others, of what runs, stands still or sleeps.
-    async fn capture(&mut self, dest: PathBuf, done: oneshot::Sender<Result<(), String>>) {
+    async fn capture(&mut self, dest: SnapshotDir, done: oneshot::Sender<Result<(), String>>) {
         let status = Box::new(self.status.clone());
         match self.status.phase {
             Phase::Running { .. } | Phase::Warm { .. } => {

@@ -8,7 +8,6 @@ use mvm_core::name::{DiskPath, InstancePath, Selector};
 use mvm_core::net::Traffic;
 use mvm_host::main_log;
 use mvm_host::net::Difference;
-use mvm_host::vmm::CONSOLE_LOG;
 use mvm_store::Op;
 use mvm_wire::door::{Answer, Channel, DiskFile, Machine, Occupied, Question, Traces};
 use mvm_wire::view::{RecordView, StatsView, VerifyView};
@@ -114,7 +113,7 @@ pub(crate) async fn ask(node: &Arc<Node>, question: Question) -> Result<Answer, 
 
 fn machine(node: &Node) -> Machine {
     Machine {
-        state_dir: node.config.state_dir.clone(),
+        state_dir: node.config.state_dir.to_path_buf(),
         hostname: mvm_host::platform::hostname(),
         vmm: node.host.vmm.kind(),
         accel: node.config.accel,
@@ -187,7 +186,7 @@ async fn traffic_of(node: &Node, path: &InstancePath) -> Option<Traffic> {
 
 fn traces(node: &Node, path: &InstancePath) -> Traces {
     let dir = node.instance_dir(&path.id);
-    let console = dir.join(CONSOLE_LOG);
+    let console = dir.console_log();
     Traces {
         activity: node.activities.of(path),
         console_tail: mvm_host::console::tail(&console, CONSOLE_TAIL_LINES).unwrap_or_default(),

@@ -20,7 +20,7 @@ use mvm_core::vmm::{ProcessEnd, VmExit, VmmKind};
 use mvm_host::console;
 use mvm_host::guest::{Session, SessionError, SessionMode};
 use mvm_host::net::Surroundings;
-use mvm_host::vmm::{CONSOLE_LOG, Disk, DiskAccess, Nic, TapPlace, Vm, VmSpec};
+use mvm_host::vmm::{Disk, DiskAccess, Nic, TapPlace, Vm, VmSpec};
 use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
@@ -33,8 +33,6 @@ use crate::node::{Node, chain, ms_since};
 use crate::sleep;
 use crate::space;
 
-/// File in an instance's directory that is its writable layer.
-pub(crate) const LAYER: &str = "layer.ext4";
 /// How long a guest has to answer a request of the agent's own.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a guest has to replay the journals of its data disks, grow and mount them.
@@ -157,7 +155,7 @@ pub(crate) async fn spec(
         kernel_args,
         disks: [
             Disk { path: files.root, access: DiskAccess::ReadOnly },
-            Disk { path: dir.join(LAYER), access: DiskAccess::ReadWrite },
+            Disk { path: dir.layer(), access: DiskAccess::ReadWrite },
         ]
         .into_iter()
         .chain(disks::for_vmm(node, record))
@@ -191,7 +189,7 @@ async fn try_boot(
     node.host.vmm.end_strays(&spec).await?;
     let dir = spec.dir.clone();
     make_dir(&dir)?;
-    let layer = dir.join(LAYER);
+    let layer = dir.layer();
     place_layer(node, &given.record, status, &layer, spec.uid).await?;
     // What it slept on would not fit the disk any more.
     sleep::prune(&dir, status)?;
@@ -212,7 +210,7 @@ async fn place_layer(
     let images = &node.host.images;
     match &record.origin {
         Some(id) if !has_run && !layer.exists() && !bases::is_base(node, &record.path.pool, id) => {
-            Ok(images.copy_layer(&node.shared.dir(id).join(LAYER), layer, uid).await?)
+            Ok(images.copy_layer(&node.shared.dir(id).layer(), layer, uid).await?)
         }
         _ => Ok(images.ensure_layer(layer, record.spec.disk_mib, uid).await?),
     }
@@ -255,7 +253,7 @@ pub(crate) async fn watch_vm(node: &Node, path: &InstancePath, vm: &dyn Vm) -> M
 
 /// The console's last lines; an unreadable console must not hide a death.
 pub(crate) fn console_tail(node: &Node, path: &InstancePath) -> Vec<String> {
-    let file = node.instance_dir(&path.id).join(CONSOLE_LOG);
+    let file = node.instance_dir(&path.id).console_log();
     match console::tail(&file, CONSOLE_SEARCH_LINES) {
         Ok(lines) => last_words(&lines, CONSOLE_TAIL_LINES).to_vec(),
         Err(error) => vec![format!("(cannot read {}: {error})", file.display())],

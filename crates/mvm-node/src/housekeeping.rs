@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use mvm_host::console;
-use mvm_host::vmm::{CONSOLE_LOG, VMM_LOG};
 
 use crate::node::{Node, chain};
 use crate::workers::{Work, Workers};
@@ -59,7 +58,7 @@ async fn mend_links(node: &Node) {
 
 /// Keeps small what this agent writes, whatever makes it do so.
 fn bound_own_log(node: &Node) {
-    let bound = mvm_host::process::bound_own_log(&node.config.state_dir.join(crate::LOG));
+    let bound = mvm_host::process::bound_own_log(&node.config.state_dir.log());
     node.set_problem("bounding the log", bound.err().map(|error| error.to_string()));
 }
 
@@ -70,7 +69,7 @@ async fn bound_logs(node: &Node) {
             continue;
         }
         let dir = node.instance_dir(&path.id);
-        for file in [CONSOLE_LOG, VMM_LOG].map(|name| dir.join(name)) {
+        for file in [dir.console_log(), dir.vmm_log()] {
             let problem = console::bound(&file).err().map(|error| error.to_string());
             node.set_problem(&format!("bounding {}", file.display()), problem);
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mvm_core::image::ImageSpec;
 use mvm_core::name::{PoolPath, RevisionId};
-use mvm_host::images::{Collected, CollectedKind, InUse, StoredImage, UPLOADS};
+use mvm_host::images::{Collected, CollectedKind, InUse, StoredImage};
 use mvm_wire::view::{CollectedItem, CollectedView, ImageView};
 use mvm_wire::{ApiError, ErrorCode};
 
@@ -72,7 +72,7 @@ fn sources(mirror: &Mirror, but: Option<&PoolPath>) -> BTreeSet<PathBuf> {
 
 /// The archives that came over standard input for this pool.
 pub(crate) fn uploads_of(node: &Node, mirror: &Mirror, pool: &PoolPath) -> BTreeSet<PathBuf> {
-    let uploads = node.config.state_dir.join(UPLOADS);
+    let uploads = node.config.state_dir.uploads();
     let now = mirror.desired.pools.get(pool).map(|pool| &pool.spec.image);
     let before = mirror.observed.pools.get(pool).into_iter().flat_map(|status| &status.history);
     let images = now.into_iter().chain(before.map(|past| &past.image));

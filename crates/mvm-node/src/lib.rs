@@ -69,9 +69,6 @@ use node::Node;
 use publish::Listeners;
 use state::State;
 
-/// File in the state directory that is the log of an agent in the background: the node keeps it small.
-pub const LOG: &str = "agent.log";
-
 /// A node that runs, until it is dropped or ended.
 pub struct RunningNode {
     node: Arc<Node>,

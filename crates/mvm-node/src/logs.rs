@@ -11,7 +11,7 @@ use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, Selector};
 use mvm_core::plan::Waiting;
 use mvm_host::main_log::{self, LogReader, LogSource, Render};
-use mvm_host::vmm::{CONSOLE_LOG, VMM_LOG};
+use mvm_host::state_dir::InstanceDir;
 use mvm_wire::{
     ApiError, Connection, ConnectionError, ErrorCode, LogKind, LogQuery, Reply, WriteHalf,
 };
@@ -57,10 +57,10 @@ async fn send(
     };
     let dir = node.instance_dir(&path.id);
     let file = match kind {
-        LogKind::Vmm => VMM_LOG,
-        LogKind::Console => CONSOLE_LOG,
-        LogKind::Auto if !LogReader::exists(&dir) => CONSOLE_LOG,
-        LogKind::Kernel => "the kernel's log",
+        LogKind::Vmm => dir.vmm_log(),
+        LogKind::Console => dir.console_log(),
+        LogKind::Auto if !LogReader::exists(&dir) => dir.console_log(),
+        LogKind::Kernel => dir.join("the kernel's log"),
         _ => {
             let sent = main_log(&dir, query, || is_over(node, &path), write).await?;
             let reply = sent.map(|()| Reply::Done).map_err(|error| {
@@ -71,12 +71,12 @@ async fn send(
         }
     };
     if since_unix_ms.is_some() || timestamps {
-        let message = format!("{file} of {path} has no times by which it could be shown");
+        let name = file.file_name().unwrap_or_default().display();
+        let message = format!("{name} of {path} has no times by which it could be shown");
         let error = ApiError::new(ErrorCode::Invalid, message)
             .hint("leave --since and --timestamps out, or see the main process's --source all");
         return finish(write, Err(error)).await;
     }
-    let file = dir.join(file);
     let goes_on = || follow && !is_over(node, &path);
     let sent = file_log(&file, goes_on, tail, write).await?;
     let reply = sent.map(|()| Reply::Done).map_err(|error| {
@@ -104,7 +104,7 @@ fn is_over(node: &Node, path: &InstancePath) -> bool {
 /// Sends what the main process wrote, also of an instance that has ended. What is followed ends when
 /// nothing more will come.
 async fn main_log(
-    dir: &Path,
+    dir: &InstanceDir,
     query: LogQuery,
     is_over: impl Fn() -> bool,
     write: &mut WriteHalf,

@@ -8,7 +8,6 @@
 //!
 //! A listener that does not listen stops the process, as a full pipe would; the log never does.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use mvm_core::main_process::{MainProcess, ProcessError, ProcessSpec, resolve};
 use mvm_core::name::InstancePath;
 use mvm_host::guest::{MainEvent, MainEvents, MainInput, Session, SessionError};
 use mvm_host::main_log::{LogReader, LogSource, LogWriter};
+use mvm_host::state_dir::InstanceDir;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, mpsc, watch};
 
 use crate::node::Node;
@@ -49,7 +49,7 @@ pub(crate) enum MainError {
     #[error("cannot write the log in {}", dir.display())]
     Log {
         /// Its directory.
-        dir: PathBuf,
+        dir: InstanceDir,
         /// Why.
         source: std::io::Error,
     },
@@ -76,7 +76,7 @@ type Log = Option<LogWriter>;
 
 /// Where an instance's main process, its log and those who listen to it meet.
 pub(crate) struct MainHub {
-    dir: PathBuf,
+    dir: InstanceDir,
     /// None once the instance is gone.
     listeners: Mutex<Option<Vec<mpsc::Sender<News>>>>,
     input: watch::Sender<Option<(u32, MainInput)>>,
@@ -96,7 +96,7 @@ pub(crate) struct Attached {
 
 impl MainHub {
     /// The hub of an instance with this directory.
-    pub(crate) fn new(dir: PathBuf) -> Self {
+    pub(crate) fn new(dir: InstanceDir) -> Self {
         let input = watch::Sender::new(None);
         let (listeners, size) = (Mutex::new(Some(Vec::new())), Mutex::default());
         Self { dir, listeners, input, size, log: Arc::default() }

@@ -1,7 +1,6 @@
 //! One node: its state, its host seams, and the actors of its instances.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use mvm_host::images::Images;
 use mvm_host::net::Network;
 use mvm_host::platform::MemoryGauge;
 use mvm_host::snapshots::Trust;
+use mvm_host::state_dir::{InstanceDir, StateDir};
 use mvm_host::vmm::{Vm, Vmm};
 use mvm_store::{Op, StoreError};
 pub(crate) use mvm_wire::chain;
@@ -55,7 +55,7 @@ pub struct Host {
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// The state directory.
-    pub state_dir: PathBuf,
+    pub state_dir: StateDir,
     /// What the node can hold.
     pub capacity: Capacity,
     /// Instances that may be starting at once.
@@ -126,7 +126,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(config: NodeConfig, host: Host, state: State, document: (u64, u64)) -> Self {
         let clock = config.clock;
-        let shared = SharedSnapshots::new(config.state_dir.join("snapshots"));
+        let shared = SharedSnapshots::new(config.state_dir.clone());
         let published = Published::new(config.open_files);
         Self {
             config,
@@ -176,8 +176,8 @@ impl Node {
     }
 
     /// The directory of an instance.
-    pub(crate) fn instance_dir(&self, id: &InstanceId) -> PathBuf {
-        self.config.state_dir.join("instances").join(id.as_str())
+    pub(crate) fn instance_dir(&self, id: &InstanceId) -> InstanceDir {
+        self.config.state_dir.instance(id)
     }
 
     /// Makes the loop run its next round now.

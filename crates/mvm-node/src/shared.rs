@@ -6,7 +6,6 @@
 //! that map it keep it for themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,11 +14,12 @@ use mvm_core::name::SnapshotId;
 use mvm_core::record::Captured;
 use mvm_core::snapshot::ImageRef;
 use mvm_host::snapshots::{self, SnapshotError};
-use mvm_host::vmm::{MEMORY_IMAGE, MemoryImage};
+use mvm_host::state_dir::{LAYER, MEMORY_IMAGE, SnapshotDir, StateDir};
+use mvm_host::vmm::MemoryImage;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::effects::{EffectError, LAYER};
+use crate::effects::EffectError;
 use crate::sleep::{RestoreError, blocking};
 use mvm_core::mirror::Mirror;
 
@@ -28,7 +28,7 @@ const KEPT_LOADED: Duration = Duration::from_secs(60);
 
 /// The snapshots, by id.
 pub(crate) struct SharedSnapshots {
-    dir: PathBuf,
+    state_dir: StateDir,
     state: Mutex<State>,
 }
 
@@ -45,14 +45,14 @@ struct Loaded {
 }
 
 impl SharedSnapshots {
-    /// Those in this directory, which need not exist.
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, state: Mutex::default() }
+    /// Those of this state directory.
+    pub(crate) fn new(state_dir: StateDir) -> Self {
+        Self { state_dir, state: Mutex::default() }
     }
 
     /// The directory of a snapshot.
-    pub(crate) fn dir(&self, id: &SnapshotId) -> PathBuf {
-        self.dir.join(id.as_str())
+    pub(crate) fn dir(&self, id: &SnapshotId) -> SnapshotDir {
+        self.state_dir.snapshot(id)
     }
 
     /// A fresh id, whose snapshot is kept until it is let go.
@@ -86,7 +86,7 @@ impl SharedSnapshots {
             let loaded = blocking(move || {
                 let manifest = snapshots::read(&dir)?;
                 snapshots::verify(&dir, &manifest, |name| [MEMORY_IMAGE, LAYER].contains(&name))?;
-                Ok::<_, SnapshotError>(MemoryImage::share(&dir.join(MEMORY_IMAGE)))
+                Ok::<_, SnapshotError>(MemoryImage::share(&dir.memory_image()))
             });
             let memory = loaded.await??.map_err(RestoreError::Memory)?;
             Ok::<_, RestoreError>(Arc::new(memory))
@@ -104,14 +104,15 @@ impl SharedSnapshots {
             if !mirror.bad.is_empty() {
                 return Ok(());
             }
-            let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+            let entries =
+                std::fs::read_dir(self.state_dir.snapshots()).into_iter().flatten().flatten();
             let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-            let ids = names.filter_map(|name| name.trim_end_matches(".new").parse().ok());
+            let ids = names.filter_map(|name| SnapshotDir::finished_name(&name).parse().ok());
             ids.filter(|id| !needed.contains(id) && !state.held.contains(id)).collect()
         };
         for id in gone {
             snapshots::remove(&self.dir(&id))?;
-            snapshots::remove(&self.dir(&id).with_extension("new"))?;
+            snapshots::remove(&self.dir(&id).unfinished())?;
         }
         Ok(())
     }

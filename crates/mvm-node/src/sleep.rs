@@ -11,7 +11,6 @@
 //! relative to it. The instance's actor
 //! calls this; when a snapshot is used up is decided by [`mvm_core::lifecycle`].
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +23,10 @@ use mvm_core::snapshot::{
 };
 use mvm_host::guest::{Session, SessionError};
 use mvm_host::snapshots::{self, SnapshotError, Trust};
+use mvm_host::state_dir::{InstanceDir, LAYER, MEMORY_IMAGE, SnapshotDir};
 use mvm_host::vmm::{
-    DiskAccess, MEMORY_IMAGE, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, TapPlace, Vm,
-    VmSpec, VmmError,
+    DiskAccess, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, TapPlace, Vm, VmSpec,
+    VmmError,
 };
 
 use tokio::sync::watch;
@@ -34,17 +34,12 @@ use tokio::time::{Instant, timeout};
 
 use crate::actor::Message;
 use crate::bases;
-use crate::effects::{self, EffectError, Given, LAYER};
+use crate::effects::{self, EffectError, Given};
 use crate::node::{Node, chain, ms_since};
 use crate::space;
 
 /// What the guest may take beyond the time of its hooks: writing out what it has in memory.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
-
-/// The directory of an instance's snapshot.
-fn own_dir(instance_dir: &Path, number: u64) -> PathBuf {
-    instance_dir.join(format!("sleep-{number}"))
-}
 
 /// Prepares the guest, stops its vCPUs and saves everything. The VM stays paused. Given up, before
 /// its vCPUs stop, if the VM is to end.
@@ -101,8 +96,8 @@ async fn pause_and_save(
 ) -> Result<OwnSnapshot, EffectError> {
     vm.pause().await?;
     let number = status.sleeps + 1;
-    let dest = own_dir(&spec.dir, number);
-    let new = dest.with_extension("new");
+    let dest = spec.dir.sleep(number);
+    let new = dest.unfinished();
     let saved = save(node, record, spec, status, vm, &new, dest).await;
     if saved.is_err()
         && let Err(error) = snapshots::remove(&new)
@@ -138,7 +133,7 @@ pub(crate) async fn capture(
     given: &Given,
     vm: &dyn Vm,
     status: &InstanceStatus,
-    dest: &Path,
+    dest: &SnapshotDir,
 ) -> Result<(), EffectError> {
     refuse_without_space(node, vm).await?;
     let path = given.path();
@@ -151,14 +146,14 @@ pub(crate) async fn capture(
             blocking(move || verify_image(&Trust::default(), &image_dir)).await??;
         }
     }
-    let new = dest.with_extension("new");
+    let new = dest.unfinished();
     snapshots::begin(&new)?;
     vm.pause().await?;
     let saved = vm.save(&new, SaveChanges::Apart(Packing::Plain)).await?;
     if saved.part == MemoryPart::Changes {
         let image = status.memory.as_ref().ok_or(EffectError::NoImage)?;
         let image_dir = image_dir(node, &spec.dir, image);
-        snapshots::link(&image_dir.join(MEMORY_IMAGE), &new.join(MEMORY_IMAGE))?;
+        snapshots::link(&image_dir.memory_image(), &new.memory_image())?;
     }
     complete_for_others(node, path, here(&spec, status, vm.build().await?)?, &spec, &new, dest)
         .await
@@ -170,12 +165,12 @@ pub(crate) async fn copy_for_others(
     node: &Node,
     given: &Given,
     status: &InstanceStatus,
-    dest: &Path,
+    dest: &SnapshotDir,
 ) -> Result<(), RestoreError> {
     let path = given.path();
     let spec = effects::spec(node, given, status).await?;
     let snapshot = status.snapshot.as_ref().ok_or(EffectError::NoImage)?;
-    let own = own_dir(&spec.dir, snapshot.number);
+    let own = spec.dir.sleep(snapshot.number);
     let manifest = snapshots::read(&own)?;
     let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
     verdict(&manifest, path, &here(&spec, status, build)?)?;
@@ -183,12 +178,12 @@ pub(crate) async fn copy_for_others(
     let (dir, of_snapshot, of_image) = (own.clone(), manifest.clone(), image_dir.clone());
     let verified = move || verify(&Trust::default(), &dir, &of_snapshot, Some(&of_image));
     blocking(verified).await??;
-    let new = dest.with_extension("new");
+    let new = dest.unfinished();
     snapshots::begin(&new)?;
     for file in manifest.files.iter().filter(|file| file.name != MEMORY_IMAGE) {
         snapshots::link(&own.join(&file.name), &new.join(&file.name))?;
     }
-    snapshots::link(&image_dir.join(MEMORY_IMAGE), &new.join(MEMORY_IMAGE))?;
+    snapshots::link(&image_dir.memory_image(), &new.memory_image())?;
     let here = here(&spec, status, manifest.build)?;
     Ok(complete_for_others(node, path, here, &spec, &new, dest).await?)
 }
@@ -198,13 +193,13 @@ async fn complete_for_others(
     path: &InstancePath,
     mut here: Here,
     spec: &VmSpec,
-    new: &Path,
-    dest: &Path,
+    new: &SnapshotDir,
+    dest: &SnapshotDir,
 ) -> Result<(), EffectError> {
-    node.host.images.copy_layer(&spec.dir.join(LAYER), &new.join(LAYER), 0).await?;
+    node.host.images.copy_layer(&spec.dir.layer(), &new.layer(), 0).await?;
     here.disks = here.disks.into_iter().map(DiskStamp::of_copy).collect();
     let manifest = manifest_of(node, path, here, None);
-    let (new, dest) = (new.to_owned(), dest.to_owned());
+    let (new, dest) = (new.clone(), dest.clone());
     blocking(move || snapshots::complete(&new, &dest, manifest, None)).await??;
     Ok(())
 }
@@ -225,9 +220,9 @@ fn manifest_of(node: &Node, path: &InstancePath, here: Here, base: Option<ImageR
 }
 
 /// The directory of the snapshot that a memory image belongs to.
-fn image_dir(node: &Node, instance_dir: &Path, image: &ImageRef) -> PathBuf {
+fn image_dir(node: &Node, instance_dir: &InstanceDir, image: &ImageRef) -> SnapshotDir {
     match image {
-        ImageRef::Own { number } => own_dir(instance_dir, *number),
+        ImageRef::Own { number } => instance_dir.sleep(*number),
         ImageRef::Shared { id } => node.shared.dir(id),
     }
 }
@@ -238,14 +233,14 @@ async fn save(
     spec: &VmSpec,
     status: &InstanceStatus,
     vm: &dyn Vm,
-    new: &Path,
-    dest: PathBuf,
+    new: &SnapshotDir,
+    dest: SnapshotDir,
 ) -> Result<ImageRef, EffectError> {
     snapshots::begin(new)?;
     let (changes, known) = match own_image(node, record, spec, status) {
         Some(dir) => {
             let known = snapshots::open_image(&dir)?;
-            (SaveChanges::IntoImage(dir.join(MEMORY_IMAGE)), known)
+            (SaveChanges::IntoImage(dir.memory_image()), known)
         }
         None => (SaveChanges::Apart(packing(node, record)), None),
     };
@@ -257,7 +252,7 @@ async fn save(
     };
     let here = here(spec, status, vm.build().await?)?;
     let manifest = manifest_of(node, &record.path, here, base);
-    let (new, trust) = (new.to_owned(), node.trust.clone());
+    let (new, trust) = (new.clone(), node.trust.clone());
     let opened = known.zip(Some(saved.written)).filter(|(_, written)| !written.is_empty());
     let complete = move || {
         let manifest = snapshots::complete(&new, &dest, manifest, opened)?;
@@ -275,9 +270,9 @@ fn own_image(
     record: &InstanceRecord,
     spec: &VmSpec,
     status: &InstanceStatus,
-) -> Option<PathBuf> {
+) -> Option<SnapshotDir> {
     let Some(ImageRef::Own { number }) = status.memory else { return None };
-    let dir = own_dir(&spec.dir, number);
+    let dir = spec.dir.sleep(number);
     let may = packing(node, record) == Packing::Plain && snapshots::has_image_alone(&dir);
     may.then_some(dir)
 }
@@ -388,8 +383,8 @@ pub(crate) async fn restore(node: &Node, given: &Given, status: &InstanceStatus)
 }
 
 /// Removes a layer on which nothing has run yet.
-fn remove_layer(instance_dir: &Path) {
-    let layer = instance_dir.join(LAYER);
+fn remove_layer(instance_dir: &InstanceDir) {
+    let layer = instance_dir.layer();
     match std::fs::remove_file(&layer) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(layer = %layer.display(), %error, "cannot remove the copy of a layer");
@@ -410,15 +405,15 @@ async fn try_restore(
     let (dir, image) = match &status.phase {
         Phase::Starting { begin: StartFrom::Shared { id }, .. } => {
             let dir = node.shared.dir(id);
-            let layer = spec.dir.join(LAYER);
+            let layer = spec.dir.layer();
             effects::make_dir(&spec.dir)?;
-            let copied = node.host.images.copy_layer(&dir.join(LAYER), &layer, spec.uid).await;
+            let copied = node.host.images.copy_layer(&dir.layer(), &layer, spec.uid).await;
             copied.map_err(EffectError::from)?;
             (dir, ImageRef::Shared { id: id.clone() })
         }
         _ => {
             let snapshot = status.snapshot.clone().ok_or(EffectError::NoImage)?;
-            (own_dir(&spec.dir, snapshot.number), snapshot.memory)
+            (spec.dir.sleep(snapshot.number), snapshot.memory)
         }
     };
     let manifest = snapshots::read(&dir)?;
@@ -426,8 +421,8 @@ async fn try_restore(
     verdict(&manifest, path, &here(&spec, status, build.clone())?)?;
     let (memory, image_dir) = match &image {
         ImageRef::Own { number } => {
-            let image_dir = own_dir(&spec.dir, *number);
-            let memory = MemoryImage::own(&image_dir.join(MEMORY_IMAGE), spec.uid);
+            let image_dir = spec.dir.sleep(*number);
+            let memory = MemoryImage::own(&image_dir.memory_image(), spec.uid);
             (Arc::new(memory.map_err(RestoreError::Memory)?), Some(image_dir))
         }
         // Verified when it was loaded.
@@ -444,7 +439,7 @@ async fn try_restore(
     let from = Restore { dir: dir.clone(), memory, build };
     // Looking at every byte takes as long as the VMM takes to start, or longer.
     let trust = node.trust.clone();
-    let verified = blocking(move || verify(&trust, &dir, &manifest, image_dir.as_deref()));
+    let verified = blocking(move || verify(&trust, &dir, &manifest, image_dir.as_ref()));
     let prepare_ms = ms_since(began);
     let loading = Instant::now();
     let restored = node.host.vmm.restore(&spec, &from);
@@ -468,16 +463,16 @@ async fn try_restore(
 /// their manifests, as far as they are not trusted.
 fn verify(
     trust: &Trust,
-    dir: &Path,
+    dir: &SnapshotDir,
     manifest: &Manifest,
-    image_dir: Option<&Path>,
+    image_dir: Option<&SnapshotDir>,
 ) -> Result<(), SnapshotError> {
     trust.verify(dir, manifest, |name| name != MEMORY_IMAGE && name != LAYER)?;
     image_dir.map_or(Ok(()), |image_dir| verify_image(trust, image_dir))
 }
 
 /// Compares a memory image with the manifest of its snapshot.
-fn verify_image(trust: &Trust, image_dir: &Path) -> Result<(), SnapshotError> {
+fn verify_image(trust: &Trust, image_dir: &SnapshotDir) -> Result<(), SnapshotError> {
     let manifest = snapshots::read(image_dir)?;
     trust.verify(image_dir, &manifest, |name| name == MEMORY_IMAGE)
 }
@@ -497,7 +492,10 @@ fn is_passing(error: &VmmError) -> bool {
 }
 
 /// Removes the snapshots of an instance that nothing of its status needs any more.
-pub(crate) fn prune(instance_dir: &Path, status: &InstanceStatus) -> Result<(), EffectError> {
+pub(crate) fn prune(
+    instance_dir: &InstanceDir,
+    status: &InstanceStatus,
+) -> Result<(), EffectError> {
     let is_needed = |number: u64| {
         let of = |image: &ImageRef| *image == ImageRef::Own { number };
         status.memory.as_ref().is_some_and(of)
@@ -511,11 +509,11 @@ pub(crate) fn prune(instance_dir: &Path, status: &InstanceStatus) -> Result<(), 
         }
     };
     for name in entries.flatten().map(|entry| entry.file_name()) {
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("sleep-")) else {
+        let Some(rest) = name.to_str().and_then(InstanceDir::sleep_of_name) else {
             continue;
         };
         if !rest.parse().is_ok_and(is_needed) {
-            snapshots::remove(&instance_dir.join(&name))?;
+            snapshots::remove(&SnapshotDir::from(&instance_dir.join(&name)))?;
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use std::time::Duration;
 use mvm_core::guest::{ExecRequest, ExitStatus};
 use mvm_core::name::{InstancePath, Selector, TenantName};
 use mvm_host::guest::{ExecOutput, Session, SessionError};
+use mvm_host::state_dir::StateDir;
 use mvm_wire::view::SshView;
 use mvm_wire::{ApiError, ErrorCode};
 use ssh_key::private::{Ed25519Keypair, KeypairData};
@@ -57,8 +58,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SshError {
 }
 
 /// Makes sure that a tenant has a key, and tells its public half.
-pub(crate) fn ensure_key(state_dir: &Path, tenant: &TenantName) -> Result<String, SshError> {
-    let path = state_dir.join(SshView::identity_file(tenant));
+pub(crate) fn ensure_key(state_dir: &StateDir, tenant: &TenantName) -> Result<String, SshError> {
+    let path = state_dir.ssh_key(tenant);
     let bad = |source| SshError::Key { path: path.clone(), source };
     let key = match fs::read_to_string(&path) {
         Ok(text) => PrivateKey::from_openssh(&text).map_err(bad)?,
@@ -94,8 +95,8 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), SshError> {
 }
 
 /// Removes a tenant's key.
-pub(crate) fn remove_key(state_dir: &Path, tenant: &TenantName) -> Result<(), SshError> {
-    let path = state_dir.join(SshView::identity_file(tenant));
+pub(crate) fn remove_key(state_dir: &StateDir, tenant: &TenantName) -> Result<(), SshError> {
+    let path = state_dir.ssh_key(tenant);
     let dir = path.parent().unwrap_or(&path);
     mvm_host::removal::remove_tree(dir).map_err(at(dir))
 }
@@ -119,9 +120,9 @@ pub(crate) async fn prepare(node: &Arc<Node>, selector: &Selector) -> Result<Ssh
         let message = format!("{instance}: its SSH server has no host key");
         return Err(ApiError::new(ErrorCode::Guest, message));
     }
-    let known_hosts = state_dir.join(SshView::known_hosts_file(&instance));
+    let known_hosts = state_dir.known_hosts(&instance);
     write_private(&known_hosts, lines.as_bytes()).map_err(|error| ApiError::internal(&error))?;
-    let identity = state_dir.join(SshView::identity_file(&instance.pool.tenant));
+    let identity = state_dir.ssh_key(&instance.pool.tenant);
     Ok(SshView {
         instance,
         identity_file: identity.display().to_string(),
@@ -161,24 +162,24 @@ mod tests {
     fn a_tenants_key_is_made_once_is_private_and_goes_with_the_tenant() {
         let dir = tempfile::tempdir().unwrap();
         let tenant: TenantName = "demo".parse().unwrap();
-        let public = ensure_key(dir.path(), &tenant).unwrap();
+        let public = ensure_key(&dir.path().into(), &tenant).unwrap();
         assert!(public.starts_with("ssh-ed25519 ") && public.ends_with("mvm tenant demo"));
-        assert_eq!(ensure_key(dir.path(), &tenant).unwrap(), public);
+        assert_eq!(ensure_key(&dir.path().into(), &tenant).unwrap(), public);
         let file = dir.path().join("ssh/demo/id_ed25519");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let of_dir = fs::metadata(file.parent().unwrap()).unwrap().permissions().mode();
         assert_eq!(of_dir & 0o777, 0o700);
         for _ in 0..2 {
-            remove_key(dir.path(), &tenant).unwrap();
+            remove_key(&dir.path().into(), &tenant).unwrap();
         }
         assert!(!file.exists());
-        assert_ne!(ensure_key(dir.path(), &tenant).unwrap(), public);
+        assert_ne!(ensure_key(&dir.path().into(), &tenant).unwrap(), public);
     }
 
     #[test]
     fn of_what_a_guest_says_only_keys_are_known() {
         let dir = tempfile::tempdir().unwrap();
-        let key = ensure_key(dir.path(), &"demo".parse().unwrap()).unwrap();
+        let key = ensure_key(&dir.path().into(), &"demo".parse().unwrap()).unwrap();
         let instance = "demo/web/i-00000001".parse().unwrap();
         let said = format!("{key}\n* ssh-ed25519 AAAA\n@cert-authority * {key}\nnonsense\n\x1b[2J");
         let lines = known_hosts(&instance, said.as_bytes());

@@ -4,12 +4,12 @@
 //! In between it is looked whether they stand still because the host's filesystem is full: then they
 //! go on once there is space.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_core::lifecycle::{Event, InstanceStatus};
 use mvm_core::name::InstancePath;
 use mvm_host::guest::Session;
+use mvm_host::state_dir::SnapshotDir;
 use mvm_host::vmm::Vm;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -39,7 +39,7 @@ pub(crate) enum VcpuOrder {
     /// Save the VM for others to begin from; it goes on afterwards if it did before.
     Capture {
         /// The snapshot's directory.
-        dest: PathBuf,
+        dest: SnapshotDir,
         /// The instance as it is.
         status: Box<InstanceStatus>,
         /// What it is to be.

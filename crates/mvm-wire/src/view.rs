@@ -435,14 +435,4 @@ impl SshView {
     pub fn host(instance: &InstancePath) -> String {
         format!("{}-{}-{}.mvm", instance.pool.tenant, instance.pool.pool, instance.id)
     }
-
-    /// The file with a tenant's private key, below the state directory.
-    pub fn identity_file(tenant: &TenantName) -> String {
-        format!("ssh/{tenant}/id_ed25519")
-    }
-
-    /// The file with a guest's host keys, below the state directory.
-    pub fn known_hosts_file(instance: &InstancePath) -> String {
-        format!("instances/{}/known_hosts", instance.id)
-    }
 }

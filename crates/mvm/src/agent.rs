@@ -38,9 +38,9 @@ pub(crate) async fn start(client: &Client, ui: &Ui) -> Result<()> {
     }
     // Said at once, and not in a log.
     mvm_host::state_dir::examine(state_dir, &Registry::of_machine())?;
-    let failed = |source| Error::AgentStart { state_dir: state_dir.to_owned(), source };
+    let failed = |source| Error::AgentStart { state_dir: state_dir.to_path_buf(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
-    let log = state_dir.join(mvm_agent::LOG);
+    let log = state_dir.log();
     let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
     let deadline = Instant::now() + START_LIMIT;
     let mut pid = spawn_agent(client, &log).map_err(failed)?;

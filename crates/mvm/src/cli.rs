@@ -4,7 +4,7 @@ mod foreign;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use clap::builder::StyledStr;
@@ -19,6 +19,7 @@ use crate::complete;
 use crate::error::{Error, Result, exit};
 use crate::log;
 use crate::output::{Format, Ui, raw};
+use mvm_host::state_dir::StateDir;
 
 /// Where everything is kept unless the command line says otherwise.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
@@ -150,7 +151,7 @@ pub(crate) struct Context {
 
 impl Context {
     /// The (absolute) state directory.
-    pub(crate) fn state_dir(&self) -> &Path {
+    pub(crate) fn state_dir(&self) -> &StateDir {
         self.client.state_dir()
     }
 }
@@ -280,7 +281,7 @@ pub(crate) fn run(cli: Cli, ui: Rc<Ui>) -> Result<u8> {
 pub(crate) async fn ask(cli: Cli, state_dir: PathBuf, ui: Rc<Ui>) -> Result<u8> {
     let Cli { global, verb } = cli;
     let wanted = global.wanted();
-    let client = Client::new(state_dir, wanted, global.log, global.scope, Rc::clone(&ui));
+    let client = Client::new(state_dir.into(), wanted, global.log, global.scope, Rc::clone(&ui));
     dispatch(verb, &Context { client, ui }).await
 }
 

@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use crate::agent;
 use crate::error::{Error, Result};
 use crate::output::Ui;
+use mvm_host::state_dir::StateDir;
 
 /// How long an agent has to answer a question; calls whose answers are streams have no limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -54,9 +55,6 @@ impl Wanted {
     }
 }
 
-/// File in the state directory that is the agent's API socket.
-pub(crate) const SOCKET: &str = mvm_agent::SOCKET;
-
 /// What to do when no agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WhenAbsent {
@@ -68,7 +66,7 @@ pub(crate) enum WhenAbsent {
 
 /// The way to one state directory's agent.
 pub(crate) struct Client {
-    state_dir: PathBuf,
+    state_dir: StateDir,
     wanted: Wanted,
     log_filter: Option<String>,
     ui: Rc<Ui>,
@@ -87,7 +85,7 @@ async fn connect(socket: &Path) -> Result<UnixStream, mvm_host::unix_socket::Soc
 impl Client {
     /// For the agent of this (absolute) state directory.
     pub(crate) fn new(
-        state_dir: PathBuf,
+        state_dir: StateDir,
         wanted: Wanted,
         log_filter: Option<String>,
         scope: Option<TenantName>,
@@ -98,7 +96,7 @@ impl Client {
     }
 
     /// The agent's state directory.
-    pub(crate) fn state_dir(&self) -> &Path {
+    pub(crate) fn state_dir(&self) -> &StateDir {
         &self.state_dir
     }
 
@@ -114,7 +112,7 @@ impl Client {
 
     /// The agent's socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.state_dir.join(SOCKET)
+        self.state_dir.socket()
     }
 
     /// Connects to an agent that runs, and greets it; `None` if none does.
@@ -172,7 +170,7 @@ impl Client {
     }
 
     async fn open(&self, when_absent: WhenAbsent) -> Result<Connection> {
-        let no_agent = || Error::NoAgent { state_dir: self.state_dir.clone() };
+        let no_agent = || Error::NoAgent { state_dir: self.state_dir.to_path_buf() };
         if when_absent == WhenAbsent::Fail {
             // Whatever it runs: who stops an agent need not name its VMM.
             return self.try_connect().await?.ok_or_else(no_agent);
@@ -223,7 +221,7 @@ impl Client {
                 // An agent that ends in order takes its socket away.
                 return self.start(call).await;
             } else if !self.state_dir.exists() {
-                return Err(Error::NoAgent { state_dir: self.state_dir.clone() });
+                return Err(Error::NoAgent { state_dir: self.state_dir.to_path_buf() });
             }
             tokio::time::sleep(AGENT_POLL).await;
         }

@@ -17,8 +17,8 @@ use mvm_core::name::{DiskPath, PoolPath, Selector, TenantName};
 use mvm_wire::{Call, Connection, Reply};
 
 use crate::cli::{Cli, DEFAULT_STATE_DIR};
-use crate::client::SOCKET;
 use crate::cmd::ssh::Word;
+use mvm_host::state_dir::StateDir;
 
 /// Set by the shell's script to the shell's name when candidates are wanted.
 const VARIABLE: &str = "MVM_COMPLETE";
@@ -63,7 +63,7 @@ fn with_name(arg: Arg) -> Arg {
         () => return arg,
     };
     let complete = move |typed: &OsStr| {
-        let agent = Agent { state_dir: state_dir(std::env::args_os()) };
+        let agent = Agent { state_dir: state_dir(std::env::args_os()).into() };
         candidates(names(&agent), &typed.to_string_lossy())
     };
     arg.add(ArgValueCompleter::new(complete))
@@ -138,13 +138,13 @@ fn selectors(agent: &dyn Ask) -> Vec<Name> {
 
 /// The agent of a state directory.
 struct Agent {
-    state_dir: PathBuf,
+    state_dir: StateDir,
 }
 
 impl Ask for Agent {
     fn ask(&self, call: Call) -> Option<Reply> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-        let socket = self.state_dir.join(SOCKET);
+        let socket = self.state_dir.socket();
         let asked = async {
             let stream = mvm_host::unix_socket::connect(&socket).await.ok()?;
             let mut connection = Connection::new(stream);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mvm_core::image::ImageSpec;
-use mvm_host::images::UPLOADS;
+use mvm_host::state_dir::StateDir;
 
 use crate::cli::Context;
 use crate::cmd::run::stem;
@@ -87,8 +87,8 @@ fn in_place(image: ImageSpec, path: &Path) -> Result<ImageSpec> {
 }
 
 /// Copies standard input to a file below the state directory.
-fn upload(state: &Path) -> std::result::Result<PathBuf, (PathBuf, io::Error)> {
-    let dir = state.join(UPLOADS);
+fn upload(state: &StateDir) -> std::result::Result<PathBuf, (PathBuf, io::Error)> {
+    let dir = state.uploads();
     let copied = || -> io::Result<PathBuf> {
         fs::create_dir_all(&dir)?;
         let mut builder = tempfile::Builder::new();

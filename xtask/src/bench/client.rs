@@ -1,6 +1,6 @@
 //! Calls to the agent under test, through the same contract as the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -11,6 +11,7 @@ use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath, Selector, TenantName};
 use mvm_core::record::BuildState;
 use mvm_core::settings::Settings;
+use mvm_host::state_dir::StateDir;
 use mvm_host::unix_socket;
 use mvm_wire::view::{InstanceView, TenantView};
 use mvm_wire::{Accepted, Call, Connection, Item, Reply};
@@ -28,8 +29,8 @@ pub(super) struct Client {
 
 impl Client {
     /// For the agent of this state directory.
-    pub(super) fn new(state_dir: &Path) -> Self {
-        Self { socket: state_dir.join("agent.sock") }
+    pub(super) fn new(state_dir: &StateDir) -> Self {
+        Self { socket: state_dir.socket() }
     }
 
     /// Opens a connection and makes a call; the replies are for the caller to read.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use mvm_agent::{Clock, DATABASE, Host, NodeConfig, RunningNode};
+use mvm_agent::{Clock, Host, NodeConfig, RunningNode};
 use mvm_core::admit::{Capacity, NodeFacts, Request, admit};
 use mvm_core::guest::ExitStatus;
 use mvm_core::lifecycle::{InstanceStatus, Phase, State};
@@ -20,6 +20,7 @@ use mvm_host::disks::SimDisks;
 use mvm_host::images::SimImages;
 use mvm_host::net::SimMachine;
 use mvm_host::platform::MemoryGauge;
+use mvm_host::state_dir::StateDir;
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 use mvm_store::{Op, SqliteStore, Store, Transaction, encode};
 use mvm_wire::view::InstanceView;
@@ -155,7 +156,8 @@ impl Machine {
         let place = root.join("target/bench-state");
         fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
         let dir = tempfile::Builder::new().prefix("fleet-").tempdir_in(place)?;
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(dir.path().join(DATABASE)).await?);
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(StateDir::from(dir.path()).database()).await?);
         let mut ops = fleet.ops();
         loop {
             let some: Result<Vec<Op>, _> = ops.by_ref().take(RECORDS).collect();
@@ -190,7 +192,7 @@ impl Machine {
     /// Starts an agent on the machine.
     pub(super) async fn agent(&self) -> anyhow::Result<Agent> {
         let config = NodeConfig {
-            state_dir: self.dir.path().to_owned(),
+            state_dir: self.dir.path().into(),
             capacity: CAPACITY,
             max_starting: STARTING,
             chosen_because: "simulated".to_owned(),

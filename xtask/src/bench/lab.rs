@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use mvm_core::admit::Request;
 use mvm_core::name::{PoolPath, TenantName};
 use mvm_core::spec::{PoolSpec, Quota, RestartPolicy};
+use mvm_host::state_dir::{InstanceDir, StateDir};
 use mvm_wire::Call;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
@@ -66,7 +67,7 @@ impl Machines {
 /// A running agent with its state directory.
 pub(super) struct Lab {
     program: PathBuf,
-    state_dir: PathBuf,
+    state_dir: StateDir,
     machines: Machines,
     agent: Child,
     client: Client,
@@ -83,7 +84,7 @@ impl Lab {
             Some(program) => program.into(),
             None => build(root).await?,
         };
-        let state_dir = root.join("target/bench-state").join(machines.name());
+        let state_dir: StateDir = root.join("target/bench-state").join(machines.name()).into();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -119,13 +120,13 @@ impl Lab {
     }
 
     /// The agent's state directory.
-    pub(super) fn state_dir(&self) -> &Path {
+    pub(super) fn state_dir(&self) -> &StateDir {
         &self.state_dir
     }
 
     /// The directory of an instance.
-    pub(super) fn instance_dir(&self, instance: &mvm_core::name::InstancePath) -> PathBuf {
-        self.state_dir.join("instances").join(instance.id.as_str())
+    pub(super) fn instance_dir(&self, instance: &mvm_core::name::InstancePath) -> InstanceDir {
+        self.state_dir.instance(&instance.id)
     }
 
     /// The way to the agent.
@@ -168,7 +169,7 @@ impl Lab {
     pub(super) async fn close(mut self) -> anyhow::Result<()> {
         let removed = self.remove_tenants().await;
         let stopped = self.stop_agent().await;
-        let place = format!("look at {}", self.state_dir.join("agent.log").display());
+        let place = format!("look at {}", self.state_dir.log().display());
         removed.with_context(|| format!("microVMs may still run: {place}"))?;
         stopped.context(place)?;
         remove_all_but(&self.state_dir, &KEPT)
@@ -180,7 +181,7 @@ impl Lab {
         while self.client.call(&Call::Node).await.is_err() {
             let ended = self.agent.try_wait()?;
             if ended.is_some() || Instant::now() >= deadline {
-                let log = self.state_dir.join("agent.log");
+                let log = self.state_dir.log();
                 bail!("the agent does not answer (ended: {ended:?}): look at {}", log.display());
             }
             sleep(POLL).await;
@@ -210,8 +211,8 @@ impl Lab {
     }
 }
 
-fn spawn_agent(program: &Path, state_dir: &Path, machines: Machines) -> anyhow::Result<Child> {
-    let log_path = state_dir.join("agent.log");
+fn spawn_agent(program: &Path, state_dir: &StateDir, machines: Machines) -> anyhow::Result<Child> {
+    let log_path = state_dir.log();
     let log = fs::File::create(&log_path)
         .with_context(|| format!("cannot create {}", log_path.display()))?;
     let mut command = Command::new(program);

@@ -94,7 +94,7 @@ impl Peer {
                 mtu: None,
             },
             template: LayerTemplates::new(state_dir).ensure(view.disk_mib.into()).await?,
-            parent: state_dir.to_owned(),
+            parent: state_dir.to_path_buf(),
         })
     }
 

@@ -9,7 +9,6 @@ use anyhow::Context;
 use mvm_core::admit::Request;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{InstancePath, PoolPath};
-use mvm_host::vmm::CONSOLE_LOG;
 use mvm_wire::view::InstanceView;
 
 use super::client::{check, only};
@@ -99,7 +98,7 @@ pub(super) async fn one_start(lab: &Lab, pool: &PoolPath) -> anyhow::Result<(Ste
     let pid = view.pid.context("the instance has no process")?;
     let cpu = Duration::from_secs_f64(cpu_ms(pid)? / 1000.0);
     let dir = lab.instance_dir(&path);
-    let prepared = born(&dir.join(CONSOLE_LOG), began_wall)?;
+    let prepared = born(&dir.console_log(), began_wall)?;
     let launched = launched.unwrap_or(ready);
     Ok((Steps { accepted, prepared, launched, ready, exec, cpu }, view))
 }

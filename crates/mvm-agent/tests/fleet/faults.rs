@@ -10,8 +10,8 @@ use mvm_core::death::Cause;
 use mvm_core::lifecycle::State;
 use mvm_core::name::{PoolPath, Selector};
 use mvm_core::spec::{Document, PoolSpec, RestartPolicy};
+use mvm_host::vmm::TapPlace;
 use mvm_host::vmm::sim::SimFault;
-use mvm_host::vmm::{CONSOLE_LOG, TapPlace, VMM_LOG};
 use mvm_store::Transaction;
 use mvm_wire::{Call, ErrorCode, Reply};
 
@@ -102,7 +102,7 @@ async fn what_a_guest_floods_is_kept_small_however_busy_the_agent_is() {
     start(&agent, &selector).await;
     let id = agent.until_running(1).await[0].path.id.clone();
     let dir = machine.dir.path().join("instances").join(id.as_str());
-    let files = [CONSOLE_LOG, VMM_LOG].map(|name| {
+    let files = ["console.log", "vmm.log"].map(|name| {
         let path = dir.join(name);
         let mut file = File::options().append(true).create(true).open(path).unwrap();
         file.write_all(&vec![b'x'; 10 << 20]).unwrap();

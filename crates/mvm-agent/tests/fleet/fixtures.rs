@@ -21,8 +21,9 @@ use mvm_core::snapshot::Manifest;
 use mvm_core::stored::versioned;
 use mvm_core::vmm::VmHandle;
 use mvm_host::images::Images;
+use mvm_host::state_dir::MEMORY_IMAGE;
 use mvm_host::vmm::sim::{SimFault, SimVmm};
-use mvm_host::vmm::{MEMORY_IMAGE, VmSpec, Vmm};
+use mvm_host::vmm::{VmSpec, Vmm};
 use mvm_store::{MemoryStore, SqliteStore, Store, Transaction};
 use mvm_wire::view::InstanceView;
 use mvm_wire::{Call, ErrorCode, Reply};
@@ -133,7 +134,7 @@ async fn launch(machine: &Machine, id: &InstancePath, handle: &VmHandle) {
     let vmm = SimVmm::new(machine.world.clone());
     let spec = VmSpec {
         id: id.id.clone(),
-        dir,
+        dir: dir.into(),
         vcpus: 1,
         mem_mib: 256,
         kernel: files.kernel,

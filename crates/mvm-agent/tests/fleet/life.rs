@@ -240,7 +240,7 @@ async fn the_network_is_verified_against_what_runs() {
 async fn an_archive_that_came_over_standard_input_goes_with_its_last_pool() {
     let machine = Machine::new();
     let agent = machine.agent().await;
-    let dir = machine.dir.path().join(mvm_host::images::UPLOADS);
+    let dir = machine.dir.path().join("cache/uploads");
     std::fs::create_dir_all(&dir).unwrap();
     let (upload, other) = (dir.join("nginx.abc.tar"), machine.dir.path().join("own.tar"));
     for file in [&upload, &other] {

@@ -78,7 +78,7 @@ impl Machine {
 
     fn parts(&self) -> (NodeConfig, Host) {
         let config = NodeConfig {
-            state_dir: self.dir.path().to_owned(),
+            state_dir: self.dir.path().into(),
             capacity: self.capacity,
             max_starting: 8,
             chosen_because: "simulated".to_owned(),

@@ -22,6 +22,7 @@ use super::Outcome;
 use crate::image::digest::Digest;
 use crate::image::durable::{FileError, NameLock, Named};
 use crate::image::progress::{OnProgress, Progress};
+use crate::state_dir::StateDir;
 use crate::tls;
 use crate::vmm::VmmError;
 use crate::vmm::firecracker::{self, FirecrackerVersion, Kept, MINIMUM_VERSION};
@@ -125,12 +126,12 @@ pub enum InstallError {
 /// # Errors
 /// It cannot be had, or not be used. Nothing of it is left behind.
 pub async fn install(
-    state_dir: &Path,
+    state_dir: &StateDir,
     wanted: &Wanted,
     mirror: &str,
     progress: OnProgress<'_>,
 ) -> Result<(FirecrackerVersion, Outcome), InstallError> {
-    let dir = firecracker::dir_of(state_dir);
+    let dir = state_dir.firecrackers();
     match wanted {
         Wanted::Program(path) if !path.is_file() => {
             Err(InstallError::NoProgram { path: path.clone() })

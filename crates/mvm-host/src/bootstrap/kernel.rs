@@ -23,15 +23,10 @@ use serde::{Deserialize, Serialize};
 use super::BootstrapError;
 use crate::image::digest::Digest;
 use crate::image::durable::{FileError, says_damage};
+use crate::state_dir::{KernelDir, MODULES};
 
 /// The version of the layout of a kernel's directory.
 pub(super) const SCHEMA: u32 = 1;
-/// The kernel itself.
-pub(super) const VMLINUZ: &str = "vmlinuz";
-/// All modules, as a filesystem that is mounted on `/lib/modules/RELEASE`.
-pub(crate) const MODULES: &str = "modules.erofs";
-/// What describes the directory.
-pub(super) const MANIFEST: &str = "kernel.json";
 
 /// The id of a stored kernel: `k-` and 16 hexadecimal digits of the digest of its content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,17 +110,17 @@ pub struct KernelManifest {
 /// A stored kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    dir: PathBuf,
+    dir: KernelDir,
     manifest: KernelManifest,
 }
 
 impl Kernel {
-    pub(super) fn open(dir: PathBuf, id: &KernelId) -> Result<Self, BootstrapError> {
-        let path = dir.join(MANIFEST);
+    pub(super) fn open(dir: KernelDir, id: &KernelId) -> Result<Self, BootstrapError> {
+        let path = dir.manifest();
         let damaged = |path: &Path, problem: String| BootstrapError::DamagedKernel {
             path: path.to_owned(),
             problem,
-            dir: dir.clone(),
+            dir: dir.to_path_buf(),
         };
         let unreadable = |path: &Path, error: io::Error| match says_damage(&error) {
             true => damaged(path, format!("cannot be read: {error}")),
@@ -170,7 +165,7 @@ impl Kernel {
 
     /// The kernel file.
     pub fn vmlinuz(&self) -> PathBuf {
-        self.dir.join(VMLINUZ)
+        self.dir.vmlinuz()
     }
 
     /// Names and files of the modules to load, in this order.
@@ -183,7 +178,7 @@ impl Kernel {
     /// everything built in, or that an earlier mvm stored, has none.
     pub fn module_image(&self) -> Option<(PathBuf, &StoredFile)> {
         let stored = self.manifest.files.get(MODULES)?;
-        Some((self.dir.join(MODULES), stored))
+        Some((self.dir.modules(), stored))
     }
 
     /// Whether modules are missing that the kernel's package has.
@@ -198,7 +193,7 @@ impl Kernel {
         let damaged = |problem: String| BootstrapError::DamagedKernel {
             path: path.to_owned(),
             problem,
-            dir: self.dir.clone(),
+            dir: self.dir.to_path_buf(),
         };
         let content = fs::read(path).map_err(|error| match says_damage(&error) {
             true => damaged(format!("cannot be read: {error}")),

@@ -6,15 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::BootstrapError;
 use super::deb;
-use super::kernel::{
-    KernelId, KernelManifest, KernelOrigin, MANIFEST, MODULES, SCHEMA, StoredFile, VMLINUZ,
-    module_file,
-};
+use super::kernel::{KernelId, KernelManifest, KernelOrigin, SCHEMA, StoredFile, module_file};
 use super::kernel_file::check_kernel;
 use super::module_image::ModuleImage;
 use super::modules::ModuleTree;
 use crate::image::digest::{Digest, InputDigest};
 use crate::image::durable::{Named, ensure_dir, write_new};
+use crate::state_dir::{KernelDir, MODULES, VMLINUZ};
 
 /// A kernel in memory, a few MiB; all of its modules are a file.
 pub(super) struct Parts {
@@ -42,8 +40,8 @@ impl Parts {
     }
 
     /// Writes the files and the manifest into an empty directory.
-    pub(super) fn write(&self, id: &KernelId, dir: &Path) -> Result<(), BootstrapError> {
-        ensure_dir(&dir.join("modules"))?;
+    pub(super) fn write(&self, id: &KernelId, dir: &KernelDir) -> Result<(), BootstrapError> {
+        ensure_dir(&dir.boot_modules())?;
         let mut files = BTreeMap::new();
         for (name, content) in &self.files {
             write_new(&dir.join(name), content, 0o444)?;
@@ -51,7 +49,7 @@ impl Parts {
             files.insert(name.clone(), StoredFile { size, sha256 });
         }
         if let Some(image) = &self.all_modules {
-            files.insert(MODULES.to_owned(), image.place(&dir.join(MODULES))?);
+            files.insert(MODULES.to_owned(), image.place(&dir.modules())?);
         }
         let manifest = KernelManifest {
             schema: SCHEMA,
@@ -61,7 +59,7 @@ impl Parts {
             load: self.load.clone(),
             files,
         };
-        let path = dir.join(MANIFEST);
+        let path = dir.manifest();
         let text = serde_json::to_vec_pretty(&manifest).named("encode", &path)?;
         Ok(write_new(&path, &text, 0o444)?)
     }

@@ -11,6 +11,7 @@ use crate::image::durable::{
     FileError, NameLock, Named, remove_abandoned, remove_dir, replace_file,
 };
 use crate::image::progress::{OnProgress, step};
+use crate::state_dir::StateDir;
 
 const DEFAULT: &str = "default";
 
@@ -23,8 +24,9 @@ pub struct KernelStore {
 
 impl KernelStore {
     /// For this state directory; nothing is made yet.
-    pub fn new(state: &Path) -> Self {
-        Self { dir: state.join("kernels"), cache: state.join("cache/packages") }
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        let state = state.into();
+        Self { dir: state.kernels(), cache: state.package_cache() }
     }
 
     /// Keeps downloaded packages elsewhere than in the state directory.
@@ -38,7 +40,7 @@ impl KernelStore {
     /// # Errors
     /// There is none of this id, or it is damaged.
     pub fn open(&self, id: &KernelId) -> Result<Kernel, BootstrapError> {
-        Kernel::open(self.dir.join(id.as_str()), id)
+        Kernel::open(self.dir.join(id.as_str()).into(), id)
     }
 
     /// The kernel that new images use, or `None` if none was fetched or imported yet.
@@ -169,7 +171,7 @@ impl KernelStore {
             let dest = store.dir.join(id.as_str());
             remove_dir(&dest)?;
             let temp = lock.temp_tree()?;
-            parts.write(&id, temp.path())?;
+            parts.write(&id, &temp.path().into())?;
             temp.publish(&dest)?;
             drop(unpacking);
             Ok((store.open(&id)?, Outcome::Made))

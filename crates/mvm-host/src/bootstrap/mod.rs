@@ -23,6 +23,7 @@ mod module_image;
 mod modules;
 pub mod packages;
 
+use crate::state_dir::StateDir;
 pub use kernel::Kernel;
 pub use kernel_store::KernelStore;
 use packages::{PackagesReport, Program};
@@ -144,12 +145,12 @@ pub struct BootstrapReport {
 /// The first-use set-up of one state directory.
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
-    state: PathBuf,
+    state: StateDir,
 }
 
 impl Bootstrap {
     /// For the state directory of this machine's agent.
-    pub fn new(state: impl Into<PathBuf>) -> Self {
+    pub fn new(state: impl Into<StateDir>) -> Self {
         Self { state: state.into() }
     }
 

@@ -62,7 +62,7 @@ impl ModuleImage {
                 Err(error) => return Err(FileError::new("read", &path, error).into()),
             }
         }
-        let path = dir.join("modules.erofs");
+        let path = dir.join("image.erofs");
         let runtime = tokio::runtime::Handle::current();
         runtime.block_on(Tool::new("depmod").arg("-b").arg(dir).arg(RELEASE).run())?;
         let (listed, nodes) = (root.join(DEVNAMES), root.join(NODES));

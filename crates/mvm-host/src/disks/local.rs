@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use mvm_core::name::DiskPath;
 
-use super::{DiskError, Disks, directory, file_in};
+use super::{DiskError, Disks};
 use crate::process::Tool;
+use crate::state_dir::StateDir;
 
 const MIB: u64 = 1024 * 1024;
 /// Listed one by one, so that any kernel since 4.5 mounts it, whatever this host's `mke2fs.conf`
@@ -30,24 +31,19 @@ const EXTENDED: &str = "lazy_itable_init=0,lazy_journal_init=1,nodiscard";
 /// The data disks of one state directory.
 #[derive(Debug, Clone)]
 pub struct LocalDisks {
-    dir: PathBuf,
+    state: StateDir,
 }
 
 impl LocalDisks {
     /// For this state directory; nothing is made yet.
-    pub fn new(state: &Path) -> Self {
-        Self { dir: directory(state) }
-    }
-
-    /// Where a disk is while it is being made. The name is no disk's, and what an interrupted
-    /// attempt left there goes with the next one.
-    fn unfinished(&self, disk: &DiskPath) -> PathBuf {
-        self.dir.join(disk.tenant.as_str()).join(format!(".{}.new", disk.disk))
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        Self { state: state.into() }
     }
 
     async fn make(&self, disk: &DiskPath, size_mib: u64) -> Result<(), DiskError> {
-        let (file, new) = (self.file(disk), self.unfinished(disk));
-        let dir = file.parent().unwrap_or(&self.dir);
+        // What an interrupted attempt left goes with the next one.
+        let (file, new) = (self.file(disk), self.state.unfinished_disk(disk));
+        let dir = &self.state.disks_of(&disk.tenant);
         named("create directory", dir, make_private_dirs(dir))?;
         named("create", &new, make_sparse(&new, size_mib))?;
         let formatted = Tool::new("mke2fs")
@@ -58,7 +54,7 @@ impl LocalDisks {
             .run()
             .await;
         formatted.map_err(|source| match source.is_no_space() {
-            true => DiskError::NoSpace { path: self.dir.clone() },
+            true => DiskError::NoSpace { path: self.state.disks() },
             false => DiskError::Format { path: new.clone(), source },
         })?;
         named("sync", &new, File::open(&new).and_then(|file| file.sync_all()))?;
@@ -70,7 +66,7 @@ impl LocalDisks {
 #[async_trait]
 impl Disks for LocalDisks {
     fn file(&self, disk: &DiskPath) -> PathBuf {
-        file_in(&self.dir, disk)
+        self.state.disk(disk)
     }
 
     async fn ensure(&self, disk: &DiskPath, size_mib: u64) -> Result<u64, DiskError> {
@@ -96,10 +92,10 @@ impl Disks for LocalDisks {
     }
 
     async fn remove(&self, disk: &DiskPath) -> Result<(), DiskError> {
-        for file in [self.file(disk), self.unfinished(disk)] {
+        for file in [self.file(disk), self.state.unfinished_disk(disk)] {
             named("remove", &file, tolerate(fs::remove_file(&file), io::ErrorKind::NotFound))?;
         }
-        let dir = self.dir.join(disk.tenant.as_str());
+        let dir = self.state.disks_of(&disk.tenant);
         // Other disks of the tenant keep its directory.
         let removed = tolerate(fs::remove_dir(&dir), io::ErrorKind::DirectoryNotEmpty);
         named("remove", &dir, tolerate(removed, io::ErrorKind::NotFound))

@@ -66,15 +66,6 @@ pub trait Disks: Send + Sync {
     async fn remove(&self, disk: &DiskPath) -> Result<(), DiskError>;
 }
 
-/// The directory of all data disks in a state directory.
-fn directory(state: &Path) -> PathBuf {
-    state.join("disks")
-}
-
-fn file_in(dir: &Path, disk: &DiskPath) -> PathBuf {
-    dir.join(disk.tenant.as_str()).join(format!("{}.ext4", disk.disk))
-}
-
 /// Space that a file takes on the host, in KiB; 0 if it is not there.
 pub fn allocated_kib(file: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;

@@ -9,22 +9,23 @@ use mvm_core::name::DiskPath;
 
 use crate::held::Held;
 
-use super::{DiskError, Disks, directory, file_in};
+use super::{DiskError, Disks};
+use crate::state_dir::StateDir;
 
 const MIB: u64 = 1024 * 1024;
 
 /// Data disks of a simulated machine; clones are the same disks.
 #[derive(Debug, Clone)]
 pub struct SimDisks {
-    dir: PathBuf,
+    state: StateDir,
     is_full: Arc<Mutex<bool>>,
     held: Held<DiskPath>,
 }
 
 impl SimDisks {
     /// Disks that keep their files in this state directory.
-    pub fn new(state: &Path) -> Self {
-        Self { dir: directory(state), is_full: Arc::default(), held: Held::default() }
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        Self { state: state.into(), is_full: Arc::default(), held: Held::default() }
     }
 
     /// Holds up everything that is done to a disk from now on, or lets it go.
@@ -49,13 +50,13 @@ impl SimDisks {
 #[async_trait]
 impl Disks for SimDisks {
     fn file(&self, disk: &DiskPath) -> PathBuf {
-        file_in(&self.dir, disk)
+        self.state.disk(disk)
     }
 
     async fn ensure(&self, disk: &DiskPath, size_mib: u64) -> Result<u64, DiskError> {
         self.held.pass(disk).await;
         if *self.is_full.lock().unwrap_or_else(PoisonError::into_inner) {
-            return Err(DiskError::NoSpace { path: self.dir.clone() });
+            return Err(DiskError::NoSpace { path: self.state.disks() });
         }
         let path = self.file(disk);
         Self::try_ensure(&path, size_mib).map_err(|source| DiskError::File {

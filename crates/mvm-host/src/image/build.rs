@@ -22,14 +22,12 @@ use super::durable::{
 use super::init_links::init_links;
 use super::initrd::write_initrd;
 use super::progress::{OnProgress, step};
-use super::revision::{
-    AgentRecord, INITRD, KernelRecord, MANIFEST, Manifest, ROOT, Revision, SCHEMA, SourceRecord,
-    VMLINUZ,
-};
+use super::revision::{AgentRecord, KernelRecord, Manifest, Revision, SCHEMA, SourceRecord};
 use super::source::{ImageSource, Ownership, Times};
 use crate::bootstrap::Outcome;
-use crate::bootstrap::kernel::{Kernel, MODULES, StoredFile};
+use crate::bootstrap::kernel::{Kernel, StoredFile};
 use crate::process::Tool;
+use crate::state_dir::{INITRD, MODULES, ROOT, RevisionDir, StateDir, VMLINUZ};
 
 /// The filesystem's UUID; a random one would make each build differ.
 const ROOT_UUID: &str = "6d766d00-0000-4000-8000-726f6f740001";
@@ -58,13 +56,16 @@ pub struct BuildInputs<'a> {
 /// The revisions of one state directory.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
+    state: StateDir,
+    /// Of all revisions.
     dir: PathBuf,
 }
 
 impl ImageStore {
     /// For this state directory; nothing is made yet.
-    pub fn new(state: &Path) -> Self {
-        Self { dir: state.join("images") }
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        let state = state.into();
+        Self { dir: state.images(), state }
     }
 
     /// A revision that was built; see [`Revision::open`].
@@ -72,12 +73,12 @@ impl ImageStore {
     /// # Errors
     /// There is none of this id, or it is damaged.
     pub fn open(&self, id: &RevisionId) -> Result<Revision, ImageError> {
-        Revision::open(&self.dir.join(id.as_str()))
+        Revision::open(&self.dir_of(id))
     }
 
     /// Where a revision is, or would be.
-    pub(crate) fn dir_of(&self, id: &RevisionId) -> PathBuf {
-        self.dir.join(id.as_str())
+    pub(crate) fn dir_of(&self, id: &RevisionId) -> RevisionDir {
+        self.state.revision(id)
     }
 
     /// Removes a revision; whoever needs it cannot start any more.
@@ -153,22 +154,24 @@ impl ImageStore {
             created_by: inputs.created_by.to_owned(),
             files: BTreeMap::new(),
         };
-        write_boot_files(inputs, temp.path())?;
-        if let Some(modules) = link_modules(inputs.kernel, temp.path())? {
+        let new = RevisionDir::from(temp.path());
+        write_boot_files(inputs, &new)?;
+        if let Some(modules) = link_modules(inputs.kernel, &new)? {
             manifest.files.insert(MODULES.to_owned(), modules);
         }
-        let init_links = write_root_filesystem(inputs.source, temp.path(), progress)
+        let init_links = write_root_filesystem(inputs.source, &new, progress)
             .await
             .map_err(|error| error.at(&self.dir))?;
         manifest.config = ImageConfig { init_links, ..inputs.source.config() };
-        let dest = self.dir.join(id.as_str());
+        let dest = self.dir_of(&id);
         let work = move || {
-            for name in [VMLINUZ, INITRD, ROOT] {
-                let path = temp.path().join(name);
+            for (name, path) in
+                [(VMLINUZ, new.vmlinuz()), (INITRD, new.initrd()), (ROOT, new.root())]
+            {
                 let (sha256, size) = Digest::of_file(&path).named("read", &path)?;
                 manifest.files.insert(name.to_owned(), StoredFile { size, sha256 });
             }
-            let path = temp.path().join(MANIFEST);
+            let path = new.manifest();
             let text = serde_json::to_vec_pretty(&manifest).named("encode", &path)?;
             write_new(&path, &text, 0o444)?;
             temp.publish(&dest)?;
@@ -207,14 +210,14 @@ fn revision_id(inputs: &BuildInputs<'_>, source: Digest, root_maker: &str) -> Re
     RevisionId::from_digest(digest.finish().prefix())
 }
 
-fn write_boot_files(inputs: &BuildInputs<'_>, dir: &Path) -> Result<(), ImageError> {
+fn write_boot_files(inputs: &BuildInputs<'_>, dir: &RevisionDir) -> Result<(), ImageError> {
     let kernel = inputs.kernel;
-    write_new(&dir.join(VMLINUZ), &kernel.read_checked(&kernel.vmlinuz())?, 0o444)?;
+    write_new(&dir.vmlinuz(), &kernel.read_checked(&kernel.vmlinuz())?, 0o444)?;
     let modules = kernel.modules().into_iter();
     let modules = modules
         .map(|(name, path)| Ok((name, kernel.read_checked(&path)?)))
         .collect::<Result<Vec<_>, ImageError>>()?;
-    let path = dir.join(INITRD);
+    let path = dir.initrd();
     let mut initrd = Vec::new();
     write_initrd(&mut initrd, inputs.agent, &modules).named("encode", &path)?;
     Ok(write_new(&path, &initrd, 0o444)?)
@@ -222,9 +225,9 @@ fn write_boot_files(inputs: &BuildInputs<'_>, dir: &Path) -> Result<(), ImageErr
 
 /// Gives a revision the modules of its kernel, which stay with it whatever becomes of the kernel. All
 /// revisions of a kernel share the one file, and so do their guests' reads.
-fn link_modules(kernel: &Kernel, dir: &Path) -> Result<Option<StoredFile>, ImageError> {
+fn link_modules(kernel: &Kernel, dir: &RevisionDir) -> Result<Option<StoredFile>, ImageError> {
     let Some((file, stored)) = kernel.module_image() else { return Ok(None) };
-    let link = dir.join(MODULES);
+    let link = dir.modules();
     // A filesystem may have no links, or not so many.
     fs::hard_link(&file, &link)
         .or_else(|_| fs::copy(&file, &link).map(drop))
@@ -235,13 +238,13 @@ fn link_modules(kernel: &Kernel, dir: &Path) -> Result<Option<StoredFile>, Image
 /// Makes the root filesystem, and tells which of its links lead to inits.
 async fn write_root_filesystem(
     source: &dyn ImageSource,
-    dir: &Path,
+    dir: &RevisionDir,
     progress: OnProgress<'_>,
 ) -> Result<BTreeMap<String, InitMode>, ImageError> {
     let tree = dir.join("tree");
     fs::create_dir(&tree).named("create directory", &tree)?;
     source.write_root(&tree, progress).await?;
-    let root = dir.join(ROOT);
+    let root = dir.root();
     let looked = tree.clone();
     let look = move || Ok::<_, FileError>((has_large_hole(&looked)?, init_links(&looked)?));
     let looked = tokio::task::spawn_blocking(look).await;

@@ -26,6 +26,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, SeekFrom, linkat};
 use super::ImageError;
 use super::durable::{FileError, NameLock, Named, TempTree, remove_abandoned};
 use crate::process::Tool;
+use crate::state_dir::StateDir;
 
 /// The smallest layer in MiB: a journal and some room.
 pub const MIN_MIB: u64 = 16;
@@ -46,8 +47,8 @@ pub struct LayerTemplates {
 
 impl LayerTemplates {
     /// For this state directory; nothing is made yet.
-    pub fn new(state: &Path) -> Self {
-        Self { dir: state.join("templates") }
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        Self { dir: state.into().templates() }
     }
 
     /// The template for layers of this size, made if it is not there.

@@ -20,18 +20,11 @@ use serde::{Deserialize, Serialize};
 use super::ImageError;
 use super::digest::Digest;
 use super::durable::{FileError, says_damage};
-use crate::bootstrap::kernel::{KernelId, MODULES, StoredFile};
+use crate::bootstrap::kernel::{KernelId, StoredFile};
+use crate::state_dir::{INITRD, MODULES, ROOT, RevisionDir, VMLINUZ};
 
 /// The version of the directory's layout; part of every revision's id.
 pub const SCHEMA: u32 = 2;
-/// The guest kernel.
-pub const VMLINUZ: &str = "vmlinuz";
-/// The initial RAM filesystem.
-pub const INITRD: &str = "initrd";
-/// The root filesystem.
-pub const ROOT: &str = "root.erofs";
-/// What describes the directory.
-pub const MANIFEST: &str = "manifest.json";
 
 /// What the root filesystem was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +82,7 @@ pub struct Manifest {
 /// A complete revision on this machine.
 #[derive(Debug, Clone)]
 pub struct Revision {
-    dir: PathBuf,
+    dir: RevisionDir,
     manifest: Manifest,
 }
 
@@ -99,19 +92,19 @@ impl Revision {
     ///
     /// # Errors
     /// There is no such directory, or the error names the file that is damaged and the fix.
-    pub fn open(dir: &Path) -> Result<Self, ImageError> {
+    pub fn open(dir: &RevisionDir) -> Result<Self, ImageError> {
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let damaged = |path: &Path, problem: String| ImageError::Damaged {
             revision: name.clone(),
             path: path.to_owned(),
             problem,
-            dir: dir.to_owned(),
+            dir: dir.to_path_buf(),
         };
         let unreadable = |path: &Path, error: io::Error| match says_damage(&error) {
             true => damaged(path, format!("cannot be read: {error}")),
             false => FileError::new("read", path, error).into(),
         };
-        let path = dir.join(MANIFEST);
+        let path = dir.manifest();
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
                 return Err(ImageError::NoSuchRevision { revision: name });
@@ -141,7 +134,7 @@ impl Revision {
                 Err(error) => return Err(unreadable(&path, error)),
             }
         }
-        Ok(Self { dir: dir.to_owned(), manifest })
+        Ok(Self { dir: dir.clone(), manifest })
     }
 
     /// Reads every file and compares the digests.
@@ -161,7 +154,7 @@ impl Revision {
                 revision: self.id().to_string(),
                 path,
                 problem,
-                dir: self.dir.clone(),
+                dir: self.dir.to_path_buf(),
             });
         }
         Ok(())
@@ -184,22 +177,22 @@ impl Revision {
 
     /// The guest kernel.
     pub fn vmlinuz(&self) -> PathBuf {
-        self.dir.join(VMLINUZ)
+        self.dir.vmlinuz()
     }
 
     /// The initial RAM filesystem.
     pub fn initrd(&self) -> PathBuf {
-        self.dir.join(INITRD)
+        self.dir.initrd()
     }
 
     /// The read-only root filesystem.
     pub fn root(&self) -> PathBuf {
-        self.dir.join(ROOT)
+        self.dir.root()
     }
 
     /// The filesystem with all modules of the kernel; a revision of an earlier mvm has none.
     pub fn modules(&self) -> Option<PathBuf> {
-        self.manifest.files.contains_key(MODULES).then(|| self.dir.join(MODULES))
+        self.manifest.files.contains_key(MODULES).then(|| self.dir.modules())
     }
 }
 
@@ -216,7 +209,7 @@ mod tests {
         let dir = std::env::var_os("MVM_TEST_DIR").unwrap();
         let few = Rlimit { current: Some(0), maximum: Some(0) };
         setrlimit(Resource::Nofile, few).unwrap();
-        let error = Revision::open(Path::new(&dir)).unwrap_err();
+        let error = Revision::open(&RevisionDir::from(&dir)).unwrap_err();
         assert!(matches!(error, ImageError::File(_)), "{error:?}");
     }
 
@@ -224,9 +217,10 @@ mod tests {
     #[allow(clippy::disallowed_methods)] // a process with a limit of its own
     fn too_many_open_files_are_no_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let damaged = Revision::open(dir.path()).unwrap_err();
+        let revision = RevisionDir::from(dir.path());
+        let damaged = Revision::open(&revision).unwrap_err();
         assert!(matches!(damaged, ImageError::Damaged { .. }), "{damaged:?}");
-        fs::write(dir.path().join(MANIFEST), "{}").unwrap();
+        fs::write(revision.manifest(), "{}").unwrap();
         let limited = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--ignored", "image::revision::tests::with_few_descriptors"])
             .env("MVM_TEST_DIR", dir.path())

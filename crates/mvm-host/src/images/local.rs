@@ -1,6 +1,6 @@
 //! Images and layers in a state directory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_trait::async_trait;
 use mvm_core::image::ImageSpec;
@@ -18,14 +18,12 @@ use crate::image::disk::{LayerTemplates, create_layer};
 use crate::image::durable::{FileError, Named};
 use crate::image::progress::{OnProgress, Progress};
 use crate::image::{BuiltinSource, ImageError, ImageSource, LayerCache, OciSource, RegistryConfig};
-
-/// Where downloaded packages are kept, below the state directory.
-const PACKAGE_CACHE: &str = "cache/packages";
+use crate::state_dir::StateDir;
 
 /// The images of one state directory.
 #[derive(Debug)]
 pub struct LocalImages {
-    state_dir: PathBuf,
+    state_dir: StateDir,
     store: ImageStore,
     layers: LayerCache,
     templates: LayerTemplates,
@@ -33,12 +31,13 @@ pub struct LocalImages {
 
 impl LocalImages {
     /// For this state directory; nothing is made yet.
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(state_dir: impl Into<StateDir>) -> Self {
+        let state_dir = state_dir.into();
         Self {
-            state_dir: state_dir.to_owned(),
-            store: ImageStore::new(state_dir),
-            layers: LayerCache::new(state_dir),
-            templates: LayerTemplates::new(state_dir),
+            store: ImageStore::new(&state_dir),
+            layers: LayerCache::new(&state_dir),
+            templates: LayerTemplates::new(&state_dir),
+            state_dir,
         }
     }
 
@@ -75,7 +74,7 @@ impl LocalImages {
         let layers = &self.layers;
         Ok(match spec {
             ImageSpec::Builtin => {
-                let cache = self.state_dir.join(PACKAGE_CACHE);
+                let cache = self.state_dir.package_cache();
                 Box::new(BuiltinSource::resolve(&cache, progress).await?)
             }
             ImageSpec::OciLayout { path, tag } => {

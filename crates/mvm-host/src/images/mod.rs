@@ -14,7 +14,7 @@ use mvm_core::name::RevisionId;
 
 pub use local::LocalImages;
 pub use sim::SimImages;
-pub use stored::{Collected, CollectedKind, InUse, StoredImage, UPLOADS};
+pub use stored::{Collected, CollectedKind, InUse, StoredImage};
 
 /// What a microVM boots from.
 #[derive(Debug, Clone, PartialEq, Eq)]

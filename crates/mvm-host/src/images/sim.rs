@@ -1,7 +1,7 @@
 //! Images that exist by name only.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -14,19 +14,20 @@ use super::{
     BuiltImage, Collected, CollectedKind, Images, ImagesError, InUse, OnStep, RevisionFiles,
     StoredImage,
 };
+use crate::state_dir::StateDir;
 
 /// Images that are empty files, and layers that are empty at first.
 #[derive(Debug, Clone)]
 pub struct SimImages {
-    dir: PathBuf,
+    state: StateDir,
     built: Arc<Mutex<BTreeSet<RevisionId>>>,
     failure: Arc<Mutex<Option<String>>>,
 }
 
 impl SimImages {
     /// Images that keep their empty files in this directory.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), built: Arc::default(), failure: Arc::default() }
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        Self { state: state.into(), built: Arc::default(), failure: Arc::default() }
     }
 
     /// Makes builds fail with this message, or succeed again.
@@ -55,12 +56,12 @@ impl Images for SimImages {
     }
 
     async fn files(&self, revision: &RevisionId) -> Result<RevisionFiles, ImagesError> {
-        let dir = self.dir.join("images").join(revision.as_str());
+        let dir = self.state.revision(revision);
         let files = RevisionFiles {
-            kernel: dir.join("vmlinuz"),
-            initrd: dir.join("initrd"),
-            root: dir.join("root.erofs"),
-            modules: Some(dir.join("modules.erofs")),
+            kernel: dir.vmlinuz(),
+            initrd: dir.initrd(),
+            root: dir.root(),
+            modules: Some(dir.modules()),
             config: ImageConfig::default(),
         };
         std::fs::create_dir_all(&dir).map_err(|error| cannot_create(&dir, &error))?;

@@ -9,14 +9,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use mvm_core::image::ImageConfig;
 use mvm_core::name::RevisionId;
 
-use crate::bootstrap::kernel::MODULES;
 use crate::image::build::ImageStore;
 use crate::image::durable::{names, remove_dir};
-use crate::image::revision::MANIFEST;
 use crate::image::{ImageError, LayerCache};
-
-/// Where archives that came over a command's standard input are kept, below the state directory.
-pub const UPLOADS: &str = "cache/uploads";
+use crate::state_dir::{RevisionDir, StateDir};
 
 /// How old an archive is before it counts as forgotten.
 const UPLOAD_GRACE: Duration = Duration::from_secs(60 * 60);
@@ -92,7 +88,7 @@ pub struct Collected {
 
 /// The images of one state directory, as far as they are kept.
 pub(super) struct Kept<'a> {
-    pub(super) state: &'a Path,
+    pub(super) state: &'a StateDir,
     pub(super) store: &'a ImageStore,
     pub(super) layers: &'a LayerCache,
 }
@@ -104,7 +100,7 @@ impl Kept<'_> {
 
     fn describe(&self, id: RevisionId) -> StoredImage {
         let dir = self.store.dir_of(&id);
-        let modified = dir.join(MANIFEST).metadata().and_then(|meta| meta.modified()).ok();
+        let modified = dir.manifest().metadata().and_then(|meta| meta.modified()).ok();
         let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let mut image = StoredImage {
             bytes: revision_bytes(&dir),
@@ -150,7 +146,7 @@ impl Kept<'_> {
         let mut collected = Vec::new();
         let mut add = |kind, name: String, path: &Path| {
             let bytes = match kind {
-                CollectedKind::Revision => revision_bytes(path),
+                CollectedKind::Revision => revision_bytes(&path.into()),
                 _ => disk_bytes(path),
             };
             collected.push(Collected { kind, name, bytes });
@@ -210,7 +206,7 @@ impl Kept<'_> {
     /// Archives that came over standard input and that no pool is built from; a fresh one may be on
     /// its way into a pool.
     fn uploads(&self, in_use: &InUse) -> Result<Vec<PathBuf>, ImageError> {
-        let dir = self.state.join(UPLOADS);
+        let dir = self.state.uploads();
         let paths = names(&dir)?.into_iter().map(|name| dir.join(name));
         let is_fresh = |path: &PathBuf| {
             let written = path.metadata().and_then(|meta| meta.modified()).ok();
@@ -224,8 +220,8 @@ impl Kept<'_> {
 }
 
 /// Disk space that is a revision's alone, in bytes: the modules of its kernel are others', too.
-fn revision_bytes(dir: &Path) -> u64 {
-    let modules = dir.join(MODULES).symlink_metadata().ok().filter(|meta| meta.nlink() > 1);
+fn revision_bytes(dir: &RevisionDir) -> u64 {
+    let modules = dir.modules().symlink_metadata().ok().filter(|meta| meta.nlink() > 1);
     disk_bytes(dir).saturating_sub(modules.map_or(0, |meta| meta.blocks() * 512))
 }
 

@@ -23,10 +23,6 @@ pub use reader::{LogReader, last_words};
 pub use render::{Piece, Render, tail};
 pub use writer::LogWriter;
 
-/// The file with the newest records.
-pub const MAIN_LOG: &str = "main.log";
-/// The file with the records before.
-pub const OLDER_MAIN_LOG: &str = "main.log.1";
 /// Size at which a file is put aside, in bytes; twice that is kept at most.
 pub const FILE_MAX: u64 = 4 * 1024 * 1024;
 

@@ -3,28 +3,29 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{LogSource, MAIN_LOG, Mark, OLDER_MAIN_LOG, Record, decode};
+use super::{LogSource, Mark, Record, decode};
 use crate::console::printable;
+use crate::state_dir::InstanceDir;
 
 /// A reader of an instance's log. It goes on where it was, also in a file that was put aside.
 #[derive(Debug)]
 pub struct LogReader {
-    dir: PathBuf,
+    dir: InstanceDir,
     /// The file that is being read, and how far.
     file: Option<(File, u64)>,
 }
 
 impl LogReader {
     /// A reader of the log in an instance's directory, which need not be there yet.
-    pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), file: None }
+    pub fn new(dir: &InstanceDir) -> Self {
+        Self { dir: dir.clone(), file: None }
     }
 
     /// Whether there is a log in an instance's directory.
-    pub fn exists(dir: &Path) -> bool {
-        dir.join(MAIN_LOG).exists()
+    pub fn exists(dir: &InstanceDir) -> bool {
+        dir.main_log().exists()
     }
 
     /// The records that were added since the last call; all, at the first one. Marks are left out.
@@ -39,7 +40,7 @@ impl LogReader {
 
     fn read_all(&mut self) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
-        let Some(newest) = open(&self.dir.join(MAIN_LOG))? else { return Ok(records) };
+        let Some(newest) = open(&self.dir.main_log())? else { return Ok(records) };
         let current = self.file.take();
         let is_current = |(file, _): &(File, u64)| same(file, &newest);
         match current {
@@ -53,7 +54,7 @@ impl LogReader {
             }
             None => {
                 // Opened second: it may be the newest by now, but never older than the one before.
-                if let Some(older) = open(&self.dir.join(OLDER_MAIN_LOG))?
+                if let Some(older) = open(&self.dir.older_main_log())?
                     && !same(&older, &newest)?
                 {
                     read_from(&older, 0, &mut records)?;
@@ -73,7 +74,7 @@ impl LogReader {
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn last_words(dir: &Path, lines: usize) -> io::Result<Vec<String>> {
+pub fn last_words(dir: &InstanceDir, lines: usize) -> io::Result<Vec<String>> {
     let mut records = LogReader::new(dir).read_all()?;
     let boot = |record: &Record| match record.source {
         LogSource::Mark => {

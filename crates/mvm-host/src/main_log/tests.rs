@@ -2,6 +2,7 @@ use std::fs;
 use std::io::Write as _;
 
 use super::*;
+use crate::state_dir::InstanceDir;
 
 fn record(source: LogSource, at_unix_ms: u64, text: &str) -> Record {
     Record { source, at_unix_ms, bytes: text.into() }
@@ -14,14 +15,15 @@ fn text(records: &[Record]) -> String {
 
 #[test]
 fn what_was_written_is_read_in_order_with_its_source_and_time() {
-    let dir = tempfile::tempdir().unwrap();
-    assert!(!LogReader::exists(dir.path()));
-    assert!(LogReader::new(dir.path()).read().unwrap().is_empty());
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = InstanceDir::from(temp.path());
+    assert!(!LogReader::exists(&dir));
+    assert!(LogReader::new(&dir).read().unwrap().is_empty());
+    let mut writer = LogWriter::open(&dir).unwrap();
     assert_eq!(writer.begin("boot-1", 1).unwrap(), ([0, 0], true));
     writer.append(LogSource::Stdout, b"a\xff\0b", 2).unwrap();
     writer.append(LogSource::Stderr, b"c", 3).unwrap();
-    let mut reader = LogReader::new(dir.path());
+    let mut reader = LogReader::new(&dir);
     let first = reader.read().unwrap();
     let binary = Record { source: LogSource::Stdout, at_unix_ms: 2, bytes: b"a\xff\0b".into() };
     assert_eq!(first, [binary, record(LogSource::Stderr, 3, "c")]);
@@ -32,34 +34,36 @@ fn what_was_written_is_read_in_order_with_its_source_and_time() {
 
 #[test]
 fn a_new_writer_goes_on_behind_the_last_whole_record() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = InstanceDir::from(temp.path());
+    let mut writer = LogWriter::open(&dir).unwrap();
     writer.begin("boot-1", 1).unwrap();
     writer.append(LogSource::Stdout, b"hello", 2).unwrap();
     writer.append(LogSource::Stderr, b"xyz", 2).unwrap();
     drop(writer);
-    let path = dir.path().join(MAIN_LOG);
+    let path = dir.main_log();
     let mut torn = Vec::new();
     encode(LogSource::Stdout, 3, b"never finished", &mut torn);
     fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(&torn[..20]).unwrap();
-    assert_eq!(text(&LogReader::new(dir.path()).read().unwrap()), "helloxyz");
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    assert_eq!(text(&LogReader::new(&dir).read().unwrap()), "helloxyz");
+    let mut writer = LogWriter::open(&dir).unwrap();
     assert_eq!(writer.begin("boot-1", 4).unwrap(), ([5, 3], false));
     writer.append(LogSource::Stdout, b"!", 5).unwrap();
-    assert_eq!(text(&LogReader::new(dir.path()).read().unwrap()), "helloxyz!");
+    assert_eq!(text(&LogReader::new(&dir).read().unwrap()), "helloxyz!");
     assert_eq!(writer.begin("boot-2", 6).unwrap(), ([0, 0], true));
     writer.skip_to([7, 9], 6).unwrap();
     drop(writer);
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    let mut writer = LogWriter::open(&dir).unwrap();
     assert_eq!(writer.begin("boot-2", 6).unwrap(), ([7, 9], false));
 }
 
 #[test]
 fn a_flood_is_bounded_and_a_reader_that_keeps_up_misses_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = InstanceDir::from(temp.path());
+    let mut writer = LogWriter::open(&dir).unwrap();
     writer.begin("boot-1", 1).unwrap();
-    let mut reader = LogReader::new(dir.path());
+    let mut reader = LogReader::new(&dir);
     let (mut written, mut seen) = (0, 0);
     for round in 0..60 {
         writer.append(LogSource::Stdout, &[b'x'; 300_000], round).unwrap();
@@ -67,23 +71,23 @@ fn a_flood_is_bounded_and_a_reader_that_keeps_up_misses_nothing() {
         seen += reader.read().unwrap().iter().map(|record| record.bytes.len()).sum::<usize>();
     }
     assert_eq!(seen, written);
-    let size: u64 =
-        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    let size: u64 = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     assert!(size <= 2 * (FILE_MAX + RECORD_MAX as u64), "{size}");
-    let late = LogReader::new(dir.path()).read().unwrap();
+    let late = LogReader::new(&dir).read().unwrap();
     let late: usize = late.iter().map(|record| record.bytes.len()).sum();
     assert!(late as u64 >= FILE_MAX && late < written, "{late}");
     drop(writer);
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    let mut writer = LogWriter::open(&dir).unwrap();
     assert_eq!(writer.begin("boot-1", 1).unwrap(), ([written as u64, 0], false));
 }
 
 #[test]
 fn a_file_that_is_no_log_reads_as_empty() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(MAIN_LOG), [0xff; 100]).unwrap();
-    assert!(LogReader::new(dir.path()).read().unwrap().is_empty());
-    let mut writer = LogWriter::open(dir.path()).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = InstanceDir::from(temp.path());
+    fs::write(dir.main_log(), [0xff; 100]).unwrap();
+    assert!(LogReader::new(&dir).read().unwrap().is_empty());
+    let mut writer = LogWriter::open(&dir).unwrap();
     assert_eq!(writer.begin("boot-1", 1).unwrap(), ([0, 0], true));
 }
 
@@ -131,10 +135,11 @@ fn the_last_lines_are_found_across_records() {
 
 #[test]
 fn the_last_words_are_those_of_the_last_boot() {
-    let dir = tempfile::tempdir().unwrap();
-    let words = |lines| last_words(dir.path(), lines).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = InstanceDir::from(temp.path());
+    let words = |lines| last_words(&dir, lines).unwrap();
     assert_eq!(words(5), [""; 0], "there is no log");
-    let mut log = LogWriter::open(dir.path()).unwrap();
+    let mut log = LogWriter::open(&dir).unwrap();
     log.begin("one", 1).unwrap();
     log.append(LogSource::Stdout, b"of the first boot\n", 2).unwrap();
     log.begin("two", 3).unwrap();
@@ -148,7 +153,7 @@ fn the_last_words_are_those_of_the_last_boot() {
     // The boot goes on in the next file, whose first mark is the same.
     log.append(LogSource::Stdout, &vec![b'x'; FILE_MAX as usize], 7).unwrap();
     log.append(LogSource::Stdout, b"\nend\n", 8).unwrap();
-    assert!(dir.path().join(OLDER_MAIN_LOG).exists());
+    assert!(dir.older_main_log().exists());
     assert_eq!(words(1), ["end"]);
     assert_eq!((words(9).len(), &*words(9)[0]), (5, "cannot open"));
 }

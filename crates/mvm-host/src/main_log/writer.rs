@@ -2,14 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
 
-use super::{FILE_MAX, LogSource, MAIN_LOG, Mark, OLDER_MAIN_LOG, RECORD_MAX, decode, encode};
+use super::{FILE_MAX, LogSource, Mark, RECORD_MAX, decode, encode};
+use crate::state_dir::InstanceDir;
 
 /// The one writer of an instance's log.
 #[derive(Debug)]
 pub struct LogWriter {
-    dir: PathBuf,
+    dir: InstanceDir,
     file: File,
     len: u64,
     /// What is kept, this far.
@@ -22,10 +22,10 @@ impl LogWriter {
     ///
     /// # Errors
     /// The file cannot be opened, read or cut.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub fn open(dir: &InstanceDir) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(dir.join(MAIN_LOG))?;
+        let mut file = options.open(dir.main_log())?;
         let mut content = Vec::new();
         file.read_to_end(&mut content)?;
         let (mut mark, mut at) = (Mark::default(), 0);
@@ -39,7 +39,7 @@ impl LogWriter {
         let len = at as u64;
         file.set_len(len)?;
         file.seek(SeekFrom::Start(len))?;
-        Ok(Self { dir: dir.to_owned(), file, len, mark })
+        Ok(Self { dir: dir.clone(), file, len, mark })
     }
 
     /// Begins or goes on with a boot. Tells how many bytes of its standard output and error are
@@ -85,8 +85,8 @@ impl LogWriter {
     }
 
     fn rotate(&mut self, at_unix_ms: u64) -> io::Result<()> {
-        let path = self.dir.join(MAIN_LOG);
-        fs::rename(&path, self.dir.join(OLDER_MAIN_LOG))?;
+        let path = self.dir.main_log();
+        fs::rename(&path, self.dir.older_main_log())?;
         self.file = OpenOptions::new().write(true).create_new(true).open(&path)?;
         self.len = 0;
         self.put_mark(&self.mark.clone(), at_unix_ms)

@@ -7,7 +7,7 @@ use mvm_core::net::{StateDirId, TableName};
 use sha2::{Digest, Sha256};
 
 use super::NetworkError;
-use crate::state_dir::StateDir;
+use crate::state_dir::Settled;
 
 /// The state directory of the machine's main agent.
 const DEFAULT_STATE_DIR: &str = "/var/lib/mvm";
@@ -30,18 +30,18 @@ impl Owner {
         let operation = format!("resolve the state directory {}", state_dir.display());
         let path = state_dir.canonicalize().map_err(NetworkError::system(operation))?;
         let mark = digest_of(&path);
-        Ok(Self::settled(&StateDir { path, mark, moved_from: None }))
+        Ok(Self::settled(&Settled { dir: path.into(), mark, moved_from: None }))
     }
 
     /// The owner with this state directory.
-    pub fn settled(state_dir: &StateDir) -> Self {
-        let StateDir { path, mark, moved_from } = state_dir;
+    pub fn settled(state_dir: &Settled) -> Self {
+        let Settled { dir: path, mark, moved_from } = state_dir;
         let table = table_of(path, *mark);
         // A new directory in its place may have tables of that name.
         let former = moved_from.as_ref().filter(|path| !state_dir_exists(path));
         let former_table = former.map(|path| table_of(path, *mark));
         Self {
-            state_dir: path.clone(),
+            state_dir: path.to_path_buf(),
             id: *mark,
             former_table: former_table.filter(|former| *former != table),
             table,

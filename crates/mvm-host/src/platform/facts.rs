@@ -14,6 +14,7 @@ use crate::bootstrap::KernelStore;
 use crate::bootstrap::packages::{PackageManager, Program, missing_programs};
 use crate::net::{self, Conflict, Orphan, ResolvConf};
 use crate::process::{Tool, find_program};
+use crate::state_dir::StateDir;
 use crate::vmm::VmmError;
 use crate::vmm::firecracker::{self, FirecrackerConfig, FirecrackerVersion, FirecrackerVmm};
 
@@ -87,7 +88,7 @@ pub enum IpForward {
 
 /// The directory for mvm's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateDir {
+pub struct StateDirFacts {
     /// Its path.
     pub path: PathBuf,
     /// Why it cannot be written or made, if so.
@@ -157,7 +158,7 @@ pub struct Facts {
     /// What state directories that are gone have left; nothing where it cannot be told.
     pub orphans: Vec<Orphan>,
     /// The state directory.
-    pub state_dir: StateDir,
+    pub state_dir: StateDirFacts,
     /// Memory in MiB, if it can be told.
     pub mem_mib: Option<u64>,
     /// Control groups.
@@ -170,7 +171,7 @@ pub struct Facts {
 ///
 /// The first call after a boot runs a tiny guest, which takes less than a second; the result is
 /// kept in the state directory if that exists.
-pub async fn gather(state_dir: &Path) -> Facts {
+pub async fn gather(state_dir: &StateDir) -> Facts {
     let kernel = KernelFiles::read();
     let forwarding = firewall::gather().await;
     let nf_tables = match &forwarding {
@@ -209,11 +210,11 @@ pub async fn gather(state_dir: &Path) -> Facts {
     }
 }
 
-async fn gather_kvm(state_dir: &Path) -> KvmFacts {
+async fn gather_kvm(state_dir: &StateDir) -> KvmFacts {
     let device = device("/dev/kvm");
     let probe = match device {
         Device::Opens => {
-            let state_dir = state_dir.to_owned();
+            let state_dir = state_dir.clone();
             tokio::task::spawn_blocking(move || probe_cache::probe(&state_dir)).await.ok()
         }
         Device::Absent | Device::NotOpenable { .. } => None,
@@ -245,7 +246,7 @@ async fn gather_qemu() -> Qemu {
     }
 }
 
-async fn gather_firecracker(state_dir: &Path) -> Firecracker {
+async fn gather_firecracker(state_dir: &StateDir) -> Firecracker {
     match FirecrackerVmm::new(FirecrackerConfig::of(state_dir)).version().await {
         Ok(version) => Firecracker::Installed { version },
         Err(VmmError::MissingProgram { program }) if program == firecracker::PROGRAM => {
@@ -272,10 +273,10 @@ fn gather_ip_forward(path: &Path) -> IpForward {
 }
 
 /// Judges the directory, or the nearest one above it that exists; nothing is left behind.
-fn gather_state_dir(path: &Path) -> StateDir {
+fn gather_state_dir(path: &Path) -> StateDirFacts {
     let existing = path.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let attempt = tempfile::tempfile_in(existing);
-    StateDir {
+    StateDirFacts {
         path: path.to_owned(),
         problem: attempt.err().map(|error| format!("cannot write to {existing:?}: {error}")),
         free_mib: rustix::fs::statvfs(existing)
@@ -284,7 +285,7 @@ fn gather_state_dir(path: &Path) -> StateDir {
     }
 }
 
-fn gather_kernel(state_dir: &Path) -> GuestKernel {
+fn gather_kernel(state_dir: &StateDir) -> GuestKernel {
     match KernelStore::new(state_dir).default_kernel() {
         Ok(Some(kernel)) => GuestKernel::Installed {
             id: kernel.id().as_str().to_owned(),
@@ -329,7 +330,7 @@ pub(super) mod tests {
             },
             route_conflicts: Vec::new(),
             orphans: Vec::new(),
-            state_dir: StateDir {
+            state_dir: StateDirFacts {
                 path: "/var/lib/mvm".into(),
                 problem: None,
                 free_mib: Some(100_000),
@@ -383,7 +384,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn looking_at_this_machine_changes_nothing_outside_the_state_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("not-made");
+        let state = StateDir::from(&dir.path().join("not-made"));
         let facts = gather(&state).await;
         assert_eq!(facts.arch, std::env::consts::ARCH);
         assert_eq!(facts.guest_kernel, GuestKernel::Missing);

@@ -12,8 +12,8 @@ use super::kvm::Probe;
 use super::kvm_probe;
 use crate::image::durable::replace_file;
 use crate::process::boot_id;
+use crate::state_dir::StateDir;
 
-const FILE: &str = "kvm-probe.json";
 /// Rises when the probe learns to see more, so that older results are not believed.
 const REVISION: u32 = 1;
 
@@ -42,11 +42,11 @@ struct Entry {
 }
 
 /// The result for this boot, from the state directory or from a new guest. May take half a second.
-pub(super) fn probe(state_dir: &Path) -> Probe {
+pub(super) fn probe(state_dir: &StateDir) -> Probe {
     let Ok(scope) = Scope::now() else {
         return kvm_probe::run();
     };
-    cached(&state_dir.join(FILE), scope, kvm_probe::run)
+    cached(&state_dir.kvm_probe(), scope, kvm_probe::run)
 }
 
 fn cached(path: &Path, scope: Scope, run: impl FnOnce() -> Probe) -> Probe {
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn a_result_holds_until_the_next_boot() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(FILE);
+        let file = dir.path().join("probe.json");
         assert_eq!(cached(&file, scope("one"), || result(1)), result(1));
         assert_eq!(cached(&file, scope("one"), fresh), result(1));
         assert_eq!(cached(&file, scope("two"), || result(2)), result(2));
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_new_device_file_or_probe_is_tried_again() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(FILE);
+        let file = dir.path().join("probe.json");
         cached(&file, scope("one"), || result(1));
         let reloaded = Scope { device_changed: (7, 9), ..scope("one") };
         assert_eq!(cached(&file, reloaded, || result(2)), result(2));
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(FILE);
+        let file = dir.path().join("probe.json");
         fs::write(&file, "{").unwrap();
         assert_eq!(cached(&file, scope("one"), || result(1)), result(1));
         assert_eq!(cached(&file, scope("one"), fresh), result(1));
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn what_a_busy_machine_says_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(FILE);
+        let file = dir.path().join("probe.json");
         let stalled = Probe::Stalled { reached: Stage::Start, ran_ms: 1, limit_ms: 700 };
         cached(&file, scope("one"), || stalled);
         assert_eq!(cached(&file, scope("one"), || result(1)), result(1));
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_state_directory_is_not_made_for_a_result() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("state").join(FILE);
+        let file = dir.path().join("state/probe.json");
         assert_eq!(cached(&file, scope("one"), || result(1)), result(1));
         assert!(!file.parent().unwrap().exists());
     }

@@ -16,6 +16,7 @@ use mvm_core::snapshot::{DiskStamp, FileEntry, Manifest};
 use tokio::time::Instant;
 
 use super::{SnapshotError, stamp, verify_file};
+use crate::state_dir::SnapshotDir;
 
 /// How long a file is trusted that was read.
 const TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -49,7 +50,7 @@ impl Trust {
     /// The first file that is missing or differs.
     pub fn verify(
         &self,
-        dir: &Path,
+        dir: &SnapshotDir,
         manifest: &Manifest,
         which: impl Fn(&str) -> bool,
     ) -> Result<(), SnapshotError> {
@@ -66,7 +67,7 @@ impl Trust {
     }
 
     /// Trusts all files of a snapshot that was completed just now.
-    pub fn completed(&self, dir: &Path, manifest: &Manifest) {
+    pub fn completed(&self, dir: &SnapshotDir, manifest: &Manifest) {
         for file in &manifest.files {
             let path = dir.join(&file.name);
             // One that cannot be examined is read when it is needed.
@@ -115,7 +116,7 @@ mod tests {
         let (dir, manifest) = saved(root.path());
         let trust = Trust::default();
         trust.verify(&dir, &manifest, |_| true).unwrap();
-        rot(&dir.join("device.state"));
+        rot(&dir.device_state());
         tokio::time::advance(TRUSTED_FOR - Duration::from_secs(1)).await;
         trust.verify(&dir, &manifest, |_| true).unwrap();
         tokio::time::advance(Duration::from_secs(2)).await;
@@ -130,15 +131,15 @@ mod tests {
         let (dir, manifest) = saved(root.path());
         let trust = Trust::default();
         trust.completed(&dir, &manifest);
-        rot(&dir.join("device.state"));
+        rot(&dir.device_state());
         trust.verify(&dir, &manifest, |_| true).unwrap();
         let mut other = manifest.clone();
         other.files[0].digest.replace_range(..1, "x");
         trust.verify(&dir, &other, |_| true).unwrap_err();
-        let state = File::options().write(true).open(dir.join("device.state")).unwrap();
+        let state = File::options().write(true).open(dir.device_state()).unwrap();
         state.write_all_at(b"Y", 0).unwrap();
         trust.verify(&dir, &manifest, |_| true).unwrap_err();
-        std::fs::remove_file(dir.join("device.state")).unwrap();
+        std::fs::remove_file(dir.device_state()).unwrap();
         trust.verify(&dir, &manifest, |_| true).unwrap_err();
         trust.verify(&dir, &manifest, |name| name != "device.state").unwrap();
     }
@@ -148,7 +149,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (dir, manifest) = saved(root.path());
         let trust = Trust::default();
-        let found = stamp("device.state", &dir.join("device.state")).unwrap();
+        let found = stamp("device.state", &dir.device_state()).unwrap();
         for number in 0..SWEEP_AT {
             let gone = dir.join(number.to_string());
             trust.note(gone, found.clone(), &manifest.files[0]);

@@ -5,23 +5,19 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
-use super::CONSOLE_LOG;
-
-/// The console of the boot before.
-pub const PREVIOUS_CONSOLE_LOG: &str = "console.log.1";
+use crate::state_dir::InstanceDir;
 
 /// Puts the previous boot's console aside and opens a new one for appending.
 ///
 /// # Errors
 /// The directory does not exist, or the disk is full.
-pub fn rotate(dir: &Path) -> io::Result<File> {
-    match std::fs::rename(dir.join(CONSOLE_LOG), dir.join(PREVIOUS_CONSOLE_LOG)) {
+pub fn rotate(dir: &InstanceDir) -> io::Result<File> {
+    match std::fs::rename(dir.console_log(), dir.previous_console_log()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join(CONSOLE_LOG))
+    OpenOptions::new().append(true).create(true).mode(0o600).open(dir.console_log())
 }
 
 #[cfg(test)]
@@ -32,11 +28,12 @@ mod tests {
 
     #[test]
     fn each_boot_has_its_own_console_and_the_one_before_is_kept() {
-        let dir = tempfile::tempdir().unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let dir = InstanceDir::from(temp.path());
         for boot in ["first\n", "second\n", "third\n"] {
-            rotate(dir.path()).unwrap().write_all(boot.as_bytes()).unwrap();
+            rotate(&dir).unwrap().write_all(boot.as_bytes()).unwrap();
         }
-        assert_eq!(tail(&dir.path().join(CONSOLE_LOG), 9).unwrap(), ["third"]);
-        assert_eq!(tail(&dir.path().join(PREVIOUS_CONSOLE_LOG), 9).unwrap(), ["second"]);
+        assert_eq!(tail(&dir.console_log(), 9).unwrap(), ["third"]);
+        assert_eq!(tail(&dir.previous_console_log(), 9).unwrap(), ["second"]);
     }
 }

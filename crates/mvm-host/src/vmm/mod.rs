@@ -29,18 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::image::digest::Digest;
 use crate::process::ResourceUsage;
-
-/// File in [`VmSpec::dir`] that keeps the guest's serial console.
-pub const CONSOLE_LOG: &str = "console.log";
-/// File in [`VmSpec::dir`] that keeps what the VMM itself printed.
-pub const VMM_LOG: &str = "vmm.log";
-
-/// File of a saved microVM with the state of its devices.
-pub const DEVICE_STATE: &str = "device.state";
-/// File of a saved microVM with its whole memory; see [`MemoryImage`].
-pub const MEMORY_IMAGE: &str = "memory.image";
-/// File of a saved microVM with what it changed of the image that it was restored from.
-pub const MEMORY_CHANGES: &str = "memory.changes";
+use crate::state_dir::{InstanceDir, SnapshotDir};
 
 /// Whether a disk may be written. A disk that one microVM writes is refused to every other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +64,7 @@ pub struct VmSpec {
     /// The instance.
     pub id: InstanceId,
     /// The instance's own directory, which exists: sockets and logs are made in it.
-    pub dir: PathBuf,
+    pub dir: InstanceDir,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// Guest memory in MiB.
@@ -160,10 +149,10 @@ pub struct Saved {
 /// image, and saves all of its memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SaveChanges {
-    /// Apart from the image, which stays as it is, as [`MEMORY_CHANGES`].
+    /// Apart from the image, which stays as it is, as [`SnapshotDir::memory_changes`].
     Apart(Packing),
     /// Into this image, the one that it was restored from, which becomes the snapshot's
-    /// [`MEMORY_IMAGE`]. Nobody else may need what was in it. If saving fails, the microVM can go on
+    /// [`SnapshotDir::memory_image`]. Nobody else may need what was in it. If saving fails, the microVM can go on
     /// and be saved again as if it had not been tried.
     IntoImage(PathBuf),
 }
@@ -181,9 +170,9 @@ pub enum Packing {
 /// A part of a microVM's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryPart {
-    /// All of it, as [`MEMORY_IMAGE`].
+    /// All of it, as [`SnapshotDir::memory_image`].
     Whole,
-    /// What it changed of its image, as [`MEMORY_CHANGES`].
+    /// What it changed of its image, as [`SnapshotDir::memory_changes`].
     Changes,
 }
 
@@ -191,7 +180,7 @@ pub enum MemoryPart {
 #[derive(Debug, Clone)]
 pub struct Restore {
     /// The directory that it was saved into, or one with copies of its files.
-    pub dir: PathBuf,
+    pub dir: SnapshotDir,
     /// The memory that it begins with: its own image, or the one that its changes are about.
     pub memory: Arc<MemoryImage>,
     /// What it was saved on, which is to restore it.
@@ -490,7 +479,7 @@ pub trait Vm: Send + Sync {
     ///
     /// # Errors
     /// The microVM runs, or its files cannot be written: the directory is then of no use.
-    async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError>;
+    async fn save(&self, dest: &SnapshotDir, changes: SaveChanges) -> Result<Saved, VmmError>;
 
     /// Opens the byte stream to the guest agent. A microVM has one: a second caller waits or fails
     /// until the first has dropped its stream.

@@ -24,7 +24,7 @@ pub use agent::guest_agents;
 pub use guest::{SimGuestControl, SimGuestService};
 use machine::{Begin, Machine, Past, SimVm};
 
-use super::{DEVICE_STATE, DiskAccess, Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, console};
+use super::{DiskAccess, Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, console};
 use crate::held::Held;
 
 /// How long the simulated parts take.
@@ -216,7 +216,7 @@ impl SimVmm {
         }
         refuse_second_writer(&state, spec)?;
         let console = console::rotate(&spec.dir)
-            .map_err(|source| VmmError::File { path: spec.dir.clone(), source })?;
+            .map_err(|source| VmmError::File { path: spec.dir.to_path_buf(), source })?;
         state.next_pid += 1;
         let handle = VmHandle {
             vmm: VmmKind::Sim,
@@ -266,7 +266,7 @@ impl Vmm for SimVmm {
     }
 
     async fn restore(&self, spec: &VmSpec, from: &Restore) -> Result<Arc<dyn Vm>, VmmError> {
-        let past = Past::load(&from.dir.join(DEVICE_STATE))?;
+        let past = Past::load(&from.dir.device_state())?;
         self.start(spec, Some(past)).await
     }
 

@@ -1,11 +1,11 @@
 //! A VMM that was started and has yet to prove itself. Every driver's launch goes through it.
 
-use std::path::Path;
 use std::time::Duration;
 
-use super::{VMM_LOG, VmSpec, VmmError};
+use super::{VmSpec, VmmError};
 use crate::console;
 use crate::process::Process;
+use crate::state_dir::InstanceDir;
 
 /// Lines of the VMM's own messages that an error keeps.
 const LOG_LINES: usize = 10;
@@ -66,8 +66,8 @@ pub(super) async fn or_last_words<T>(
     }
 }
 
-fn last_words(dir: &Path) -> String {
-    match console::tail(&dir.join(VMM_LOG), LOG_LINES) {
+fn last_words(dir: &InstanceDir) -> String {
+    match console::tail(&dir.vmm_log(), LOG_LINES) {
         Ok(lines) if lines.is_empty() => "it said nothing".to_owned(),
         Ok(lines) => lines.join("; "),
         Err(error) => format!("its log cannot be read: {error}"),

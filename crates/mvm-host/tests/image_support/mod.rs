@@ -42,7 +42,7 @@ pub(crate) fn packages() -> PathBuf {
 }
 
 fn kernels() -> KernelStore {
-    KernelStore::new(&cache()).with_cache(packages())
+    KernelStore::new(cache()).with_cache(packages())
 }
 
 /// A kernel for tests that are not about fetching it; each test binary unpacks it once.

@@ -68,7 +68,7 @@ impl<B: Backend> Host<B> {
         std::fs::create_dir_all(&dir).unwrap();
         let (kernel, initrd) = self.backend.boot_files();
         VmSpec {
-            dir,
+            dir: dir.into(),
             vcpus: 1,
             mem_mib: 128,
             kernel,

@@ -104,7 +104,7 @@ impl Agent {
             Verb::Serve(_) => Ok(()),
             Verb::Status(Status {}) => {
                 let Some(view) = context.client.running_agent().await? else {
-                    return Err(Error::NoAgent { state_dir: context.state_dir().to_owned() });
+                    return Err(Error::NoAgent { state_dir: context.state_dir().to_path_buf() });
                 };
                 context.ui.data(&view, || node::agent(&view, now_unix_ms()))
             }

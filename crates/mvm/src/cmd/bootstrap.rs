@@ -10,6 +10,7 @@ use mvm_host::bootstrap::firecracker::{self, RELEASES, Wanted};
 use mvm_host::bootstrap::packages::{PackageManager, Program, ensure_installed, missing_programs};
 use mvm_host::bootstrap::{BootstrapError, Kernel, KernelStore, Outcome};
 use mvm_host::image::progress::Progress;
+use mvm_host::state_dir::StateDir;
 
 use crate::cli::Context;
 use crate::error::{Error, Result};
@@ -65,7 +66,7 @@ pub(crate) struct Missing {
 
 impl Missing {
     /// What the machine lacks of these programs, and for the agent of this state directory.
-    pub(crate) fn look(state_dir: &Path, wanted: &[Program]) -> Self {
+    pub(crate) fn look(state_dir: &StateDir, wanted: &[Program]) -> Self {
         let programs =
             missing_programs(wanted).iter().map(|program| program.executable()).collect();
         let kernel = match KernelStore::new(state_dir).default_kernel() {
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = Missing { programs: vec!["nft"], ..Missing::look(dir.path(), &[]) };
+        let missing = Missing { programs: vec!["nft"], ..Missing::look(&dir.path().into(), &[]) };
         assert_eq!(missing.text().as_deref(), Some("`nft`, a guest kernel"));
         assert_eq!(Missing::default().text(), None);
     }

@@ -1,12 +1,13 @@
 //! `mvm ssh`.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::PathBuf;
 
 use clap::Args;
 use mvm_core::guest::ExecRequest;
 use mvm_core::name::{InstancePath, NameError, Selector};
 use mvm_host::process::{become_program, find_program};
+use mvm_host::state_dir::StateDir;
 use mvm_wire::view::SshView;
 
 use crate::cli::Context;
@@ -109,12 +110,12 @@ fn split(words: &[OsString]) -> (&[OsString], &[OsString]) {
 
 /// What an SSH client must know of an instance, as names and values of its configuration.
 pub(crate) fn options(
-    state_dir: &Path,
+    state_dir: &StateDir,
     instance: &InstancePath,
 ) -> Result<Vec<(&'static str, String)>> {
     let program = std::env::current_exe()
         .map_err(|source| Error::Read { what: "the path of this program".to_owned(), source })?;
-    let file = |name: String| quoted(&state_dir.join(name).display().to_string());
+    let file = |path: PathBuf| quoted(&path.display().to_string());
     let command = format!(
         "{} --state-dir {} ssh --stdio {instance}",
         for_shell(&program.display().to_string()),
@@ -122,11 +123,11 @@ pub(crate) fn options(
     );
     Ok(vec![
         ("ProxyCommand", command),
-        ("IdentityFile", file(SshView::identity_file(&instance.pool.tenant))),
+        ("IdentityFile", file(state_dir.ssh_key(&instance.pool.tenant))),
         ("IdentitiesOnly", "yes".to_owned()),
         ("User", "root".to_owned()),
         ("HostKeyAlias", SshView::host(instance)),
-        ("UserKnownHostsFile", file(SshView::known_hosts_file(instance))),
+        ("UserKnownHostsFile", file(state_dir.known_hosts(instance))),
         ("GlobalKnownHostsFile", "/dev/null".to_owned()),
         ("StrictHostKeyChecking", "yes".to_owned()),
         ("CheckHostIP", "no".to_owned()),
@@ -181,7 +182,7 @@ mod tests {
     #[test]
     fn paths_with_spaces_quotes_and_percent_signs_stay_one_word() {
         let instance = "demo/web/i-00000001".parse().unwrap();
-        let options = options(Path::new("/a b/it's %h"), &instance).unwrap();
+        let options = options(&"/a b/it's %h".into(), &instance).unwrap();
         let value = |name| &options.iter().find(|(key, _)| *key == name).unwrap().1;
         assert!(
             value("ProxyCommand")

@@ -228,7 +228,7 @@ fn who_stops_waiting_leaves_the_request_to_go_on() {
     let agent = FakeAgent::new(|_| vec![Act::Stay]);
     let (ui, _) = capture::ui();
     let wanted = Wanted::default();
-    let client = Client::new(agent.state_dir().to_owned(), wanted, None, None, Rc::new(ui));
+    let client = Client::new(agent.state_dir().into(), wanted, None, None, Rc::new(ui));
     let request =
         wait::Request { accepted: &accepted(), goal: &wait::Goal::Running, submitted_unix_ms: 0 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

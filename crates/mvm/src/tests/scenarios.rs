@@ -22,12 +22,12 @@ use mvm_host::disks::SimDisks;
 use mvm_host::images::SimImages;
 use mvm_host::net::SimMachine;
 use mvm_host::platform::MemoryGauge;
+use mvm_host::state_dir::StateDir;
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld, guest_agents};
 use mvm_store::MemoryStore;
 use tempfile::TempDir;
 
 use crate::cli;
-use crate::client::SOCKET;
 use crate::error::Color;
 use crate::output::capture;
 
@@ -97,7 +97,7 @@ impl Fleet {
     async fn start(scenario: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = NodeConfig {
-            state_dir: dir.path().to_owned(),
+            state_dir: dir.path().into(),
             capacity: Capacity { vcpus: 64, mem_mib: 65_536, disk_mib: 1 << 20 },
             max_starting: 8,
             chosen_because: "simulated".to_owned(),
@@ -117,7 +117,7 @@ impl Fleet {
         let entropy = Arc::new(move || ids.fetch_add(1, Ordering::Relaxed));
         let store = Arc::new(MemoryStore::new());
         let node = Arc::new(RunningNode::start_with(config, host, store, entropy).await.unwrap());
-        let listener = mvm_host::unix_socket::bind(&dir.path().join(SOCKET)).unwrap();
+        let listener = mvm_host::unix_socket::bind(&StateDir::from(dir.path()).socket()).unwrap();
         let server = node.clone();
         tokio::spawn(async move { server.listen(listener, OPEN_FILES).await });
         let written = PORTS.into_iter().filter(|port| scenario.contains(port));

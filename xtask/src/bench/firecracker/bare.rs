@@ -104,7 +104,7 @@ impl Parts {
         Ok(Self {
             files,
             template: LayerTemplates::new(lab.state_dir()).ensure(view.disk_mib.into()).await?,
-            parent,
+            parent: parent.to_path_buf(),
             vcpus: view.vcpus,
             mem_mib: view.mem_mib,
             kernel_arguments: words.collect::<Vec<_>>().join(" "),

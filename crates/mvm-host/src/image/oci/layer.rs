@@ -36,6 +36,7 @@ use crate::image::durable::{
 };
 use crate::process::boot_id;
 use crate::removal::detach_mounts_below;
+use crate::state_dir::StateDir;
 
 /// The version of the layout and of how entries are kept.
 const SCHEMA: u32 = 1;
@@ -81,8 +82,8 @@ pub struct StoredLayer {
 
 impl LayerCache {
     /// For this state directory; nothing is made yet.
-    pub fn new(state: &Path) -> Self {
-        Self { dir: state.join("layers") }
+    pub fn new(state: impl Into<StateDir>) -> Self {
+        Self { dir: state.into().layers() }
     }
 
     /// Where layers are.

@@ -23,8 +23,6 @@ use super::super::{Disk, DiskAccess, VmSpec, VmmError, file_error};
 use crate::removal::remove_tree;
 use crate::unix_socket;
 
-/// Directory in the instance's directory.
-const DIR: &str = "jail";
 pub(super) const API_SOCKET: &str = "api.sock";
 pub(super) const VSOCK: &str = "v.sock";
 pub(super) const KERNEL: &str = "kernel";
@@ -36,14 +34,9 @@ pub(super) const SECCOMP_FILTER: &str = "seccomp.bpf";
 /// Directory that Firecracker may write into.
 pub(super) const SAVE_DIR: &str = "save";
 
-/// Where jails of this instance are made.
-pub(super) fn base(instance_dir: &Path) -> PathBuf {
-    instance_dir.join(DIR)
-}
-
 /// The root of the jail that was made last, as far as there is one.
 pub(super) fn root_of(spec: &VmSpec) -> PathBuf {
-    let base = base(&spec.dir);
+    let base = spec.dir.jail();
     let program = fs::read_dir(&base).ok().and_then(|mut entries| entries.next()?.ok());
     let program = program.map_or_else(|| base.join("none"), |entry| entry.path());
     program.join(spec.id.as_str()).join("root")
@@ -72,7 +65,7 @@ impl Jail {
     /// Replaces the jail of an earlier run, whose microVM has ended.
     pub(super) fn create(spec: &VmSpec, program: &Path) -> Result<Self, VmmError> {
         remove(spec)?;
-        let base = base(&spec.dir);
+        let base = spec.dir.jail();
         let name = program.file_name().unwrap_or_default();
         let root = base.join(name).join(spec.id.as_str()).join("root");
         // Made before the first file is: from here on, dropping it cleans up.
@@ -181,6 +174,6 @@ fn let_others_read(path: &Path) -> io::Result<()> {
 
 /// Removes the jail of an earlier run, if there is one. Its files that are kept have other names, too.
 pub(super) fn remove(spec: &VmSpec) -> Result<(), VmmError> {
-    let base = base(&spec.dir);
+    let base = spec.dir.jail();
     remove_tree(&base).map_err(file_error(&base))
 }

@@ -17,9 +17,6 @@ use std::path::{Path, PathBuf};
 use super::{FirecrackerVersion, JAILER, PROGRAM, Programs};
 use crate::image::durable::{FileError, NameLock, Named};
 
-/// Directory in the state directory.
-const DIR: &str = "firecracker";
-
 /// What came of keeping a pair of programs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
@@ -29,11 +26,6 @@ pub(crate) enum Kept {
     AlreadyThere,
     /// Other programs are kept that call themselves the same version.
     Others,
-}
-
-/// Where the Firecrackers of a state directory are kept.
-pub(crate) fn dir_of(state_dir: &Path) -> PathBuf {
-    state_dir.join(DIR)
 }
 
 /// The program of a version that is kept, which has its jailer beside it.
@@ -102,7 +94,7 @@ mod tests {
     #[test]
     fn each_version_is_kept_once_and_the_newest_fit_one_is_used() {
         let (state, installed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let dir = dir_of(state.path());
+        let dir = state.path().join("kept");
         assert_eq!(newest(&dir), None);
         let [old, new, unfit] = [(1, 15, 1), (1, 15, 12), (1, 16, 0)]
             .map(|(major, minor, patch)| FirecrackerVersion(major, minor, patch));

@@ -14,10 +14,7 @@ use serde_json::{Value, json};
 use super::super::disk_lock::LockedDisk;
 use super::super::memory;
 use super::super::starting::{Starting, or_last_words};
-use super::super::{
-    DEVICE_STATE, DiskAccess, MEMORY_IMAGE, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock,
-    file_error,
-};
+use super::super::{DiskAccess, Restore, VmSpec, VmmError, console, disk_lock, file_error};
 use super::api::Api;
 use super::cgroup::Cgroup;
 use super::jail::{self, API_SOCKET, INITRD, Jail, KERNEL, SECCOMP_FILTER, VSOCK};
@@ -26,6 +23,7 @@ use super::vm::FirecrackerVm;
 use super::{FirecrackerConfig, Isolation, Programs, isolation, kernel, metrics};
 use crate::net;
 use crate::process::{Apart, Process, Spawn, spawn};
+use crate::state_dir::{DEVICE_STATE, MEMORY_IMAGE};
 
 /// Firecracker's own upper bound.
 const MAX_VCPUS: u32 = 32;
@@ -97,7 +95,7 @@ pub(super) async fn restore(
     let ms = || began.elapsed().as_secs_f64() * 1000.0;
     started.give_disks(spec, &locks)?;
     started.make_tap(spec)?;
-    started.jail.place_copy(&from.dir.join(DEVICE_STATE), DEVICE_STATE)?;
+    started.jail.place_copy(&from.dir.device_state(), DEVICE_STATE)?;
     started.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
     let process = started.process()?;
     let loading = async {
@@ -183,7 +181,7 @@ async fn start(
         jail.place_copy(filter, SECCOMP_FILTER)?;
     }
     let console = console::rotate(&spec.dir).map_err(file_error(&spec.dir))?;
-    let log_path = spec.dir.join(VMM_LOG);
+    let log_path = spec.dir.vmm_log();
     let open_log = || {
         // For appending, which emptying it does not go with.
         match std::fs::remove_file(&log_path) {
@@ -258,7 +256,7 @@ fn jailer_arguments(
     option("--exec-file", programs.firecracker.clone().into());
     option("--uid", uid.clone().into());
     option("--gid", uid.into());
-    option("--chroot-base-dir", jail::base(&spec.dir).into());
+    option("--chroot-base-dir", spec.dir.jail().into());
     option("--resource-limit", format!("no-file={OPEN_FILES}").into());
     // Warnings and errors are kept; what is said otherwise is for debugging.
     args.extend(["--", "--api-sock", API_SOCKET, "--log-path", jail::LOG].map(OsString::from));

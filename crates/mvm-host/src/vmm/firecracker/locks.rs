@@ -10,16 +10,14 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::net::UnixStream;
 
 use super::with_source;
+use crate::state_dir::InstanceDir;
 use crate::unix_socket;
 
-/// The socket's name, for the moment that it has one.
-const SOCKET: &str = "locks.sock";
 /// Descriptors in one message; the kernel takes up to 253.
 const BATCH: usize = 64;
 
@@ -32,9 +30,9 @@ impl Carrier {
     ///
     /// # Errors
     /// The directory cannot be written.
-    pub(super) async fn new(dir: &Path) -> io::Result<(Self, OwnedFd)> {
+    pub(super) async fn new(dir: &InstanceDir) -> io::Result<(Self, OwnedFd)> {
         let failed = |error: unix_socket::SocketError| io::Error::other(with_source(&error));
-        let path = dir.join(SOCKET);
+        let path = dir.locks_socket();
         let carried = unix_socket::bind_fd(&path).map_err(failed)?;
         let connected = unix_socket::connect(&path).await.map_err(failed);
         // Nobody is to connect any more.
@@ -78,7 +76,7 @@ mod tests {
             file
         };
         let locked: Vec<File> = files.iter().map(lock).collect();
-        let (sender, carrier) = Carrier::new(dir.path()).await.unwrap();
+        let (sender, carrier) = Carrier::new(&dir.path().into()).await.unwrap();
         sender.give(&locked).unwrap();
         drop(sender);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -39,12 +39,13 @@ use mvm_core::vmm::{Accel, ProcessEnd, VmExit, VmHandle, VmmKind};
 use tokio::sync::OnceCell;
 
 pub use isolation::Isolation;
-pub(crate) use kept::{Kept, dir_of, keep};
+pub(crate) use kept::{Kept, keep};
 pub(crate) use version::JAILER;
 pub use version::{FirecrackerVersion, MINIMUM_VERSION};
 
 use super::{Restore, TapPlace, Vm, VmSpec, Vmm, VmmError, this_processor};
 use crate::process::{self, ProcessIdentity};
+use crate::state_dir::StateDir;
 
 /// Firecracker's program, to be found in `PATH`; its jailer is beside it.
 pub const PROGRAM: &str = "firecracker";
@@ -80,8 +81,8 @@ impl FirecrackerConfig {
 
     /// That of this state directory's agent: the Firecracker that [`PROGRAM_VARIABLE`] names, the
     /// newest that is kept, or the installed one.
-    pub fn of(state_dir: &Path) -> Self {
-        let dir = kept::dir_of(state_dir);
+    pub fn of(state_dir: &StateDir) -> Self {
+        let dir = state_dir.firecrackers();
         let program = named().or_else(|| kept::newest(&dir)).unwrap_or_else(|| PROGRAM.into());
         Self { kept_in: Some(dir), ..Self::new(program) }
     }

@@ -3,20 +3,18 @@
 //! Firecracker has neither a power switch nor a port for panics: every end is a reset. A guest
 //! agent that powers off says so first, in the words that a kernel with a switch would use.
 
-use std::path::Path;
-
 use mvm_core::guest::POWER_OFF_WORDS;
 use mvm_core::vmm::ShutdownReason;
 
-use super::super::CONSOLE_LOG;
 use crate::console;
+use crate::state_dir::InstanceDir;
 
 /// Lines of the console in which the reason is looked for: a panic's own report is in between.
 const LINES: usize = 200;
 
 /// What the console of this directory says.
-pub(super) fn of(dir: &Path) -> Option<ShutdownReason> {
-    let path = dir.join(CONSOLE_LOG);
+pub(super) fn of(dir: &InstanceDir) -> Option<ShutdownReason> {
+    let path = dir.console_log();
     match console::tail(&path, LINES) {
         Ok(lines) => in_lines(&lines),
         Err(error) => {
@@ -53,8 +51,9 @@ mod tests {
 
     fn reason(console: &str) -> Option<ShutdownReason> {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(CONSOLE_LOG), console).unwrap();
-        of(dir.path())
+        let dir = InstanceDir::from(dir.path());
+        std::fs::write(dir.console_log(), console).unwrap();
+        of(&dir)
     }
 
     #[test]
@@ -69,7 +68,7 @@ mod tests {
         );
         assert_eq!(reason(&panic), Some(ShutdownReason::GuestPanic));
         assert_eq!(reason("[    1.0] Linux version 6.1\nlogin: "), None);
-        assert_eq!(of(Path::new("/no/such/directory")), None);
+        assert_eq!(of(&"/no/such/directory".into()), None);
     }
 
     #[test]

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::super::memory::{self, GuestMemory};
-use super::super::{
-    DEVICE_STATE, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, VmmError, file_error,
-};
+use super::super::{MemoryPart, SaveChanges, Saved, VmmError, file_error};
 use super::api::Api;
 use super::jail::SAVE_DIR;
+use crate::state_dir::SnapshotDir;
 
+/// The name of what Firecracker writes of the devices.
+const STATE: &str = "device.state";
 /// The name of what Firecracker writes of the memory.
 const MEMORY: &str = "memory";
 
@@ -34,7 +35,11 @@ pub(super) struct Paused<'a> {
 
 impl Paused<'_> {
     /// Writes its files, durably, into `dest`.
-    pub(super) async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {
+    pub(super) async fn save(
+        &self,
+        dest: &SnapshotDir,
+        changes: SaveChanges,
+    ) -> Result<Saved, VmmError> {
         let dir = self.root.join(SAVE_DIR);
         clear(&dir).map_err(file_error(&dir))?;
         chown(&dir, Some(self.uid), Some(self.uid)).map_err(file_error(&dir))?;
@@ -45,18 +50,18 @@ impl Paused<'_> {
         }
         let body = json!({
             "snapshot_type": kind,
-            "snapshot_path": format!("/{SAVE_DIR}/{DEVICE_STATE}"),
+            "snapshot_path": format!("/{SAVE_DIR}/{STATE}"),
             "mem_file_path": format!("/{SAVE_DIR}/{MEMORY}"),
         });
         let created = self.api.put("/snapshot/create", &body).await;
-        let dest = dest.to_owned();
+        let dest = dest.clone();
         let work = {
             let dir = dir.clone();
             move || {
                 created?;
-                keep(&dir.join(DEVICE_STATE), &dest.join(DEVICE_STATE))?;
+                keep(&dir.join(STATE), &dest.device_state())?;
                 match memory {
-                    None => keep_memory(&dir.join(MEMORY), &dest.join(MEMORY_IMAGE)),
+                    None => keep_memory(&dir.join(MEMORY), &dest.memory_image()),
                     Some(memory) => memory::save_changes(&memory, changes, &dest),
                 }
             }

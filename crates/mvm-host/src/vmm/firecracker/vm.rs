@@ -21,6 +21,7 @@ use super::api::Api;
 use super::jail::{self, API_SOCKET, VSOCK};
 use super::{build_of, cgroup, metrics, reason, save};
 use crate::process::Process;
+use crate::state_dir::{InstanceDir, SnapshotDir};
 use crate::unix_socket;
 
 /// How long a guest has to listen: it may have just begun to boot, emulated on a busy machine.
@@ -44,7 +45,7 @@ pub(super) struct FirecrackerVm {
     process: Process,
     id: InstanceId,
     uid: u32,
-    dir: PathBuf,
+    dir: InstanceDir,
     root: PathBuf,
     mem_mib: u32,
     request_limit: Duration,
@@ -161,7 +162,7 @@ impl Vm for FirecrackerVm {
         Ok(())
     }
 
-    async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &SnapshotDir, changes: SaveChanges) -> Result<Saved, VmmError> {
         let state = self.state().await?;
         if state != "Paused" {
             return Err(VmmError::Control {

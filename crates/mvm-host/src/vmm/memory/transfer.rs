@@ -3,24 +3,22 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
 
-use super::super::{
-    MEMORY_CHANGES, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, VmmError, file_error,
-};
+use super::super::{MemoryPart, SaveChanges, Saved, VmmError, file_error};
 use super::changes::{apply, write, write_into_image};
 use super::{GuestMemory, PAGE, Run};
+use crate::state_dir::SnapshotDir;
 
 /// Saves, durably, what differs from the image that a stopped microVM was restored from.
 pub(in crate::vmm) fn save_changes(
     memory: &GuestMemory,
     changes: SaveChanges,
-    dest: &Path,
+    dest: &SnapshotDir,
 ) -> Result<Saved, VmmError> {
     let read = |offset, into: &mut [u8]| memory.read(offset, into);
     match changes {
         SaveChanges::Apart(packing) => {
-            let path = dest.join(MEMORY_CHANGES);
+            let path = dest.memory_changes();
             let save = || {
                 let runs = memory.changed()?;
                 let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
@@ -34,7 +32,7 @@ pub(in crate::vmm) fn save_changes(
             // The microVM has pages of its own wherever the image is written: it does not see it.
             let save = || {
                 let runs = memory.changed()?;
-                fs::hard_link(&image, dest.join(MEMORY_IMAGE))?;
+                fs::hard_link(&image, dest.memory_image())?;
                 let file = File::options().read(true).write(true).open(&image)?;
                 write_into_image(&file, &runs, read)?;
                 file.sync_all()?;
@@ -52,9 +50,9 @@ pub(in crate::vmm) fn save_changes(
 pub(in crate::vmm) async fn restore_changes(
     pid: u32,
     memory_bytes: u64,
-    saved: &Path,
+    saved: &SnapshotDir,
 ) -> Result<(), VmmError> {
-    let path = saved.join(MEMORY_CHANGES);
+    let path = saved.memory_changes();
     let system = |source| VmmError::System { operation: "restore memory".to_owned(), source };
     let work = move || {
         let file = match File::open(&path) {

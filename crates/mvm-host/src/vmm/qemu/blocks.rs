@@ -1,6 +1,5 @@
 //! What QEMU counts of its disks.
 
-use std::path::Path;
 use std::time::Duration;
 
 use mvm_core::vmm::DiskIo;
@@ -8,6 +7,7 @@ use serde::Deserialize;
 
 use super::super::VmmError;
 use super::{connect_qmp, qmp_failed};
+use crate::state_dir::InstanceDir;
 
 /// How long QEMU may take to answer: whoever asks only wants to know.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ struct Stats {
 }
 
 /// What the guest has asked of all its disks.
-pub(super) async fn disk_io(dir: &Path) -> Result<DiskIo, VmmError> {
+pub(super) async fn disk_io(dir: &InstanceDir) -> Result<DiskIo, VmmError> {
     let qmp = connect_qmp(dir, LIMIT).await?;
     let blocks: Vec<Block> = qmp.query("query-blockstats", LIMIT).await.map_err(qmp_failed)?;
     Ok(blocks.iter().fold(DiskIo::default(), |sum, Block { stats }| DiskIo {

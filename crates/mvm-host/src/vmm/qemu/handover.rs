@@ -10,12 +10,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::MemfdFlags;
 
 use super::super::disk_lock::LockedDisk;
-use super::super::{
-    DEVICE_STATE, DiskAccess, Restore, VMM_LOG, VmSpec, VmmError, console, disk_lock, file_error,
-};
+use super::super::{DiskAccess, Restore, VmSpec, VmmError, console, disk_lock, file_error};
 use super::args::{Descriptors, DiskDescriptor};
 use super::journal::{self, Journal};
-use super::{AGENT_SOCKET, QMP_SOCKET, tap, with_source};
+use super::{tap, with_source};
+use crate::state_dir::InstanceDir;
 use crate::unix_socket;
 
 /// Open descriptors of one launch, and the files that were made for it.
@@ -39,7 +38,7 @@ pub(super) struct Handover {
 #[derive(Debug, Default)]
 struct Made {
     sockets: Vec<PathBuf>,
-    journal_of: Option<PathBuf>,
+    journal_of: Option<InstanceDir>,
 }
 
 impl Drop for Made {
@@ -66,7 +65,7 @@ impl Handover {
         let (memory, device_state) = match restore {
             None => (guest_memory(spec.mem_mib)?, None),
             Some(restore) => {
-                let path = restore.dir.join(DEVICE_STATE);
+                let path = restore.dir.device_state();
                 let device_state = File::open(&path).map_err(file_error(&path))?;
                 (image_of(restore, spec.mem_mib)?, Some(device_state))
             }
@@ -84,8 +83,7 @@ impl Handover {
 
         let mut made = Made::default();
         // First, because it fails if a VMM still runs in this directory, whose files are in use.
-        let mut listen = |name: &str| {
-            let path = spec.dir.join(name);
+        let mut listen = |path: PathBuf| {
             let fd = unix_socket::bind_fd(&path).map_err(|error| VmmError::Control {
                 operation: "prepare QEMU's sockets".into(),
                 message: with_source(&error),
@@ -93,11 +91,11 @@ impl Handover {
             made.sockets.push(path);
             Ok::<_, VmmError>(fd)
         };
-        let (qmp, agent) = (listen(QMP_SOCKET)?, listen(AGENT_SOCKET)?);
+        let (qmp, agent) = (listen(spec.dir.qmp_socket())?, listen(spec.dir.agent_socket())?);
         let journal = journal::create(&spec.dir, spec.uid).map_err(file_error(&spec.dir))?;
         made.journal_of = Some(spec.dir.clone());
         let console = console::rotate(&spec.dir).map_err(file_error(&spec.dir))?;
-        let log_path = spec.dir.join(VMM_LOG);
+        let log_path = spec.dir.vmm_log();
         let log = OpenOptions::new()
             .write(true)
             .create(true)

@@ -17,9 +17,9 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
 
 use super::super::qmp::QmpEvent;
 use crate::console;
+use crate::state_dir::InstanceDir;
 
 /// Directory of the journal in the instance's directory.
-const DIR: &str = "events";
 /// The name that QEMU is given, to which it adds `.in` and `.out`.
 pub(super) const STEM: &str = "qmp";
 const INPUT: &str = "qmp.in";
@@ -40,9 +40,9 @@ pub(super) struct Journal {
 }
 
 /// Replaces the journal of an earlier run.
-pub(super) fn create(instance_dir: &Path, uid: u32) -> io::Result<Journal> {
+pub(super) fn create(instance_dir: &InstanceDir, uid: u32) -> io::Result<Journal> {
     remove(instance_dir)?;
-    let dir = instance_dir.join(DIR);
+    let dir = instance_dir.events();
     DirBuilder::new().mode(0o711).create(&dir)?;
     // Whatever the umask was, QEMU's user may pass through.
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
@@ -66,18 +66,18 @@ pub(super) fn create(instance_dir: &Path, uid: u32) -> io::Result<Journal> {
 }
 
 /// Removes the journal, if there is one.
-pub(super) fn remove(instance_dir: &Path) -> io::Result<()> {
-    crate::removal::remove_tree(&instance_dir.join(DIR))
+pub(super) fn remove(instance_dir: &InstanceDir) -> io::Result<()> {
+    crate::removal::remove_tree(&instance_dir.events())
 }
 
 /// Keeps the journal small: a guest can bring about as many events as it likes.
-pub(super) fn bound(instance_dir: &Path) -> io::Result<()> {
-    console::bound(&instance_dir.join(DIR).join(OUTPUT))
+pub(super) fn bound(instance_dir: &InstanceDir) -> io::Result<()> {
+    console::bound(&instance_dir.events().join(OUTPUT))
 }
 
 /// Whether the journal's last word on the vCPUs is that they stopped.
-pub(super) fn has_stopped(instance_dir: &Path) -> bool {
-    let path = instance_dir.join(DIR).join(OUTPUT);
+pub(super) fn has_stopped(instance_dir: &InstanceDir) -> bool {
+    let path = instance_dir.events().join(OUTPUT);
     read_tail(&path).is_ok_and(|text| parse_has_stopped(&text))
 }
 
@@ -88,8 +88,8 @@ fn parse_has_stopped(text: &str) -> bool {
 }
 
 /// What the journal says about why the microVM stopped.
-pub(super) fn reason(instance_dir: &Path) -> Option<ShutdownReason> {
-    let path = instance_dir.join(DIR).join(OUTPUT);
+pub(super) fn reason(instance_dir: &InstanceDir) -> Option<ShutdownReason> {
+    let path = instance_dir.events().join(OUTPUT);
     match read_tail(&path) {
         Ok(text) => parse_reason(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -183,24 +183,25 @@ mod tests {
 
     #[test]
     fn a_long_or_damaged_journal_still_gives_its_end() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(reason(dir.path()), None);
+        let temp = tempfile::tempdir().unwrap();
+        let dir = InstanceDir::from(temp.path());
+        assert_eq!(reason(&dir), None);
         let uid = rustix::process::getuid().as_raw();
-        let _journal = create(dir.path(), uid).unwrap();
+        let _journal = create(&dir, uid).unwrap();
         let mut text = "{\"event\": \"VSERPORT_CHANGE\", \"data\": {}}\r\n".repeat(10_000);
         text.push_str("{\"event\": \u{0}\r\n");
         text.push_str(&shutdown("guest-reset"));
-        std::fs::write(dir.path().join(DIR).join(OUTPUT), text).unwrap();
-        assert_eq!(reason(dir.path()), Some(ShutdownReason::GuestReset));
+        std::fs::write(dir.events().join(OUTPUT), text).unwrap();
+        assert_eq!(reason(&dir), Some(ShutdownReason::GuestReset));
         // However long it is.
-        let path = dir.path().join(DIR).join(OUTPUT);
+        let path = dir.events().join(OUTPUT);
         let mut text = "{\"event\": \"VSERPORT_CHANGE\", \"data\": {}}\r\n".repeat(300_000);
         text.push_str(&shutdown("guest-shutdown"));
         std::fs::write(&path, text).unwrap();
-        bound(dir.path()).unwrap();
+        bound(&dir).unwrap();
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 2 << 20);
-        assert_eq!(reason(dir.path()), Some(ShutdownReason::GuestShutdown));
-        let _fresh = create(dir.path(), uid).unwrap();
-        assert_eq!(reason(dir.path()), None, "an earlier run's word");
+        assert_eq!(reason(&dir), Some(ShutdownReason::GuestShutdown));
+        let _fresh = create(&dir, uid).unwrap();
+        assert_eq!(reason(&dir), None, "an earlier run's word");
     }
 }

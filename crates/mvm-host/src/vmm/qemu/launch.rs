@@ -16,6 +16,7 @@ use super::handover::Handover;
 use super::vm::QemuVm;
 use super::{QemuConfig, args, connect_qmp, qmp_failed, save};
 use crate::process::{Spawn, spawn};
+use crate::state_dir::InstanceDir;
 
 /// How often a QEMU that is still setting up is asked again.
 const STATUS_INTERVAL: Duration = Duration::from_millis(10);
@@ -122,7 +123,7 @@ fn kvm_groups(device: &Path) -> Result<Vec<u32>, VmmError> {
     }
 }
 
-async fn ask_until_running(dir: &Path, limit: Duration) -> Result<(), VmmError> {
+async fn ask_until_running(dir: &InstanceDir, limit: Duration) -> Result<(), VmmError> {
     #[derive(Deserialize)]
     struct Status {
         status: String,

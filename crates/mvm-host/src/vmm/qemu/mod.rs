@@ -24,7 +24,7 @@ mod tsc;
 mod version;
 mod vm;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,14 +38,11 @@ pub use version::{MINIMUM_VERSION, parse_version};
 use super::qmp::{QmpClient, QmpError, Version};
 use super::{Restore, Vm, VmSpec, Vmm, VmmError, this_processor};
 use crate::process::{self, ProcessIdentity};
+use crate::state_dir::InstanceDir;
 use crate::unix_socket;
 
 /// QEMU's program for guests of this machine's architecture.
 pub const PROGRAM: &str = "qemu-system-x86_64";
-/// Socket in the instance's directory that carries QMP.
-pub const QMP_SOCKET: &str = "qmp.sock";
-/// Socket in the instance's directory that leads to the guest agent.
-pub const AGENT_SOCKET: &str = "agent.sock";
 /// How long an adopted QEMU has to answer on QMP before it is taken for hung.
 const ADOPT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -177,8 +174,8 @@ fn build_of(version: Version, accel: Accel) -> Result<VmmBuild, VmmError> {
 }
 
 /// Opens a QMP session with the QEMU of this directory.
-async fn connect_qmp(dir: &Path, limit: Duration) -> Result<QmpClient, VmmError> {
-    let stream = unix_socket::connect(&dir.join(QMP_SOCKET)).await.map_err(|error| {
+async fn connect_qmp(dir: &InstanceDir, limit: Duration) -> Result<QmpClient, VmmError> {
+    let stream = unix_socket::connect(&dir.qmp_socket()).await.map_err(|error| {
         VmmError::Control { operation: "connect to QMP".into(), message: with_source(&error) }
     })?;
     QmpClient::connect(stream, limit).await.map_err(qmp_failed)

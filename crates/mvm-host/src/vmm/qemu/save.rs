@@ -17,10 +17,9 @@ use tokio::time::{Instant, sleep};
 
 use super::super::memory::{self, GuestMemory};
 use super::super::qmp::QmpClient;
-use super::super::{
-    DEVICE_STATE, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, VmmError, file_error,
-};
-use super::{QMP_SOCKET, connect_qmp, qmp_failed, with_source};
+use super::super::{MemoryPart, SaveChanges, Saved, VmmError, file_error};
+use super::{connect_qmp, qmp_failed, with_source};
+use crate::state_dir::{InstanceDir, SnapshotDir};
 use crate::unix_socket;
 
 /// How long QEMU has for one command: writing out what its guest has in flight can take a while.
@@ -31,32 +30,32 @@ const OUT_OF_SPACE: &str = "io-error";
 const LOAD_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Stops the vCPUs; on return nothing that the guest has begun is in flight.
-pub(super) async fn pause(dir: &Path) -> Result<(), VmmError> {
+pub(super) async fn pause(dir: &InstanceDir) -> Result<(), VmmError> {
     let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
     execute(&qmp, "stop", json!({})).await
 }
 
 /// Lets the vCPUs run.
-pub(super) async fn resume(dir: &Path) -> Result<(), VmmError> {
+pub(super) async fn resume(dir: &InstanceDir) -> Result<(), VmmError> {
     let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
     execute(&qmp, "cont", json!({})).await
 }
 
 /// Whether the vCPUs are stopped because a disk's file could not be written for lack of space.
-pub(super) async fn lacks_space(dir: &Path) -> Result<bool, VmmError> {
+pub(super) async fn lacks_space(dir: &InstanceDir) -> Result<bool, VmmError> {
     let qmp = connect_qmp(dir, COMMAND_LIMIT).await?;
     Ok(status(&qmp).await? == OUT_OF_SPACE)
 }
 
 /// Writes the files of a paused microVM, durably, into `dest`.
 pub(super) async fn save(
-    dir: &Path,
+    dir: &InstanceDir,
     pid: u32,
     memory_bytes: u64,
     changes: SaveChanges,
-    dest: &Path,
+    dest: &SnapshotDir,
 ) -> Result<Saved, VmmError> {
-    let device = create(&dest.join(DEVICE_STATE))?;
+    let device = create(&dest.device_state())?;
     let qmp = connect_with(dir, &device).await?;
     let status = status(&qmp).await?;
     if status != "paused" {
@@ -81,9 +80,9 @@ pub(super) async fn save(
     execute(&qmp, "remove-fd", json!({ "fdset-id": set.id })).await?;
     saved?;
     drop(qmp);
-    let dest = dest.to_owned();
+    let dest = dest.clone();
     let work = move || {
-        sync(&device, &dest.join(DEVICE_STATE))?;
+        sync(&device, &dest.device_state())?;
         save_memory(pid, memory_bytes, changes, &dest)
     };
     tokio::task::spawn_blocking(work).await.map_err(|error| system("save memory", error))?
@@ -95,12 +94,17 @@ struct FdSet {
     id: u64,
 }
 
-fn save_memory(pid: u32, bytes: u64, changes: SaveChanges, dest: &Path) -> Result<Saved, VmmError> {
+fn save_memory(
+    pid: u32,
+    bytes: u64,
+    changes: SaveChanges,
+    dest: &SnapshotDir,
+) -> Result<Saved, VmmError> {
     let memory = GuestMemory::of(pid, bytes).map_err(|error| system("find the memory", error))?;
     if memory.part() == MemoryPart::Changes {
         return memory::save_changes(&memory, changes, dest);
     }
-    let path = dest.join(MEMORY_IMAGE);
+    let path = dest.memory_image();
     let file = create(&path)?;
     let bytes = memory.copy_to(&file).map_err(file_error(&path))?;
     sync(&file, &path)?;
@@ -142,8 +146,8 @@ async fn execute(qmp: &QmpClient, command: &str, arguments: Value) -> Result<(),
 }
 
 /// A QMP session whose next `add-fd` or `getfd` takes this file.
-async fn connect_with(dir: &Path, file: &File) -> Result<QmpClient, VmmError> {
-    let socket = dir.join(QMP_SOCKET);
+async fn connect_with(dir: &InstanceDir, file: &File) -> Result<QmpClient, VmmError> {
+    let socket = dir.qmp_socket();
     let control = |message| VmmError::Control { operation: "connect to QMP".into(), message };
     let stream =
         unix_socket::connect(&socket).await.map_err(|error| control(with_source(&error)))?;

@@ -1,7 +1,6 @@
 //! One running QEMU.
 
 use std::io;
-use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use mvm_core::snapshot::VmmBuild;
@@ -10,9 +9,10 @@ use mvm_core::vmm::{VmExit, VmHandle};
 use super::super::{
     GuestStream, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError, file_error,
 };
-use super::{AGENT_SOCKET, blocks, build_of, connect_qmp, journal, save, with_source};
+use super::{blocks, build_of, connect_qmp, journal, save, with_source};
 use crate::process::Process;
 use crate::space::free_bytes;
+use crate::state_dir::{InstanceDir, SnapshotDir};
 use crate::unix_socket;
 
 /// Free space below which QEMU is asked whether its guest stands still: its journal may have had none
@@ -24,7 +24,7 @@ const SHORT: u64 = 64 << 20;
 pub(super) struct QemuVm {
     handle: VmHandle,
     process: Process,
-    dir: PathBuf,
+    dir: InstanceDir,
     mem_mib: u32,
 }
 
@@ -75,12 +75,12 @@ impl Vm for QemuVm {
         }
     }
 
-    async fn save(&self, dest: &Path, changes: SaveChanges) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &SnapshotDir, changes: SaveChanges) -> Result<Saved, VmmError> {
         save::save(&self.dir, self.handle.pid, u64::from(self.mem_mib) << 20, changes, dest).await
     }
 
     async fn connect_guest(&self) -> Result<Box<dyn GuestStream>, VmmError> {
-        let stream = unix_socket::connect(&self.dir.join(AGENT_SOCKET)).await;
+        let stream = unix_socket::connect(&self.dir.agent_socket()).await;
         match stream {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(VmmError::Control {

@@ -19,10 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::super::{
-    DEVICE_STATE, Disk, GuestStream, MEMORY_IMAGE, MemoryPart, SaveChanges, Saved, Vm, VmCounters,
-    VmSpec, VmUsage, VmmError,
+    Disk, GuestStream, MemoryPart, SaveChanges, Saved, Vm, VmCounters, VmSpec, VmUsage, VmmError,
 };
 use super::{SimFault, SimGuestControl, SimGuestService};
+use crate::state_dir::SnapshotDir;
 
 /// Bytes that each direction of the agent's port holds.
 const PORT_BYTES: usize = 64 * 1024;
@@ -37,7 +37,7 @@ pub(super) enum Begin {
     GoOn(Past),
 }
 
-/// What is saved of a machine: the content of its [`DEVICE_STATE`].
+/// What is saved of a machine: the content of its [`SnapshotDir::device_state`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Past {
     boot_id: String,
@@ -354,7 +354,7 @@ impl Vm for SimVm {
         Ok(self.alive("ask")?.lacks_space())
     }
 
-    async fn save(&self, dest: &Path, _changes: SaveChanges) -> Result<Saved, VmmError> {
+    async fn save(&self, dest: &SnapshotDir, _changes: SaveChanges) -> Result<Saved, VmmError> {
         let control = self.alive("save")?;
         if !control.is_paused() || control.lacks_space() {
             return Err(VmmError::Control {
@@ -363,11 +363,11 @@ impl Vm for SimVm {
             });
         }
         let past = Past { boot_id: control.boot_id().to_owned(), memory: control.memory() };
-        let path = dest.join(DEVICE_STATE);
+        let path = dest.device_state();
         let text =
             serde_json::to_vec(&past).map_err(io::Error::other).map_err(file_error(&path))?;
         std::fs::write(&path, text).map_err(file_error(&path))?;
-        let path = dest.join(MEMORY_IMAGE);
+        let path = dest.memory_image();
         let image = File::create_new(&path).map_err(file_error(&path))?;
         image.set_len(u64::from(self.machine.mem_mib) << 20).map_err(file_error(&path))?;
         Ok(Saved { part: MemoryPart::Whole, bytes: 0, written: Vec::new() })

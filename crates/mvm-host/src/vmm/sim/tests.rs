@@ -24,7 +24,7 @@ impl Host {
         let path = |name: &str| -> PathBuf { self.dir.path().join(name) };
         std::fs::create_dir_all(path(id.as_str())).unwrap();
         VmSpec {
-            dir: path(id.as_str()),
+            dir: path(id.as_str()).into(),
             id,
             vcpus: 1,
             mem_mib: 64,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
@@ -11,9 +11,9 @@ use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 
 use super::RegistryError;
+use crate::state_dir::StateDir;
 
 /// The file in the state directory, unless the environment names another.
-const CONFIG_FILE: &str = "registries.toml";
 const CONFIG_VARIABLE: &str = "MVM_REGISTRY_CONFIG";
 /// The key of Docker Hub in Docker's configuration.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -62,13 +62,13 @@ pub(super) struct Endpoint {
 impl RegistryConfig {
     /// As the environment of this process says: `MVM_REGISTRY_CONFIG`, or `registries.toml` in the
     /// state directory; `REGISTRY_AUTH_FILE`, or `config.json` in `DOCKER_CONFIG` or in `~/.docker`.
-    pub fn from_environment(state: &Path) -> Self {
+    pub fn from_environment(state: &StateDir) -> Self {
         let path =
             |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let docker = path("DOCKER_CONFIG").or(path("HOME").map(|home| home.join(".docker")));
         let credentials = [path("REGISTRY_AUTH_FILE"), docker.map(|dir| dir.join("config.json"))];
         Self {
-            config: path(CONFIG_VARIABLE).unwrap_or_else(|| state.join(CONFIG_FILE)),
+            config: path(CONFIG_VARIABLE).unwrap_or_else(|| state.registries()),
             credentials: credentials.into_iter().flatten().collect(),
             stall: STALL,
         }
@@ -165,7 +165,7 @@ mod tests {
 
     fn config(text: &str) -> (tempfile::TempDir, RegistryConfig) {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(CONFIG_FILE);
+        let file = dir.path().join("registries.toml");
         fs::write(&file, text).unwrap();
         let credentials = vec![dir.path().join("absent.json"), dir.path().join("config.json")];
         (dir, RegistryConfig { config: file, credentials, stall: STALL })
