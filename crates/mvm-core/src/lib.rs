@@ -2,7 +2,7 @@
 //!
 //! Every decision lives here as a pure function: admission ([`admit`]), planning ([`plan`]), one
 //! instance's life ([`lifecycle`]), addresses ([`net`]), firewall text ([`nft`]) and the protocol
-//! spoken with the guest ([`guest`], [`frame`], [`accept`], [`credit`]).
+//! spoken with the guest ([`guest`], [`frame`], [`accept`], [`credit`]) and with [`firecracker`].
 //!
 //! It performs no I/O, reads no clock, draws no randomness and knows no async runtime: time,
 //! entropy and observations are arguments. The same inputs give the same outputs.
@@ -14,6 +14,7 @@ pub mod credit;
 pub mod death;
 pub mod disk;
 pub mod document;
+pub mod firecracker;
 pub mod frame;
 pub mod guest;
 pub mod image;

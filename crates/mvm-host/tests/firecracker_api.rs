@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod elf_support;
+mod stand_in_program;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -67,7 +68,7 @@ enum Then {
 
 #[test]
 fn the_stand_in_answers_as_was_recorded() {
-    hold_all(Path::new(env!("CARGO_BIN_EXE_firecracker-stand-in")), "1.15.1");
+    hold_all(stand_in_program::path().unwrap(), "1.15.1");
 }
 
 #[test]

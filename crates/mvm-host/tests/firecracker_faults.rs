@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod image_support;
+mod stand_in_program;
 mod vmm_support;
 
 use std::path::Path;

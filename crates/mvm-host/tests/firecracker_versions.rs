@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "the test removes what it made itself")]
 
 mod image_support;
+mod stand_in_program;
 mod vmm_support;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVersion, Firecrac
 use mvm_host::vmm::sim::{SimTimes, SimVmm, SimWorld};
 use mvm_host::vmm::{MemoryImage, NodeVmm, Packing, Restore, SaveChanges, Vm, VmSpec, Vmm};
 use serde_json::json;
-use vmm_support::stand_in::{BEHAVIOUR, PROGRAM, StandIn};
+use vmm_support::stand_in::{BEHAVIOUR, StandIn};
 use vmm_support::{Backend, Guest, Host};
 
 const VERSION: FirecrackerVersion = FirecrackerVersion(1, 15, 1);
@@ -135,7 +136,7 @@ fn mirror(files: BTreeMap<String, Vec<u8>>) -> String {
 
 /// An archive as the project publishes it, with these programs of a version.
 fn archive(version: &str, programs: &[&str]) -> Vec<u8> {
-    let content = std::fs::read(PROGRAM).unwrap();
+    let content = std::fs::read(stand_in_program::path().unwrap()).unwrap();
     let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
     let mut archive = tar::Builder::new(encoder);
     for name in programs {
@@ -223,7 +224,7 @@ async fn the_programs_of_a_path_are_installed_unless_others_of_their_version_are
     let error = installed().await.unwrap_err();
     assert!(matches!(error, InstallError::NoProgram { .. }), "{error}");
     for name in ["firecracker", "jailer"] {
-        std::fs::copy(PROGRAM, dir.path().join(name)).unwrap();
+        std::fs::copy(stand_in_program::path().unwrap(), dir.path().join(name)).unwrap();
     }
     assert_eq!(installed().await.unwrap(), (VERSION, Outcome::Made));
     assert_eq!(installed().await.unwrap(), (VERSION, Outcome::AlreadyThere));

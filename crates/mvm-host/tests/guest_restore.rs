@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod image_support;
+mod stand_in_program;
 mod vmm_support;
 
 use std::net::Ipv4Addr;

@@ -6,6 +6,7 @@
 
 mod elf_support;
 mod image_support;
+mod stand_in_program;
 mod vmm_firecracker;
 mod vmm_support;
 

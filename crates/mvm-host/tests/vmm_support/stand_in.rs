@@ -9,10 +9,10 @@ use mvm_host::vmm::firecracker::{FirecrackerConfig, FirecrackerVmm, Isolation};
 use serde_json::Value;
 
 use super::Backend;
+use crate::stand_in_program;
 
 /// The file beside a program that says how it behaves.
 pub(crate) const BEHAVIOUR: &str = "behaviour.json";
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_firecracker-stand-in");
 
 pub(crate) struct StandIn {
     files: tempfile::TempDir,
@@ -26,8 +26,9 @@ impl StandIn {
             return Err("only root may start a jailer".into());
         }
         let files = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let program = stand_in_program::path()?;
         for name in ["firecracker", "jailer"] {
-            install(&files.path().join(name)).map_err(|error| error.to_string())?;
+            install(program, &files.path().join(name)).map_err(|error| error.to_string())?;
         }
         for (name, content) in [("kernel", &b"\x7fELF"[..]), ("initrd", b"")] {
             std::fs::write(files.path().join(name), content).map_err(|error| error.to_string())?;
@@ -76,8 +77,8 @@ impl StandIn {
 }
 
 /// A link to the program, or a copy on another filesystem.
-fn install(to: &Path) -> std::io::Result<()> {
-    std::fs::hard_link(PROGRAM, to).or_else(|_| std::fs::copy(PROGRAM, to).map(drop))
+fn install(program: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::hard_link(program, to).or_else(|_| std::fs::copy(program, to).map(drop))
 }
 
 impl Backend for StandIn {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
+use hyper::http::method::InvalidMethod;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use mvm_core::firecracker::Change;
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::VmmError;
@@ -75,14 +76,17 @@ impl Api {
         }
     }
 
-    /// Sets or starts something.
-    pub(super) async fn put(&self, path: &str, body: &Value) -> Result<(), VmmError> {
-        self.change(Method::PUT, path, body).await
-    }
-
-    /// Changes something.
-    pub(super) async fn patch(&self, path: &str, body: &Value) -> Result<(), VmmError> {
-        self.change(Method::PATCH, path, body).await
+    /// Has something changed, set or started.
+    pub(super) async fn make(&self, change: &Change) -> Result<(), VmmError> {
+        let (method, path) = (change.method(), change.path());
+        let made = async {
+            let unsendable =
+                |error: &dyn std::error::Error| ApiError::Unreachable(with_source(error));
+            let body = serde_json::to_vec(change).map_err(|error| unsendable(&error))?;
+            let verb = method.parse().map_err(|error: InvalidMethod| unsendable(&error))?;
+            self.send(verb, &path, body.into()).await
+        };
+        made.await.map(drop).map_err(|error| error.of(&format!("{method} {path}")))
     }
 
     /// Reads something.
@@ -105,12 +109,6 @@ impl Api {
     async fn try_get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, ApiError> {
         let bytes = self.send(Method::GET, path, Bytes::new()).await?;
         serde_json::from_slice(&bytes).map_err(|error| ApiError::Unreachable(error.to_string()))
-    }
-
-    async fn change(&self, method: Method, path: &str, body: &Value) -> Result<(), VmmError> {
-        let request = format!("{method} {path}");
-        let body = Bytes::from(body.to_string());
-        self.send(method, path, body).await.map(drop).map_err(|error| error.of(&request))
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ApiError> {
@@ -174,7 +172,7 @@ fn fault_of(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use mvm_core::firecracker::{VmState, WantedState};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// Answers one request with these bytes, and returns what was asked.
@@ -194,8 +192,8 @@ mod tests {
             String::from_utf8(asked).unwrap()
         };
         let api = Api::new(socket, Duration::from_secs(5));
-        let body = json!({ "state": "Paused" });
-        tokio::join!(api.patch("/vm", &body), server)
+        let pause = Change::State(VmState { state: WantedState::Paused });
+        tokio::join!(api.make(&pause), server)
     }
 
     #[tokio::test]

@@ -7,9 +7,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Instant;
 
+use mvm_core::firecracker::{
+    Action, ActionType, BackendType, Balloon, BootSource, CacheType, Change, Drive, Entropy,
+    HugePages, IoEngine, LoadSnapshot, MachineConfig, MemBackend, Network, NetworkOverride,
+    RateLimiter, TokenBucket, Vsock,
+};
 use mvm_core::rates::Rates;
 use mvm_core::vmm::{Accel, VmHandle, VmmKind};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::disk_lock::LockedDisk;
 use super::super::memory;
@@ -65,10 +70,11 @@ pub(super) async fn launch(
     started.make_tap(spec)?;
     let api = &started.api;
     let configuring = async {
-        for (path, body) in configuration(spec, config.free_page_reporting, template) {
-            api.put(&path, &body).await?;
+        for change in configuration(spec, config.free_page_reporting, template) {
+            api.make(&change).await?;
         }
-        api.put("/actions", &json!({ "action_type": "InstanceStart" })).await
+        let start = Action { action_type: ActionType::InstanceStart };
+        api.make(&Change::Action(start)).await
     };
     or_last_words(started.process()?, spec, configuring).await?;
     finish(config, spec, locks, started)
@@ -99,7 +105,7 @@ pub(super) async fn restore(
     started.jail.place_to_read(from.memory.path(), MEMORY_IMAGE)?;
     let process = started.process()?;
     let loading = async {
-        started.api.put("/snapshot/load", &load_request(spec)).await?;
+        started.api.make(&load_request(spec)).await?;
         started.jail.take_out(MEMORY_IMAGE)?;
         let devices_ms = ms();
         // The guest has not run yet: what it sees from its first instruction on is what it knew.
@@ -276,54 +282,53 @@ fn configuration(
     spec: &VmSpec,
     free_page_reporting: bool,
     cpu_template: Option<Value>,
-) -> Vec<(String, Value)> {
-    let mut requests = vec![(
-        "/machine-config".to_owned(),
-        json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.mem_mib, "smt": false }),
-    )];
-    requests.extend(cpu_template.map(|template| ("/cpu-config".to_owned(), template)));
-    requests.push((
-        "/boot-source".to_owned(),
-        json!({
-            "kernel_image_path": KERNEL, "initrd_path": INITRD,
-            "boot_args": kernel_command_line(spec),
-        }),
-    ));
-    for (index, disk) in spec.disks.iter().enumerate() {
-        let name = disk_name(index);
-        let mut drive = json!({
-            "drive_id": name, "path_on_host": name, "is_root_device": false,
-            "is_read_only": disk.access == DiskAccess::ReadOnly,
+) -> Vec<Change> {
+    let mut changes = vec![Change::Machine(MachineConfig {
+        vcpu_count: u8::try_from(spec.vcpus).unwrap_or(u8::MAX),
+        mem_size_mib: spec.mem_mib as usize,
+        smt: false,
+        cpu_template: None,
+        track_dirty_pages: false,
+        huge_pages: HugePages::None,
+    })];
+    changes.extend(cpu_template.map(Change::CpuTemplate));
+    changes.push(Change::BootSource(BootSource {
+        kernel_image_path: KERNEL.to_owned(),
+        initrd_path: Some(INITRD.to_owned()),
+        boot_args: Some(kernel_command_line(spec)),
+    }));
+    changes.extend(spec.disks.iter().enumerate().map(|(index, disk)| {
+        Change::Drive(Drive {
+            drive_id: disk_name(index),
+            path_on_host: Some(disk_name(index)),
+            is_read_only: Some(disk.access == DiskAccess::ReadOnly),
             // The guest's flushes reach the disk.
-            "cache_type": "Writeback", "io_engine": "Sync",
-        });
-        if let Some(limiter) = disk_limiter(&spec.rates) {
-            drive["rate_limiter"] = limiter;
-        }
-        requests.push((format!("/drives/{name}"), drive));
-    }
-    if let Some(nic) = &spec.nic {
-        requests.push((
-            format!("/network-interfaces/{INTERFACE}"),
-            json!({
-                "iface_id": INTERFACE, "host_dev_name": nic.tap, "guest_mac": nic.mac.to_string(),
-            }),
-        ));
-    }
-    requests.extend([
-        ("/vsock".to_owned(), json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK })),
-        ("/entropy".to_owned(), json!({})),
-    ]);
+            cache_type: CacheType::Writeback,
+            io_engine: Some(IoEngine::Sync),
+            rate_limiter: disk_limiter(&spec.rates),
+            ..Drive::default()
+        })
+    }));
+    changes.extend(spec.nic.iter().map(|nic| {
+        Change::Network(Network {
+            iface_id: INTERFACE.to_owned(),
+            host_dev_name: nic.tap.clone(),
+            guest_mac: Some(nic.mac.to_string()),
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+        })
+    }));
+    let vsock = Vsock { vsock_id: None, guest_cid: GUEST_CID, uds_path: VSOCK.to_owned() };
+    changes.extend([Change::Vsock(vsock), Change::Entropy(Entropy::default())]);
     if free_page_reporting {
-        requests.push((
-            "/balloon".to_owned(),
-            json!({
-                "amount_mib": 0, "deflate_on_oom": true, "free_page_reporting": true,
-                "stats_polling_interval_s": BALLOON_STATISTICS_S,
-            }),
-        ));
+        changes.push(Change::Balloon(Balloon {
+            deflate_on_oom: true,
+            free_page_reporting: true,
+            stats_polling_interval_s: BALLOON_STATISTICS_S,
+            ..Balloon::default()
+        }));
     }
-    requests
+    changes
 }
 
 fn read_template(path: &Path) -> Result<Value, VmmError> {
@@ -332,37 +337,37 @@ fn read_template(path: &Path) -> Result<Value, VmmError> {
 }
 
 /// A disk's limits as Firecracker has them; `None` if it has none. They are saved with the microVM.
-fn disk_limiter(rates: &Rates) -> Option<Value> {
+fn disk_limiter(rates: &Rates) -> Option<RateLimiter> {
     // A bucket that nobody used for long is filled once more when it has been emptied: half of what a
     // second allows, so that no more than that comes at once.
     let bucket = |per_second: u64| {
         let size = per_second.div_ceil(2);
-        json!({ "size": size, "refill_time": (size * 1000).div_ceil(per_second) })
+        let refill_time = (size * 1000).div_ceil(per_second);
+        TokenBucket { size, one_time_burst: None, refill_time }
     };
-    let mut limiter = serde_json::Map::new();
-    if let Some(bytes) = rates.disk_bytes_s() {
-        limiter.insert("bandwidth".to_owned(), bucket(bytes));
-    }
-    if let Some(operations) = rates.disk_ops_s {
-        limiter.insert("ops".to_owned(), bucket(operations.into()));
-    }
-    (!limiter.is_empty()).then_some(limiter.into())
+    let limiter = RateLimiter {
+        bandwidth: rates.disk_bytes_s().map(bucket),
+        ops: rates.disk_ops_s.map(|operations| bucket(operations.into())),
+    };
+    (limiter != RateLimiter::default()).then_some(limiter)
 }
 
 /// The request that loads what was saved. Paths are the jail's, the same in each.
-fn load_request(spec: &VmSpec) -> Value {
-    let overrides: Vec<Value> = spec
-        .nic
-        .iter()
-        .map(|nic| json!({ "iface_id": INTERFACE, "host_dev_name": nic.tap }))
-        .collect();
-    json!({
-        "snapshot_path": DEVICE_STATE,
-        "mem_backend": { "backend_type": "File", "backend_path": MEMORY_IMAGE },
+fn load_request(spec: &VmSpec) -> Change {
+    let overrides = spec.nic.iter().map(|nic| NetworkOverride {
+        iface_id: INTERFACE.to_owned(),
+        host_dev_name: nic.tap.clone(),
+    });
+    Change::Load(LoadSnapshot {
+        snapshot_path: DEVICE_STATE.to_owned(),
+        mem_backend: Some(MemBackend {
+            backend_type: BackendType::File,
+            backend_path: MEMORY_IMAGE.to_owned(),
+        }),
         // Keeps small what Firecracker writes, and the driver drops, when it is saved again.
-        "track_dirty_pages": true,
-        "resume_vm": false,
-        "network_overrides": overrides,
+        track_dirty_pages: true,
+        network_overrides: overrides.collect(),
+        ..LoadSnapshot::default()
     })
 }
 
@@ -387,64 +392,76 @@ fn kernel_command_line(spec: &VmSpec) -> String {
 mod tests {
     use super::*;
 
+    fn text(change: &Change) -> String {
+        serde_json::to_string(change).unwrap()
+    }
+
+    fn drives(spec: &VmSpec) -> Vec<Drive> {
+        let changes = configuration(spec, true, None).into_iter();
+        let drive = |change| match change {
+            Change::Drive(drive) => Some(drive),
+            _ => None,
+        };
+        changes.filter_map(drive).collect()
+    }
+
     #[test]
     fn no_path_of_the_host_is_given_to_the_guest_s_vmm() {
-        for (path, body) in configuration(&VmSpec::example(), true, None) {
-            assert!(!body.to_string().contains("/state"), "{path} {body}");
+        let spec = VmSpec::example();
+        for change in configuration(&spec, true, None).into_iter().chain([load_request(&spec)]) {
+            assert!(!text(&change).contains("/state"), "{change:?}");
         }
-        assert!(!load_request(&VmSpec::example()).to_string().contains("/state"));
     }
 
     #[test]
     fn free_memory_is_reported_if_it_is_to_be() {
         for expected in [true, false] {
-            let requests = configuration(&VmSpec::example(), expected, None);
-            assert_eq!(requests.iter().any(|(path, _)| path == "/balloon"), expected);
+            let changes = configuration(&VmSpec::example(), expected, None);
+            let has = changes.iter().any(|change| matches!(change, Change::Balloon(_)));
+            assert_eq!(has, expected);
         }
     }
 
     #[test]
     fn disks_are_in_order_and_only_what_may_be_written_is_writable() {
-        let requests = configuration(&VmSpec::example(), true, None);
-        let drives: Vec<_> =
-            requests.iter().filter(|(path, _)| path.starts_with("/drives/")).collect();
-        assert_eq!(drives[0].0, "/drives/disk0");
-        assert_eq!(
-            (&drives[0].1["is_read_only"], &drives[1].1["is_read_only"]),
-            (&true.into(), &false.into())
-        );
+        let drives = drives(&VmSpec::example());
+        assert_eq!(Change::Drive(drives[0].clone()).path(), "/drives/disk0");
+        let are_read_only = drives.iter().map(|drive| drive.is_read_only);
+        assert!(are_read_only.eq([Some(true), Some(false)]), "{drives:?}");
     }
 
     #[test]
     fn each_disk_is_held_to_the_rates_that_there_are() {
-        let limiter = |rates: Rates| {
-            let requests = configuration(&VmSpec { rates, ..VmSpec::example() }, true, None);
-            let drive = requests.into_iter().find(|(path, _)| path == "/drives/disk1").unwrap();
-            drive.1["rate_limiter"].clone()
+        let limiter = |rates| {
+            let drives = drives(&VmSpec { rates, ..VmSpec::example() });
+            let limiter = drives[1].rate_limiter?;
+            Some([limiter.bandwidth, limiter.ops].map(|it| it.map(|it| (it.size, it.refill_time))))
         };
-        assert_eq!(limiter(Rates::default()), Value::Null);
+        assert_eq!(limiter(Rates::default()), None);
         let rates = Rates { disk_mib_s: Some(2), net_mbit_s: Some(3), disk_ops_s: None };
-        let bandwidth = json!({ "bandwidth": { "size": 1 << 20, "refill_time": 500 } });
-        assert_eq!(limiter(rates), bandwidth);
-        let ops = limiter(Rates { disk_ops_s: Some(70), ..rates });
-        assert_eq!(ops["ops"], json!({ "size": 35, "refill_time": 500 }));
-        let ops = limiter(Rates { disk_ops_s: Some(1), ..rates });
-        assert_eq!(ops["ops"], json!({ "size": 1, "refill_time": 1000 }));
+        let bandwidth = Some((1 << 20, 500));
+        assert_eq!(limiter(rates), Some([bandwidth, None]));
+        let many = Rates { disk_ops_s: Some(70), ..rates };
+        assert_eq!(limiter(many), Some([bandwidth, Some((35, 500))]));
+        let one = Rates { disk_ops_s: Some(1), ..rates };
+        assert_eq!(limiter(one), Some([bandwidth, Some((1, 1000))]));
     }
 
     #[test]
     fn a_microvm_without_a_network_has_no_interface() {
-        let has = |spec: &VmSpec| {
-            let is_network = |(path, _): &(String, Value)| path.starts_with("/network-");
-            configuration(spec, true, None).iter().any(is_network)
+        let taps = |spec: &VmSpec| {
+            let has = configuration(spec, true, None);
+            let has = has.iter().filter(|change| matches!(change, Change::Network(_))).count();
+            let Change::Load(load) = load_request(spec) else { panic!("it loads") };
+            (has, load.network_overrides.into_iter().map(|it| it.host_dev_name).collect::<Vec<_>>())
         };
-        assert!(has(&VmSpec::example()));
-        let without = VmSpec { nic: None, ..VmSpec::example() };
-        assert!(!has(&without));
-        assert_eq!(load_request(&without)["network_overrides"], json!([]));
-        assert_eq!(
-            load_request(&VmSpec::example())["network_overrides"][0]["host_dev_name"],
-            "tn1i3"
-        );
+        assert_eq!(taps(&VmSpec::example()), (1, vec!["tn1i3".to_owned()]));
+        assert_eq!(taps(&VmSpec { nic: None, ..VmSpec::example() }), (0, vec![]));
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_sent() {
+        let changes = configuration(&VmSpec::example(), true, None);
+        assert_eq!(text(&changes[0]), r#"{"vcpu_count":2,"mem_size_mib":256}"#);
     }
 }

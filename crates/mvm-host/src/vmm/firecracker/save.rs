@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use mvm_core::firecracker::{Change, CreateSnapshot, SnapshotType};
 
 use super::super::memory::{self, GuestMemory};
 use super::super::{MemoryPart, SaveChanges, Saved, VmmError, file_error};
@@ -44,16 +44,15 @@ impl Paused<'_> {
         clear(&dir).map_err(file_error(&dir))?;
         chown(&dir, Some(self.uid), Some(self.uid)).map_err(file_error(&dir))?;
         let memory = self.changed_memory().await?;
-        let kind = if memory.is_some() { "Diff" } else { "Full" };
         if let (Some(_), SaveChanges::IntoImage(image)) = (&memory, &changes) {
             self.lend(image, &dir.join(MEMORY)).map_err(file_error(image))?;
         }
-        let body = json!({
-            "snapshot_type": kind,
-            "snapshot_path": format!("/{SAVE_DIR}/{STATE}"),
-            "mem_file_path": format!("/{SAVE_DIR}/{MEMORY}"),
+        let create = Change::Save(CreateSnapshot {
+            snapshot_type: if memory.is_some() { SnapshotType::Diff } else { SnapshotType::Full },
+            snapshot_path: format!("/{SAVE_DIR}/{STATE}"),
+            mem_file_path: format!("/{SAVE_DIR}/{MEMORY}"),
         });
-        let created = self.api.put("/snapshot/create", &body).await;
+        let created = self.api.make(&create).await;
         let dest = dest.clone();
         let work = {
             let dir = dir.clone();

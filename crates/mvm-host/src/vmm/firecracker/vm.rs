@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mvm_core::firecracker::{Action, ActionType, Change, VmState, WantedState};
 use mvm_core::guest::VSOCK_PORT;
 use mvm_core::name::InstanceId;
 use mvm_core::snapshot::VmmBuild;
 use mvm_core::vmm::{VmExit, VmHandle};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
@@ -88,8 +89,8 @@ impl FirecrackerVm {
         Api::new(self.root.join(API_SOCKET), self.request_limit)
     }
 
-    async fn set_state(&self, state: &str) -> Result<(), VmmError> {
-        self.api().patch("/vm", &json!({ "state": state })).await
+    async fn set_state(&self, state: WantedState) -> Result<(), VmmError> {
+        self.api().make(&Change::State(VmState { state })).await
     }
 
     /// Whether a connection to the guest would last: one that is made before a guest that goes on
@@ -149,12 +150,12 @@ impl Vm for FirecrackerVm {
     async fn pause(&self) -> Result<(), VmmError> {
         let mut is_settled = self.is_settled.lock().await;
         *is_settled = false;
-        self.set_state("Paused").await
+        self.set_state(WantedState::Paused).await
     }
 
     async fn resume(&self) -> Result<(), VmmError> {
         let mut is_settled = self.is_settled.lock().await;
-        self.set_state("Resumed").await?;
+        self.set_state(WantedState::Resumed).await?;
         if timeout(SETTLE_LIMIT, settle(&self.root.join(VSOCK))).await.is_err() {
             tracing::warn!(instance = %self.id, "a resumed guest does not answer over vsock yet");
         }
@@ -214,7 +215,8 @@ impl Vm for FirecrackerVm {
     }
 
     async fn counters(&self) -> Result<VmCounters, VmmError> {
-        self.api().put("/actions", &json!({ "action_type": "FlushMetrics" })).await?;
+        let flush = Action { action_type: ActionType::FlushMetrics };
+        self.api().make(&Change::Action(flush)).await?;
         let mut counters = metrics::counters(jail::dir_of(&self.root)).await?;
         // What the guest's kernel has told the balloon, where there is one: numbers like any others.
         let told: Option<Map<String, Value>> = self.api().get_if_any("/balloon/statistics").await?;

@@ -1,20 +1,21 @@
 //! The state machine behind the API: what is allowed before a microVM starts and after it.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
 
-use mvm_host::image::digest::Digest;
+use mvm_core::firecracker::{
+    Action, ActionType, Change, CreateSnapshot, HugePages, LoadSnapshot, MachineConfig,
+    SnapshotType, WantedState,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::guest::{Guest, GuestParts};
 use crate::http::Asked;
 use crate::memory::Memory;
-use crate::request::{
-    Action, ActionType, CreateSnapshot, LoadSnapshot, MachineConfig, Request, SnapshotType,
-    WantedState,
-};
+use crate::request::Request;
 
 const AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
 const BEFORE_START: &str = "The requested operation is not supported before starting the microVM.";
@@ -93,12 +94,18 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(id: &str, version: &str) -> Self {
-        let config = json!({ "vcpu_count": 1, "mem_size_mib": 128 });
         Self {
             id: id.to_owned(),
             version: version.to_owned(),
             phase: Phase::NotStarted,
-            config: serde_json::from_value(config).expect("these are its fields"),
+            config: MachineConfig {
+                vcpu_count: 1,
+                mem_size_mib: 128,
+                smt: false,
+                cpu_template: None,
+                track_dirty_pages: false,
+                huge_pages: HugePages::None,
+            },
             kernel: None,
             devices: Devices::default(),
             listener: None,
@@ -127,24 +134,32 @@ impl Machine {
     fn carry_out(&mut self, request: Request) -> Result<Option<serde_json::Value>, Refusal> {
         let is_early = self.phase == Phase::NotStarted;
         match request {
-            Request::Describe => return Ok(Some(self.describe())),
-            Request::Version => return Ok(Some(json!({ "firecracker_version": self.version }))),
-            Request::BalloonStatistics if !is_early => return self.balloon_statistics().map(Some),
-            Request::BalloonStatistics => return Err(Refusal::Fault(BEFORE_START.into())),
-            Request::GetMachine => return Ok(Some(self.machine())),
-            Request::State(wanted) => match (is_early, wanted.state) {
-                (true, _) => return Err(Refusal::Fault(BEFORE_START.into())),
-                (false, WantedState::Paused) => self.pause(),
-                (false, WantedState::Resumed) => self.resume(),
+            Request::Describe => Ok(Some(self.describe())),
+            Request::Version => Ok(Some(json!({ "firecracker_version": self.version }))),
+            Request::BalloonStatistics if !is_early => self.balloon_statistics().map(Some),
+            Request::BalloonStatistics => Err(Refusal::Fault(BEFORE_START.into())),
+            Request::GetMachine => Ok(Some(self.machine())),
+            Request::Change(change) => self.change(change).map(|()| None),
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), Refusal> {
+        let is_early = self.phase == Phase::NotStarted;
+        match change {
+            Change::State(_) | Change::Save(_) if is_early => {
+                return Err(Refusal::Fault(BEFORE_START.into()));
+            }
+            Change::State(wanted) => match wanted.state {
+                WantedState::Paused => self.pause(),
+                WantedState::Resumed => self.resume(),
             },
-            Request::Save(save) if !is_early => self.save(&save)?,
-            Request::Action(Action { action_type }) => self.act(&action_type)?,
-            Request::Save(_) => return Err(Refusal::Fault(BEFORE_START.into())),
+            Change::Save(save) => self.save(&save)?,
+            Change::Action(Action { action_type }) => self.act(action_type)?,
             _ if !is_early => return Err(Refusal::Fault(AFTER_START.into())),
-            Request::Load(load) => self.load(&load)?,
+            Change::Load(load) => self.load(&load)?,
             settings => self.configure(settings)?,
         }
-        Ok(None)
+        Ok(())
     }
 
     fn describe(&self) -> serde_json::Value {
@@ -179,9 +194,9 @@ impl Machine {
     }
 
     /// What can be said before the start.
-    fn configure(&mut self, request: Request) -> Result<(), String> {
-        match request {
-            Request::Machine(config) => {
+    fn configure(&mut self, change: Change) -> Result<(), String> {
+        match change {
+            Change::Machine(config) => {
                 if !(1..=MAX_VCPUS).contains(&config.vcpu_count) {
                     return Err(
                         "Machine config error: The number of vCPUs must be greater than 0, \
@@ -198,7 +213,7 @@ impl Machine {
                 }
                 self.config = config;
             }
-            Request::BootSource(source) => {
+            Change::BootSource(source) => {
                 let opened = |what: &str| {
                     let what = what.to_owned();
                     move |error: io::Error| format!("Boot source error: The {what} {error}")
@@ -217,7 +232,7 @@ impl Machine {
                 }
                 self.kernel = Some(source.kernel_image_path);
             }
-            Request::Drive(drive) => {
+            Change::Drive(drive) => {
                 let path = drive.path_on_host.unwrap_or_default();
                 let is_read_only = drive.is_read_only.unwrap_or(false);
                 open_drive(&path, is_read_only).map_err(|error| {
@@ -228,10 +243,10 @@ impl Machine {
                 })?;
                 self.devices.drives.push((drive.drive_id, path, is_read_only));
             }
-            Request::Network(network) => {
+            Change::Network(network) => {
                 self.devices.interface = Some((network.iface_id, network.guest_mac));
             }
-            Request::Vsock(vsock) => {
+            Change::Vsock(vsock) => {
                 let listener = listen(&vsock.uds_path).map_err(|error| {
                     format!(
                         "Vsock config error: Cannot create backend for vsock device: Error binding \
@@ -241,13 +256,13 @@ impl Machine {
                 self.listener = Some(listener);
                 self.devices.vsock = Some(vsock.uds_path);
             }
-            Request::Balloon(balloon) if balloon.amount_mib as usize > self.config.mem_size_mib => {
+            Change::Balloon(balloon) if balloon.amount_mib as usize > self.config.mem_size_mib => {
                 return Err("Balloon config error: Amount of pages requested is too large.".into());
             }
-            Request::Balloon(balloon) => {
+            Change::Balloon(balloon) => {
                 self.devices.balloon_statistics_s = Some(balloon.stats_polling_interval_s);
             }
-            Request::Metrics(metrics) => {
+            Change::Metrics(metrics) => {
                 // Metrics are of Firecracker, not of a microVM: one can still be loaded.
                 return self
                     .write_metrics_to(&metrics.metrics_path)
@@ -259,7 +274,7 @@ impl Machine {
         Ok(())
     }
 
-    fn act(&mut self, action: &ActionType) -> Result<(), String> {
+    fn act(&mut self, action: ActionType) -> Result<(), String> {
         match (action, self.phase) {
             (ActionType::InstanceStart, Phase::NotStarted) => self.start(),
             (ActionType::InstanceStart, _) => Err(AFTER_START.into()),
@@ -443,7 +458,9 @@ fn understood(content: &[u8]) -> Result<Devices, String> {
 }
 
 fn digest(text: &str) -> String {
-    Digest::of(text.as_bytes()).to_string()
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text.as_bytes());
+    format!("{:016x}", hasher.finish())
 }
 
 fn open_drive(path: &str, is_read_only: bool) -> io::Result<File> {
