@@ -25,7 +25,7 @@ use mvm_host::guest::{Session, SessionError};
 use mvm_host::snapshots::{self, SnapshotError, Trust};
 use mvm_host::state_dir::{InstanceDir, LAYER, MEMORY_IMAGE, SnapshotDir};
 use mvm_host::vmm::{
-    DiskAccess, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, TapPlace, Vm, VmSpec,
+    Disk, DiskAccess, MemoryImage, MemoryPart, Packing, Restore, SaveChanges, TapPlace, Vm, VmSpec,
     VmmError,
 };
 
@@ -155,8 +155,8 @@ pub(crate) async fn capture(
         let image_dir = image_dir(node, &spec.dir, image);
         snapshots::link(&image_dir.memory_image(), &new.memory_image())?;
     }
-    complete_for_others(node, path, here(&spec, status, vm.build().await?)?, &spec, &new, dest)
-        .await
+    let here = here(node, &spec, status, vm.build().await?)?;
+    complete_for_others(node, path, here, &spec, &new, dest).await
 }
 
 /// Makes a copy of a sleeping instance's snapshot for others to begin from. It has to be one that
@@ -173,7 +173,7 @@ pub(crate) async fn copy_for_others(
     let own = spec.dir.sleep(snapshot.number);
     let manifest = snapshots::read(&own)?;
     let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
-    verdict(&manifest, path, &here(&spec, status, build)?)?;
+    verdict(&manifest, path, &here(node, &spec, status, build)?)?;
     let image_dir = image_dir(node, &spec.dir, &snapshot.memory);
     let (dir, of_snapshot, of_image) = (own.clone(), manifest.clone(), image_dir.clone());
     let verified = move || verify(&Trust::default(), &dir, &of_snapshot, Some(&of_image));
@@ -184,7 +184,7 @@ pub(crate) async fn copy_for_others(
         snapshots::link(&own.join(&file.name), &new.join(&file.name))?;
     }
     snapshots::link(&image_dir.memory_image(), &new.memory_image())?;
-    let here = here(&spec, status, manifest.build)?;
+    let here = here(node, &spec, status, manifest.build)?;
     Ok(complete_for_others(node, path, here, &spec, &new, dest).await?)
 }
 
@@ -250,7 +250,7 @@ async fn save(
         (MemoryPart::Changes, Some(image)) => (Some(image.clone()), image.clone()),
         (MemoryPart::Changes, None) => return Err(EffectError::NoImage),
     };
-    let here = here(spec, status, vm.build().await?)?;
+    let here = here(node, spec, status, vm.build().await?)?;
     let manifest = manifest_of(node, &record.path, here, base);
     let (new, trust) = (new.clone(), node.trust.clone());
     let opened = known.zip(Some(saved.written)).filter(|(_, written)| !written.is_empty());
@@ -287,38 +287,40 @@ fn packing(node: &Node, record: &InstanceRecord) -> Packing {
 }
 
 /// What an instance would go on with, on this build of a VMM.
-fn here(spec: &VmSpec, status: &InstanceStatus, build: VmmBuild) -> Result<Here, EffectError> {
-    let written = spec.disks.iter().enumerate();
-    let disks: Result<Vec<DiskStamp>, SnapshotError> = written
-        .filter(|(_, disk)| disk.access == DiskAccess::ReadWrite)
-        .map(|(number, disk)| match number {
-            1 => snapshots::stamp("the writable layer", &disk.path),
-            _ => snapshots::stamp(&format!("data disk {}", number - 1), &disk.path),
-        })
-        .collect();
+fn here(
+    node: &Node,
+    spec: &VmSpec,
+    status: &InstanceStatus,
+    build: VmmBuild,
+) -> Result<Here, EffectError> {
+    let revision = status.revision.clone().ok_or(EffectError::NoRevision)?;
+    let (layer, of_revision) = (spec.dir.layer(), node.config.state_dir.revision(&revision));
     // What is beside the root's image, such as its kernel's modules, is the revision's and never changes.
-    let revision = spec.disks.first().and_then(|root| root.path.parent());
-    let read = spec
-        .disks
-        .iter()
-        .filter(|disk| disk.access == DiskAccess::ReadOnly && disk.path.parent() != revision);
-    let read_disks: Result<Vec<DiskStamp>, SnapshotError> = read
-        .map(|disk| {
-            let name = disk.path.file_stem().unwrap_or_default().to_string_lossy();
-            snapshots::stamp(&format!("disk {name}"), &disk.path)
-        })
-        .collect();
+    let is_data = |disk: &&Disk| disk.path != layer && disk.path.parent() != Some(&*of_revision);
+    let (mut disks, mut read_disks) =
+        (vec![snapshots::stamp("the writable layer", &layer)?], Vec::new());
+    for (disk, number) in spec.disks.iter().filter(is_data).zip(1..) {
+        match disk.access {
+            DiskAccess::ReadWrite => {
+                disks.push(snapshots::stamp(&format!("data disk {number}"), &disk.path)?);
+            }
+            DiskAccess::ReadOnly => {
+                let name = disk.path.file_stem().unwrap_or_default().to_string_lossy();
+                read_disks.push(snapshots::stamp(&format!("disk {name}"), &disk.path)?);
+            }
+        }
+    }
     Ok(Here {
         build,
-        revision: status.revision.clone().ok_or(EffectError::NoRevision)?,
+        revision,
         shape: Shape {
             vcpus: spec.vcpus,
             mem_mib: spec.mem_mib,
             has_nic: spec.nic.is_some(),
             kernel_args: spec.kernel_args.clone(),
         },
-        disks: disks?,
-        read_disks: read_disks?,
+        disks,
+        read_disks,
     })
 }
 
@@ -418,7 +420,7 @@ async fn try_restore(
     };
     let manifest = snapshots::read(&dir)?;
     let build = node.host.vmm.build_for(&manifest.build).await.map_err(EffectError::from)?;
-    verdict(&manifest, path, &here(&spec, status, build.clone())?)?;
+    verdict(&manifest, path, &here(node, &spec, status, build.clone())?)?;
     let (memory, image_dir) = match &image {
         ImageRef::Own { number } => {
             let image_dir = spec.dir.sleep(*number);
