@@ -187,7 +187,7 @@ impl Transfer<'_> {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
                 Err(error) => {
-                    failure = Some(error::innermost(&error));
+                    failure = Some((error::innermost(&error), error::is_timeout(&error)));
                     break;
                 }
             };
@@ -203,14 +203,14 @@ impl Transfer<'_> {
         match failure {
             None if at == size => Ok(()),
             // All there, and not what was asked for.
-            Some(problem) if at == size => {
+            Some((problem, _)) if at == size => {
                 self.start_again()?;
                 self.received.fetch_sub(size, Ordering::Relaxed);
                 Err(remote.broken(place, format!("lies about {}: {problem}", self.name)).into())
             }
-            Some(problem) if problem.contains("timed out") => Err(remote.stalled(place).into()),
+            Some((_, true)) => Err(remote.stalled(place).into()),
             failure => {
-                let why = failure.map_or_else(String::new, |why| format!(": {why}"));
+                let why = failure.map_or_else(String::new, |(why, _)| format!(": {why}"));
                 let problem = format!(
                     "the connection ended after {at} of {size} bytes of {}{why}",
                     self.name

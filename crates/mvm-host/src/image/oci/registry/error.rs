@@ -1,5 +1,6 @@
 //! Why a registry does not give an image.
 
+use std::io;
 use std::path::PathBuf;
 
 use oci_client::errors::{OciDistributionError, OciErrorCode};
@@ -156,4 +157,16 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+/// Whether it is about time that has run out.
+pub(super) fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    // An I/O error tells the source of what it wraps, and not that itself.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let next = match wrapped {
+        Some(wrapped) => Some(wrapped as &(dyn std::error::Error + 'static)),
+        None => error.source(),
+    };
+    error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout)
+        || next.is_some_and(is_timeout)
 }
