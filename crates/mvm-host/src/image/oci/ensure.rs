@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::blob::Blob;
 use super::document::unusable;
@@ -31,7 +32,7 @@ impl OciSource {
     /// Downloads and unpacks the layers that are not there yet, several at once.
     pub(super) async fn ensure_layers(
         &self,
-        stop: &Arc<AtomicBool>,
+        stop: &CancellationToken,
         progress: OnProgress<'_>,
     ) -> Result<(), ImageError> {
         let mut wanted = BTreeSet::new();
@@ -108,7 +109,7 @@ struct LayerWork {
     diff_id: Digest,
     source: LayerSource,
     cache: LayerCache,
-    stop: Arc<AtomicBool>,
+    stop: CancellationToken,
     received: Arc<AtomicU64>,
 }
 

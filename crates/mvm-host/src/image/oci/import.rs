@@ -7,9 +7,9 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{lgetxattr, llistxattr};
+use tokio_util::sync::CancellationToken;
 
 use super::document::unusable;
 use super::entry::{Bytes, Content, Entry, Meta};
@@ -29,7 +29,7 @@ const FOREIGN_XATTRS: [&str; 3] = ["security.selinux", "system.nfs4_acl", "trust
 pub(super) fn import_dir(
     root: &Path,
     writer: &mut LayerWriter<'_>,
-    stop: &AtomicBool,
+    stop: &CancellationToken,
 ) -> Result<Digest, ImageError> {
     let device = root.metadata().named("read", root)?.dev();
     let mut import = Import {
@@ -52,7 +52,7 @@ struct Import<'a, 'w> {
     first: BTreeMap<u64, Bytes>,
     digest: InputDigest,
     writer: &'a mut LayerWriter<'w>,
-    stop: &'a AtomicBool,
+    stop: &'a CancellationToken,
 }
 
 impl Import<'_, '_> {
@@ -75,7 +75,7 @@ impl Import<'_, '_> {
     }
 
     fn child(&mut self, name: &Path) -> Result<(), ImageError> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.is_cancelled() {
             let given_up = io::Error::other("the build was given up");
             return Err(FileError::new("read", self.root, given_up).into());
         }
@@ -177,11 +177,11 @@ fn xattrs(path: &Path) -> io::Result<BTreeMap<Bytes, Bytes>> {
 }
 
 /// The digest of a tar archive as it is without compression: its name as a layer.
-pub(super) fn archive_digest(mut plain: impl Read, stop: &AtomicBool) -> io::Result<Digest> {
+pub(super) fn archive_digest(mut plain: impl Read, stop: &CancellationToken) -> io::Result<Digest> {
     let mut hasher = crate::image::digest::Hasher::default();
     let mut buffer = vec![0; 256 * 1024];
     loop {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_cancelled() {
             return Err(io::Error::other("the build was given up"));
         }
         match plain.read(&mut buffer)? {

@@ -15,13 +15,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr,
     futimens, openat,
 };
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::blob::{Blob, Bounded, Decompressed, Hashing, is_zero};
 use super::entry::{Bytes, Content, Entry, Meta};
@@ -173,7 +173,7 @@ impl LayerCache {
         &self,
         diff_id: &Digest,
         blob: &Blob,
-        stop: &AtomicBool,
+        stop: &CancellationToken,
     ) -> Result<(), ImageError> {
         let name = format!("{PREFIX}{diff_id}");
         let lock = NameLock::acquire(&self.dir, &name)?;
@@ -250,7 +250,7 @@ fn unpack_blob(
     diff_id: &Digest,
     blob: &Blob,
     data: &Path,
-    stop: &AtomicBool,
+    stop: &CancellationToken,
 ) -> Result<Vec<Entry>, ImageError> {
     let bad = |problem: LayerProblem| {
         ImageError::from(OciError::Layer {
@@ -280,12 +280,12 @@ fn unpack_blob(
 /// Ends a read when the build is given up: a thread cannot be ended from outside.
 struct Stoppable<'a, R> {
     inner: R,
-    stop: &'a AtomicBool,
+    stop: &'a CancellationToken,
 }
 
 impl<R: Read> Read for Stoppable<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.is_cancelled() {
             return Err(io::Error::other("the build was given up"));
         }
         self.inner.read(buffer)

@@ -12,12 +12,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags, chmodat, chownat, lsetxattr, makedev,
     mknodat, symlinkat, utimensat,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::entry::{Content, Meta};
 use super::layer::{Layer, apply_meta, times};
@@ -31,7 +31,7 @@ struct Writer<'a> {
     written: Vec<Option<PathBuf>>,
     /// Cached files that an inode of this tree is already linked to.
     linked: BTreeSet<PathBuf>,
-    stop: &'a AtomicBool,
+    stop: &'a CancellationToken,
 }
 
 /// Writes the tree into an empty directory. Blocks its thread.
@@ -39,7 +39,7 @@ pub(crate) fn materialise(
     tree: &Tree,
     layers: &[Layer],
     dest: &Path,
-    stop: &AtomicBool,
+    stop: &CancellationToken,
 ) -> Result<(), FileError> {
     let written = vec![None; tree.inodes.len()];
     let mut writer = Writer { tree, layers, written, linked: BTreeSet::new(), stop };
@@ -48,7 +48,7 @@ pub(crate) fn materialise(
 
 impl Writer<'_> {
     fn dir(&mut self, dir: &Dir, path: &Path) -> Result<(), FileError> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.is_cancelled() {
             return Err(FileError::new("write", path, io::Error::other("the build was given up")));
         }
         for (name, node) in &dir.children {

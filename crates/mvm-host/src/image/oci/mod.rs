@@ -29,7 +29,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use mvm_core::image::{ImageConfig, Reference};
@@ -38,6 +37,7 @@ pub use error::{LayerProblem, MergeProblem, OciError, TarProblem};
 pub use layer::{LayerCache, StoredLayer};
 pub use layout::name_in_archive;
 pub use registry::{RegistryConfig, RegistryError};
+use tokio_util::sync::CancellationToken;
 
 use super::ImageError;
 use super::digest::{Digest, InputDigest};
@@ -166,8 +166,8 @@ impl OciSource {
     ) -> Result<Self, ImageError> {
         let (dir, into) = (dir.to_owned(), cache.clone());
         let description = format!("directory {}", dir.display());
-        let stop = Arc::new(AtomicBool::new(false));
-        let _guard = StopOnDrop(stop.clone());
+        let stop = CancellationToken::new();
+        let _guard = stop.clone().drop_guard();
         step(progress, format!("copying {}", dir.display()), async {
             Self::open(cache, move |_| {
                 let diff_id = into.import(|writer| import::import_dir(&dir, writer, &stop))?;
@@ -189,8 +189,8 @@ impl OciSource {
         progress: OnProgress<'_>,
     ) -> Result<Self, ImageError> {
         let (file, into) = (file.to_owned(), cache.clone());
-        let stop = Arc::new(AtomicBool::new(false));
-        let _guard = StopOnDrop(stop.clone());
+        let stop = CancellationToken::new();
+        let _guard = stop.clone().drop_guard();
         step(progress, format!("reading {}", file.display()), async {
             Self::open(cache, move |_| {
                 let blob = Blob::open(&file, None).named("open", &file)?;
@@ -233,15 +233,6 @@ impl OciSource {
     }
 }
 
-/// Ends the blocking work of a build when the build is given up.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[async_trait]
 impl ImageSource for OciSource {
     fn describe(&self) -> String {
@@ -277,8 +268,8 @@ impl ImageSource for OciSource {
     }
 
     async fn write_root(&self, dest: &Path, progress: OnProgress<'_>) -> Result<(), ImageError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let _guard = StopOnDrop(stop.clone());
+        let stop = CancellationToken::new();
+        let _guard = stop.clone().drop_guard();
         self.ensure_layers(&stop, progress).await?;
         let (cache, layers) = (self.cache.clone(), self.layers());
         let (image, dest_owned) = (self.image.description.clone(), dest.to_owned());
@@ -316,7 +307,7 @@ fn merge(
     diff_ids: &[Digest],
     volumes: &BTreeSet<String>,
     dest: &Path,
-    stop: &AtomicBool,
+    stop: &CancellationToken,
 ) -> Result<(), ImageError> {
     let (mut tree, layers) = merged(image, cache, diff_ids)?;
     for (name, mode) in MOUNT_POINTS {
