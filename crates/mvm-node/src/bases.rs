@@ -142,6 +142,8 @@ async fn conclude(node: &Node, pool: &PoolPath, generation: u64, made: Result<Ba
     if let Ok(base) = made {
         node.shared.let_go(&base.id);
     }
+    // The instance that it was made of goes with the next round.
+    node.poke();
 }
 
 /// Whether a snapshot is a pool's base, as opposed to one that an instance was forked with.

@@ -105,7 +105,9 @@ impl Machine {
             left.extend(directories(&self.dir.path().join(dir)));
         }
         let keys = self.store.list("").await.unwrap().entries.into_iter().map(|entry| entry.key);
-        left.extend(keys.filter(|key| !key.starts_with("scope/")));
+        // What a request was answered is known for an hour.
+        let is_kept = |key: &String| ["scope/", "request/"].iter().any(|it| key.starts_with(it));
+        left.extend(keys.filter(|key| !is_kept(key)));
         left
     }
 }

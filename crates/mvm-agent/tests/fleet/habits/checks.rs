@@ -70,11 +70,11 @@ impl Scene {
         }
         let own = usize::from(view.is_some());
         let is_interrupted = expected.or.is_some();
-        let mut count = 0;
+        let mut all = Vec::new();
         for _ in 0..BOOTING.as_secs() * 5 {
-            let all = self.instances().await?;
+            all = self.instances().await?;
             let used: Vec<_> = all.iter().filter(|view| view.purpose == Purpose::Use).collect();
-            count = used.len();
+            let count = used.len();
             let is_right = count == own + expected.more || (is_interrupted && count == own);
             // What is made for a base goes again.
             let is_made = all.iter().all(|view| view.purpose != Purpose::Base);
@@ -84,7 +84,11 @@ impl Scene {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        Err(format!("{count} instances are there, of {}", own + expected.more))
+        let all: Vec<String> = all
+            .into_iter()
+            .map(|view| format!("{:?} {}", view.purpose.clone(), told(&Some(view))))
+            .collect();
+        Err(format!("of {} instances there are {}", own + expected.more, all.join(", ")))
     }
 
     /// What the guest's programs wrote is there, in the instance and in what began where it was.
