@@ -65,7 +65,8 @@ pub(crate) async fn submit(control: &Control, request: Request) -> Result<Accept
     carry_out(control, Asked::Outside(&request), None).await
 }
 
-/// The same of a request of control's own; with an id, once, as the answer to the request of that id.
+/// The same of a request of control's own; with an id, on the way of the request of that id, unless that was
+/// answered.
 pub(crate) async fn submit_own(
     control: &Control,
     request: &OwnRequest,
@@ -205,8 +206,9 @@ async fn admit(
     let mut ops = difference(&mirror.desired, &edit.desired).map_err(Refusal::Encode)?;
     let prepared = control.link.prepare(&mirror.desired, &edit.desired).await;
     let accepted = accepted(edit);
-    // One that changes nothing may be asked again and again.
-    if let Some(id) = id.filter(|_| !ops.is_empty()) {
+    // One that changes nothing may be asked again and again, and one that is begun is answered later.
+    let is_answer = !matches!(request, Asked::Own(OwnRequest::BeginFork { .. }));
+    if let Some(id) = id.filter(|_| !ops.is_empty() && is_answer) {
         let answered = Answered::Accepted(accepted.clone());
         ops.extend(remembered(&mirror, id, &answered, now).map_err(Refusal::Encode)?);
     }

@@ -34,7 +34,8 @@ pub(crate) async fn fork(
     loop {
         let mirror = state.borrow_and_update().clone();
         if let Some(answered) = admission::answered(&mirror, id) {
-            return Some(answered.into());
+            let answer: Result<Accepted, ApiError> = answered.into();
+            return Some(answer.map(|accepted| Accepted { revision: mirror.version, ..accepted }));
         }
         if !mirror.desired.forks.contains_key(id) {
             let message = format!("the request to fork {selector} was removed");
@@ -62,7 +63,7 @@ async fn begin(
     }
     let source = one(&mirror, selector)?;
     let request = OwnRequest::BeginFork { id: id.clone(), source, count };
-    admission::submit_own(control, &request, None).await.map(drop)
+    admission::submit_own(control, &request, Some(id)).await.map(drop)
 }
 
 /// Makes the forks of what the node has saved, and tells why those that cannot be made are not.

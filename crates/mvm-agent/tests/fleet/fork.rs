@@ -127,7 +127,9 @@ async fn a_fork_that_an_agent_was_in_the_middle_of_is_made_by_the_next_and_once(
         let agent = machine.agent().await;
         let forks = fork_once(&agent, id, &source).await.unwrap();
         assert_eq!(forks.instances.len(), 2);
-        assert_eq!(fork_once(&agent, id, &source).await.unwrap(), forks, "the same again");
+        let again = fork_once(&agent, id, &source).await.unwrap();
+        assert_eq!(again.instances, forks.instances, "the same again");
+        assert!(forks.revision > 0);
         let all = agent.until_running(3 + 2 * round).await;
         assert_eq!(all.len(), 3 + 2 * round);
         agent.node.end().await;
@@ -142,6 +144,34 @@ async fn a_fork_that_an_agent_was_in_the_middle_of_is_made_by_the_next_and_once(
     agent.until("gone", |all| all.is_empty()).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(snapshots(&machine), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_fork_asked_for_many_times_at_once_is_one() {
+    let machine = Machine::new();
+    let agent = machine.agent().await;
+    let source = one_running(&agent).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for after_ms in 0..20 {
+        let mut connection = agent.node.connect();
+        let (id, selector) = (RequestId::from_bits(5), Selector::from(&source.path));
+        asking.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after_ms * 3)).await;
+            connection.write.message(&Call::ForkOnce { id, selector, count: 2 }).await.unwrap();
+            connection.read.message::<Reply>().await.unwrap()
+        });
+    }
+    let answers = asking.join_all().await.into_iter();
+    let made: Vec<_> = answers
+        .map(|answer| match answer {
+            Reply::Accepted(accepted) => accepted.instances,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(made.iter().all(|forks| forks.len() == 2 && *forks == made[0]), "{made:?}");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(agent.until_running(3).await.len(), 3);
+    assert_eq!(machine.store.list("desired/fork/").await.unwrap().entries.len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
