@@ -279,9 +279,6 @@ impl Pool {
                         return context.ui.data(&view, || view.path.to_string());
                     }
                 }
-                context
-                    .ui
-                    .remark("booting an instance for the base: this takes as long as a start");
                 let request = Request::PoolWarmUp { path: path.clone() };
                 carry_out(context, request, Goal::WarmedUp, &wait).await?;
                 let view = only(context.client.pools(None, Some(path)).await?)?;
