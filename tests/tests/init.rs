@@ -4,9 +4,10 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use mvm_tests::Node;
 use mvm_tests::archive::{archive_of_root, busybox_root};
+use mvm_tests::{Node, until};
 use serde_json::json;
 
 const INITTAB: &str = "\
@@ -76,7 +77,11 @@ fn an_init_behind_a_link_of_another_name_is_process_1() {
     let image = format!("docker-archive:{}", archive.display());
     node.small_pool("acme/entry", &["--image", &image, "--restart", "never"]);
     let path = node.boot("acme/entry");
-    assert_eq!(node.guest(&path, "tr '\\0' ' ' < /proc/1/cmdline"), "/bin/busybox init");
+    // The script may be asked before it has become that.
+    until("the init is process 1", Duration::from_secs(30), || {
+        let process_1 = node.guest(&path, "tr '\\0' ' ' < /proc/1/cmdline");
+        (process_1 == "/bin/busybox init").then_some(())
+    });
     node.ok(&["stop", &path]);
     assert_eq!(node.instance(&path)["last_death"]["exit"]["reason"], "guest_shutdown");
 }
