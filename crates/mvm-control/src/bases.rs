@@ -1,5 +1,5 @@
-//! The call that makes a pool's base and waits for it. Asking is a request like any other, the base is its node's
-//! work, and both go on without whoever waits.
+//! The call that makes a pool's base and waits for it. Asking is a request like any other, and the node makes the base;
+//! both go on if the caller leaves.
 
 use std::sync::Arc;
 

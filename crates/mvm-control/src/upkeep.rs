@@ -38,7 +38,7 @@ pub(crate) async fn run(control: Arc<Control>, mut reports: watch::Receiver<Arc<
     }
 }
 
-/// Tells the node what it is to have, whoever wrote it. Runs as long as control does.
+/// Gives the node each new document, whoever changed the records. Runs as long as control does.
 pub(crate) async fn tell(control: Arc<Control>) {
     let mut present = control.state.follow();
     loop {
